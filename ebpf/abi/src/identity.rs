@@ -1,0 +1,104 @@
+//! Who an address is. Looked up by exact address first, then by longest prefix; what neither knows is the world.
+
+/// What kind of party an address belongs to.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Kind {
+    /// Outside the cluster: nothing known says otherwise.
+    #[default]
+    World = 0,
+    /// A pod whose protection is known.
+    Pod = 1,
+    /// A node's own address (host network, agents, the node's proxy).
+    Node = 2,
+    /// Inside a pod range, but no pod is known to have it: treated as opted in.
+    UnknownPod = 3,
+    /// Inside a range declared to hold nodes, but no node is known to have it: treated as opted in towards pods.
+    UnknownNode = 4,
+    /// Never a real party: the agent's self-test packets carry it.
+    Probe = 5,
+}
+
+/// How a party's traffic is protected. The order is the strength: a greater value is stricter.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+pub enum Protection {
+    /// Not opted in.
+    #[default]
+    None = 0,
+    /// Encrypt when the peer can, accept plaintext: for migrations.
+    Permissive = 1,
+    /// Encrypted or dropped.
+    Enabled = 2,
+}
+
+/// A map value: the identity of one address or prefix (8 bytes).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Identity {
+    /// A [`Kind`]; what no known kind matches is an unknown pod.
+    pub kind: u8,
+    /// A [`Protection`]; what no known value matches is `Enabled`.
+    pub protection: u8,
+    /// Zero.
+    pub reserved: u16,
+    /// The node the party is on; 0 when nobody is known to own it.
+    pub node: u32,
+}
+
+const _: () = assert!(size_of::<Identity>() == 8);
+
+impl Identity {
+    /// Outside the cluster.
+    pub const WORLD: Identity = Identity::new(Kind::World, Protection::None, 0);
+
+    /// An identity from its parts.
+    #[inline(always)]
+    pub const fn new(kind: Kind, protection: Protection, node: u32) -> Identity {
+        Identity { kind: kind as u8, protection: protection as u8, reserved: 0, node }
+    }
+
+    /// The kind; unknown values are unknown pods, hence protected.
+    #[inline(always)]
+    pub fn kind(&self) -> Kind {
+        match self.kind {
+            0 => Kind::World,
+            1 => Kind::Pod,
+            2 => Kind::Node,
+            4 => Kind::UnknownNode,
+            5 => Kind::Probe,
+            _ => Kind::UnknownPod,
+        }
+    }
+
+    /// The protection that is enforced: unknown is protected.
+    #[inline(always)]
+    pub fn protection(&self) -> Protection {
+        match (self.kind(), self.protection) {
+            (Kind::UnknownPod, _) => Protection::Enabled,
+            (Kind::Pod, 0) => Protection::None,
+            (Kind::Pod, 1) => Protection::Permissive,
+            (Kind::Pod, _) => Protection::Enabled,
+            _ => Protection::None,
+        }
+    }
+
+    /// A pod, known or not.
+    #[inline(always)]
+    pub fn is_pod(&self) -> bool {
+        matches!(self.kind(), Kind::Pod | Kind::UnknownPod)
+    }
+
+    /// A node, known or not.
+    #[inline(always)]
+    pub fn is_node(&self) -> bool {
+        matches!(self.kind(), Kind::Node | Kind::UnknownNode)
+    }
+
+    /// Not part of the cluster.
+    #[inline(always)]
+    pub fn is_world(&self) -> bool {
+        matches!(self.kind(), Kind::World)
+    }
+}

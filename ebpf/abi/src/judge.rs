@@ -1,0 +1,206 @@
+//! The rules: who must be encrypted, who is delivered, what is dropped and why. Pure, so that the kernel, the agent's
+//! `explain` and the tests cannot disagree.
+//!
+//! [`need`] says what two parties ask for; [`outgoing`], [`arriving_in_clear`] and [`arriving_decrypted`] say what that means
+//! for a packet that is about to leave this node, came from the wire, or came out of the tunnel.
+
+use crate::identity::{Identity, Kind, Protection};
+use crate::layout::{Peer, peer_flag};
+use crate::reason::{DropReason, Encryption, Why};
+
+/// What a pair of parties asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// Both are on this node: nothing to encrypt.
+    Local,
+    /// One is outside the cluster: not ours to encrypt.
+    World,
+    /// Neither is opted in.
+    Clear,
+    /// Encrypted or dropped.
+    Encrypt(Why),
+    /// Encrypted once the peer has answered a handshake; plaintext is accepted.
+    Prefer,
+    /// A node's address that may stand for a protected pod (somebody else translates addresses): encrypted if the peer has a
+    /// key, because it then runs hauberk and may hold such a pod.
+    Shelter,
+}
+
+/// What [`need`] must know of the node it decides for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// This node's number.
+    pub node: u32,
+    /// `hostRouting: stack`.
+    pub stack: bool,
+    /// The packet is marked as carrying an opted-in pod's traffic, whatever its addresses say now.
+    pub carries_protected: bool,
+}
+
+/// A judgement: what a flow record says of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    /// What happens to it between nodes.
+    pub encryption: Encryption,
+    /// By which rule.
+    pub why: Why,
+    /// Why it is dropped; `Unspecified` unless refused.
+    pub drop: DropReason,
+}
+
+impl Verdict {
+    /// Not dropped.
+    #[inline(always)]
+    pub const fn pass(encryption: Encryption, why: Why) -> Verdict {
+        Verdict { encryption, why, drop: DropReason::Unspecified }
+    }
+
+    /// Dropped.
+    #[inline(always)]
+    pub const fn refuse(drop: DropReason) -> Verdict {
+        Verdict { encryption: Encryption::Refused, why: Why::Dropped, drop }
+    }
+
+    /// Whether the packet is dropped.
+    #[inline(always)]
+    pub fn is_refused(&self) -> bool {
+        matches!(self.encryption, Encryption::Refused)
+    }
+}
+
+/// Whether `identity` is on the node `place` speaks of.
+#[inline(always)]
+pub fn is_here(identity: &Identity, node: u32) -> bool {
+    identity.node == node && (identity.is_pod() || identity.is_node())
+}
+
+/// What the two parties ask for.
+#[inline(always)]
+pub fn need(source: &Identity, destination: &Identity, place: &Place) -> Need {
+    if is_here(source, place.node) && is_here(destination, place.node) {
+        return Need::Local;
+    }
+    if source.is_world() || destination.is_world() {
+        return Need::World;
+    }
+    if source.protection() == Protection::Enabled && !is_unknown(source) {
+        return Need::Encrypt(Why::SourceOptedIn);
+    }
+    if destination.protection() == Protection::Enabled && !is_unknown(destination) {
+        return Need::Encrypt(Why::DestinationOptedIn);
+    }
+    if source.protection() == Protection::Enabled || destination.protection() == Protection::Enabled {
+        return Need::Encrypt(Why::UnknownIsProtected);
+    }
+    if place.carries_protected {
+        return Need::Encrypt(Why::Translated);
+    }
+    if source.protection() == Protection::Permissive || destination.protection() == Protection::Permissive {
+        return Need::Prefer;
+    }
+    if place.stack && source.is_node() != destination.is_node() {
+        return Need::Shelter;
+    }
+    Need::Clear
+}
+
+#[inline(always)]
+fn is_unknown(identity: &Identity) -> bool {
+    matches!(identity.kind(), Kind::UnknownPod)
+}
+
+/// A packet that is about to leave this node for `destination`, whose node's tunnel is `peer`.
+///
+/// `Encrypted` means: hand it to the tunnel. `Local` and `World` packets pass.
+#[inline(always)]
+pub fn outgoing(need: Need, destination: &Identity, peer: &Peer) -> Verdict {
+    let key = peer.flags & peer_flag::KEY != 0;
+    match need {
+        Need::Local => Verdict::pass(Encryption::Local, Why::SameNode),
+        Need::World => Verdict::pass(Encryption::World, Why::OutsideCluster),
+        Need::Clear => Verdict::pass(Encryption::Plain, Why::NotOptedIn),
+        Need::Encrypt(_) if destination.node == 0 => Verdict::refuse(DropReason::UnknownDestination),
+        Need::Encrypt(_) if !key => Verdict::refuse(DropReason::NoPeer),
+        Need::Encrypt(why) => Verdict::pass(Encryption::Encrypted, why),
+        Need::Prefer if key && peer.flags & peer_flag::READY != 0 => {
+            Verdict::pass(Encryption::Encrypted, Why::PermissivePeerReady)
+        }
+        Need::Prefer => Verdict::pass(Encryption::Plain, Why::PermissivePeerNotReady),
+        Need::Shelter if key => Verdict::pass(Encryption::Encrypted, Why::Translated),
+        Need::Shelter => Verdict::pass(Encryption::Plain, Why::NotOptedIn),
+    }
+}
+
+/// A packet that came from the wire in the clear.
+///
+/// `world_direct`: packets from outside the cluster may come straight to an opted-in pod's address.
+#[inline(always)]
+pub fn arriving_in_clear(need: Need, source: &Identity, destination: &Identity, node: u32, world_direct: bool) -> Verdict {
+    match need {
+        // Its source claims to be here, yet it came from the wire.
+        Need::Local if source.is_pod() || destination.is_pod() => Verdict::refuse(DropReason::Martian),
+        Need::Local => Verdict::pass(Encryption::Plain, Why::NotOptedIn),
+        Need::World
+            if source.is_world()
+                && is_here(destination, node)
+                && destination.protection() == Protection::Enabled
+                && !world_direct =>
+        {
+            Verdict::refuse(DropReason::WorldToProtected)
+        }
+        Need::World if is_here(source, node) && source.is_pod() => Verdict::refuse(DropReason::Martian),
+        Need::World => Verdict::pass(Encryption::World, Why::OutsideCluster),
+        Need::Encrypt(_) if destination.protection() == Protection::Enabled => {
+            Verdict::refuse(DropReason::PlaintextToProtected)
+        }
+        Need::Encrypt(_) => Verdict::refuse(DropReason::PlaintextFromProtected),
+        // A source on this node has no business on the wire, whoever it is.
+        Need::Prefer | Need::Clear | Need::Shelter if is_here(source, node) && source.is_pod() => {
+            Verdict::refuse(DropReason::Martian)
+        }
+        Need::Prefer => Verdict::pass(Encryption::Plain, Why::PermissivePeerNotReady),
+        Need::Clear | Need::Shelter => Verdict::pass(Encryption::Plain, Why::NotOptedIn),
+    }
+}
+
+/// A packet that came out of the tunnel. That its source belongs to the peer that sealed it has been checked by the
+/// tunnel; here it must at least be another node's.
+#[inline(always)]
+pub fn arriving_decrypted(need: Need, source: &Identity, destination: &Identity, node: u32) -> Verdict {
+    if source.node == node || source.node == 0 || !(source.is_pod() || source.is_node()) {
+        return Verdict::refuse(DropReason::TunnelSource);
+    }
+    if !is_here(destination, node) {
+        return Verdict::refuse(DropReason::NotLocal);
+    }
+    let why = match need {
+        Need::Encrypt(why) => why,
+        Need::Prefer => Why::PermissivePeerReady,
+        Need::Shelter => Why::Translated,
+        Need::Local | Need::World | Need::Clear => Why::Decrypted,
+    };
+    Verdict::pass(Encryption::Encrypted, why)
+}
+
+/// A packet about to enter a pod of this node; `decrypted`: it came out of the tunnel.
+///
+/// The last word before the pod, for packets that went through the host's stack; what came from the wire in the clear
+/// has been judged there already.
+#[inline(always)]
+pub fn entering_pod(need: Need, destination: &Identity, decrypted: bool) -> Verdict {
+    match need {
+        Need::Local => Verdict::pass(Encryption::Local, Why::SameNode),
+        Need::World => Verdict::pass(Encryption::World, Why::OutsideCluster),
+        Need::Encrypt(why) if decrypted => Verdict::pass(Encryption::Encrypted, why),
+        Need::Encrypt(_) if destination.protection() == Protection::Enabled => {
+            Verdict::refuse(DropReason::PlaintextToProtected)
+        }
+        Need::Encrypt(_) => Verdict::refuse(DropReason::PlaintextFromProtected),
+        _ if decrypted => Verdict::pass(Encryption::Encrypted, Why::Decrypted),
+        Need::Prefer => Verdict::pass(Encryption::Plain, Why::PermissivePeerNotReady),
+        Need::Clear | Need::Shelter => Verdict::pass(Encryption::Plain, Why::NotOptedIn),
+    }
+}
+
+#[cfg(test)]
+mod tests;

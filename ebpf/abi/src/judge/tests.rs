@@ -1,0 +1,118 @@
+use super::*;
+
+const HERE: u32 = 1;
+const THERE: u32 = 2;
+const KEYED: Peer = Peer { flags: peer_flag::KEY, epoch: 1 };
+const READY: Peer = Peer { flags: peer_flag::KEY | peer_flag::READY, epoch: 1 };
+const NONE: Peer = Peer { flags: 0, epoch: 0 };
+
+fn pod(protection: Protection, node: u32) -> Identity {
+    Identity::new(Kind::Pod, protection, node)
+}
+
+fn node(number: u32) -> Identity {
+    Identity::new(Kind::Node, Protection::None, number)
+}
+
+fn unknown(number: u32) -> Identity {
+    Identity::new(Kind::UnknownPod, Protection::None, number)
+}
+
+fn place(stack: bool) -> Place {
+    Place { node: HERE, stack, carries_protected: false }
+}
+
+fn everyone() -> Vec<Identity> {
+    let mut all = vec![Identity::WORLD, Identity::new(Kind::UnknownNode, Protection::None, 0), unknown(0)];
+    for number in [HERE, THERE] {
+        all.extend([node(number), unknown(number)]);
+        all.extend([Protection::None, Protection::Permissive, Protection::Enabled].map(|p| pod(p, number)));
+    }
+    all
+}
+
+#[test]
+fn an_opted_in_end_is_never_plain_between_nodes() {
+    for source in everyone() {
+        for destination in everyone() {
+            for stack in [false, true] {
+                for peer in [NONE, KEYED, READY] {
+                    let need = need(&source, &destination, &place(stack));
+                    let protected = source.protection() == Protection::Enabled || destination.protection() == Protection::Enabled;
+                    let same_node = is_here(&source, HERE) && is_here(&destination, HERE);
+                    let world = source.is_world() || destination.is_world();
+                    if protected && !same_node && !world {
+                        assert!(matches!(need, Need::Encrypt(_)), "{source:?} {destination:?}");
+                        let out = outgoing(need, &destination, &peer).encryption;
+                        assert!(matches!(out, Encryption::Encrypted | Encryption::Refused));
+                        assert!(arriving_in_clear(need, &source, &destination, HERE, true).is_refused());
+                        assert!(entering_pod(need, &destination, false).is_refused());
+                    }
+                    if outgoing(need, &destination, &peer).encryption == Encryption::Encrypted {
+                        assert_ne!(peer.flags & peer_flag::KEY, 0, "handed to a tunnel without a key");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_protected_pod_accepts_nothing_in_clear_from_the_wire() {
+    let protected = pod(Protection::Enabled, HERE);
+    for source in everyone() {
+        let need = need(&source, &protected, &place(false));
+        assert!(arriving_in_clear(need, &source, &protected, HERE, false).is_refused(), "{source:?}");
+    }
+    let need = need(&Identity::WORLD, &protected, &place(false));
+    assert!(!arriving_in_clear(need, &Identity::WORLD, &protected, HERE, true).is_refused());
+}
+
+#[test]
+fn nobody_speaks_for_this_nodes_pods_from_outside() {
+    for source in [pod(Protection::None, HERE), pod(Protection::Enabled, HERE), unknown(HERE)] {
+        for destination in everyone() {
+            let need = need(&source, &destination, &place(false));
+            assert!(arriving_in_clear(need, &source, &destination, HERE, true).is_refused());
+            assert_eq!(arriving_decrypted(need, &source, &destination, HERE).drop, DropReason::TunnelSource);
+        }
+    }
+    assert!(arriving_decrypted(Need::Clear, &Identity::WORLD, &node(HERE), HERE).is_refused());
+}
+
+#[test]
+fn translated_traffic_of_a_protected_pod_stays_protected() {
+    let carrying = Place { carries_protected: true, ..place(true) };
+    let plain = pod(Protection::None, THERE);
+    assert_eq!(need(&node(HERE), &plain, &carrying), Need::Encrypt(Why::Translated));
+    // The reply to a node's address comes back through the tunnel too, where somebody translates.
+    assert_eq!(need(&pod(Protection::None, HERE), &node(THERE), &place(true)), Need::Shelter);
+    assert_eq!(need(&pod(Protection::None, HERE), &node(THERE), &place(false)), Need::Clear);
+    assert_eq!(outgoing(Need::Shelter, &node(THERE), &KEYED).encryption, Encryption::Encrypted);
+    assert_eq!(outgoing(Need::Shelter, &node(THERE), &NONE).encryption, Encryption::Plain);
+}
+
+#[test]
+fn permissive_follows_the_peer() {
+    let permissive = pod(Protection::Permissive, THERE);
+    let need = need(&pod(Protection::None, HERE), &permissive, &place(false));
+    assert_eq!(outgoing(need, &permissive, &READY).why, Why::PermissivePeerReady);
+    assert_eq!(outgoing(need, &permissive, &KEYED).encryption, Encryption::Plain);
+    assert!(!arriving_in_clear(need, &pod(Protection::None, THERE), &pod(Protection::Permissive, HERE), HERE, false).is_refused());
+}
+
+#[test]
+fn nodes_among_themselves_and_plain_pods_are_left_alone() {
+    for stack in [false, true] {
+        assert_eq!(need(&node(HERE), &node(THERE), &place(stack)), Need::Clear);
+        assert_eq!(need(&pod(Protection::None, HERE), &pod(Protection::None, THERE), &place(stack)), Need::Clear);
+    }
+}
+
+#[test]
+fn unknown_kinds_and_protections_read_as_the_strictest() {
+    let odd = Identity { kind: 99, protection: 0, reserved: 0, node: THERE };
+    assert_eq!(odd.protection(), Protection::Enabled);
+    let odd = Identity { kind: Kind::Pod as u8, protection: 99, reserved: 0, node: THERE };
+    assert_eq!(odd.protection(), Protection::Enabled);
+}

@@ -1,0 +1,31 @@
+//! What hauberk's eBPF programs and its agent share: map layouts, packet parsing and verdicts.
+//!
+//! Everything here is `no_std` and free of kernel calls, so that the same code that judges packets in the kernel is
+//! tested and fuzzed on the host. The programs in `ebpf/programs` only look things up, call [`judge`] and carry out
+//! its answer.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`address`] | one key type for IPv4 and IPv6 addresses and prefixes |
+//! | [`identity`] | who an address is: pod, node, unknown pod, world - and how it is protected |
+//! | [`packet`] | the parser: Ethernet, VLAN, IPv4, IPv6, extension headers, ports |
+//! | [`judge`] | the rules: encrypt, deliver, pass or drop, and why |
+//! | [`reason`] | drop reasons, encryption values and their reasons |
+//! | [`flow`] | flow keys, flow entries and the events sent to the agent |
+//! | [`layout`] | the remaining map values: settings, attachments, peers, marks |
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
+#![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
+
+pub mod address;
+pub mod flow;
+pub mod identity;
+pub mod judge;
+pub mod layout;
+pub mod packet;
+pub mod reason;
+#[cfg(feature = "user")]
+mod user;
+
+/// Version of every layout in this crate; part of the pin directory's name, because a pinned map keeps the shape it
+/// was made with whatever a later program expects.
+pub const LAYOUT_VERSION: u32 = 1;

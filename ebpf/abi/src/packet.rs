@@ -1,0 +1,320 @@
+//! The parser: from a frame's bytes to the few facts verdicts need. It never guesses: what does not add up is
+//! [`Malformed`], and the caller treats that as the protected side.
+//!
+//! It reads through [`Bytes`], so that the kernel's programs, unit tests and the fuzzer run the same code. Classification
+//! is by address alone; ports serve accounting. IPv4: RFC 791; IPv6 and its extension headers: RFC 8200.
+
+use crate::address::Address;
+
+/// Random access to a packet's bytes.
+pub trait Bytes {
+    /// The `N` bytes at `offset`; none if the packet ends before.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Bytes in the packet, counted from offset 0.
+    fn length(&self) -> u32;
+}
+
+impl Bytes for &[u8] {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = offset as usize;
+        self.get(start..start.checked_add(N)?)?.try_into().ok()
+    }
+
+    fn length(&self) -> u32 {
+        self.len() as u32
+    }
+}
+
+/// The packet is truncated, contradicts itself, or has more headers than anyone sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Malformed;
+
+/// A frame from a device with Ethernet headers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Frame {
+    /// IPv4 or IPv6.
+    Ip(Packet),
+    /// ARP (RFC 826).
+    Arp,
+    /// Anything else.
+    Other,
+}
+
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fragment {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The first of several: has the transport header.
+    First,
+    /// Not the first: has no ports.
+    Later,
+}
+
+/// An IP packet's facts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Packet {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Bytes from the IP header on (a GSO super-packet's sum).
+    pub length: u32,
+    /// Bytes from the IP header to the end of the transport header: what every GSO segment carries besides payload.
+    pub header_length: u32,
+    /// Source port, or 0.
+    pub source_port: u16,
+    /// Destination port; for ICMP type << 8 | code; or 0.
+    pub destination_port: u16,
+    /// Transport protocol, after extension headers.
+    pub protocol: u8,
+    /// TCP flags, or 0.
+    pub tcp_flags: u8,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    /// Which part of a datagram.
+    pub fragment: Fragment,
+    /// IPv4 options or a live IPv6 routing header: the destination address may not be the last.
+    pub detour: bool,
+    /// Behind one or two VLAN tags inside the frame.
+    pub tagged: bool,
+}
+
+/// IP protocol numbers (IANA).
+pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+impl Packet {
+    /// Neighbour discovery (RFC 4861, types 133-137): link-scope by its hop limit of 255.
+    #[inline(always)]
+    pub fn is_neighbour_discovery(&self) -> bool {
+        let kind = self.destination_port >> 8;
+        self.protocol == protocol::ICMPV6 && kind >= 133 && kind <= 137 && self.hop_limit == 255
+    }
+
+    /// Multicast listener discovery (RFC 2710, RFC 3810): link-scope by its hop limit of 1.
+    #[inline(always)]
+    pub fn is_listener_discovery(&self) -> bool {
+        let kind = self.destination_port >> 8;
+        self.protocol == protocol::ICMPV6 && ((kind >= 130 && kind <= 132) || kind == 143) && self.hop_limit == 1
+    }
+
+    /// Whether every packet this one stands for is at most `mtu` bytes of IP; `segment` is the GSO segment's payload in
+    /// bytes, 0 if this is no super-packet.
+    #[inline(always)]
+    pub fn fits(&self, mtu: u32, segment: u32) -> bool {
+        if segment == 0 { self.length <= mtu } else { self.header_length + segment <= mtu }
+    }
+}
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+/// Parses a frame that begins with an Ethernet header (IEEE 802.3, 802.1Q).
+#[inline(always)]
+pub fn parse_frame<B: Bytes>(bytes: &B) -> Result<Frame, Malformed> {
+    let Some(header) = bytes.load::<14>(0) else { return Err(Malformed) };
+    let mut ethertype = u16::from_be_bytes([header[12], header[13]]);
+    let mut offset = 14;
+    let mut tagged = false;
+    let mut tags = 0;
+    while tags < 2 {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        let Some(tag) = bytes.load::<4>(offset) else { return Err(Malformed) };
+        ethertype = u16::from_be_bytes([tag[2], tag[3]]);
+        offset += 4;
+        tagged = true;
+        tags += 1;
+    }
+    let mut packet = match ethertype {
+        ETHERTYPE_IPV4 => parse_v4(bytes, offset)?,
+        ETHERTYPE_IPV6 => parse_v6(bytes, offset)?,
+        ETHERTYPE_ARP => return Ok(Frame::Arp),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => return Err(Malformed),
+        _ => return Ok(Frame::Other),
+    };
+    packet.tagged = tagged;
+    Ok(Frame::Ip(packet))
+}
+
+/// Parses a packet that begins with its IP header, as on the tunnel device.
+#[inline(always)]
+pub fn parse_ip<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
+    let Some([first]) = bytes.load::<1>(0) else { return Err(Malformed) };
+    match first >> 4 {
+        4 => parse_v4(bytes, 0),
+        6 => parse_v6(bytes, 0),
+        _ => Err(Malformed),
+    }
+}
+
+#[inline(always)]
+fn parse_v4<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
+    let Some(h) = bytes.load::<20>(offset) else { return Err(Malformed) };
+    let header = u32::from(h[0] & 0x0f) * 4;
+    if h[0] >> 4 != 4 || header < 20 {
+        return Err(Malformed);
+    }
+    let length = whole_length(u32::from(u16::from_be_bytes([h[2], h[3]])), bytes.length(), offset)?;
+    if length < header {
+        return Err(Malformed);
+    }
+    let field = u16::from_be_bytes([h[6], h[7]]);
+    let mut packet = Packet {
+        source: Address::v4([h[12], h[13], h[14], h[15]]),
+        destination: Address::v4([h[16], h[17], h[18], h[19]]),
+        length,
+        header_length: header,
+        source_port: 0,
+        destination_port: 0,
+        protocol: h[9],
+        tcp_flags: 0,
+        hop_limit: h[8],
+        fragment: fragment(field & 0x1fff, field & 0x2000 != 0),
+        detour: header > 20,
+        tagged: false,
+    };
+    parse_transport(bytes, offset, &mut packet);
+    Ok(packet)
+}
+
+/// Extension headers followed before the packet counts as malformed; nobody sends more.
+const EXTENSION_HEADERS: u32 = 8;
+
+#[inline(always)]
+fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
+    let Some(h) = bytes.load::<40>(offset) else { return Err(Malformed) };
+    if h[0] >> 4 != 6 {
+        return Err(Malformed);
+    }
+    let payload = u32::from(u16::from_be_bytes([h[4], h[5]]));
+    // A payload of 0 is a jumbogram (RFC 2675) if the packet is larger than any other could be.
+    let length = whole_length(if payload == 0 && bytes.length() > offset + 65_575 { 0 } else { payload + 40 }, bytes.length(), offset)?;
+    let mut packet = Packet {
+        source: Address::v6([
+            h[8], h[9], h[10], h[11], h[12], h[13], h[14], h[15], h[16], h[17], h[18], h[19], h[20], h[21], h[22], h[23],
+        ]),
+        destination: Address::v6([
+            h[24], h[25], h[26], h[27], h[28], h[29], h[30], h[31], h[32], h[33], h[34], h[35], h[36], h[37], h[38], h[39],
+        ]),
+        length,
+        header_length: 40,
+        source_port: 0,
+        destination_port: 0,
+        protocol: h[6],
+        tcp_flags: 0,
+        hop_limit: h[7],
+        fragment: Fragment::Whole,
+        detour: false,
+        tagged: false,
+    };
+    if packet.source.is_v4() || packet.destination.is_v4() {
+        return Err(Malformed);
+    }
+    let mut followed = 0;
+    while followed < EXTENSION_HEADERS {
+        if !is_extension(packet.protocol) || matches!(packet.fragment, Fragment::Later) {
+            parse_transport(bytes, offset, &mut packet);
+            return Ok(packet);
+        }
+        let Some(e) = bytes.load::<8>(offset + packet.header_length) else { return Err(Malformed) };
+        packet.header_length += match packet.protocol {
+            44 => {
+                let field = u16::from_be_bytes([e[2], e[3]]);
+                packet.fragment = fragment(field >> 3, field & 1 != 0);
+                8
+            }
+            51 => (u32::from(e[1]) + 2) * 4,
+            43 => {
+                packet.detour |= e[3] != 0;
+                (u32::from(e[1]) + 1) * 8
+            }
+            _ => (u32::from(e[1]) + 1) * 8,
+        };
+        if packet.header_length > length {
+            return Err(Malformed);
+        }
+        packet.protocol = e[0];
+        followed += 1;
+    }
+    Err(Malformed)
+}
+
+/// Hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP and shim6 headers: those that name
+/// a next one in their first byte (RFC 7045 section 2).
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
+}
+
+/// Checks the length an IP header states against what is there. 0 is what the kernel writes into super-packets that are
+/// larger than the field can say ("BIG TCP").
+#[inline(always)]
+fn whole_length(stated: u32, available: u32, offset: u32) -> Result<u32, Malformed> {
+    let rest = available.saturating_sub(offset);
+    if stated == 0 && rest > 65_535 {
+        return Ok(rest);
+    }
+    if stated > rest { Err(Malformed) } else { Ok(stated) }
+}
+
+#[inline(always)]
+fn fragment(position: u16, more: bool) -> Fragment {
+    match (position, more) {
+        (0, false) => Fragment::Whole,
+        (0, true) => Fragment::First,
+        _ => Fragment::Later,
+    }
+}
+
+/// Fills in ports and flags. A transport header that is cut short leaves them 0: addresses alone decide.
+#[inline(always)]
+fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
+    if matches!(packet.fragment, Fragment::Later) {
+        return;
+    }
+    let start = offset + packet.header_length;
+    let room = packet.length.saturating_sub(packet.header_length);
+    match packet.protocol {
+        protocol::TCP if room >= 20 => {
+            if let Some(t) = bytes.load::<14>(start) {
+                packet.source_port = u16::from_be_bytes([t[0], t[1]]);
+                packet.destination_port = u16::from_be_bytes([t[2], t[3]]);
+                packet.tcp_flags = t[13];
+                packet.header_length += u32::from(t[12] >> 4) * 4;
+            }
+        }
+        protocol::UDP | protocol::SCTP if room >= 8 => {
+            if let Some(t) = bytes.load::<4>(start) {
+                packet.source_port = u16::from_be_bytes([t[0], t[1]]);
+                packet.destination_port = u16::from_be_bytes([t[2], t[3]]);
+                packet.header_length += 8;
+            }
+        }
+        protocol::ICMP | protocol::ICMPV6 if room >= 2 => {
+            if let Some(t) = bytes.load::<2>(start) {
+                packet.destination_port = u16::from_be_bytes(t);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

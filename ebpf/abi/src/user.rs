@@ -1,0 +1,16 @@
+//! Leave for aya to copy these types into and out of maps.
+
+use crate::address::Address;
+use crate::flow::{Flow, FlowEvent, FlowKey};
+use crate::identity::Identity;
+use crate::layout::{Attachment, Counter, Interface, Pair, Peer, Settings};
+
+macro_rules! plain_data {
+    ($($name:ty),*) => {
+        // SAFETY: each is `Copy`, `repr(C)` or `repr(transparent)`, made of integers only and without padding, so that
+        // every bit pattern is valid and every byte initialized.
+        $(unsafe impl aya::Pod for $name {})*
+    };
+}
+
+plain_data!(Address, Identity, Attachment, Interface, Peer, Pair, Counter, Settings, FlowKey, Flow, FlowEvent);

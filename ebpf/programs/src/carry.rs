@@ -1,0 +1,131 @@
+//! Carrying out a verdict: drop, pass, redirect. What the kernel refuses is dropped and counted.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT},
+    helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_head},
+    programs::TcContext,
+};
+use hauberk_abi::{
+    layout::{Attachment, Settings, mark},
+    packet::Packet,
+    reason::DropReason,
+};
+
+use crate::record::count_drop;
+
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+
+#[inline(always)]
+pub fn skb(context: &TcContext) -> *mut __sk_buff {
+    context.skb.skb
+}
+
+/// Interface index the program runs on.
+#[inline(always)]
+pub fn interface(context: &TcContext) -> u32 {
+    // SAFETY: the verifier knows the context's type; fields are read through it.
+    unsafe { (*skb(context)).ifindex }
+}
+
+/// Payload of one GSO segment, bytes; 0 if the packet is no super-packet.
+#[inline(always)]
+pub fn segment(context: &TcContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { (*skb(context)).gso_size }
+}
+
+/// Whether the frame carries a VLAN tag in the packet's metadata.
+#[inline(always)]
+pub fn has_tag(context: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe { (*skb(context)).vlan_present != 0 }
+}
+
+/// Hauberk's bits of the packet's mark, shifted down.
+#[inline(always)]
+pub fn marks(context: &TcContext, settings: &Settings) -> u32 {
+    // SAFETY: as above.
+    unsafe { ((*skb(context)).mark >> (settings.mark_shift & 31)) & mark::ALL }
+}
+
+/// Replaces hauberk's bits of the packet's mark and leaves everybody else's.
+#[inline(always)]
+pub fn set_marks(context: &TcContext, settings: &Settings, bits: u32) {
+    let shift = settings.mark_shift & 31;
+    // SAFETY: as above; `mark` is writable for tc programs.
+    unsafe {
+        let others = (*skb(context)).mark & !(mark::ALL << shift);
+        (*skb(context)).mark = others | (bits << shift);
+    }
+}
+
+/// Lets the stack have it. Ends the TCX chain.
+#[inline(always)]
+pub fn pass() -> i32 {
+    TC_ACT_OK as i32
+}
+
+/// Drops and counts it.
+#[inline(always)]
+pub fn drop(reason: DropReason) -> i32 {
+    count_drop(reason);
+    TC_ACT_SHOT as i32
+}
+
+/// Hands it to the tunnel device, from where the backend takes it.
+#[inline(always)]
+pub fn to_tunnel(context: &TcContext, settings: &Settings) -> i32 {
+    if settings.tunnel == 0 {
+        return drop(DropReason::PlaintextLeaving);
+    }
+    set_marks(context, settings, 0);
+    // SAFETY: plain helper call. An interface index that is gone makes the kernel drop the packet.
+    redirected(unsafe { bpf_redirect(settings.tunnel, 0) })
+}
+
+/// Turns it round: out of an uplink's egress into its ingress. For the self-test.
+#[inline(always)]
+pub fn turn_round(context: &TcContext) -> i32 {
+    // SAFETY: plain helper call.
+    redirected(unsafe { bpf_redirect(interface(context), BPF_F_INGRESS as u64) })
+}
+
+/// Puts a frame that has an Ethernet header straight into a pod of this node.
+#[inline(always)]
+pub fn frame_to_pod(context: &TcContext, settings: &Settings, pod: &Attachment) -> i32 {
+    if context.store(0, &pod.pod_mac, 0).is_err() || context.store(6, &pod.host_mac, 0).is_err() {
+        return drop(DropReason::RedirectFailed);
+    }
+    peer_redirect(context, settings, pod)
+}
+
+/// Puts a packet without an Ethernet header (the tunnel device has none) straight into a pod of this node.
+///
+/// Without the header the pod's packet sockets and tc programs would see no link layer, and `bpf_redirect` would drop.
+#[inline(always)]
+pub fn packet_to_pod(context: &TcContext, settings: &Settings, pod: &Attachment, packet: &Packet) -> i32 {
+    let ethertype = if packet.source.is_v4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+    // SAFETY: plain helper call.
+    if unsafe { bpf_skb_change_head(skb(context), 14, 0) } != 0
+        || context.store(0, &pod.pod_mac, 0).is_err()
+        || context.store(6, &pod.host_mac, 0).is_err()
+        || context.store(12, &ethertype, 0).is_err()
+    {
+        return drop(DropReason::RedirectFailed);
+    }
+    peer_redirect(context, settings, pod)
+}
+
+#[inline(always)]
+fn peer_redirect(context: &TcContext, settings: &Settings, pod: &Attachment) -> i32 {
+    // The mark would still be there inside the pod.
+    set_marks(context, settings, 0);
+    // SAFETY: plain helper call.
+    redirected(unsafe { bpf_redirect_peer(pod.interface, 0) })
+}
+
+#[inline(always)]
+fn redirected(action: i64) -> i32 {
+    if action as i32 == TC_ACT_REDIRECT as i32 { action as i32 } else { drop(DropReason::RedirectFailed) }
+}

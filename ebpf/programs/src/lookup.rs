@@ -1,0 +1,101 @@
+//! Who is who: the look-ups behind every verdict.
+
+use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
+use hauberk_abi::{
+    address::Address,
+    identity::{Identity, Protection},
+    judge::Place,
+    layout::{Attachment, Pair, Peer, Settings, flag, mark},
+    packet::Bytes,
+};
+
+use crate::maps::{ATTACHMENTS, ENDPOINTS, INTERFACES, PEERS, RANGES, SETTINGS, TRANSLATED};
+
+/// A packet's bytes, read through the kernel's bounds-checked helper.
+pub struct Skb<'a>(pub &'a TcContext);
+
+impl Bytes for Skb<'_> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.load::<[u8; N]>(offset as usize).ok()
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.0.len()
+    }
+}
+
+/// The node's settings; none before the agent has written them.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    let settings = SETTINGS.get(0)?;
+    if settings.node == 0 { None } else { Some(settings) }
+}
+
+/// Who has `address`: exactly, else by the longest range, else the world.
+#[inline(always)]
+pub fn identity(address: &Address) -> Identity {
+    // SAFETY: an entry may be replaced while it is copied; its 8 bytes are written at once.
+    if let Some(identity) = unsafe { ENDPOINTS.get(address) } {
+        return *identity;
+    }
+    match RANGES.get(&Key::new(128, *address)) {
+        Some(identity) => *identity,
+        None => Identity::WORLD,
+    }
+}
+
+/// The tunnel of node `number`; no flags if there is none.
+#[inline(always)]
+pub fn peer(number: u32) -> Peer {
+    // SAFETY: as above.
+    match unsafe { PEERS.get(&number) } {
+        Some(peer) => *peer,
+        None => Peer { flags: 0, epoch: 0 },
+    }
+}
+
+/// The pod interface that owns `address` on this node.
+#[inline(always)]
+pub fn attachment(address: &Address) -> Option<&'static Attachment> {
+    // SAFETY: entries of this map change only with the pod; a torn read would at worst misdirect one of its last packets
+    // to an interface index or MAC that was its own.
+    unsafe { ATTACHMENTS.get(address) }
+}
+
+/// How the pod behind interface `index` is protected; unknown is protected.
+#[inline(always)]
+pub fn interface_protection(index: u32) -> Protection {
+    // SAFETY: one byte is read.
+    match unsafe { INTERFACES.get(&index) } {
+        Some(interface) if interface.protection == Protection::None as u8 => Protection::None,
+        Some(interface) if interface.protection == Protection::Permissive as u8 => Protection::Permissive,
+        _ => Protection::Enabled,
+    }
+}
+
+/// Whether netfilter translates packets from `source` to `destination`, so that they must go through the stack.
+#[inline(always)]
+pub fn is_translated(source: &Address, destination: &Address) -> bool {
+    let pair = Pair { source: *source, destination: *destination };
+    // SAFETY: only the entry's presence matters.
+    unsafe { TRANSLATED.get(&pair) }.is_some()
+}
+
+/// Remembers that the *reply* to a packet from `source` to `destination` must go through the stack.
+#[inline(always)]
+pub fn remember_translated(source: &Address, destination: &Address) {
+    let reply = Pair { source: *destination, destination: *source };
+    let _ = TRANSLATED.insert(&reply, &0, 0);
+}
+
+/// What [`hauberk_abi::judge::need`] must know here.
+#[inline(always)]
+pub fn place(settings: &Settings, marks: u32) -> Place {
+    Place {
+        node: settings.node,
+        stack: settings.flags & flag::STACK != 0,
+        carries_protected: marks & mark::PROTECTED != 0,
+    }
+}

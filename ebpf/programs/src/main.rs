@@ -1,0 +1,60 @@
+//! hauberk's eBPF programs, all at tc. Each looks up who the two ends of a packet are, asks [`hauberk_abi::judge`], records
+//! the answer and carries it out.
+//!
+//! | program | where |
+//! |---|---|
+//! | `from_pod` | ingress of the host side of a pod's veth |
+//! | `to_pod` | egress of the same |
+//! | `from_tunnel` | ingress of the tunnel device |
+//! | `from_wire` | ingress of the uplinks |
+//! | `to_wire` | egress of the uplinks: the last guard |
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
+
+mod carry;
+mod lookup;
+mod maps;
+mod pod;
+mod record;
+mod tunnel;
+mod wire;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+
+#[classifier]
+pub fn from_pod(context: TcContext) -> i32 {
+    pod::from_pod(&context)
+}
+
+#[classifier]
+pub fn to_pod(context: TcContext) -> i32 {
+    pod::to_pod(&context)
+}
+
+#[classifier]
+pub fn from_tunnel(context: TcContext) -> i32 {
+    tunnel::from_tunnel(&context)
+}
+
+#[classifier]
+pub fn from_wire(context: TcContext) -> i32 {
+    wire::from_wire(&context)
+}
+
+#[classifier]
+pub fn to_wire(context: TcContext) -> i32 {
+    wire::to_wire(&context)
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+// The kernel gives its GPL-only helpers to programs that declare a GPL-compatible license.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

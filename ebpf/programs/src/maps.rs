@@ -1,0 +1,41 @@
+//! The maps, pinned by name. Sizes here are defaults; the agent sets them from its configuration.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+};
+use hauberk_abi::{
+    address::Address,
+    flow::{Flow, FlowKey},
+    identity::Identity,
+    layout::{Attachment, COUNTER_SLOTS, Counter, Interface, Pair, Peer, Settings},
+    reason::DROP_SLOTS,
+};
+
+#[map]
+pub static SETTINGS: Array<Settings> = Array::pinned(1, 0);
+#[map]
+pub static ENDPOINTS: HashMap<Address, Identity> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static RANGES: LpmTrie<Address, Identity> = LpmTrie::pinned(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub static ATTACHMENTS: HashMap<Address, Attachment> = HashMap::pinned(1_024, BPF_F_NO_PREALLOC);
+#[map]
+pub static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(1_024, BPF_F_NO_PREALLOC);
+#[map]
+pub static PEERS: HashMap<u32, Peer> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub static TRANSLATED: LruHashMap<Pair, u64> = LruHashMap::pinned(16_384, 0);
+#[map]
+pub static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DROP_SLOTS, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::pinned(COUNTER_SLOTS, 0);
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
+
+/// Not pinned: nobody outside a program run looks at it.
+#[map]
+pub static SCRATCH: PerCpuArray<crate::record::Scratch> = PerCpuArray::with_max_entries(1, 0);

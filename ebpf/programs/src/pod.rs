@@ -1,0 +1,182 @@
+//! The two hooks on the host side of a pod's veth.
+
+use aya_ebpf::programs::TcContext;
+use hauberk_abi::{
+    address::Address,
+    identity::Protection,
+    judge::{self, Need, Verdict},
+    layout::{Hook, Peer, Settings, flag, mark, probe},
+    packet::{Frame, Packet, parse_frame},
+    reason::{DropReason, Encryption},
+};
+
+use crate::carry::{self, drop, has_tag, interface, marks, pass, segment, set_marks};
+use crate::lookup::{
+    Skb, attachment, identity, interface_protection, is_translated, peer, place, remember_translated, settings,
+};
+use crate::record::record;
+
+/// What a pod sends: the source is checked, then the packet goes to a local pod, into the tunnel, or up the stack.
+#[inline(always)]
+pub fn from_pod(context: &TcContext) -> i32 {
+    let Some(settings) = settings() else { return drop(DropReason::NotReady) };
+    let packet = match parse_frame(&Skb(context)) {
+        Ok(Frame::Ip(packet)) => packet,
+        Ok(Frame::Arp) => return pass(),
+        Ok(Frame::Other) => return not_ip(context),
+        Err(_) => return drop(DropReason::Malformed),
+    };
+    if packet.destination == Address::v6(probe::DROP) {
+        return drop(DropReason::SelfTest);
+    }
+    if packet.tagged || has_tag(context) {
+        return not_ip(context);
+    }
+    if packet.destination.is_link_scope() {
+        return on_link(context, settings, &packet);
+    }
+    match attachment(&packet.source) {
+        Some(own) if own.interface == interface(context) => {}
+        _ => return refuse(context, settings, &packet, DropReason::SpoofedSource),
+    }
+    judge_from_pod(context, settings, &packet)
+}
+
+#[inline(always)]
+fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+    let source = identity(&packet.source);
+    let destination = identity(&packet.destination);
+    let stack = settings.flags & flag::STACK != 0;
+    let protected = source.protection() == Protection::Enabled;
+    let need = judge::need(&source, &destination, &place(settings, 0));
+    let mut marked = if protected { mark::PROTECTED } else { 0 };
+
+    if matches!(need, Need::World) {
+        if packet.destination.is_multicast() && protected {
+            return refuse(context, settings, packet, DropReason::Multicast);
+        }
+        // Until everything has been read once, "outside the cluster" is a guess; and with a detour the address is not
+        // the last one.
+        if protected && (settings.flags & flag::SYNCED == 0 || packet.detour) {
+            let reason = if packet.detour { DropReason::Malformed } else { DropReason::NotReady };
+            return refuse(context, settings, packet, reason);
+        }
+        record_for_pod(context, settings, packet, &judge::outgoing(need, &destination, &NO_PEER), 0);
+        // A service address looks like the world until netfilter has translated it: `to_wire` and `to_pod` judge then.
+        marked |= mark::SEEN;
+        set_marks(context, settings, marked);
+        return pass();
+    }
+    if matches!(need, Need::Encrypt(_)) {
+        marked |= mark::PROTECTED;
+    }
+    if stack || is_translated(&packet.source, &packet.destination) {
+        // Somebody must translate the addresses back first; the guard at the uplink judges what comes out.
+        set_marks(context, settings, marked);
+        return pass();
+    }
+
+    let tunnel = peer(destination.node);
+    let verdict = judge::outgoing(need, &destination, &tunnel);
+    record(context, settings, Hook::FromPod, packet, &verdict, destination.node, &tunnel);
+    match verdict.encryption {
+        Encryption::Refused => drop(verdict.drop),
+        Encryption::Local => match attachment(&packet.destination) {
+            Some(pod) => carry::frame_to_pod(context, settings, pod),
+            None => pass(),
+        },
+        Encryption::Encrypted if packet.fits(settings.tunnel_mtu, segment(context)) => {
+            carry::to_tunnel(context, settings)
+        }
+        // Too big for the tunnel: the stack fragments it or tells the sender, and `to_wire` sends on what is left.
+        _ => {
+            set_marks(context, settings, marked);
+            pass()
+        }
+    }
+}
+
+/// Link-scope packets reach the node's own stack and nobody else; a protected pod gets what it needs to find its gateway.
+#[inline(always)]
+fn on_link(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+    let needed = packet.is_neighbour_discovery() || packet.is_listener_discovery() || !packet.destination.is_multicast();
+    if !needed && interface_protection(interface(context)) != Protection::None {
+        return drop(DropReason::Multicast);
+    }
+    let own = match attachment(&packet.source) {
+        Some(own) => own.interface == interface(context),
+        None => packet.source.is_link_scope() || packet.source.is_unspecified(),
+    };
+    if !own {
+        return refuse(context, settings, packet, DropReason::SpoofedSource);
+    }
+    pass()
+}
+
+/// What a pod is about to receive by way of the stack. (Redirections into the pod do not pass here: they were judged by the
+/// program that redirected.)
+#[inline(always)]
+pub fn to_pod(context: &TcContext) -> i32 {
+    let Some(settings) = settings() else { return drop(DropReason::NotReady) };
+    let packet = match parse_frame(&Skb(context)) {
+        Ok(Frame::Ip(packet)) => packet,
+        Ok(Frame::Arp) => return pass(),
+        Ok(Frame::Other) => return not_ip(context),
+        Err(_) => return drop(DropReason::Malformed),
+    };
+    if packet.destination == Address::v6(probe::DROP) {
+        return drop(DropReason::SelfTest);
+    }
+    if packet.destination.is_link_scope() {
+        return pass();
+    }
+    match attachment(&packet.destination) {
+        Some(own) if own.interface == interface(context) => {}
+        _ => return drop(DropReason::NotLocal),
+    }
+    judge_to_pod(context, settings, &packet)
+}
+
+#[inline(always)]
+fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+    if packet.source.is_link_scope() {
+        return pass();
+    }
+    let source = identity(&packet.source);
+    let destination = identity(&packet.destination);
+    let need = judge::need(&source, &destination, &place(settings, 0));
+    let decrypted = marks(context, settings) & mark::DECRYPTED != 0;
+    let verdict = judge::entering_pod(need, &destination, decrypted);
+    let tunnel = peer(source.node);
+    record(context, settings, Hook::ToPod, packet, &verdict, source.node, &tunnel);
+    if verdict.is_refused() {
+        return drop(verdict.drop);
+    }
+    if settings.flags & flag::STACK == 0 && source.is_pod() {
+        // In this mode only translated packets come this way; their replies must too.
+        remember_translated(&packet.source, &packet.destination);
+    }
+    pass()
+}
+
+const NO_PEER: Peer = Peer { flags: 0, epoch: 0 };
+
+#[inline(always)]
+fn record_for_pod(context: &TcContext, settings: &Settings, packet: &Packet, verdict: &Verdict, node: u32) {
+    record(context, settings, Hook::FromPod, packet, verdict, node, &NO_PEER);
+}
+
+#[inline(always)]
+fn refuse(context: &TcContext, settings: &Settings, packet: &Packet, reason: DropReason) -> i32 {
+    record_for_pod(context, settings, packet, &Verdict::refuse(reason), 0);
+    drop(reason)
+}
+
+/// Neither IP nor ARP: nobody can encrypt it, so a protected pod does without.
+#[inline(always)]
+fn not_ip(context: &TcContext) -> i32 {
+    match interface_protection(interface(context)) {
+        Protection::None => pass(),
+        _ => drop(DropReason::NotIp),
+    }
+}

@@ -1,0 +1,141 @@
+//! Evidence: a counter for every verdict and a flow entry for every packet that concerns a pod.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, programs::TcContext};
+use hauberk_abi::{
+    flow::{EventKind, Flow, FlowEvent, FlowKey, TCP_FIN, TCP_RST},
+    judge::Verdict,
+    layout::{Hook, LOST_EVENTS, Peer, Settings, counter_slot},
+    packet::{Packet, protocol},
+    reason::{DropReason, Encryption},
+};
+
+use crate::carry::interface;
+use crate::maps::{COUNTERS, DROPS, EVENTS, FLOWS, SCRATCH};
+
+/// Counts a dropped packet.
+#[inline(always)]
+pub fn count_drop(reason: DropReason) {
+    if let Some(slot) = DROPS.get_ptr_mut(reason as u32) {
+        // SAFETY: the slot belongs to this CPU, and tc programs are not preempted by one another on it.
+        unsafe { *slot += 1 };
+    }
+}
+
+/// A flow under construction. In a map because a program's stack is 512 bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Scratch {
+    key: FlowKey,
+    flow: Flow,
+}
+
+/// Records `verdict` for `packet`: the counters, the flow, and an event when the flow starts, ends, changes its verdict or is
+/// first refused. `node` is the other end's, `tunnel` its tunnel.
+#[inline(always)]
+pub fn record(
+    context: &TcContext,
+    settings: &Settings,
+    hook: Hook,
+    packet: &Packet,
+    verdict: &Verdict,
+    node: u32,
+    tunnel: &Peer,
+) {
+    count(counter_slot(hook, verdict.encryption), packet.length);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: the slot belongs to this CPU and to the program that runs on it.
+    let scratch = unsafe { &mut *scratch };
+    scratch.key.source = packet.source;
+    scratch.key.destination = packet.destination;
+    scratch.key.source_port = packet.source_port;
+    scratch.key.destination_port = packet.destination_port;
+    scratch.key.protocol = packet.protocol;
+    scratch.key.hook = hook as u8;
+    scratch.key.reserved = 0;
+    // SAFETY: plain helper call. The coarse clock costs a seventh of the exact one.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let flow = &mut scratch.flow;
+    flow.first = now;
+    flow.last = now;
+    flow.packets = 1;
+    flow.bytes = u64::from(packet.length);
+    flow.node = node;
+    flow.epoch = tunnel.epoch;
+    flow.encryption = verdict.encryption as u8;
+    flow.why = verdict.why as u8;
+    flow.drop = verdict.drop as u8;
+    flow.tcp_flags = if packet.protocol == protocol::TCP { packet.tcp_flags } else { 0 };
+    flow.interface = interface(context);
+    flow.reserved = 0;
+    account(scratch, settings.flow_idle_ms);
+}
+
+/// Adds one packet's flow to the table. A function of its own to the verifier: one copy for all callers.
+#[inline(never)]
+fn account(seen: &Scratch, idle_ms: u32) {
+    let new = &seen.flow;
+    let refused = new.encryption == Encryption::Refused as u8;
+    if let Some(flow) = FLOWS.get_ptr_mut(&seen.key) {
+        // SAFETY: the pointer is to a live map value. Other CPUs may write it too: counters are added to atomically, the
+        // rest are single stores whose last writer is as right as any.
+        unsafe {
+            let idle = new.last.saturating_sub((*flow).last) > u64::from(idle_ms) * 1_000_000;
+            let same = (*flow).encryption == new.encryption && (*flow).why == new.why && (*flow).drop == new.drop;
+            if same && !idle {
+                add(&raw mut (*flow).packets, 1);
+                add(&raw mut (*flow).bytes, new.bytes);
+                (*flow).last = new.last;
+                let fresh = new.tcp_flags & !(*flow).tcp_flags;
+                if fresh != 0 {
+                    (*flow).tcp_flags |= fresh;
+                }
+                if fresh & (TCP_FIN | TCP_RST) != 0 && !refused {
+                    tell(EventKind::End, &seen.key, &*flow);
+                }
+                return;
+            }
+        }
+    }
+    // A full least-recently-used map makes room; a failure here loses accounting, never the verdict.
+    let _ = FLOWS.insert(&seen.key, new, 0);
+    tell(if refused { EventKind::Refused } else { EventKind::Start }, &seen.key, new);
+}
+
+/// Adds to a counter other CPUs may add to as well. `AtomicU64::fetch_add` does not exist for this target, which has no
+/// compare-and-swap before BPF v3; adding it has always had.
+#[inline(always)]
+unsafe fn add(counter: *mut u64, value: u64) {
+    // SAFETY: the caller passes a pointer to a live, aligned map value.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, value) };
+}
+
+#[inline(always)]
+fn count(slot: u32, bytes: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(slot) {
+        // SAFETY: the slot belongs to this CPU.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}
+
+#[inline(always)]
+fn tell(kind: EventKind, key: &FlowKey, flow: &Flow) {
+    match EVENTS.reserve::<FlowEvent>(0) {
+        Some(mut entry) => {
+            let event = entry.as_mut_ptr();
+            // SAFETY: the entry is reserved for a whole `FlowEvent`; every field is written before it is submitted.
+            unsafe {
+                (&raw mut (*event).kind).write(kind as u32);
+                (&raw mut (*event).reserved).write(0);
+                (&raw mut (*event).key).write(*key);
+                (&raw mut (*event).flow).write(*flow);
+            }
+            entry.submit(0);
+        }
+        None => count(LOST_EVENTS, 0),
+    }
+}

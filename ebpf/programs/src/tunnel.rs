@@ -1,0 +1,48 @@
+//! The hook behind the tunnel device: packets the backend decrypted.
+
+use aya_ebpf::programs::TcContext;
+use hauberk_abi::{
+    address::Address,
+    identity::Protection,
+    judge,
+    layout::{Hook, flag, mark, probe},
+    packet::parse_ip,
+    reason::DropReason,
+};
+
+use crate::carry::{self, drop, pass, set_marks};
+use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, settings};
+use crate::record::record;
+
+/// Decrypted packets: straight into the pod, or up the stack where addresses may have to be translated back.
+#[inline(always)]
+pub fn from_tunnel(context: &TcContext) -> i32 {
+    let Some(settings) = settings() else { return drop(DropReason::NotReady) };
+    let Ok(packet) = parse_ip(&Skb(context)) else { return drop(DropReason::Malformed) };
+    if packet.destination == Address::v6(probe::DROP) {
+        return drop(DropReason::SelfTest);
+    }
+    let source = identity(&packet.source);
+    let destination = identity(&packet.destination);
+    let need = judge::need(&source, &destination, &place(settings, 0));
+    let verdict = judge::arriving_decrypted(need, &source, &destination, settings.node);
+    let tunnel = peer(source.node);
+    record(context, settings, Hook::FromTunnel, &packet, &verdict, source.node, &tunnel);
+    if verdict.is_refused() {
+        return drop(verdict.drop);
+    }
+    let pod = attachment(&packet.destination);
+    if destination.is_pod() && pod.is_none() {
+        return drop(DropReason::NotLocal);
+    }
+    if settings.flags & flag::STACK == 0 && !is_translated(&packet.source, &packet.destination) {
+        if let Some(pod) = pod {
+            return carry::packet_to_pod(context, settings, pod, &packet);
+        }
+    }
+    // The mark stays on through forwarding, so that a packet translated to yet another node is still known to carry
+    // protected traffic.
+    let protected = source.protection() == Protection::Enabled || destination.protection() == Protection::Enabled;
+    set_marks(context, settings, mark::DECRYPTED | mark::SEEN | if protected { mark::PROTECTED } else { 0 });
+    pass()
+}

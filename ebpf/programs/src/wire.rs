@@ -1,0 +1,143 @@
+//! The two hooks on the uplinks. `to_wire` is the last guard: whoever sent a packet, it is judged here by the addresses it
+//! would cross the wire with.
+
+use aya_ebpf::programs::TcContext;
+use hauberk_abi::{
+    address::Address,
+    identity::{Identity, Protection},
+    judge::{self, Need, Verdict, is_here},
+    layout::{Hook, Peer, Settings, flag, mark, probe},
+    packet::{Frame, Packet, parse_frame},
+    reason::{DropReason, Encryption},
+};
+
+use crate::carry::{self, drop, has_tag, marks, pass, segment};
+use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, remember_translated, settings};
+use crate::record::record;
+
+/// What arrives: plaintext for or from opted-in pods is dropped, plaintext for plain pods goes straight in.
+#[inline(always)]
+pub fn from_wire(context: &TcContext) -> i32 {
+    let Some(settings) = settings() else { return pass() };
+    let packet = match parse_frame(&Skb(context)) {
+        Ok(Frame::Ip(packet)) => packet,
+        Ok(Frame::Arp | Frame::Other) => return pass(),
+        Err(_) => return drop(DropReason::Malformed),
+    };
+    if packet.destination == Address::v6(probe::TURN) {
+        return drop(DropReason::SelfTest);
+    }
+    judge_from_wire(context, settings, &packet)
+}
+
+#[inline(always)]
+fn judge_from_wire(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+    let source = identity(&packet.source);
+    let destination = identity(&packet.destination);
+    if !source.is_pod() && !destination.is_pod() {
+        return pass();
+    }
+    if source.protection() == Protection::Enabled && packet.destination.is_multicast() {
+        return refuse(context, settings, Hook::FromWire, packet, DropReason::PlaintextFromProtected, source.node);
+    }
+    let need = judge::need(&source, &destination, &place(settings, 0));
+    let direct = settings.flags & flag::WORLD_DIRECT != 0;
+    let verdict = judge::arriving_in_clear(need, &source, &destination, settings.node, direct);
+    let tunnel = peer(source.node);
+    record(context, settings, Hook::FromWire, packet, &verdict, source.node, &tunnel);
+    if verdict.is_refused() {
+        return drop(verdict.drop);
+    }
+    if settings.flags & flag::STACK == 0 && is_here(&destination, settings.node) && !has_tag(context) && !packet.tagged {
+        if let Some(pod) = attachment(&packet.destination) {
+            if !is_translated(&packet.source, &packet.destination) {
+                return carry::frame_to_pod(context, settings, pod);
+            }
+        }
+    }
+    pass()
+}
+
+/// What is about to leave: encrypted if either end asks for it, dropped if that cannot be.
+#[inline(always)]
+pub fn to_wire(context: &TcContext) -> i32 {
+    let Some(settings) = settings() else { return pass() };
+    let packet = match parse_frame(&Skb(context)) {
+        Ok(Frame::Ip(packet)) => packet,
+        Ok(Frame::Arp | Frame::Other) => return pass(),
+        Err(_) => return drop(DropReason::Malformed),
+    };
+    if packet.destination.0[..8] == probe::DROP[..8] {
+        if packet.destination == Address::v6(probe::DROP) {
+            return drop(DropReason::SelfTest);
+        }
+        if packet.destination == Address::v6(probe::TURN) {
+            return carry::turn_round(context);
+        }
+        if packet.destination == Address::v6(probe::TUNNEL) {
+            return carry::to_tunnel(context, settings);
+        }
+    }
+    judge_to_wire(context, settings, &packet)
+}
+
+#[inline(always)]
+fn judge_to_wire(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+    let source = identity(&packet.source);
+    let destination = identity(&packet.destination);
+    let marked = marks(context, settings);
+    let carries = marked & mark::PROTECTED != 0;
+    if !source.is_pod() && !destination.is_pod() && !carries {
+        return pass();
+    }
+    let protected = source.protection() == Protection::Enabled || carries;
+    let need = judge::need(&source, &destination, &place(settings, marked));
+    if matches!(need, Need::Local) {
+        // Both ends are here, yet it leaves: its pod is gone and a default route caught it.
+        return refuse(context, settings, Hook::ToWire, packet, DropReason::NotLocal, 0);
+    }
+    if matches!(need, Need::World) && protected {
+        if packet.destination.is_multicast() {
+            return refuse(context, settings, Hook::ToWire, packet, DropReason::Multicast, 0);
+        }
+        if settings.flags & flag::SYNCED == 0 {
+            return refuse(context, settings, Hook::ToWire, packet, DropReason::NotReady, 0);
+        }
+    }
+    if settings.flags & flag::STACK == 0 && marked & mark::SEEN != 0 && in_cluster(&destination) {
+        // It left its pod for the world and netfilter turned that into a party of the cluster: the reply must come the
+        // same way.
+        remember_translated(&packet.source, &packet.destination);
+    }
+    let tunnel = peer(destination.node);
+    let verdict = judge::outgoing(need, &destination, &tunnel);
+    // Plain pods' packets were recorded when they left the pod, unless the stack decides.
+    if settings.flags & flag::STACK != 0 || !matches!(verdict.encryption, Encryption::Plain | Encryption::World) {
+        record(context, settings, Hook::ToWire, packet, &verdict, destination.node, &tunnel);
+    }
+    match verdict.encryption {
+        Encryption::Refused => drop(verdict.drop),
+        Encryption::Encrypted if packet.tagged || has_tag(context) => drop(DropReason::PlaintextLeaving),
+        Encryption::Encrypted if !packet.fits(settings.tunnel_mtu, segment(context)) => drop(DropReason::TooBig),
+        Encryption::Encrypted => carry::to_tunnel(context, settings),
+        _ => pass(),
+    }
+}
+
+#[inline(always)]
+fn in_cluster(identity: &Identity) -> bool {
+    identity.is_pod() || identity.is_node()
+}
+
+#[inline(always)]
+fn refuse(
+    context: &TcContext,
+    settings: &Settings,
+    hook: Hook,
+    packet: &Packet,
+    reason: DropReason,
+    node: u32,
+) -> i32 {
+    record(context, settings, hook, packet, &Verdict::refuse(reason), node, &Peer { flags: 0, epoch: 0 });
+    drop(reason)
+}
