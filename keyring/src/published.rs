@@ -1,0 +1,244 @@
+//! The annotation `hauberk.io/keys`: what a node says about its keys, and what other nodes make of it.
+//!
+//! ```json
+//! {"version":1,"port":51840,"keys":[{"epoch":2,"publicKey":"BASE64"},{"epoch":1,"publicKey":"BASE64"}]}
+//! ```
+//! Whatever stands in an annotation was written by somebody else: it is refused whole unless every part of it is right.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use crate::MAX_EPOCHS;
+
+/// The form's version that this agent writes and reads.
+pub const VERSION: u64 = 1;
+
+/// No annotation is longer, bytes; two keys need about 200.
+pub const MAX_LENGTH: usize = 2048;
+
+/// What a node publishes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// UDP port its tunnel listens on; never 0.
+    pub port: u16,
+    /// Its keys, newest epoch first: one or two.
+    pub keys: Vec<PublicKey>,
+}
+
+/// A public key that has been checked: 32 bytes in the one canonical form, and of large order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey {
+    /// The generation, from 1.
+    pub epoch: u32,
+    /// The u-coordinate, little endian (RFC 7748 section 5).
+    pub bytes: [u8; 32],
+}
+
+impl PublicKey {
+    /// The key as WireGuard's tools write it.
+    pub fn to_base64(&self) -> String {
+        STANDARD.encode(self.bytes)
+    }
+}
+
+/// Why an annotation was refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishedError {
+    /// Longer than [`MAX_LENGTH`].
+    #[error("it is {length} bytes long, more than the {MAX_LENGTH} that keys can need")]
+    TooLong {
+        /// Its length, bytes.
+        length: usize,
+    },
+    /// Not the JSON it should be.
+    #[error("it is not the JSON that hauberk writes ({reason}); the agent of that node writes it anew when restarted")]
+    Json {
+        /// What the parser said.
+        reason: String,
+    },
+    /// Written by an agent of another generation.
+    #[error(
+        "it has version {version}, and this agent reads version {VERSION} only: upgrade the older of the two agents"
+    )]
+    Version {
+        /// The version it has.
+        version: u64,
+    },
+    /// Port 0.
+    #[error("it names port 0, which no tunnel can listen on")]
+    Port,
+    /// No key, or more than two.
+    #[error("it holds {count} keys, and 1 to {MAX_EPOCHS} are allowed")]
+    KeyCount {
+        /// How many.
+        count: usize,
+    },
+    /// Epoch 0.
+    #[error("a key has epoch 0, and epochs start at 1")]
+    EpochZero,
+    /// Two keys of one epoch.
+    #[error("two keys have epoch {epoch}")]
+    DuplicateEpoch {
+        /// The epoch.
+        epoch: u32,
+    },
+    /// One key under two epochs.
+    #[error("epochs {first} and {second} have the same key")]
+    DuplicateKey {
+        /// An epoch.
+        first: u32,
+        /// The other epoch.
+        second: u32,
+    },
+    /// A key that must not be used.
+    #[error("the key of epoch {epoch} {fault}")]
+    Key {
+        /// Its epoch.
+        epoch: u32,
+        /// What is wrong with it.
+        fault: KeyFault,
+    },
+}
+
+/// What is wrong with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyFault {
+    /// Not base64 of 32 bytes.
+    #[error("is not the base64 of 32 bytes")]
+    Encoding,
+    /// All zero.
+    #[error("is all zero: no key was made")]
+    Zero,
+    /// A point of small order: everybody could compute what is agreed with it (RFC 7748 section 6.1).
+    #[error("is a point of small order: what is agreed with it would be no secret")]
+    SmallOrder,
+    /// The same point has another, canonical encoding: two strings must not name one key.
+    #[error("is not in canonical form: no key generator writes it so")]
+    NonCanonical,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    version: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    version: u64,
+    port: u16,
+    keys: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    epoch: u32,
+    public_key: String,
+}
+
+/// Reads an annotation.
+pub fn parse(text: &str) -> Result<Published, PublishedError> {
+    if text.len() > MAX_LENGTH {
+        return Err(PublishedError::TooLong { length: text.len() });
+    }
+    let json = |error: serde_json::Error| PublishedError::Json { reason: error.to_string() };
+    // The version alone first: what else another version holds is not known.
+    let head: Head = serde_json::from_str(text).map_err(json)?;
+    if head.version != VERSION {
+        return Err(PublishedError::Version { version: head.version });
+    }
+    let body: Body = serde_json::from_str(text).map_err(json)?;
+    if body.port == 0 {
+        return Err(PublishedError::Port);
+    }
+    if body.keys.is_empty() || body.keys.len() > MAX_EPOCHS {
+        return Err(PublishedError::KeyCount { count: body.keys.len() });
+    }
+    let mut keys = body.keys.iter().map(check_entry).collect::<Result<Vec<_>, _>>()?;
+    keys.sort_by_key(|key| std::cmp::Reverse(key.epoch));
+    for pair in keys.windows(2) {
+        if pair[0].epoch == pair[1].epoch {
+            return Err(PublishedError::DuplicateEpoch { epoch: pair[0].epoch });
+        }
+        if pair[0].bytes == pair[1].bytes {
+            return Err(PublishedError::DuplicateKey { first: pair[0].epoch, second: pair[1].epoch });
+        }
+    }
+    Ok(Published { port: body.port, keys })
+}
+
+/// Writes an annotation; [`parse`] reads it back.
+pub fn render(published: &Published) -> String {
+    let keys = published.keys.iter().map(|key| Entry { epoch: key.epoch, public_key: key.to_base64() }).collect();
+    // Numbers and strings only: this cannot fail.
+    serde_json::to_string(&Body { version: VERSION, port: published.port, keys }).unwrap_or_default()
+}
+
+fn check_entry(entry: &Entry) -> Result<PublicKey, PublishedError> {
+    if entry.epoch == 0 {
+        return Err(PublishedError::EpochZero);
+    }
+    let fault = |fault| PublishedError::Key { epoch: entry.epoch, fault };
+    let bytes = decode(&entry.public_key).ok_or(fault(KeyFault::Encoding))?;
+    check(&bytes).map_err(fault)?;
+    Ok(PublicKey { epoch: entry.epoch, bytes })
+}
+
+fn decode(text: &str) -> Option<[u8; 32]> {
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// Whether a public key may be used at all.
+pub fn check(bytes: &[u8; 32]) -> Result<(), KeyFault> {
+    if bytes == &[0; 32] {
+        return Err(KeyFault::Zero);
+    }
+    // A point is small whichever way it is written, so look at what the multiplication would look at: the value without
+    // its top bit, reduced modulo p = 2^255 - 19 (RFC 7748 section 5).
+    let reduced = reduce(bytes);
+    if SMALL_ORDER.contains(&reduced) {
+        return Err(KeyFault::SmallOrder);
+    }
+    if &reduced != bytes {
+        return Err(KeyFault::NonCanonical);
+    }
+    Ok(())
+}
+
+/// Every u-coordinate of small order, on the curve or its twist, in canonical form.
+const SMALL_ORDER: [[u8; 32]; 5] = [
+    // 0 (order 4 of the curve's doubling formulas, or infinity)
+    [0; 32],
+    // 1
+    [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    // 325606250916557431795983626356110631294008115727848805560023387167927233504, order 8
+    [
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda, 0x09,
+        0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
+    ],
+    // 39382357235489614581723060781553021112529911719440698176882885853963445705823, order 8
+    [
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04, 0x44,
+        0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
+    ],
+    // p - 1
+    [
+        0xec, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f,
+    ],
+];
+
+/// The value modulo p, its top bit ignored. Public keys only: this is not constant time.
+fn reduce(bytes: &[u8; 32]) -> [u8; 32] {
+    let mut value = *bytes;
+    value[31] &= 0x7f;
+    // Below 2^255 there are only 19 values from p on: p itself, ed ff .. ff 7f, up to ff ff .. ff 7f.
+    let from_p_on = value[0] >= 0xed && value[31] == 0x7f && value[1..31].iter().all(|byte| *byte == 0xff);
+    if from_p_on {
+        let rest = value[0] - 0xed;
+        value = [0; 32];
+        value[0] = rest;
+    }
+    value
+}
