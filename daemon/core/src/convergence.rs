@@ -1,0 +1,165 @@
+//! Which nodes enforce which namespace by now.
+//!
+//! Each agent writes into its own Node object, annotation `hauberk.io/enforced`, a digest of what it enforces for each
+//! opted-in namespace: `{"version":1,"namespaces":{"payments":"0123456789abcdef"}}`. A namespace has converged when every
+//! node that has a tunnel acknowledges the digest this node computes itself.
+
+use std::collections::BTreeMap;
+
+use blake2::{Blake2s256, Digest};
+use hauberk_abi::identity::Protection;
+use serde::{Deserialize, Serialize};
+
+use crate::api::NamespaceStatus;
+use crate::desired::Policy;
+use crate::model::Model;
+use crate::protection;
+
+/// The form's version that this agent writes and reads.
+pub const VERSION: u64 = 1;
+
+/// No annotation is longer, bytes: what Kubernetes allows for all annotations of an object.
+pub const MAX_LENGTH: usize = 256 * 1024;
+
+/// Why an annotation was refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnforcedError {
+    /// Longer than [`MAX_LENGTH`].
+    #[error("it is {length} bytes long, more than the {MAX_LENGTH} an object's annotations may have")]
+    TooLong {
+        /// Its length, bytes.
+        length: usize,
+    },
+    /// Not the JSON it should be.
+    #[error("it is not the JSON that hauberk writes ({reason})")]
+    Json {
+        /// What the parser said.
+        reason: String,
+    },
+    /// Written by an agent of another generation.
+    #[error(
+        "it has version {version}, and this agent reads version {VERSION} only: upgrade the older of the two agents"
+    )]
+    Version {
+        /// The version it has.
+        version: u64,
+    },
+}
+
+#[derive(Deserialize)]
+struct Head {
+    version: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    version: u64,
+    namespaces: BTreeMap<String, String>,
+}
+
+/// Reads an annotation: digest by namespace.
+pub fn parse(text: &str) -> Result<BTreeMap<String, String>, EnforcedError> {
+    if text.len() > MAX_LENGTH {
+        return Err(EnforcedError::TooLong { length: text.len() });
+    }
+    let json = |error: serde_json::Error| EnforcedError::Json { reason: error.to_string() };
+    let head: Head = serde_json::from_str(text).map_err(json)?;
+    if head.version != VERSION {
+        return Err(EnforcedError::Version { version: head.version });
+    }
+    let body: Body = serde_json::from_str(text).map_err(json)?;
+    Ok(body.namespaces)
+}
+
+/// Writes an annotation; [`parse`] reads it back.
+pub fn render(enforced: &BTreeMap<String, String>) -> String {
+    // Strings only: this cannot fail.
+    serde_json::to_string(&Body { version: VERSION, namespaces: enforced.clone() }).unwrap_or_default()
+}
+
+/// What this node is to acknowledge: the digest of each namespace that is opted in or holds a pod that is.
+pub fn enforced(model: &Model, policy: &Policy) -> BTreeMap<String, String> {
+    summaries(model, policy)
+        .into_iter()
+        .filter(|(_, summary)| summary.opted_in())
+        .map(|(name, summary)| (name.to_owned(), summary.digest()))
+        .collect()
+}
+
+/// The state of each namespace that is opted in or holds a pod that is, by name.
+pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
+    let own = model.node();
+    let has_tunnel = |node: &&str| *node == own || model.nodes.get(*node).is_some_and(|node| node.held.is_some());
+    let mut nodes: Vec<&str> = model.nodes.keys().map(String::as_str).filter(has_tunnel).collect();
+    if !nodes.contains(&own) {
+        nodes.push(own);
+    }
+    summaries(model, policy)
+        .into_iter()
+        .filter(|(_, summary)| summary.opted_in())
+        .map(|(name, summary)| {
+            let digest = summary.digest();
+            let acknowledged =
+                |node: &&str| model.nodes.get(*node).and_then(|node| node.enforced.get(name)) == Some(&digest);
+            let waiting_for: Vec<String> =
+                nodes.iter().filter(|node| !acknowledged(node)).map(|node| (*node).to_owned()).collect();
+            NamespaceStatus {
+                name: name.to_owned(),
+                protection: summary.protection,
+                pods: summary.pods,
+                protected_pods: summary.protected_pods,
+                converged_nodes: nodes.len() - waiting_for.len(),
+                nodes: nodes.len(),
+                waiting_for,
+            }
+        })
+        .collect()
+}
+
+/// A namespace's pods, as far as protection goes.
+struct Summary<'a> {
+    protection: Protection,
+    pods: usize,
+    protected_pods: usize,
+    /// Pods that are protected otherwise than their namespace says, by name.
+    different: Vec<(&'a str, Protection)>,
+}
+
+impl Summary<'_> {
+    fn opted_in(&self) -> bool {
+        self.protection > Protection::None || self.protected_pods > 0
+    }
+
+    /// Short, and the same on every node and in every version: what was decided, not how.
+    fn digest(&self) -> String {
+        let mut hash = Blake2s256::new();
+        hash.update([self.protection as u8]);
+        for (pod, protection) in &self.different {
+            hash.update((pod.len() as u64).to_be_bytes());
+            hash.update(pod.as_bytes());
+            hash.update([*protection as u8]);
+        }
+        hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn summaries<'a>(model: &'a Model, policy: &Policy) -> BTreeMap<&'a str, Summary<'a>> {
+    let empty = |name: &str| Summary {
+        protection: protection::of_namespace(model.namespace(name)).protection,
+        pods: 0,
+        protected_pods: 0,
+        different: Vec::new(),
+    };
+    let mut summaries: BTreeMap<&str, Summary<'_>> =
+        model.namespaces.keys().map(|name| (name.as_str(), empty(name))).collect();
+    for pod in model.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
+        let summary = summaries.entry(&pod.namespace).or_insert_with(|| empty(&pod.namespace));
+        let protection = protection::of_pod(model, policy, pod).protection;
+        summary.pods += 1;
+        summary.protected_pods += usize::from(protection > Protection::None);
+        if protection != summary.protection {
+            summary.different.push((&pod.name, protection));
+        }
+    }
+    summaries
+}

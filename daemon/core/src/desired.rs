@@ -1,0 +1,146 @@
+//! What this node's kernel and tunnel should hold, derived from the whole model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use hauberk_abi::address::{Address, Prefix};
+use hauberk_abi::identity::{Identity, Protection};
+use hauberk_abi::layout;
+use ipnet::IpNet;
+
+use crate::events::NewEvent;
+use crate::lookup;
+use crate::model::{AttachmentKey, Model, NodeNumber, PodName};
+
+/// What the configuration says about the cluster and this node.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// This node's name.
+    pub node: String,
+    /// Ranges pods' addresses come from, cluster-wide.
+    pub cluster_ranges: Vec<IpNet>,
+    /// Ranges that hold nodes: an unknown address in there is not the world.
+    pub node_ranges: Vec<IpNet>,
+    /// Whether a pod's label may weaken its namespace's choice.
+    pub allow_pod_opt_out: bool,
+    /// This node's public keys: whoever publishes one of them is refused.
+    pub own_keys: Vec<[u8; 32]>,
+    /// MTU of routes to other nodes' pods, bytes; none leaves the device's.
+    pub route_mtu: Option<u32>,
+}
+
+/// The state to reach.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Desired {
+    /// This node's number, for SETTINGS.
+    pub node: NodeNumber,
+    /// ENDPOINTS.
+    pub endpoints: BTreeMap<Address, Identity>,
+    /// RANGES.
+    pub ranges: BTreeMap<Prefix, Identity>,
+    /// Pods' interfaces on this node.
+    pub attachments: BTreeMap<AttachmentKey, LocalPod>,
+    /// The tunnel's peers.
+    pub peers: BTreeMap<NodeNumber, Peer>,
+    /// PEERS.
+    pub peer_entries: BTreeMap<NodeNumber, layout::Peer>,
+    /// Routes to other nodes' pod ranges, by destination.
+    pub routes: BTreeMap<IpNet, Route>,
+    /// Destinations netfilter must not masquerade.
+    pub untranslated: BTreeSet<IpNet>,
+    /// Whether every source has been read once: until then nothing is removed and nothing weakened.
+    pub prune: bool,
+    /// What to acknowledge in the annotation `hauberk.io/enforced` once the plan is carried out, by namespace; none
+    /// while `prune` is false: the annotation then stays as it is.
+    pub enforced: Option<BTreeMap<String, String>>,
+    /// Who has an endpoint's address, for flow records and explanations.
+    pub owners: BTreeMap<Address, Owner>,
+    /// How objects stand to each other and should not. All that hold now: what was not in here before is news.
+    pub events: BTreeSet<NewEvent>,
+}
+
+/// Who has an address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A pod.
+    Pod(PodName),
+    /// A pod's interface on this node that came without the pod's name.
+    Attachment(AttachmentKey),
+    /// A node, by name.
+    Node(String),
+}
+
+/// A pod's interface on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// The runtime's container (sandbox) id.
+    pub container: String,
+    /// The interface's name inside the pod.
+    pub interface: String,
+    /// The host side's name.
+    pub host_interface: String,
+    /// The host side's interface index.
+    pub host_index: u32,
+    /// MAC address of the host side.
+    pub host_mac: [u8; 6],
+    /// MAC address inside the pod.
+    pub pod_mac: [u8; 6],
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The strictest protection of any of them.
+    pub protection: Protection,
+}
+
+impl LocalPod {
+    /// Which container, which interface inside it.
+    pub fn key(&self) -> AttachmentKey {
+        AttachmentKey { container: self.container.clone(), interface: self.interface.clone() }
+    }
+}
+
+/// Another node's tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The node's number.
+    pub number: NodeNumber,
+    /// The node's name.
+    pub name: String,
+    /// Its public keys with their epochs, newest first: one or two.
+    pub keys: Vec<(u32, [u8; 32])>,
+    /// Where its tunnel listens.
+    pub endpoint: Option<SocketAddr>,
+    /// What it may speak for, and what is sealed for it. No prefix is in two peers.
+    pub allowed: BTreeSet<IpNet>,
+}
+
+/// A route to another node's pod range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The pod range.
+    pub destination: IpNet,
+    /// An address of that node.
+    pub via: IpAddr,
+    /// MTU, bytes; none leaves the device's.
+    pub mtu: Option<u32>,
+}
+
+/// The state to reach. Pure: the same model and policy give the same answer.
+pub fn desired(model: &Model, policy: &Policy) -> Desired {
+    let _ = policy;
+    Desired { node: model.own_number(), prune: model.synced(), ..Desired::default() }
+}
+
+impl Desired {
+    /// What the datapath takes an address for: its endpoint, else the longest range that holds it, else the world.
+    pub fn identity(&self, address: IpAddr) -> Identity {
+        let key = Address::from(address);
+        self.endpoints.get(&key).copied().unwrap_or_else(|| {
+            self.range_of(address).and_then(|prefix| self.ranges.get(&prefix)).copied().unwrap_or(Identity::WORLD)
+        })
+    }
+
+    /// The longest range that holds the address.
+    pub fn range_of(&self, address: IpAddr) -> Option<Prefix> {
+        lookup::longest(&self.ranges, address.into()).map(|(prefix, _)| prefix)
+    }
+}

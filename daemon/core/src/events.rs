@@ -1,0 +1,90 @@
+//! What the operator should hear of. An event here has no time and no count: the agent adds both.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Events of one reason kept per computation; the rest is summed up in one.
+pub const LIMIT_PER_REASON: usize = 100;
+
+/// Something that happened to an object, or that stands between objects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NewEvent {
+    /// Whether it asks for action.
+    pub warning: bool,
+    /// CamelCase, as Kubernetes events have it; one of [`reason`].
+    pub reason: &'static str,
+    /// The objects concerned, as `kind/name` or `kind/namespace/name`.
+    pub objects: Vec<String>,
+    /// What failed, on which object, the likely cause, what to do.
+    pub message: String,
+}
+
+/// Every reason.
+pub mod reason {
+    /// A label's value is none of those hauberk knows: treated as `enabled`.
+    pub const UNKNOWN_LABEL_VALUE: &str = "UnknownLabelValue";
+    /// A pod's label would weaken its namespace's choice, and pods may not opt out.
+    pub const POD_OPT_OUT_REFUSED: &str = "PodOptOutRefused";
+    /// A pod's namespace has no object: the pod is treated as `enabled`.
+    pub const NAMESPACE_UNKNOWN: &str = "NamespaceUnknown";
+    /// Two parties claim one address.
+    pub const ADDRESS_CONFLICT: &str = "AddressConflict";
+    /// An address no pod or node can have.
+    pub const ADDRESS_REFUSED: &str = "AddressRefused";
+    /// Pod ranges of two nodes overlap.
+    pub const RANGE_OVERLAP: &str = "RangeOverlap";
+    /// A pod range no node can have.
+    pub const RANGE_REFUSED: &str = "RangeRefused";
+    /// A pod range lies outside the cluster's ranges.
+    pub const RANGE_OUTSIDE_CLUSTER: &str = "RangeOutsideCluster";
+    /// A node's keys annotation cannot be used.
+    pub const KEYS_INVALID: &str = "KeysInvalid";
+    /// A node's key is another's.
+    pub const KEY_REFUSED: &str = "KeyRefused";
+    /// A node's `enforced` annotation cannot be read.
+    pub const ENFORCED_INVALID: &str = "EnforcedInvalid";
+    /// A node has keys, but no address its tunnel could be reached at.
+    pub const NO_ENDPOINT: &str = "NoEndpoint";
+    /// A node's pod range has no address of its family to route it by.
+    pub const NO_ROUTE: &str = "NoRoute";
+    /// A pod's attachment cannot be used as it is.
+    pub const ATTACHMENT_INVALID: &str = "AttachmentInvalid";
+    /// Two nodes' names hash to one number.
+    pub const NODE_NUMBER_TAKEN: &str = "NodeNumberTaken";
+}
+
+/// Collects events, bounded per reason: a mistake in one place can touch every pod of a cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Collector {
+    events: BTreeSet<NewEvent>,
+    seen: BTreeMap<&'static str, usize>,
+}
+
+impl Collector {
+    /// Adds a warning. The message is only made when it is kept.
+    pub(crate) fn warn<const N: usize>(
+        &mut self,
+        reason: &'static str,
+        objects: [String; N],
+        message: impl FnOnce() -> String,
+    ) {
+        let seen = self.seen.entry(reason).or_default();
+        *seen += 1;
+        if *seen <= LIMIT_PER_REASON {
+            self.events.insert(NewEvent { warning: true, reason, objects: objects.to_vec(), message: message() });
+        }
+    }
+
+    /// What was collected, plus one event for each reason that had more than its share.
+    pub(crate) fn finish(mut self) -> BTreeSet<NewEvent> {
+        for (reason, seen) in self.seen {
+            if seen > LIMIT_PER_REASON {
+                let message = format!(
+                    "{} more objects have the same problem as the {LIMIT_PER_REASON} named",
+                    seen - LIMIT_PER_REASON
+                );
+                self.events.insert(NewEvent { warning: true, reason, objects: Vec::new(), message });
+            }
+        }
+        self.events
+    }
+}

@@ -1,0 +1,206 @@
+//! Who a name or an address is, for a reader. The verdict on two parties is `hauberk_abi::judge`'s.
+
+use std::net::IpAddr;
+
+use hauberk_abi::address::{Address, Prefix};
+use hauberk_abi::identity::{Identity, Kind};
+
+use crate::api::{Party, Protection};
+use crate::desired::{Desired, Owner, Policy};
+use crate::model::{Model, PodName, PodObject, read_from};
+use crate::protection;
+
+/// A party: in words, and as the datapath knows it.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// In words.
+    pub party: Party,
+    /// As the datapath knows it once the plan is carried out.
+    pub identity: Identity,
+}
+
+/// Why nobody could be found.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// Neither an address, nor a pod's, nor a node's name.
+    #[error("{asked:?} is no address, and no pod or node of that name is known; name a pod as namespace/name")]
+    NotFound {
+        /// As asked.
+        asked: String,
+    },
+    /// Several parties have the name.
+    #[error("{asked:?} could be {}; name a pod as namespace/name", candidates.join(" or "))]
+    Ambiguous {
+        /// As asked.
+        asked: String,
+        /// Who it could be.
+        candidates: Vec<String>,
+    },
+    /// The party has no address yet.
+    #[error("{asked:?} has no address: it has not been started, or it has finished")]
+    NoAddress {
+        /// As asked.
+        asked: String,
+    },
+    /// The parties have no address of one family.
+    #[error("{from:?} and {to:?} have no addresses of the same family: no packet goes between them")]
+    NoCommonFamily {
+        /// The source, as asked.
+        from: String,
+        /// The destination, as asked.
+        to: String,
+    },
+}
+
+/// Both ends of a flow, with addresses of one family: pod (`namespace/name`, or its name where no other pod or node has
+/// it), node, or address.
+pub fn resolve_pair(
+    model: &Model,
+    policy: &Policy,
+    desired: &Desired,
+    source: &str,
+    destination: &str,
+) -> Result<(Resolved, Resolved), ResolveError> {
+    let sources = addresses(model, source)?;
+    let destinations = addresses(model, destination)?;
+    let pair = sources
+        .iter()
+        .find_map(|s| destinations.iter().find(|d| d.is_ipv4() == s.is_ipv4()).map(|d| (*s, *d)))
+        .ok_or_else(|| ResolveError::NoCommonFamily { from: source.to_owned(), to: destination.to_owned() })?;
+    Ok((party(model, policy, desired, source, pair.0), party(model, policy, desired, destination, pair.1)))
+}
+
+/// Who is asked for, by the first address it has.
+pub fn resolve(model: &Model, policy: &Policy, desired: &Desired, asked: &str) -> Result<Resolved, ResolveError> {
+    let first = addresses(model, asked)?.first().copied();
+    let address = first.ok_or_else(|| ResolveError::NoAddress { asked: asked.to_owned() })?;
+    Ok(party(model, policy, desired, asked, address))
+}
+
+/// Every address of who is asked for; never empty.
+fn addresses(model: &Model, asked: &str) -> Result<Vec<IpAddr>, ResolveError> {
+    if let Ok(address) = asked.parse::<IpAddr>() {
+        return Ok(vec![address]);
+    }
+    let found = match asked.split_once('/') {
+        Some((namespace, name)) => {
+            let name = PodName { namespace: namespace.to_owned(), name: name.to_owned() };
+            pod_addresses(model, &name)
+        }
+        None => by_bare_name(model, asked)?,
+    };
+    match found {
+        None => Err(ResolveError::NotFound { asked: asked.to_owned() }),
+        Some(addresses) if addresses.is_empty() => Err(ResolveError::NoAddress { asked: asked.to_owned() }),
+        Some(addresses) => Ok(addresses),
+    }
+}
+
+/// A node's addresses, or those of the only pod of this name.
+fn by_bare_name(model: &Model, asked: &str) -> Result<Option<Vec<IpAddr>>, ResolveError> {
+    let node = model.nodes.get(asked).map(|node| &node.object);
+    let mut pods: Vec<PodName> = model.pods.keys().filter(|name| name.name == asked).cloned().collect();
+    let attached = model.attachments.values().filter_map(|attachment| attachment.request.pod.as_ref());
+    pods.extend(attached.filter(|pod| pod.name == asked).map(PodName::from));
+    pods.sort();
+    pods.dedup();
+    match (node, pods.as_slice()) {
+        (Some(node), []) => Ok(Some(node.addresses.iter().map(|address| address.address).collect())),
+        (None, [pod]) => Ok(pod_addresses(model, pod)),
+        (None, []) => Ok(None),
+        (node, pods) => {
+            let node = node.map(|node| format!("Node/{}", node.name));
+            let candidates = node.into_iter().chain(pods.iter().map(|pod| format!("Pod/{pod}"))).collect();
+            Err(ResolveError::Ambiguous { asked: asked.to_owned(), candidates })
+        }
+    }
+}
+
+/// The pod's addresses: those its interface on this node has, those its object says, or its node's.
+fn pod_addresses(model: &Model, name: &PodName) -> Option<Vec<IpAddr>> {
+    let attached: Vec<IpAddr> = model
+        .attachments
+        .values()
+        .filter(|attachment| attachment.request.pod.as_ref().is_some_and(|pod| PodName::from(pod) == *name))
+        .flat_map(|attachment| attachment.reservation.addresses.iter().map(|network| network.addr()))
+        .collect();
+    if !attached.is_empty() {
+        return Some(attached);
+    }
+    let pod = model.pod(name)?;
+    if pod.finished {
+        return Some(Vec::new());
+    }
+    if pod.host_network && pod.addresses.is_empty() {
+        let node = pod.node.as_ref().and_then(|node| model.nodes.get(node));
+        return Some(node.into_iter().flat_map(|node| node.object.addresses.iter().map(|a| a.address)).collect());
+    }
+    Some(pod.addresses.clone())
+}
+
+fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address: IpAddr) -> Resolved {
+    let identity = desired.identity(address);
+    let owner = desired.owners.get(&Address::from(address));
+    let (name, rule) = match owner {
+        Some(Owner::Pod(name)) => (Some(name.to_string()), pod_rule(model, policy, name, identity.protection())),
+        Some(Owner::Attachment(key)) => {
+            (None, format!("interface {key} on this node: {}", protection::Rule::PodUnnamed))
+        }
+        Some(Owner::Node(name)) => {
+            let origin = model.nodes.get(name).map(|node| read_from(&node.object.origin)).unwrap_or_default();
+            (Some(name.clone()), format!("an address of Node {name}{origin}: encrypted towards opted-in pods"))
+        }
+        None => (None, range_rule(desired, address, identity)),
+    };
+    let kind = match identity.kind() {
+        Kind::World => "world",
+        Kind::Pod => "pod",
+        Kind::Node => "node",
+        Kind::UnknownNode => "unknown_node",
+        Kind::UnknownPod | Kind::Probe => "unknown_pod",
+    };
+    let node = model.node_name(crate::model::NodeNumber(identity.node)).map(str::to_owned);
+    let party = Party {
+        asked: asked.to_owned(),
+        address,
+        kind: kind.to_owned(),
+        name,
+        node,
+        protection: identity.protection(),
+        rule,
+    };
+    Resolved { party, identity }
+}
+
+fn pod_rule(model: &Model, policy: &Policy, name: &PodName, enforced: Protection) -> String {
+    let object = model.pod(name);
+    let ruling = match object {
+        Some(pod) => protection::of_pod(model, policy, pod),
+        None => protection::of_attached(model, policy, Some((name, None))),
+    };
+    let value = protection::label_value(ruling.protection);
+    let origin = object.map(|pod: &PodObject| read_from(&pod.origin)).unwrap_or_default();
+    let mut text = format!("Pod {name}{origin} is {value}: {}", ruling.rule);
+    if enforced > ruling.protection {
+        text.push_str("; another pod claims the same address, and the stricter protection of the two holds");
+    }
+    text
+}
+
+fn range_rule(desired: &Desired, address: IpAddr, identity: Identity) -> String {
+    let Some(prefix) = desired.range_of(address) else {
+        return format!("{address} is in no cluster range, pod range or node range: outside the cluster");
+    };
+    let range = in_words(prefix);
+    match identity.kind() {
+        Kind::UnknownNode => {
+            format!("no Node object has {address}, which lies in node range {range}: unknown is protected")
+        }
+        _ => format!("no Pod object has {address}, which lies in pod range {range}: unknown is protected"),
+    }
+}
+
+fn in_words(prefix: Prefix) -> String {
+    let family_bits = if prefix.address.is_v4() { 96 } else { 0 };
+    format!("{}/{}", prefix.address, prefix.length.saturating_sub(family_bits))
+}

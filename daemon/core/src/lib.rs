@@ -1,0 +1,31 @@
+//! hauberk's pure core: no Kubernetes client, no async runtime, no eBPF, no netlink, no clock, no files.
+//!
+//! ```text
+//! source -> model -> desired -> plan -> apply -> observe
+//!           ^^^^^    ^^^^^^^    ^^^^
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`model`] | the cluster as last heard of: changes go in, what they did comes out |
+//! | [`protection`] | how a pod is protected, and which label or missing object says so |
+//! | [`desired`] | what this node's kernel and tunnel should hold |
+//! | [`plan`] | the steps from what they hold to that, in an order that opens nothing on the way |
+//! | [`convergence`] | which nodes enforce which namespace by now |
+//! | [`explain`] | who an address or a name is, for a reader |
+//! | [`events`] | what the operator should hear of |
+//! | [`api`] | what the agent tells its clients |
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod convergence;
+pub mod desired;
+pub mod events;
+pub mod explain;
+mod lookup;
+pub mod model;
+mod numbers;
+
+pub mod plan;
+pub mod protection;
+mod reserved;

@@ -1,0 +1,437 @@
+//! The cluster as last heard of. The source's changes go in one by one; nothing here knows a file or a server.
+//!
+//! The model keeps objects as they are and decides nothing about how they stand to each other: that is
+//! [`crate::desired`]'s, from the whole of it. Two things have a history and are therefore decided here: the keys a node
+//! had before it published a broken annotation, and who had a key first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use hauberk_keyring::published::{self, Published};
+use ipnet::IpNet;
+
+use crate::api::{Attachment, PodReference};
+use crate::events::{NewEvent, reason};
+use crate::numbers::Numbers;
+use crate::{convergence, protection};
+
+/// The label on namespaces and pods.
+pub const ENCRYPTION_LABEL: &str = "hauberk.io/encryption";
+/// The node annotation that publishes keys (`hauberk_keyring::published`).
+pub const KEYS_ANNOTATION: &str = "hauberk.io/keys";
+/// The node annotation that acknowledges namespaces ([`crate::convergence`]).
+pub const ENFORCED_ANNOTATION: &str = "hauberk.io/enforced";
+
+/// A node's number in the datapath's maps: never 0 for a known node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct NodeNumber(pub u32);
+
+/// A node, as its object says.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct NodeObject {
+    /// `metadata.name`.
+    pub name: String,
+    /// `status.addresses`, in their order.
+    pub addresses: Vec<NodeAddress>,
+    /// `spec.podCIDRs`.
+    pub pod_ranges: Vec<IpNet>,
+    /// Annotation `hauberk.io/keys`.
+    pub keys: Option<String>,
+    /// Annotation `hauberk.io/enforced`.
+    pub enforced: Option<String>,
+    /// Where the object was read: a file path, or empty.
+    pub origin: String,
+}
+
+/// One of a node's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether its type is `InternalIP`.
+    pub internal: bool,
+}
+
+/// A namespace, as its object says.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct NamespaceObject {
+    /// `metadata.name`.
+    pub name: String,
+    /// Label `hauberk.io/encryption`.
+    pub encryption: Option<String>,
+    /// Where the object was read: a file path, or empty.
+    pub origin: String,
+}
+
+/// A pod, as its object says.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct PodObject {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: Option<String>,
+    /// `spec.nodeName`; none while unscheduled.
+    pub node: Option<String>,
+    /// `spec.hostNetwork`: its addresses are its node's.
+    pub host_network: bool,
+    /// `status.podIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// `status.phase` is `Succeeded` or `Failed`: its addresses are no longer its own.
+    pub finished: bool,
+    /// `metadata.deletionTimestamp` is set: its addresses are still its own.
+    pub terminating: bool,
+    /// Label `hauberk.io/encryption`.
+    pub encryption: Option<String>,
+    /// Where the object was read: a file path, or empty.
+    pub origin: String,
+}
+
+/// A namespaced name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// A pod's interface on this node: which container, which interface inside it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttachmentKey {
+    /// The runtime's container (sandbox) id.
+    pub container: String,
+    /// The interface's name inside the pod.
+    pub interface: String,
+}
+
+/// Something the source, the CNI plugin or the tunnel said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A node is as given.
+    Node(NodeObject),
+    /// The node of this name is gone.
+    NodeGone(String),
+    /// A namespace is as given.
+    Namespace(NamespaceObject),
+    /// The namespace of this name is gone.
+    NamespaceGone(String),
+    /// A pod is as given.
+    Pod(PodObject),
+    /// This pod is gone.
+    PodGone(PodName),
+    /// A pod's interface on this node is reserved or attached.
+    Attachment(Attachment),
+    /// A pod's interface on this node is no more.
+    AttachmentGone(AttachmentKey),
+    /// The tunnel to a node can or cannot encrypt.
+    PeerReady {
+        /// The node's name.
+        node: String,
+        /// Whether a handshake has succeeded and has not failed since.
+        ready: bool,
+    },
+    /// Every object there is has been told once.
+    Synced,
+}
+
+/// What a change did.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[must_use]
+pub struct Applied {
+    /// Whether anything is different now; if not, there is nothing to compute.
+    pub changed: bool,
+    /// What the operator should hear of this one object. How objects stand to each other is told by
+    /// [`crate::desired::Desired::events`].
+    pub events: Vec<NewEvent>,
+}
+
+/// The cluster as last heard of by one node.
+#[derive(Debug)]
+pub struct Model {
+    node: String,
+    pub(crate) nodes: BTreeMap<String, Node>,
+    pub(crate) namespaces: BTreeMap<String, NamespaceObject>,
+    pub(crate) pods: BTreeMap<PodName, PodObject>,
+    pub(crate) attachments: BTreeMap<AttachmentKey, Attachment>,
+    pub(crate) ready: BTreeSet<String>,
+    pub(crate) synced: bool,
+    numbers: Numbers,
+    arrivals: u64,
+}
+
+/// A node, and what is remembered of it.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) object: NodeObject,
+    /// The last keys it published in a form that could be read.
+    pub(crate) held: Option<Held>,
+    /// What it acknowledges: digest by namespace.
+    pub(crate) enforced: BTreeMap<String, String>,
+}
+
+/// A node's keys, each with when it came.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) published: Published,
+    /// When the node first published the key: 0 before everything was known, when nobody can tell who came first; then
+    /// one number per change.
+    pub(crate) arrival: BTreeMap<[u8; 32], u64>,
+}
+
+impl Model {
+    /// Nothing heard of yet, on the node of this name.
+    pub fn new(node: &str) -> Model {
+        // This node's number must not depend on whether or when its object is read: SETTINGS holds it from the start.
+        let mut numbers = Numbers::default();
+        numbers.assign(node);
+        Model {
+            node: node.to_owned(),
+            nodes: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            attachments: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            synced: false,
+            numbers,
+            arrivals: 0,
+        }
+    }
+
+    /// Puts one change in. An object that is partly wrong is taken as far as it is right, and the rest is told.
+    pub fn apply(&mut self, change: Change) -> Applied {
+        let mut events = Vec::new();
+        let changed = match change {
+            Change::Node(object) => self.put_node(object, &mut events),
+            Change::NodeGone(name) => {
+                let was_ready = self.ready.remove(&name);
+                if name != self.node {
+                    self.numbers.release(&name);
+                }
+                self.nodes.remove(&name).is_some() || was_ready
+            }
+            Change::Namespace(object) => {
+                let changed = self.namespaces.get(&object.name) != Some(&object);
+                if changed {
+                    events.extend(unknown_label("Namespace", &object.name, &object.encryption, &object.origin));
+                    self.namespaces.insert(object.name.clone(), object);
+                }
+                changed
+            }
+            Change::NamespaceGone(name) => self.namespaces.remove(&name).is_some(),
+            Change::Pod(object) => self.put_pod(object, &mut events),
+            Change::PodGone(name) => self.pods.remove(&name).is_some(),
+            Change::Attachment(attachment) => {
+                let key = AttachmentKey::of(&attachment);
+                let changed = self.attachments.get(&key) != Some(&attachment);
+                self.attachments.insert(key, attachment);
+                changed
+            }
+            Change::AttachmentGone(key) => self.attachments.remove(&key).is_some(),
+            Change::PeerReady { node, ready: true } => self.ready.insert(node),
+            Change::PeerReady { node, ready: false } => self.ready.remove(&node),
+            Change::Synced => !std::mem::replace(&mut self.synced, true),
+        };
+        Applied { changed, events }
+    }
+
+    /// Whether every object there is has been told once.
+    pub fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// The name of the node this model is on.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// This node's number.
+    pub fn own_number(&self) -> NodeNumber {
+        self.numbers.number(&self.node).unwrap_or_default()
+    }
+
+    /// The nodes that have an object.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeObject> {
+        self.nodes.values().map(|node| &node.object)
+    }
+
+    /// The namespace of this name.
+    pub fn namespace(&self, name: &str) -> Option<&NamespaceObject> {
+        self.namespaces.get(name)
+    }
+
+    /// The pod of this name.
+    pub fn pod(&self, name: &PodName) -> Option<&PodObject> {
+        self.pods.get(name)
+    }
+
+    /// The pods' interfaces on this node.
+    pub fn attachments(&self) -> impl Iterator<Item = (&AttachmentKey, &Attachment)> {
+        self.attachments.iter()
+    }
+
+    /// The name of the node with this number.
+    pub fn node_name(&self, number: NodeNumber) -> Option<&str> {
+        self.numbers.name(number)
+    }
+
+    /// The number of the node of this name: of this node, or of one that has an object.
+    pub fn node_number(&self, name: &str) -> Option<NodeNumber> {
+        self.numbers.number(name)
+    }
+
+    fn put_node(&mut self, object: NodeObject, events: &mut Vec<NewEvent>) -> bool {
+        let before = self.nodes.remove(&object.name);
+        if let Some(node) = before.as_ref().filter(|node| node.object == object) {
+            let name = node.object.name.clone();
+            self.nodes.extend(before.map(|node| (name, node)));
+            return false;
+        }
+        if let Some(other) = self.numbers.assign(&object.name) {
+            events.push(number_taken(&object.name, &other));
+        }
+        let was_held = before.and_then(|node| node.held);
+        let held = self.hold_keys(&object, was_held, events);
+        let enforced = match object.enforced.as_deref().map(convergence::parse) {
+            None => BTreeMap::new(),
+            Some(Ok(enforced)) => enforced,
+            Some(Err(error)) => {
+                events.push(enforced_invalid(&object, &error));
+                BTreeMap::new()
+            }
+        };
+        self.nodes.insert(object.name.clone(), Node { object, held, enforced });
+        true
+    }
+
+    /// A broken annotation leaves the last good keys in force: it must not be possible to cut a node off by a slip of the
+    /// pen. A removed annotation takes them away.
+    fn hold_keys(&mut self, object: &NodeObject, before: Option<Held>, events: &mut Vec<NewEvent>) -> Option<Held> {
+        let text = object.keys.as_deref()?;
+        match published::parse(text) {
+            Err(error) => {
+                events.push(keys_invalid(object, &error, before.is_some()));
+                before
+            }
+            Ok(published) => {
+                if self.synced {
+                    self.arrivals += 1;
+                }
+                let known = before.map(|held| held.arrival).unwrap_or_default();
+                let arrival = published
+                    .keys
+                    .iter()
+                    .map(|key| (key.bytes, known.get(&key.bytes).copied().unwrap_or(self.arrivals)))
+                    .collect();
+                Some(Held { published, arrival })
+            }
+        }
+    }
+
+    fn put_pod(&mut self, object: PodObject, events: &mut Vec<NewEvent>) -> bool {
+        let name = PodName { namespace: object.namespace.clone(), name: object.name.clone() };
+        let before = self.pods.get(&name);
+        let changed = before != Some(&object);
+        if changed {
+            if before.is_none_or(|before| before.encryption != object.encryption) {
+                events.extend(unknown_label("Pod", &name.to_string(), &object.encryption, &object.origin));
+            }
+            self.pods.insert(name, object);
+        }
+        changed
+    }
+}
+
+impl AttachmentKey {
+    /// The key of an attachment.
+    pub fn of(attachment: &Attachment) -> AttachmentKey {
+        let request = &attachment.request;
+        AttachmentKey { container: request.container.clone(), interface: request.interface.clone() }
+    }
+}
+
+impl From<&PodReference> for PodName {
+    fn from(pod: &PodReference) -> PodName {
+        PodName { namespace: pod.namespace.clone(), name: pod.name.clone() }
+    }
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for AttachmentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.container, self.interface)
+    }
+}
+
+impl fmt::Display for NodeNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn unknown_label(kind: &str, name: &str, label: &Option<String>, origin: &str) -> Option<NewEvent> {
+    let value = label.as_deref().filter(|value| protection::parse_label(value).is_none())?;
+    Some(NewEvent {
+        warning: true,
+        reason: reason::UNKNOWN_LABEL_VALUE,
+        objects: vec![format!("{kind}/{name}")],
+        message: format!(
+            "{kind} {name}{}: label {ENCRYPTION_LABEL}={value:?} is not enabled, permissive or disabled; treated as \
+             enabled until it is corrected",
+            read_from(origin)
+        ),
+    })
+}
+
+fn keys_invalid(object: &NodeObject, error: &published::PublishedError, kept: bool) -> NewEvent {
+    let consequence = if kept {
+        "its last good keys stay in use, existing tunnels are kept"
+    } else {
+        "it has no tunnel: what must be encrypted to it is dropped"
+    };
+    NewEvent {
+        warning: true,
+        reason: reason::KEYS_INVALID,
+        objects: vec![format!("Node/{}", object.name)],
+        message: format!(
+            "Node {}{}: annotation {KEYS_ANNOTATION} is refused: {error}; {consequence}",
+            object.name,
+            read_from(&object.origin)
+        ),
+    }
+}
+
+fn enforced_invalid(object: &NodeObject, error: &convergence::EnforcedError) -> NewEvent {
+    NewEvent {
+        warning: true,
+        reason: reason::ENFORCED_INVALID,
+        objects: vec![format!("Node/{}", object.name)],
+        message: format!(
+            "Node {}{}: annotation {ENFORCED_ANNOTATION} is refused: {error}; the node counts as enforcing nothing until \
+             its agent writes it anew",
+            object.name,
+            read_from(&object.origin)
+        ),
+    }
+}
+
+fn number_taken(name: &str, other: &str) -> NewEvent {
+    NewEvent {
+        warning: false,
+        reason: reason::NODE_NUMBER_TAKEN,
+        objects: vec![format!("Node/{name}"), format!("Node/{other}")],
+        message: format!("the names of nodes {name} and {other} hash to one number; {name} has been given another"),
+    }
+}
+
+/// Where an object was read, for a message.
+pub(crate) fn read_from(origin: &str) -> String {
+    if origin.is_empty() { String::new() } else { format!(" ({origin})") }
+}

@@ -1,0 +1,63 @@
+//! Node numbers: the datapath's maps know nodes by 32 bits.
+//!
+//! A number is a hash of the name, so that it is the same after a restart, when the pinned maps still hold the old ones.
+//! Where two names hash alike, the one that came later takes its next hash; who has a number keeps it as long as its
+//! object is there, because a number that changes hands would name two nodes in one map for a moment.
+
+use std::collections::HashMap;
+
+use blake2::{Blake2s256, Digest};
+
+use crate::model::NodeNumber;
+
+/// Who has which number.
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    by_name: HashMap<String, NodeNumber>,
+    by_number: HashMap<NodeNumber, String>,
+}
+
+impl Numbers {
+    /// Gives the node a number unless it has one. Returns the node that has the number it would have had.
+    pub(crate) fn assign(&mut self, name: &str) -> Option<String> {
+        if self.by_name.contains_key(name) {
+            return None;
+        }
+        let mut holder = None;
+        for attempt in 0u32.. {
+            let number = hash(name, attempt);
+            match self.by_number.get(&number) {
+                Some(other) => holder = holder.or_else(|| Some(other.clone())),
+                None => {
+                    self.by_number.insert(number, name.to_owned());
+                    self.by_name.insert(name.to_owned(), number);
+                    break;
+                }
+            }
+        }
+        holder
+    }
+
+    /// Takes the number back.
+    pub(crate) fn release(&mut self, name: &str) {
+        if let Some(number) = self.by_name.remove(name) {
+            self.by_number.remove(&number);
+        }
+    }
+
+    /// The node's number.
+    pub(crate) fn number(&self, name: &str) -> Option<NodeNumber> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The number's node.
+    pub(crate) fn name(&self, number: NodeNumber) -> Option<&str> {
+        self.by_number.get(&number).map(String::as_str)
+    }
+}
+
+/// The number a name hashes to at the given attempt; never 0.
+pub(crate) fn hash(name: &str, attempt: u32) -> NodeNumber {
+    let digest = Blake2s256::new().chain_update(name.as_bytes()).chain_update(attempt.to_be_bytes()).finalize();
+    NodeNumber(u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]).max(1))
+}
