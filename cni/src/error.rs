@@ -1,0 +1,177 @@
+//! Errors as the specification wants them: a number, a message, details; as JSON on stdout.
+
+use serde::Serialize;
+
+use crate::version::Version;
+
+/// Why a command failed. The numbers up to 99 are the specification's, the rest are ours.
+#[derive(Debug, thiserror::Error)]
+pub enum CniError {
+    /// The configuration is of a version we do not speak.
+    #[error(
+        "CNI version {asked} is not supported for this command; this plugin speaks {}; set cniVersion accordingly",
+        Version::list()
+    )]
+    Version {
+        /// What the configuration says.
+        asked: String,
+    },
+
+    /// A field whose meaning we cannot honour.
+    #[error("the field {key} = {value} is not supported: {reason}")]
+    Field {
+        /// Its name.
+        key: &'static str,
+        /// Its value, shortened.
+        value: String,
+        /// Why not.
+        reason: &'static str,
+    },
+
+    /// An environment variable is missing or invalid.
+    #[error("{variable} {problem}")]
+    Environment {
+        /// Its name.
+        variable: &'static str,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+
+    /// stdin could not be read.
+    #[error("cannot read the network configuration from stdin: {0}")]
+    Input(#[source] std::io::Error),
+
+    /// stdin is not JSON.
+    #[error("the network configuration on stdin is not understood: {0}")]
+    Decode(String),
+
+    /// The configuration is JSON, but not one we can work with.
+    #[error("the network configuration is invalid: {0}")]
+    Config(String),
+
+    /// The agent is not there or not able yet.
+    #[error("try again later: {0}")]
+    TryAgain(String),
+
+    /// STATUS: ADD would fail now.
+    #[error("cannot attach pods now: {0}")]
+    NotReady(String),
+
+    /// The interface is there already.
+    #[error(
+        "the interface {interface} exists already in {place}: an earlier ADD was not followed by DEL, or another plugin made it"
+    )]
+    InterfaceExists {
+        /// Its name.
+        interface: String,
+        /// In which namespace.
+        place: String,
+    },
+
+    /// The pod's network namespace cannot be used.
+    #[error("the pod's network namespace {path} cannot be used: {problem}")]
+    Namespace {
+        /// As the runtime named it.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// The kernel refused.
+    #[error("cannot {action} in {place}: {source}")]
+    Kernel {
+        /// What was attempted, on which object.
+        action: String,
+        /// In which namespace.
+        place: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+
+    /// The agent refused, or its answer makes no sense.
+    #[error("the agent refused: {0}")]
+    Agent(String),
+
+    /// CHECK found a difference.
+    #[error("the pod's network is not as it was set up: {0}")]
+    Different(String),
+
+    /// Something was left undone by GC.
+    #[error("{} of {attachments} stale attachments could not be removed: {}", failures.len(), failures.join("; "))]
+    Leftovers {
+        /// How many were to be removed.
+        attachments: usize,
+        /// What went wrong, each with its attachment.
+        failures: Vec<String>,
+    },
+
+    /// A command failed, and undoing it failed too.
+    #[error("{first}")]
+    NotUndone {
+        /// Why the command failed.
+        first: Box<CniError>,
+        /// What could not be undone.
+        remains: String,
+    },
+}
+
+/// The specification's form.
+#[derive(Serialize)]
+struct ErrorAnswer<'a> {
+    #[serde(rename = "cniVersion")]
+    version: &'a str,
+    code: u32,
+    msg: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    details: String,
+}
+
+impl CniError {
+    /// The number in the answer.
+    pub fn code(&self) -> u32 {
+        match self {
+            CniError::Version { .. } => 1,
+            CniError::Field { .. } => 2,
+            CniError::Environment { .. } => 4,
+            CniError::Input(_) => 5,
+            CniError::Decode(_) => 6,
+            CniError::Config(_) => 7,
+            CniError::TryAgain(_) => 11,
+            CniError::NotReady(_) => 50,
+            CniError::InterfaceExists { .. } => 100,
+            CniError::Namespace { .. } => 101,
+            CniError::Kernel { .. } => 102,
+            CniError::Agent(_) => 103,
+            CniError::Different(_) => 104,
+            CniError::Leftovers { .. } => 105,
+            CniError::NotUndone { first, .. } => first.code(),
+        }
+    }
+
+    /// The answer for stdout.
+    pub fn to_json(&self, version: Version) -> String {
+        let details = match self {
+            CniError::NotUndone { remains, .. } => format!("{remains}; DEL will remove the rest"),
+            _ => String::new(),
+        };
+        let answer = ErrorAnswer { version: version.as_str(), code: self.code(), msg: self.to_string(), details };
+        // A struct of strings and a number always serializes.
+        serde_json::to_string(&answer).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_undone_keeps_the_first_error_and_its_code() {
+        let first = Box::new(CniError::TryAgain("the agent is away".to_string()));
+        let error = CniError::NotUndone { first, remains: "interface hbk1 remains".to_string() };
+        let json: serde_json::Value = serde_json::from_str(&error.to_json(Version::V1_0)).unwrap();
+        assert_eq!(json["cniVersion"], "1.0.0");
+        assert_eq!(json["code"], 11);
+        assert_eq!(json["msg"], "try again later: the agent is away");
+        assert_eq!(json["details"], "interface hbk1 remains; DEL will remove the rest");
+    }
+}

@@ -1,0 +1,75 @@
+//! The specification's versions we speak.
+
+use serde::Deserialize;
+
+use crate::error::CniError;
+
+/// A version of the CNI specification, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// ADD, DEL, CHECK; every address says its family's number.
+    V0_4,
+    /// The same without that number.
+    V1_0,
+    /// STATUS and GC; results carry MTUs.
+    V1_1,
+}
+
+impl Version {
+    /// Every version, oldest first.
+    pub const ALL: [Version; 3] = [Version::V0_4, Version::V1_0, Version::V1_1];
+    /// What errors are told in before the caller's version is known.
+    pub const LATEST: Version = Version::V1_1;
+
+    /// As in `cniVersion`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Version::V0_4 => "0.4.0",
+            Version::V1_0 => "1.0.0",
+            Version::V1_1 => "1.1.0",
+        }
+    }
+
+    /// The version that `text` names exactly.
+    pub fn parse(text: &str) -> Result<Version, CniError> {
+        Version::ALL
+            .into_iter()
+            .find(|version| version.as_str() == text)
+            .ok_or_else(|| CniError::Version { asked: text.chars().take(32).collect() })
+    }
+
+    /// All of them for a reader.
+    pub fn list() -> String {
+        Version::ALL.map(Version::as_str).join(", ")
+    }
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    #[serde(rename = "cniVersion")]
+    version: String,
+}
+
+/// The answer to VERSION: in the caller's version if we speak it, else in ours. What stdin holds otherwise does not matter.
+pub fn answer(input: &[u8]) -> String {
+    let asked = serde_json::from_slice::<Asked>(input).ok().and_then(|asked| Version::parse(&asked.version).ok());
+    let version = asked.unwrap_or(Version::LATEST);
+    serde_json::json!({
+        "cniVersion": version.as_str(),
+        "supportedVersions": Version::ALL.map(Version::as_str),
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_is_in_the_callers_version_where_we_speak_it() {
+        assert!(answer(br#"{"cniVersion":"1.0.0"}"#).starts_with(r#"{"cniVersion":"1.0.0","supportedVersions":["0.4.0","#));
+        for other in [&br#"{"cniVersion":"9.0.0"}"#[..], b"", b"nonsense"] {
+            assert!(answer(other).starts_with(r#"{"cniVersion":"1.1.0""#));
+        }
+    }
+}
