@@ -1,0 +1,232 @@
+//! Every frame on every cable of the wire, both directions, no exemption.
+//!
+//! One thread reads packet sockets on all ports. A frame between two nodes is seen twice: where it enters the bridge and
+//! where it leaves it. Nothing is filtered here: opinions are [`crate::analysis`]'s.
+
+use std::fs::File;
+use std::io::{BufWriter, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, sleep};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
+use pcap_file::{DataLink, TsResolution};
+
+use crate::netns::Netns;
+use crate::syscalls::{self, Buffers};
+
+/// More than this in one test is a mistake in the test (bytes).
+const LIMIT: u64 = 6 << 30;
+
+/// One frame on one cable.
+#[derive(Debug)]
+pub struct Frame {
+    /// Which cable: an index into [`Capture::ports`].
+    pub port: usize,
+    /// From the bridge to the machine at the cable's end (else: from the machine).
+    pub to_machine: bool,
+    /// Wall clock, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// From the destination MAC address on; a GSO super-packet is one frame.
+    pub bytes: Box<[u8]>,
+}
+
+/// A moment in a capture: frames from there on are later ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(usize);
+
+impl Moment {
+    /// Before the first frame.
+    pub const START: Moment = Moment(0);
+}
+
+/// A running capture; clones are the same one.
+#[derive(Clone)]
+pub struct Capture {
+    ports: Arc<Vec<String>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    frames: Mutex<Vec<Arc<Frame>>>,
+    bytes: AtomicU64,
+    lost: AtomicU64,
+    tolerate_loss: AtomicBool,
+    failure: Mutex<Option<String>>,
+    /// Rounds of emptying all sockets: asked for, and done.
+    asked: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Capture {
+    /// Starts capturing on `ports`: (namespace, interface) pairs.
+    ///
+    /// # Errors
+    /// A socket could not be opened.
+    pub fn start(ports: &[(Netns, String)]) -> Result<Capture> {
+        let mut sockets = Vec::new();
+        for (netns, interface) in ports {
+            let index = netns.interface(interface)?;
+            sockets.push(netns.within(|| {
+                syscalls::packet_socket(index)
+                    .with_context(|| format!("packet socket on {interface} in {}", netns.name()))
+            })?);
+        }
+        let names = ports.iter().map(|(_, interface)| interface.clone()).collect();
+        let capture = Capture { ports: Arc::new(names), shared: Arc::new(Shared::default()) };
+        let shared = capture.shared.clone();
+        thread::Builder::new().name("capture".into()).spawn(move || shared.read(&sockets)).context("start capture")?;
+        Ok(capture)
+    }
+
+    /// Names of the cables' ends at the wire.
+    pub fn ports(&self) -> &[String] {
+        &self.ports
+    }
+
+    /// This test overloads the wire on purpose: frames the capture itself loses do not fail it.
+    pub fn tolerate_loss(&self) {
+        self.shared.tolerate_loss.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until everything that has crossed the wire is in the capture; that moment.
+    ///
+    /// # Errors
+    /// The capture lost frames or broke: what it shows would prove nothing.
+    pub fn sync(&self) -> Result<Moment> {
+        let round = self.shared.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        while self.shared.done.load(Ordering::SeqCst) < round {
+            self.check()?;
+            sleep(Duration::from_millis(1));
+        }
+        self.check()?;
+        Ok(Moment(locked(&self.shared.frames).len()))
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Some(failure) = locked(&self.shared.failure).as_ref() {
+            bail!("the capture broke: {failure}");
+        }
+        let lost = self.shared.lost.load(Ordering::SeqCst);
+        ensure!(
+            lost == 0 || self.shared.tolerate_loss.load(Ordering::Relaxed),
+            "the capture lost {lost} frames, so it proves nothing: the machine is too slow for this test's traffic"
+        );
+        Ok(())
+    }
+
+    /// Frames since a moment, up to now.
+    ///
+    /// # Errors
+    /// As [`Capture::sync`].
+    pub fn since(&self, moment: Moment) -> Result<Vec<Arc<Frame>>> {
+        let now = self.sync()?;
+        Ok(locked(&self.shared.frames)[moment.0.min(now.0)..now.0].to_vec())
+    }
+
+    /// All frames up to now.
+    ///
+    /// # Errors
+    /// As [`Capture::sync`].
+    pub fn all(&self) -> Result<Vec<Arc<Frame>>> {
+        self.since(Moment::START)
+    }
+
+    /// Writes the frames to a pcap file. Both ends of the wire see a frame, so most are there twice.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+        let header = PcapHeader {
+            ts_resolution: TsResolution::NanoSecond,
+            datalink: DataLink::ETHERNET,
+            snaplen: 1 << 18,
+            ..PcapHeader::default()
+        };
+        let mut writer = PcapWriter::with_header(BufWriter::new(file), header).context("write pcap header")?;
+        let frames = locked(&self.shared.frames).clone();
+        for frame in frames {
+            let time = Duration::from_nanos(frame.time_ns);
+            let packet = PcapPacket::new(time, frame.bytes.len() as u32, &frame.bytes);
+            writer.write_packet(&packet).with_context(|| format!("write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn read(&self, sockets: &[OwnedFd]) {
+        if let Err(error) = self.read_until_error(sockets) {
+            *locked(&self.failure) = Some(format!("{error:#}"));
+        }
+    }
+
+    fn read_until_error(&self, sockets: &[OwnedFd]) -> Result<()> {
+        let mut buffers = Buffers::new();
+        loop {
+            let asked = self.asked.load(Ordering::SeqCst);
+            for (port, socket) in sockets.iter().enumerate() {
+                self.empty(port, socket, &mut buffers)?;
+                self.lost.fetch_add(syscalls::packets_lost(socket)?, Ordering::SeqCst);
+            }
+            self.done.store(asked, Ordering::SeqCst);
+            if self.asked.load(Ordering::SeqCst) > asked {
+                continue;
+            }
+            let mut waiting: Vec<PollFd<'_>> =
+                sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
+            poll(&mut waiting, PollTimeout::from(5u8)).context("poll packet sockets")?;
+        }
+    }
+
+    fn empty(&self, port: usize, socket: &OwnedFd, buffers: &mut Buffers) -> Result<()> {
+        loop {
+            let mut batch = Vec::new();
+            let mut truncated = false;
+            let result = syscalls::receive(socket, buffers, |received| {
+                truncated |= received.truncated;
+                batch.push(Arc::new(Frame {
+                    port,
+                    to_machine: received.outgoing,
+                    time_ns: received.time_ns,
+                    bytes: whole(received.bytes, received.vlan),
+                }));
+            });
+            match result {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                // The machine at the other end was unplugged; what it sent before has been read.
+                Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => return Ok(()),
+                Err(error) => return Err(error).context("read packet socket"),
+            }
+            ensure!(!truncated, "a frame was larger than the buffer");
+            let bytes: u64 = batch.iter().map(|frame| frame.bytes.len() as u64).sum();
+            let total = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            ensure!(total < LIMIT, "more than {LIMIT} bytes captured in one test");
+            locked(&self.frames).append(&mut batch);
+        }
+    }
+}
+
+/// The frame as it was on the cable: the kernel keeps a VLAN tag beside the bytes.
+fn whole(bytes: &[u8], vlan: Option<u16>) -> Box<[u8]> {
+    match vlan {
+        Some(tag) if bytes.len() >= 12 => {
+            let tag = [0x81, 0x00, (tag >> 8) as u8, tag as u8];
+            [&bytes[..12], &tag, &bytes[12..]].concat().into_boxed_slice()
+        }
+        _ => bytes.into(),
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

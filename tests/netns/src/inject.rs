@@ -1,0 +1,107 @@
+//! Frames made by hand and put where they do not belong: on the wire, or into a valid tunnel.
+
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context as _, Result, ensure};
+use etherparse::PacketBuilder;
+
+use crate::netns::Netns;
+use crate::syscalls;
+
+/// The protocols a forged packet may carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forged {
+    /// A UDP datagram.
+    Udp,
+    /// The first packet of a TCP connection, with data.
+    TcpSyn,
+    /// An echo request.
+    Echo,
+    /// A TCP reset, as leak checkers like to forget.
+    TcpReset,
+}
+
+impl Forged {
+    /// All of them.
+    pub const ALL: [Forged; 4] = [Forged::Udp, Forged::TcpSyn, Forged::Echo, Forged::TcpReset];
+}
+
+/// An Ethernet frame with an IP packet.
+///
+/// # Errors
+/// The addresses are of different families.
+pub fn frame(
+    macs: ([u8; 6], [u8; 6]),
+    source: IpAddr,
+    destination: IpAddr,
+    what: Forged,
+    port: u16,
+    payload: &[u8],
+) -> Result<Vec<u8>> {
+    let builder = PacketBuilder::ethernet2(macs.0, macs.1);
+    let mut bytes = Vec::new();
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let builder = builder.ipv4(source.octets(), destination.octets(), 64);
+            match what {
+                Forged::Udp => builder.udp(4000, port).write(&mut bytes, payload),
+                Forged::TcpSyn => builder.tcp(4000, port, 1, 60000).syn().write(&mut bytes, payload),
+                Forged::TcpReset => builder.tcp(4000, port, 1, 0).rst().write(&mut bytes, payload),
+                Forged::Echo => builder.icmpv4_echo_request(7, 7).write(&mut bytes, payload),
+            }
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let builder = builder.ipv6(source.octets(), destination.octets(), 64);
+            match what {
+                Forged::Udp => builder.udp(4000, port).write(&mut bytes, payload),
+                Forged::TcpSyn => builder.tcp(4000, port, 1, 60000).syn().write(&mut bytes, payload),
+                Forged::TcpReset => builder.tcp(4000, port, 1, 0).rst().write(&mut bytes, payload),
+                Forged::Echo => builder.icmpv6_echo_request(7, 7).write(&mut bytes, payload),
+            }
+        }
+        _ => anyhow::bail!("{source} and {destination} are of different families"),
+    }
+    .context("build packet")?;
+    Ok(bytes)
+}
+
+/// Sends a frame out of an interface; with `bypass`, past its queueing discipline (and the hooks there).
+///
+/// # Errors
+/// What the kernel says.
+pub fn send(netns: &Netns, interface: &str, frame: &[u8], bypass: bool) -> Result<()> {
+    let index = netns.interface(interface)?;
+    netns.within(|| {
+        let socket = syscalls::packet_socket(index).context("packet socket")?;
+        if bypass {
+            syscalls::set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)
+                .context("PACKET_QDISC_BYPASS")?;
+        }
+        let sent = nix::sys::socket::send(socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty());
+        let sent = sent.with_context(|| format!("send {} bytes out of {interface}", frame.len()))?;
+        ensure!(sent == frame.len(), "sent {sent} of {} bytes", frame.len());
+        Ok(())
+    })
+}
+
+/// A machine's MAC address.
+///
+/// # Errors
+/// No such interface.
+pub fn mac(netns: &Netns, interface: &str) -> Result<[u8; 6]> {
+    let mut command = netns.command("ip");
+    command.args(["-j", "link", "show", interface]);
+    let text = crate::netns::feed(command, "")?;
+    let links: serde_json::Value = serde_json::from_str(&text).context("parse `ip -j link`")?;
+    parse_mac(links[0]["address"].as_str().unwrap_or_default())
+}
+
+/// `aa:bb:cc:dd:ee:ff`.
+///
+/// # Errors
+/// It is none.
+pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let bytes: Result<Vec<u8>, _> = text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
+    bytes.ok().and_then(|bytes| bytes.try_into().ok()).with_context(|| format!("MAC address {text:?}"))
+}

@@ -1,0 +1,47 @@
+//! Nodes and pods as network namespaces on one machine, the real programs running in them, and every frame that crossed
+//! the wire between them.
+//!
+//! A test asks the [`runner`] for a sandbox (a process of its own, with its own mount and network namespace), builds a
+//! [`Cluster`] in it, lets [`traffic`] flow and asks the [`capture`] what was on the wire. Facts come from the payload:
+//! each exchange carries a [`Marker`] that exists nowhere else, so "delivered" and "seen in the clear" need no guesses.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`runner`] | one process per test, time limits, what to say after a failure |
+//! | [`cluster`], [`node`], [`pod`], [`wire`] | the machines and the cables |
+//! | [`agent`], [`plugin`], [`manifests`] | our programs and their input |
+//! | [`nat`] | other people's netfilter rules on the nodes |
+//! | [`traffic`] | clients and servers of every protocol |
+//! | [`capture`], [`analysis`] | what crossed the wire, and an opinion of it that owes nothing to the product's parser |
+
+pub mod agent;
+pub mod analysis;
+pub mod capture;
+pub mod cluster;
+pub mod inject;
+pub mod manifests;
+pub mod marker;
+pub mod nat;
+pub mod netns;
+pub mod node;
+pub mod party;
+pub mod plugin;
+pub mod pod;
+pub mod programs;
+pub mod random;
+pub mod runner;
+mod sandbox;
+mod syscalls;
+pub mod traffic;
+pub mod wait;
+pub mod wire;
+
+pub use cluster::{Cluster, HostRouting, Setup};
+pub use marker::Marker;
+pub use netns::Netns;
+pub use node::Node;
+pub use party::{Family, Party};
+pub use pod::Pod;
+pub use random::Random;
+pub use runner::{Context, Test};
+pub use wait::eventually;

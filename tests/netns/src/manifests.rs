@@ -1,0 +1,147 @@
+//! The folder of Kubernetes manifests that all agents read, written as an API server with a kubelet on each node would.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+/// The label on namespaces and pods.
+pub const LABEL: &str = "hauberk.io/encryption";
+/// The annotation with a node's public keys.
+pub const KEYS: &str = "hauberk.io/keys";
+
+/// A folder of manifests, one object a file. Every change is a rename: readers see the old object or the new one.
+#[derive(Debug)]
+pub struct Manifests {
+    directory: PathBuf,
+    staging: PathBuf,
+    count: AtomicU64,
+}
+
+impl Manifests {
+    /// An empty folder at `directory`.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn create(directory: &Path) -> Result<Manifests> {
+        let staging = directory.with_extension("staging");
+        for path in [directory, &staging] {
+            fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
+        }
+        Ok(Manifests { directory: directory.to_owned(), staging, count: AtomicU64::new(0) })
+    }
+
+    /// The folder.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where an object's file is.
+    pub fn path(&self, kind: &str, name: &str) -> PathBuf {
+        self.directory.join(format!("{kind}-{name}.yaml"))
+    }
+
+    /// Writes an object.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn put(&self, kind: &str, name: &str, object: &Value) -> Result<()> {
+        let text = serde_yaml_ng::to_string(object).context("write YAML")?;
+        self.put_text(&format!("{kind}-{name}.yaml"), &text)
+    }
+
+    /// Writes a file, whatever is in it.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn put_text(&self, file: &str, text: &str) -> Result<()> {
+        let temporary = self.staging.join(format!("{}", self.count.fetch_add(1, Ordering::Relaxed)));
+        let path = self.directory.join(file);
+        fs::write(&temporary, text).with_context(|| format!("write {}", temporary.display()))?;
+        fs::rename(&temporary, &path).with_context(|| format!("rename to {}", path.display()))
+    }
+
+    /// Reads an object back, with what others wrote into it.
+    ///
+    /// # Errors
+    /// There is none, or it is not YAML.
+    pub fn read(&self, kind: &str, name: &str) -> Result<Value> {
+        let path = self.path(kind, name);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_yaml_ng::from_str(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// Changes an object.
+    ///
+    /// # Errors
+    /// As [`Manifests::read`] and [`Manifests::put`].
+    pub fn change(&self, kind: &str, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut object = self.read(kind, name)?;
+        change(&mut object);
+        self.put(kind, name, &object)
+    }
+
+    /// Removes an object.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn remove(&self, kind: &str, name: &str) -> Result<()> {
+        let path = self.path(kind, name);
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+    }
+
+    /// Sets or takes away the encryption label of a namespace, or of a pod (`namespace/pod` in the file name: `namespace-pod`).
+    ///
+    /// # Errors
+    /// As [`Manifests::change`].
+    pub fn label(&self, kind: &str, name: &str, value: Option<&str>) -> Result<()> {
+        self.change(kind, name, |object| match value {
+            Some(value) => object["metadata"]["labels"][LABEL] = json!(value),
+            None => {
+                if let Some(labels) = object["metadata"]["labels"].as_object_mut() {
+                    labels.remove(LABEL);
+                }
+            }
+        })
+    }
+}
+
+/// A Node.
+pub fn node(name: &str, addresses: &[IpAddr], pod_ranges: &[String]) -> Value {
+    let addresses: Vec<Value> =
+        addresses.iter().map(|address| json!({"type": "InternalIP", "address": address.to_string()})).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name},
+        "spec": {"podCIDR": pod_ranges.first(), "podCIDRs": pod_ranges},
+        "status": {"addresses": addresses}
+    })
+}
+
+/// A Namespace, opted in or not.
+pub fn namespace(name: &str, encryption: Option<&str>) -> Value {
+    let mut labels = json!({"kubernetes.io/metadata.name": name});
+    if let Some(value) = encryption {
+        labels[LABEL] = json!(value);
+    }
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+}
+
+/// A Pod on a node, before it has an address.
+pub fn pod(namespace: &str, name: &str, node: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name, "uid": format!("uid-{namespace}-{name}"), "labels": {"app": name}},
+        "spec": {"nodeName": node, "containers": [{"name": "main", "image": "example.com/main:1"}]},
+        "status": {"phase": "Pending"}
+    })
+}
+
+/// Gives a Pod its addresses, as kubelet does once the network is set up.
+pub fn set_addresses(pod: &mut Value, addresses: &[IpAddr]) {
+    let list: Vec<Value> = addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
+    pod["status"] = json!({"phase": "Running", "podIP": addresses[0].to_string(), "podIPs": list});
+}

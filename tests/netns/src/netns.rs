@@ -1,0 +1,183 @@
+//! A named network namespace, and work done inside it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context as _, Result, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::sandbox;
+use crate::syscalls;
+
+/// A network namespace with a name under `/run/netns`; clones are the same namespace. It lives until it is removed or the
+/// test's process ends.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    name: Arc<str>,
+    file: Arc<File>,
+}
+
+impl Netns {
+    /// Makes a namespace with its loopback interface up.
+    ///
+    /// # Errors
+    /// The name is taken, or the kernel refuses.
+    pub fn create(name: &str) -> Result<Netns> {
+        let path = PathBuf::from(sandbox::NETNS).join(name);
+        File::create_new(&path).with_context(|| format!("network namespace {name}: create {}", path.display()))?;
+        let result = thread::scope(|scope| {
+            let made = scope.spawn(|| -> nix::Result<()> {
+                unshare(CloneFlags::CLONE_NEWNET)?;
+                let none: Option<&str> = None;
+                mount(Some("/proc/thread-self/ns/net"), &path, none, MsFlags::MS_BIND, none)
+            });
+            made.join()
+        });
+        result
+            .map_err(|_| anyhow::anyhow!("thread panicked"))?
+            .with_context(|| format!("make network namespace {name}"))?;
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let netns = Netns { name: name.into(), file: Arc::new(file) };
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its path, as a CNI runtime names it.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(sandbox::NETNS).join(&*self.name)
+    }
+
+    /// Takes its name away; the namespace goes when nothing uses it any more.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn remove(&self) -> Result<()> {
+        let path = self.path();
+        umount2(&path, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", path.display()))?;
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+    }
+
+    /// Moves the calling thread inside, for good.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn enter(&self) -> Result<()> {
+        setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter network namespace {}", self.name))
+    }
+
+    /// Does `work` on a thread inside and waits for it.
+    ///
+    /// # Errors
+    /// Those of `work`, and a panic in it.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.enter()?;
+                work()
+            });
+            thread.join().unwrap_or_else(|_| bail!("panic in network namespace {}", self.name))
+        })
+    }
+
+    /// A command that will run inside.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        syscalls::run_inside(&mut command, self.file.clone(), None);
+        command
+    }
+
+    /// The namespace's open file, for [`crate::node::Node::command`].
+    pub(crate) fn file(&self) -> Arc<File> {
+        self.file.clone()
+    }
+
+    /// Runs lines of `ip` commands (without the word `ip`).
+    ///
+    /// # Errors
+    /// The first line that `ip` refuses, in its words.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        let mut command = self.command("ip");
+        command.args(["-batch", "-"]);
+        let script: String =
+            lines.lines().map(str::trim).filter(|line| !line.is_empty()).flat_map(|l| [l, "\n"]).collect();
+        feed(command, &script).with_context(|| format!("ip in {}:\n{script}", self.name))?;
+        Ok(())
+    }
+
+    /// Loads an nftables ruleset.
+    ///
+    /// # Errors
+    /// What `nft` says.
+    pub fn nft(&self, ruleset: &str) -> Result<()> {
+        let mut command = self.command("nft");
+        command.args(["-f", "-"]);
+        feed(command, ruleset).with_context(|| format!("nft in {}:\n{ruleset}", self.name))?;
+        Ok(())
+    }
+
+    /// Sets a sysctl of this namespace, for example `net.ipv4.ip_forward`; dots separate, so an interface name may have none.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        self.within(|| fs::write(&path, value).with_context(|| format!("write {value} to {path}")))
+    }
+
+    /// Index of an interface inside.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn interface(&self, name: &str) -> Result<u32> {
+        self.within(|| {
+            nix::net::if_::if_nametoindex(name).with_context(|| format!("interface {name} in {}", self.name))
+        })
+    }
+
+    /// Names of all interfaces inside.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn interfaces(&self) -> Result<Vec<String>> {
+        self.within(|| {
+            let list = nix::net::if_::if_nameindex().context("list interfaces")?;
+            Ok(list.iter().map(|entry| entry.name().to_string_lossy().into_owned()).collect())
+        })
+    }
+}
+
+/// Runs a command with `input` on its standard input; its standard output.
+///
+/// # Errors
+/// It could not be run, or it failed: then with its standard error.
+pub fn feed(mut command: Command, input: &str) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run {program}: is it installed?"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that stops reading early says why on its standard error.
+        stdin.write_all(input.as_bytes()).ok();
+    }
+    let output = child.wait_with_output().with_context(|| format!("wait for {program}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let printed = String::from_utf8_lossy(&output.stdout);
+        bail!("{program} failed ({}): {} {}", output.status, said.trim(), printed.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

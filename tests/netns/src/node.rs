@@ -1,0 +1,186 @@
+//! A node: a network namespace with an uplink, an agent, and the folders that belong to it alone.
+
+use std::ffi::CString;
+use std::ffi::OsStr;
+use std::fs;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use crate::agent::Agent;
+use crate::netns::feed;
+use crate::party::Party;
+use crate::plugin::Plugin;
+use crate::programs;
+use crate::sandbox;
+use crate::syscalls::{self, NodeMounts};
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name, namespace and addresses.
+    pub party: Party,
+    /// Its agent.
+    pub agent: Agent,
+    /// Its CNI plugin.
+    pub plugin: Plugin,
+    /// Its IPv4 and IPv6 ranges for pods.
+    pub pod_ranges: Vec<String>,
+    /// `/run/<name>`: sockets.
+    pub run: PathBuf,
+    /// What survives a reboot: keys, attachments.
+    pub state: PathBuf,
+    config: PathBuf,
+}
+
+impl Deref for Node {
+    type Target = Party;
+
+    fn deref(&self) -> &Party {
+        &self.party
+    }
+}
+
+impl Node {
+    pub(crate) fn create(party: Party, pod_ranges: Vec<String>, scratch: &Path, logs: &Path) -> Result<Node> {
+        let name = party.name.clone();
+        let run = PathBuf::from("/run").join(&name);
+        let state = scratch.join(&name);
+        for directory in [run.clone(), run.join("wireguard"), state.clone()] {
+            fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        }
+        let socket = run.join("agent.sock");
+        Ok(Node {
+            agent: Agent::new(&name, &socket, &logs.join(format!("{name}.log"))),
+            plugin: Plugin::new(&party, &run, &socket)?,
+            config: run.join("hauberkd.yaml"),
+            party,
+            pod_ranges,
+            run,
+            state,
+        })
+    }
+
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("agent.sock")
+    }
+
+    /// The agent's configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Writes the agent's configuration: the node's own paths, with `extra` laid over.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn configure(&self, manifests: &Path, extra: &Value) -> Result<()> {
+        let mut config = json!({
+            "node": self.name,
+            "source": {"directory": manifests},
+            "metrics": null,
+            "log": {"level": "debug"},
+            "paths": {
+                "state": self.state,
+                "socket": self.socket(),
+                "uapi": self.run.join("wireguard/hauberk0.sock"),
+                "pins": format!("/sys/fs/bpf/{}", self.name),
+            },
+        });
+        overlay(&mut config, extra);
+        let text = serde_yaml_ng::to_string(&config).context("write YAML")?;
+        fs::write(&self.config, text).with_context(|| format!("write {}", self.config.display()))
+    }
+
+    /// A command on this node: in its network namespace, with its `/sys`, its bpffs and its WireGuard sockets.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let mounts = NodeMounts {
+            bpf: CString::new(sandbox::BPF).unwrap_or_default(),
+            wireguard: CString::new(format!("/run/{}/wireguard", self.name)).unwrap_or_default(),
+        };
+        syscalls::run_inside(&mut command, self.netns.file(), Some(mounts));
+        command
+    }
+
+    /// Runs a command on this node; what it printed.
+    ///
+    /// # Errors
+    /// It failed: what it said.
+    pub fn run(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<String> {
+        let mut command = self.command(program);
+        command.args(arguments);
+        feed(command, "").with_context(|| format!("on {}: {}", self.name, arguments.join(" ")))
+    }
+
+    /// The agent's command line, for tests that add to its environment.
+    ///
+    /// # Errors
+    /// The agent is not built.
+    pub fn agent_command(&self) -> Result<Command> {
+        let mut command = self.command(programs::ours("hauberkd")?);
+        command.arg("--config").arg(&self.config);
+        Ok(command)
+    }
+
+    /// Starts the agent; does not wait for it.
+    ///
+    /// # Errors
+    /// It is not built or cannot be run.
+    pub fn start_agent(&self) -> Result<()> {
+        self.agent.start(self.agent_command()?)
+    }
+
+    /// Starts the agent with one more environment variable.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub fn start_agent_with(&self, variable: &str, value: &str) -> Result<()> {
+        let mut command = self.agent_command()?;
+        command.env(variable, value);
+        self.agent.start(command)
+    }
+
+    /// Runs the `hauberk` command line on this node: exit code, standard output, standard error.
+    ///
+    /// # Errors
+    /// It is not built or cannot be run.
+    pub fn cli(&self, arguments: &[&str]) -> Result<(i32, String, String)> {
+        let mut command = self.command(programs::ours("hauberk")?);
+        command.arg("--socket").arg(self.socket()).args(arguments);
+        let output = command.output().context("run hauberk")?;
+        Ok((
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
+    }
+}
+
+/// Lays `top` over `bottom`: objects are merged, anything else is replaced.
+fn overlay(bottom: &mut Value, top: &Value) {
+    match (bottom, top) {
+        (Value::Object(bottom), Value::Object(top)) => {
+            for (key, value) in top {
+                overlay(bottom.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (bottom, top) => *bottom = top.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configuration_is_merged_not_replaced() {
+        let mut config = json!({"tunnel": {"port": 1, "mtu": 2}, "node": "a"});
+        overlay(&mut config, &json!({"tunnel": {"mtu": 3}, "uplinks": ["eth0"]}));
+        assert_eq!(config, json!({"tunnel": {"port": 1, "mtu": 3}, "node": "a", "uplinks": ["eth0"]}));
+    }
+}

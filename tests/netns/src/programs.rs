@@ -1,0 +1,49 @@
+//! Where the programs under test and the programs they are tested with are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The cargo target directory's profile folder this test was built into (`target/debug`).
+fn profile_directory() -> Result<PathBuf> {
+    let test = std::env::current_exe().context("own path")?;
+    let directory = test.parent().context("own directory")?;
+    let is_deps = directory.file_name().is_some_and(|name| name == "deps");
+    let directory = if is_deps { directory.parent().context("profile directory")? } else { directory };
+    Ok(directory.to_owned())
+}
+
+/// The cargo target directory.
+///
+/// # Errors
+/// This program is in no such directory.
+pub fn target_directory() -> Result<PathBuf> {
+    Ok(profile_directory()?.parent().context("target directory")?.to_owned())
+}
+
+/// One of our programs: `hauberkd`, `hauberk`, `hauberk-cni`.
+///
+/// # Errors
+/// It is not built: how to build it.
+pub fn ours(name: &str) -> Result<PathBuf> {
+    let directory = match std::env::var_os("HAUBERK_BIN_DIR") {
+        Some(directory) => PathBuf::from(directory),
+        None => profile_directory()?,
+    };
+    existing(directory.join(name), "build it with `cargo build` or name its folder in HAUBERK_BIN_DIR")
+}
+
+/// One of the programs that `tests/netns/tools/build` makes.
+///
+/// # Errors
+/// It is not built: how to build it.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    existing(target_directory()?.join("tools").join(name), "run tests/netns/tools/build")
+}
+
+fn existing(path: PathBuf, remedy: &str) -> Result<PathBuf> {
+    if !Path::new(&path).is_file() {
+        bail!("{} is missing: {remedy}", path.display());
+    }
+    std::path::absolute(&path).with_context(|| format!("absolute path of {}", path.display()))
+}

@@ -1,0 +1,33 @@
+//! The walls around one test: mounts and network of its own, made before any thread exists and gone with the process.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// The sandbox's bpffs, which every node sees at `/sys/fs/bpf`.
+pub(crate) const BPF: &str = "/run/bpf";
+/// Where network namespaces have their names, as `ip netns` has it.
+pub(crate) const NETNS: &str = "/run/netns";
+
+/// Moves this process into a sandbox. To be called while it has one thread.
+pub(crate) fn enter() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
+        .context("unshare mount and network namespaces: the netns suites need root")?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make all mounts private")?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755"))
+        .context("mount tmpfs on /run")?;
+    for directory in [BPF, NETNS, "/run/wireguard", "/run/lock"] {
+        fs::create_dir_all(directory).with_context(|| format!("create {directory}"))?;
+    }
+    mount(Some("bpf"), BPF, Some("bpf"), MsFlags::empty(), none).context("mount a bpffs of our own")?;
+    // `ip netns exec` wants a mount point there that it may share.
+    mount(Some(NETNS), NETNS, none, MsFlags::MS_BIND, none).context("make /run/netns a mount point")?;
+    if !Path::new("/var/run").exists() {
+        fs::create_dir_all("/var/run").context("create /var/run")?;
+    }
+    Ok(())
+}

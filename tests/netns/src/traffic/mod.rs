@@ -1,0 +1,18 @@
+//! Clients and servers that run in pods, on nodes and outside.
+//!
+//! [`exchange`] is one request and one reply of any protocol; [`stream`] is traffic that goes on while a test does things
+//! to the cluster; [`bulk`] is as much as will go.
+
+mod bulk;
+mod datagram;
+mod echo;
+mod exchange;
+mod raw;
+mod segment;
+mod socket;
+mod stream;
+
+pub use bulk::{BulkReport, bulk_tcp};
+pub use exchange::{Exchange, Outcome, Protocol, exchange, exchange_all};
+pub use raw::{internet_checksum, sctp_checksum};
+pub use stream::{TcpReport, TcpStreamer, UdpReport, UdpStreamer};

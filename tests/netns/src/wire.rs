@@ -1,0 +1,63 @@
+//! The wire: bridges in a namespace of their own, one cable per machine, and optionally a router with a narrower side.
+
+use anyhow::Result;
+
+use crate::netns::Netns;
+
+/// Bridges and the ports on them.
+#[derive(Clone, Debug)]
+pub struct Wire {
+    /// Where the bridges are.
+    pub netns: Netns,
+    ports: Vec<(Netns, String)>,
+}
+
+impl Wire {
+    /// A wire with `segments` bridges, which are not connected to each other.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn create(segments: usize) -> Result<Wire> {
+        let netns = Netns::create("wire")?;
+        // A bridge that snoops multicast may withhold neighbour discovery; one with an address would be a machine itself.
+        for segment in 0..segments {
+            netns.ip(&format!(
+                "link add wire{segment} type bridge mcast_snooping 0 forward_delay 0
+                 link set wire{segment} addrgenmode none mtu 9000 up"
+            ))?;
+        }
+        Ok(Wire { netns, ports: Vec::new() })
+    }
+
+    /// Plugs `interface` of `machine` into a segment. Both ends of the cable have `mtu`; the machine's end has no address.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn plug(&mut self, machine: &Netns, interface: &str, segment: usize, mtu: u32) -> Result<()> {
+        let port = match interface {
+            "eth0" => format!("w-{}", machine.name()),
+            _ => format!("w-{}-{interface}", machine.name()),
+        };
+        self.netns.ip(&format!(
+            "link add {port} mtu {mtu} type veth peer name cable mtu {mtu}
+             link set {port} addrgenmode none master wire{segment} up"
+        ))?;
+        move_link(&self.netns, "cable", machine, interface)?;
+        machine.ip(&format!("link set {interface} up"))?;
+        self.ports.push((self.netns.clone(), port));
+        Ok(())
+    }
+
+    /// Where a capture has to listen.
+    pub fn ports(&self) -> &[(Netns, String)] {
+        &self.ports
+    }
+}
+
+/// Moves an interface into another namespace under another name.
+///
+/// # Errors
+/// What the kernel says.
+pub fn move_link(from: &Netns, name: &str, to: &Netns, new_name: &str) -> Result<()> {
+    from.ip(&format!("link set {name} netns {} name {new_name}", to.path().display()))
+}
