@@ -208,9 +208,9 @@ pub fn check(bytes: &[u8; 32]) -> Result<(), KeyFault> {
 
 /// Every u-coordinate of small order, on the curve or its twist, in canonical form.
 const SMALL_ORDER: [[u8; 32]; 5] = [
-    // 0 (order 4 of the curve's doubling formulas, or infinity)
+    // 0, order 2
     [0; 32],
-    // 1
+    // 1, order 4
     [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     // 325606250916557431795983626356110631294008115727848805560023387167927233504, order 8
     [
@@ -222,7 +222,7 @@ const SMALL_ORDER: [[u8; 32]; 5] = [
         0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04, 0x44,
         0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
     ],
-    // p - 1
+    // p - 1, order 4 on the twist
     [
         0xec, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
         0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f,
@@ -241,4 +241,151 @@ fn reduce(bytes: &[u8; 32]) -> [u8; 32] {
         value[0] = rest;
     }
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use x25519_dalek::StaticSecret;
+
+    fn public(seed: u8) -> [u8; 32] {
+        x25519_dalek::PublicKey::from(&StaticSecret::from([seed; 32])).to_bytes()
+    }
+
+    fn annotation(keys: &[(u64, &str)]) -> String {
+        let keys: Vec<_> =
+            keys.iter().map(|(epoch, key)| serde_json::json!({"epoch": epoch, "publicKey": key})).collect();
+        serde_json::json!({"version": 1, "port": 51840, "keys": keys}).to_string()
+    }
+
+    fn fault_of(bytes: [u8; 32]) -> Option<KeyFault> {
+        match parse(&annotation(&[(1, &STANDARD.encode(bytes))])) {
+            Err(PublishedError::Key { epoch: 1, fault }) => Some(fault),
+            Ok(_) => None,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// Every string of 32 bytes that stands for a point of small order: each value below 2^256 that is one of the five
+    /// modulo p, with and without the top bit.
+    fn small_order_encodings() -> Vec<[u8; 32]> {
+        let mut all = Vec::new();
+        for point in SMALL_ORDER {
+            let mut encodings = vec![point];
+            if point[1..].iter().all(|byte| *byte == 0) {
+                // 0 and 1 have a second encoding below 2^255: p and p + 1.
+                let mut plus_p = [0xff; 32];
+                plus_p[0] = 0xed + point[0];
+                plus_p[31] = 0x7f;
+                encodings.push(plus_p);
+            }
+            for encoding in encodings {
+                let mut top_bit = encoding;
+                top_bit[31] |= 0x80;
+                all.extend([encoding, top_bit]);
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn small_order_points_are_refused_however_they_are_written() {
+        let secret = StaticSecret::from([0x42; 32]);
+        assert_eq!(small_order_encodings().len(), 14);
+        for bytes in small_order_encodings() {
+            let shared = secret.diffie_hellman(&bytes.into());
+            assert!(!shared.was_contributory(), "{bytes:02x?} is of large order: the table is wrong");
+            let expected = if bytes == [0; 32] { KeyFault::Zero } else { KeyFault::SmallOrder };
+            assert_eq!(fault_of(bytes), Some(expected), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn second_spellings_of_a_good_key_are_refused() {
+        let mut top_bit = public(7);
+        top_bit[31] |= 0x80;
+        assert_eq!(fault_of(top_bit), Some(KeyFault::NonCanonical));
+        // 9 + p, the base point a second time.
+        let mut plus_p = [0xff; 32];
+        plus_p[0] = 0xed + 9;
+        plus_p[31] = 0x7f;
+        assert_eq!(fault_of(plus_p), Some(KeyFault::NonCanonical));
+        let mut base = [0; 32];
+        base[0] = 9;
+        assert_eq!(fault_of(base), None);
+    }
+
+    #[test]
+    fn keys_come_newest_first_whatever_the_order_they_are_written_in() {
+        let (old, new) = (STANDARD.encode(public(1)), STANDARD.encode(public(2)));
+        let published = parse(&annotation(&[(3, &old), (4, &new)])).unwrap();
+        assert_eq!(published.port, 51840);
+        assert_eq!(published.keys.iter().map(|key| key.epoch).collect::<Vec<_>>(), [4, 3]);
+        assert_eq!(published.keys[0].to_base64(), new);
+    }
+
+    #[test]
+    fn what_is_not_right_in_every_part_is_refused_whole() {
+        let good = STANDARD.encode(public(1));
+        let other = STANDARD.encode(public(2));
+        let third = STANDARD.encode(public(3));
+        let cases: Vec<(String, &str)> = vec![
+            (String::new(), "not the JSON"),
+            ("{}".into(), "not the JSON"),
+            ("[1]".into(), "not the JSON"),
+            (r#"{"version":2,"secrets":[]}"#.into(), "version 2"),
+            (r#"{"version":1,"port":0,"keys":[]}"#.into(), "port 0"),
+            (r#"{"version":1,"port":70000,"keys":[]}"#.into(), "not the JSON"),
+            (annotation(&[]), "0 keys"),
+            (annotation(&[(1, &good), (2, &other), (3, &third)]), "3 keys"),
+            (annotation(&[(0, &good)]), "epoch 0"),
+            (annotation(&[(1 << 32, &good)]), "not the JSON"),
+            (annotation(&[(1, &good), (1, &other)]), "two keys have epoch 1"),
+            (annotation(&[(1, &good), (2, &good)]), "the same key"),
+            (annotation(&[(1, "")]), "not the base64"),
+            (annotation(&[(1, &good[..40])]), "not the base64"),
+            (annotation(&[(1, &format!("{good} "))]), "not the base64"),
+            (annotation(&[(1, &STANDARD.encode([5; 31]))]), "not the base64"),
+            (annotation(&[(1, &STANDARD.encode([5; 33]))]), "not the base64"),
+            (" ".repeat(MAX_LENGTH) + &annotation(&[(1, &good)]), "bytes long"),
+        ];
+        for (text, expected) in cases {
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(text in ".{0,400}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn no_annotation_of_the_right_shape_panics(
+            version in any::<u64>(), port in any::<u32>(), keys in prop::collection::vec((any::<u32>(), ".{0,60}"), 0..4)
+        ) {
+            let keys: Vec<_> =
+                keys.iter().map(|(epoch, key)| serde_json::json!({"epoch": epoch, "publicKey": key})).collect();
+            for version in [version, VERSION] {
+                let _ = parse(&serde_json::json!({"version": version, "port": port, "keys": keys}).to_string());
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(seeds in prop::collection::btree_set(1u8.., 1..=2), port in 1u16..) {
+            let keys: Vec<_> =
+                seeds.iter().rev().map(|seed| PublicKey { epoch: u32::from(*seed), bytes: public(*seed) }).collect();
+            let published = Published { port, keys };
+            prop_assert_eq!(parse(&render(&published)).unwrap(), published);
+        }
+
+        #[test]
+        fn any_32_bytes_are_accepted_only_if_they_are_a_usable_key(bytes in any::<[u8; 32]>()) {
+            let accepted = check(&bytes).is_ok();
+            let contributory = StaticSecret::from([9; 32]).diffie_hellman(&bytes.into()).was_contributory();
+            prop_assert!(!accepted || contributory);
+        }
+    }
 }

@@ -318,3 +318,187 @@ fn render(keys: &[NodeKey]) -> Zeroizing<String> {
 fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { what, path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use tempfile::TempDir;
+
+    struct Place {
+        _root: TempDir,
+        directory: PathBuf,
+    }
+
+    impl Place {
+        fn new() -> Place {
+            let root = TempDir::new().unwrap();
+            let directory = root.path().join("state/keys");
+            Place { _root: root, directory }
+        }
+
+        fn with_file(contents: &str) -> Place {
+            let place = Place::new();
+            make_directory(&place.directory).unwrap();
+            fs::write(place.file(), contents).unwrap();
+            fs::set_permissions(place.file(), fs::Permissions::from_mode(0o600)).unwrap();
+            place
+        }
+
+        fn file(&self) -> PathBuf {
+            self.directory.join(FILE)
+        }
+
+        fn open(&self) -> Result<Store, StoreError> {
+            Store::open(&self.directory)
+        }
+
+        fn mode(&self, path: &Path) -> u32 {
+            fs::metadata(path).unwrap().permissions().mode() & 0o7777
+        }
+    }
+
+    fn key_file(keys: &[(u32, [u8; 32])]) -> String {
+        let keys: Vec<_> = keys
+            .iter()
+            .map(|(epoch, key)| serde_json::json!({"epoch": epoch, "privateKey": STANDARD.encode(key)}))
+            .collect();
+        serde_json::json!({"version": 1, "keys": keys}).to_string()
+    }
+
+    #[test]
+    fn the_first_start_makes_a_key_and_every_other_finds_it() {
+        let place = Place::new();
+        let first = place.open().unwrap();
+        assert_eq!(first.keys().len(), 1);
+        assert_eq!(first.keys()[0].epoch, 1);
+        assert_eq!(place.mode(&place.directory), 0o700);
+        assert_eq!(place.mode(&place.file()), 0o600);
+        let again = place.open().unwrap();
+        assert_eq!(again.keys()[0].public, first.keys()[0].public);
+        assert_eq!(again.keys()[0].secret.public(), first.keys()[0].public);
+        assert_eq!(fs::read_dir(&place.directory).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn two_stores_have_two_keys() {
+        assert_ne!(Place::new().open().unwrap().keys()[0].public, Place::new().open().unwrap().keys()[0].public);
+    }
+
+    #[test]
+    fn many_first_starts_at_once_agree_on_one_key() {
+        let place = Place::new();
+        let publics: Vec<[u8; 32]> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| place.open().unwrap().keys()[0].public)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(publics.iter().all(|public| *public == publics[0]));
+    }
+
+    #[test]
+    fn a_crash_before_the_rename_leaves_no_key_and_no_obstacle() {
+        let place = Place::new();
+        make_directory(&place.directory).unwrap();
+        fs::write(place.directory.join(format!("{FILE}.new")), "half").unwrap();
+        assert_eq!(place.open().unwrap().keys().len(), 1);
+        assert_eq!(fs::read_dir(&place.directory).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn two_epochs_come_newest_first() {
+        let place = Place::with_file(&key_file(&[(1, [1; 32]), (2, [2; 32])]));
+        let store = place.open().unwrap();
+        assert_eq!(store.keys().iter().map(|key| key.epoch).collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let keys = vec![generate(7), generate(3)];
+        let read = parse(render(&keys).as_bytes()).unwrap();
+        assert_eq!(read.iter().map(|key| key.epoch).collect::<Vec<_>>(), [7, 3]);
+        assert!(read.iter().zip(&keys).all(|(read, key)| read.secret.0.as_bytes() == key.secret.0.as_bytes()));
+    }
+
+    #[test]
+    fn looser_permissions_are_refused_with_what_to_do() {
+        for mode in [0o640, 0o604, 0o660, 0o644] {
+            let place = Place::with_file(&key_file(&[(1, [1; 32])]));
+            fs::set_permissions(place.file(), fs::Permissions::from_mode(mode)).unwrap();
+            let error = place.open().unwrap_err().to_string();
+            assert!(error.contains("keys.json has mode") && error.contains("chmod 0600"), "{error}");
+        }
+        let place = Place::with_file(&key_file(&[(1, [1; 32])]));
+        fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o750)).unwrap();
+        let error = place.open().unwrap_err().to_string();
+        assert!(error.contains("chmod 0700"), "{error}");
+    }
+
+    #[test]
+    fn a_foreign_owner_is_refused() {
+        if !nix::unistd::geteuid().is_root() {
+            // Only root can give a file away; the check itself is the same for every user.
+            let metadata = fs::metadata("/").unwrap();
+            assert!(matches!(check_access(Path::new("/"), &metadata, 0o700), Err(StoreError::Owner { owner: 0, .. })));
+            return;
+        }
+        let place = Place::with_file(&key_file(&[(1, [1; 32])]));
+        std::os::unix::fs::chown(place.file(), Some(12345), None).unwrap();
+        let error = place.open().unwrap_err().to_string();
+        assert!(error.contains("belongs to user 12345"), "{error}");
+    }
+
+    #[test]
+    fn links_and_directories_in_the_files_place_are_refused() {
+        let elsewhere = Place::with_file(&key_file(&[(1, [1; 32])]));
+        let place = Place::new();
+        make_directory(&place.directory).unwrap();
+        symlink(elsewhere.file(), place.file()).unwrap();
+        assert!(matches!(place.open(), Err(StoreError::Type { .. })));
+        fs::remove_file(place.file()).unwrap();
+        fs::create_dir(place.file()).unwrap();
+        assert!(matches!(place.open(), Err(StoreError::Type { .. })));
+    }
+
+    #[test]
+    fn a_corrupt_file_is_an_error_that_names_it_and_is_left_as_it_is() {
+        let secret = STANDARD.encode([0x5a; 32]);
+        let good = key_file(&[(1, [0x5a; 32])]);
+        let cases = [
+            (String::new(), "is empty"),
+            ("{".into(), "not the JSON"),
+            (good[..good.len() - 3].into(), "not the JSON"),
+            (good.replace("\"version\":1", "\"version\":9"), "version 9"),
+            (key_file(&[]), "holds 0 keys"),
+            (key_file(&[(1, [1; 32]), (2, [2; 32]), (3, [3; 32])]), "holds 3 keys"),
+            (key_file(&[(0, [1; 32])]), "epoch 0"),
+            (key_file(&[(1, [1; 32]), (1, [2; 32])]), "same epoch"),
+            (key_file(&[(1, [0; 32])]), "not the base64"),
+            (good.replace(&secret, &secret[..40]), "not the base64"),
+            (good.replace(&secret, &STANDARD.encode([0x5a; 33])), "not the base64"),
+            (good + &" ".repeat(MAX_LENGTH as usize), "longer than"),
+        ];
+        for (contents, expected) in cases {
+            let place = Place::with_file(&contents);
+            let error = place.open().unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("keys.json"), "{contents}: {error}");
+            assert!(!error.contains(&secret[..8]), "the message quotes a key: {error}");
+            assert_eq!(fs::read_to_string(place.file()).unwrap(), contents);
+        }
+    }
+
+    #[test]
+    fn nothing_shows_a_secret() {
+        let store = Place::new().open().unwrap();
+        let shown = format!("{store:?}");
+        assert!(!shown.contains(&STANDARD.encode(store.keys()[0].secret.0.as_bytes())), "{shown}");
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_contents_panic(contents in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&contents);
+        }
+    }
+}
