@@ -1,0 +1,110 @@
+//! What the agent hands to the tunnel: the device, our keys, and the peers.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use x25519_dalek::StaticSecret;
+
+use crate::stats::PeerState;
+
+/// The TUN device to open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Interface name, at most 15 bytes.
+    pub name: String,
+    /// Largest inner IP packet, in bytes.
+    pub mtu: u32,
+    /// Number of queues. One today: the field fixes the shape for more.
+    pub queues: usize,
+    /// Whether the device stays when the process is gone, so that what hangs on it stays closed.
+    pub persist: bool,
+}
+
+/// A peer, as the agent numbers it: stable for as long as the node exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub u32);
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One of our own keys. Deliberately without `Debug`; the secret is zeroized when dropped.
+#[derive(Clone)]
+pub struct LocalKey {
+    /// Generation of the key; the highest one is preferred for sending.
+    pub epoch: u32,
+    /// The X25519 secret.
+    pub secret: StaticSecret,
+}
+
+/// One public key of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerKey {
+    /// Generation of the key; the highest one is preferred for sending.
+    pub epoch: u32,
+    /// The X25519 public key.
+    pub public: [u8; 32],
+}
+
+/// Everything the tunnel knows about one other node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// The agent's number for this node.
+    pub id: PeerId,
+    /// Node name, for logs and errors.
+    pub name: String,
+    /// One or two keys, newest epoch first.
+    pub keys: Vec<PeerKey>,
+    /// Where the peer's sealed packets go. Never learnt from packets.
+    pub endpoint: Option<SocketAddr>,
+    /// Inner addresses that belong to this peer, as destination and as source.
+    pub allowed: Vec<IpNet>,
+}
+
+/// One step of an incremental change. A batch of them is taken as a whole or not at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerChange {
+    /// Adds the peer, or replaces its configuration. Sessions of keys that stay are kept.
+    Put(PeerConfig),
+    /// Forgets the peer and its sessions. Unknown peers are fine.
+    Remove(PeerId),
+    /// Adds and removes single prefixes.
+    Allowed {
+        /// The peer to change.
+        id: PeerId,
+        /// Prefixes it gains.
+        add: Vec<IpNet>,
+        /// Prefixes it loses (before it gains the others).
+        remove: Vec<IpNet>,
+    },
+    /// Sets where the peer is reached.
+    Endpoint {
+        /// The peer to change.
+        id: PeerId,
+        /// The new address; `None` stops sending to it.
+        endpoint: Option<SocketAddr>,
+    },
+}
+
+/// Called on the engine's thread at every change of a peer's state: must return at once.
+pub type StateCallback = Box<dyn Fn(PeerId, PeerState) + Send>;
+
+/// Everything needed to start a tunnel. No `Debug`: it holds secrets.
+pub struct TunnelConfig {
+    /// The TUN device.
+    pub device: DeviceConfig,
+    /// UDP port to listen on, for IPv4 and IPv6.
+    pub listen_port: u16,
+    /// One or two keys of ours, newest epoch first.
+    pub keys: Vec<LocalKey>,
+    /// Mark on outgoing UDP packets (`SO_MARK`).
+    pub fwmark: Option<u32>,
+    /// Handshake messages per second and key above which senders must first prove their address
+    /// with a cookie (WireGuard paper, 5.3). Zero asks for the proof always.
+    pub handshake_limit_per_second: u64,
+    /// Told of every change of a peer's state.
+    pub on_state: Option<StateCallback>,
+}

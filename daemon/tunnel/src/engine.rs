@@ -1,0 +1,341 @@
+//! The engine: one thread that carries packets between the device and the sockets.
+//!
+//! It runs to completion: what it reads it seals or opens and sends on before it reads on. It
+//! knows no protocol and takes no decision about a packet beyond its form.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+
+use crate::error::Error;
+use crate::io::outbox::{Batch, Outbox};
+use crate::io::tun::Device;
+use crate::io::udp::{Received, Socket, Sockets};
+use crate::offload::coalesce::Coalescer;
+use crate::offload::ip;
+use crate::offload::segment::Segments;
+use crate::offload::virtio;
+use crate::protocol::{Datagram, Inbox, Protocol};
+use crate::stats::{Counters, TunnelDrop};
+
+/// Destination of self-test packets: in the discard prefix (RFC 6666), so no other packet has it.
+/// What reaches the tunnel with this destination is counted and goes no further.
+pub const SELF_TEST_DESTINATION: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0x6861, 0x7562);
+
+/// Reads per turn from each side, so that neither starves the other.
+const READS_PER_TURN: usize = 16;
+/// A virtio header, and the longest packet an IPv6 length field can describe.
+const READ_BUFFER: usize = virtio::HEADER_LENGTH + ip::V6_HEADER + 65_535;
+
+/// Something to do with the protocol, at a time, with a way out.
+pub(crate) type Work<P> = Box<dyn FnOnce(&mut P, Instant, &mut Outbox<'_>) + Send>;
+
+/// Work for the engine's thread. Runs between two turns, never in the middle of a packet.
+pub(crate) enum Command<P> {
+    /// Does something with the protocol.
+    Run(Work<P>),
+    /// Writes one IP packet to the device, as if it had been received.
+    Inject(Vec<u8>),
+    /// Ends the engine.
+    Stop,
+}
+
+/// What woke the engine.
+#[repr(u64)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Device,
+    SocketV4,
+    SocketV6,
+    Commands,
+}
+
+/// Everything the thread owns.
+pub(crate) struct Engine<P> {
+    device: Device,
+    sockets: Sockets,
+    protocol: P,
+    commands: Receiver<Command<P>>,
+    wake: Arc<EventFd>,
+    epoll: Epoll,
+    counters: Arc<Counters>,
+    batch: Batch,
+    coalescer: Coalescer,
+    read_buffer: Vec<u8>,
+    receive_buffer: Vec<u8>,
+    opened: Vec<u8>,
+}
+
+impl<P: Protocol> Engine<P> {
+    pub(crate) fn new(
+        device: Device,
+        sockets: Sockets,
+        protocol: P,
+        commands: Receiver<Command<P>>,
+        wake: Arc<EventFd>,
+        counters: Arc<Counters>,
+    ) -> Result<Engine<P>, Error> {
+        let failed = |step| move |errno: Errno| Error::Engine { step, source: errno.into() };
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("make an epoll instance"))?;
+        let watch = |fd: std::os::fd::BorrowedFd<'_>, source: Source| {
+            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source as u64)).map_err(failed("watch a descriptor"))
+        };
+        watch(device.as_fd(), Source::Device)?;
+        watch(wake.as_fd(), Source::Commands)?;
+        if let Some(socket) = &sockets.v4 {
+            watch(socket.as_fd(), Source::SocketV4)?;
+        }
+        if let Some(socket) = &sockets.v6 {
+            watch(socket.as_fd(), Source::SocketV6)?;
+        }
+        let features = device.features();
+        // Without a virtio header there is nothing to join packets with.
+        let coalescer = Coalescer::new(features.vnet_header, features.vnet_header && features.uso);
+        Ok(Engine {
+            device,
+            sockets,
+            protocol,
+            commands,
+            wake,
+            epoll,
+            counters,
+            batch: Batch::new(),
+            coalescer,
+            read_buffer: vec![0; READ_BUFFER],
+            receive_buffer: vec![0; 1 << 16],
+            opened: vec![0; 1 << 16],
+        })
+    }
+
+    /// Carries packets until told to stop. An error means that none can be carried any more.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        loop {
+            let mut events = [EpollEvent::empty(); 4];
+            let timeout = self.timeout();
+            let ready = match self.epoll.wait(&mut events, timeout) {
+                Ok(ready) => ready,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => return Err(errno.into()),
+            };
+            // The one clock reading of this turn.
+            let now = Instant::now();
+            let is_ready = |source: Source| events[..ready].iter().any(|event| event.data() == source as u64);
+            if is_ready(Source::Commands) && !self.take_commands(now) {
+                return Ok(());
+            }
+            if is_ready(Source::SocketV4) {
+                self.receive(now, Source::SocketV4);
+            }
+            if is_ready(Source::SocketV6) {
+                self.receive(now, Source::SocketV6);
+            }
+            if is_ready(Source::Device) {
+                self.read_device(now)?;
+            }
+            let mut outbox = Outbox::new(&mut self.batch, &mut self.sockets, &self.counters);
+            self.protocol.on_deadline(now, &mut outbox);
+            outbox.flush();
+        }
+    }
+
+    fn timeout(&mut self) -> EpollTimeout {
+        let Some(deadline) = self.protocol.next_deadline() else { return EpollTimeout::NONE };
+        let wait = deadline.saturating_duration_since(Instant::now());
+        // Rounded up: waking early would only mean waking twice.
+        let wait = wait + Duration::from_micros(999);
+        EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
+    }
+
+    /// Device to network.
+    fn read_device(&mut self, now: Instant) -> io::Result<()> {
+        let Engine { device, sockets, protocol, counters, batch, read_buffer, .. } = self;
+        let mut outbox = Outbox::new(batch, sockets, counters);
+        for _ in 0..READS_PER_TURN {
+            let length = match device.read(read_buffer) {
+                Ok(length) => length,
+                Err(error) if is_temporary(&error) => break,
+                Err(error) => {
+                    outbox.flush();
+                    return Err(error);
+                }
+            };
+            let (header, packet) = match read_buffer[..length].split_first_chunk_mut() {
+                Some((header, packet)) if device.features().vnet_header => (virtio::Header::parse(*header), packet),
+                _ => (Some(virtio::Header::PLAIN), &mut read_buffer[..length]),
+            };
+            seal_packet(device.mtu(), header, packet, counters, &mut |packet| {
+                protocol.seal(now, packet, &mut outbox);
+            });
+        }
+        outbox.flush();
+        Ok(())
+    }
+
+    /// Network to device.
+    fn receive(&mut self, now: Instant, source: Source) {
+        let Engine { device, sockets, protocol, counters, batch, coalescer, receive_buffer, opened, .. } = self;
+        for _ in 0..READS_PER_TURN {
+            let socket = if source == Source::SocketV4 { &mut sockets.v4 } else { &mut sockets.v6 };
+            let Some(run) = socket.as_mut().and_then(|socket| receive_run(socket, receive_buffer)) else { break };
+            let mut outbox = Outbox::new(batch, sockets, counters);
+            let mut inbox = DeviceInbox { device, coalescer, opened, counters };
+            for bytes in receive_buffer[..run.length].chunks(run.size) {
+                let datagram = Datagram { from: run.from, ecn: run.ecn, bytes };
+                protocol.open(now, datagram, &mut inbox, &mut outbox);
+            }
+            outbox.flush();
+        }
+        DeviceInbox { device, coalescer, opened, counters }.flush();
+    }
+
+    /// False once told to stop.
+    fn take_commands(&mut self, now: Instant) -> bool {
+        // Only resets the counter; its value does not matter.
+        let _ = self.wake.read();
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Run(work)) => {
+                    let mut outbox = Outbox::new(&mut self.batch, &mut self.sockets, &self.counters);
+                    work(&mut self.protocol, now, &mut outbox);
+                    outbox.flush();
+                }
+                Ok(Command::Inject(packet)) => {
+                    let mut bytes = virtio::Header::PLAIN.to_bytes().to_vec();
+                    bytes.extend_from_slice(&packet);
+                    write_device(&self.device, &self.counters, &bytes);
+                }
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+}
+
+/// The way in for opened packets: joined, then written to the device.
+struct DeviceInbox<'a> {
+    device: &'a Device,
+    coalescer: &'a mut Coalescer,
+    opened: &'a mut Vec<u8>,
+    counters: &'a Counters,
+}
+
+impl DeviceInbox<'_> {
+    fn flush(&mut self) {
+        let DeviceInbox { device, coalescer, counters, .. } = self;
+        coalescer.flush(&mut |packet| write_device(device, counters, packet));
+    }
+}
+
+impl Inbox for DeviceInbox<'_> {
+    fn room(&mut self) -> &mut [u8] {
+        self.opened
+    }
+
+    fn deliver(&mut self, length: usize) {
+        let DeviceInbox { device, coalescer, opened, counters } = self;
+        coalescer.push(&opened[..length], &mut |packet| write_device(device, counters, packet));
+    }
+}
+
+/// Checks the form of what was read, cuts it, and hands over each packet.
+fn seal_packet(
+    mtu: usize,
+    header: Option<virtio::Header>,
+    packet: &mut [u8],
+    counters: &Counters,
+    seal: &mut dyn FnMut(&[u8]),
+) {
+    let (Some(header), Some(envelope)) = (header, ip::envelope(packet)) else {
+        return counters.drop_packet(TunnelDrop::Malformed);
+    };
+    if envelope.destination == SELF_TEST_DESTINATION {
+        return counters.see_probe();
+    }
+    let Ok(mut segments) = Segments::new(header, &mut packet[..envelope.length]) else {
+        return counters.drop_packet(TunnelDrop::Malformed);
+    };
+    while let Some(segment) = segments.next() {
+        if segment.len() > mtu {
+            counters.drop_packet(TunnelDrop::Oversized);
+        } else {
+            seal(segment);
+        }
+    }
+}
+
+/// Errors on the socket (an ICMP answer, say) concern one packet, never the engine.
+fn receive_run(socket: &mut Socket, buffer: &mut [u8]) -> Option<Received> {
+    match socket.receive(buffer) {
+        Ok(run) => run,
+        Err(error) => {
+            tracing::debug!(%error, "receiving failed");
+            None
+        }
+    }
+}
+
+fn write_device(device: &Device, counters: &Counters, packet: &[u8]) {
+    if let Err(error) = device.write(packet) {
+        tracing::debug!(%error, device = device.name(), "the kernel refused a decrypted packet");
+        counters.drop_packet(TunnelDrop::TunWriteFailed);
+    }
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offload::samples::{self, Family, Tcp};
+    use crate::offload::virtio::{Gso, Header};
+
+    fn sealed(header: Option<Header>, mut packet: Vec<u8>) -> (Vec<Vec<u8>>, Counters) {
+        let counters = Counters::default();
+        let mut packets = Vec::new();
+        seal_packet(1420, header, &mut packet, &counters, &mut |packet| packets.push(packet.to_vec()));
+        (packets, counters)
+    }
+
+    #[test]
+    fn padding_behind_a_packet_is_not_sealed() {
+        let packet = samples::udp(Family::V4, 1, 2, b"hello");
+        let mut padded = packet.clone();
+        padded.resize(60, 0);
+        let (packets, counters) = sealed(Some(Header::PLAIN), padded);
+        assert_eq!(packets, [packet]);
+        assert_eq!(counters.drops().total(), 0);
+    }
+
+    #[test]
+    fn oversized_malformed_and_self_test_packets_go_no_further() {
+        let (packets, counters) = sealed(Some(Header::PLAIN), Tcp::new(Family::V4, 1, &[0; 1400]).build());
+        assert!(packets.is_empty());
+        assert_eq!(counters.drops().of(TunnelDrop::Oversized), 1);
+
+        for (header, packet) in [
+            (Some(Header::PLAIN), vec![0x45; 10]),
+            (Some(Header::PLAIN), vec![]),
+            (None, samples::udp(Family::V4, 1, 2, b"hello")),
+            (Some(Header { gso: Gso::TcpV4, ..Header::PLAIN }), samples::udp(Family::V4, 1, 2, b"hello")),
+        ] {
+            let (packets, counters) = sealed(header, packet);
+            assert!(packets.is_empty());
+            assert_eq!(counters.drops().of(TunnelDrop::Malformed), 1);
+        }
+
+        let mut probe = samples::udp(Family::V6, 1, 2, b"probe");
+        probe[24..40].copy_from_slice(&SELF_TEST_DESTINATION.octets());
+        let (packets, counters) = sealed(Some(Header::PLAIN), probe);
+        assert!(packets.is_empty());
+        assert_eq!(counters.probes_seen(), 1);
+        assert_eq!(counters.drops().total(), 0);
+    }
+}

@@ -1,0 +1,120 @@
+//! What can go wrong, in the words of the person who has to fix it.
+
+use std::io;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use crate::config::PeerId;
+
+/// Why the tunnel could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name cannot be an interface name.
+    #[error("device name {name:?} is not usable: it must have 1 to 15 bytes, without '/' or white space")]
+    DeviceName {
+        /// The name that was given.
+        name: String,
+    },
+    /// More queues were asked for than this version drives.
+    #[error("device {name} was configured with {queues} queues: this version drives exactly one, set queues to 1")]
+    DeviceQueues {
+        /// The device.
+        name: String,
+        /// What was asked for.
+        queues: usize,
+    },
+    /// A system call on the device failed.
+    #[error("device {name}: could not {step}: {source}{}", hint(.source))]
+    Device {
+        /// The device.
+        name: String,
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The UDP sockets could not be had.
+    #[error("UDP {address}: could not {step}: {source}{}", hint(.source))]
+    Socket {
+        /// Address of the socket.
+        address: SocketAddr,
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The engine's own resources (epoll, eventfd, thread) could not be had.
+    #[error("tunnel engine: could not {step}: {source}{}", hint(.source))]
+    Engine {
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Our own keys are not one or two of different epochs.
+    #[error("the tunnel needs one or two local keys of different epochs, newest first; it was given {given}")]
+    LocalKeys {
+        /// A description of what was given, without key material.
+        given: String,
+    },
+    /// A peer's keys cannot be used.
+    #[error("peer {name} ({id}): {reason}")]
+    PeerKeys {
+        /// The peer.
+        id: PeerId,
+        /// Its node name.
+        name: String,
+        /// What is wrong with them.
+        reason: &'static str,
+    },
+    /// Two peers claim the same prefix.
+    #[error(
+        "prefix {prefix} is claimed by {claimant} but belongs to {owner}: nothing was changed; \
+         remove it from one of the two nodes"
+    )]
+    PrefixConflict {
+        /// The prefix.
+        prefix: IpNet,
+        /// Node that has it, or claimed it first.
+        owner: String,
+        /// Node that wants it too.
+        claimant: String,
+    },
+    /// Two peers publish the same public key.
+    #[error(
+        "{claimant} publishes the same public key as {owner}: nothing was changed; \
+         one of them copied the other's key, give it a fresh one"
+    )]
+    KeyConflict {
+        /// Node that has the key, or claimed it first.
+        owner: String,
+        /// Node that wants it too.
+        claimant: String,
+    },
+    /// A change names a peer that was never put.
+    #[error("peer {id} is not known to the tunnel: put it before changing it")]
+    UnknownPeer {
+        /// The peer.
+        id: PeerId,
+    },
+    /// The engine is not running any more.
+    #[error("the tunnel engine has stopped: {reason}; restart the agent, protected traffic is dropped until then")]
+    Stopped {
+        /// Why it stopped.
+        reason: String,
+    },
+}
+
+/// The likely cause of the errors people meet, to follow the kernel's own word for it.
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => " (CAP_NET_ADMIN is needed in this network namespace)",
+        Some(libc::ENOENT | libc::ENODEV) => " (is the kernel module `tun` loaded and /dev/net/tun there?)",
+        Some(libc::EBUSY) => " (another process holds it)",
+        Some(libc::EADDRINUSE) => " (another WireGuard or another agent listens on this port)",
+        Some(libc::EINVAL) => " (does a device of another kind have this name?)",
+        _ => "",
+    }
+}

@@ -1,0 +1,6 @@
+//! The edge to the kernel: TUN device, UDP sockets, and the batches that go through them.
+
+pub(crate) mod outbox;
+mod syscalls;
+pub(crate) mod tun;
+pub(crate) mod udp;

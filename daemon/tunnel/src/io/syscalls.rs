@@ -1,0 +1,145 @@
+//! System calls that no safe wrapper covers: the TUN and interface ioctls and two socket options.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+// linux/if_tun.h; all take an int or a pointer to one, or an ifreq.
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
+const TUNGETFEATURES: libc::c_ulong = 0x8004_54cf;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
+
+/// An interface name as the kernel takes it: at most 15 bytes, then zeros.
+pub(super) type Name = [libc::c_char; libc::IFNAMSIZ];
+
+/// Checks a name and pads it.
+pub(super) fn interface_name(name: &str) -> Option<Name> {
+    let acceptable = !name.is_empty()
+        && name.len() < libc::IFNAMSIZ
+        && name != "."
+        && name != ".."
+        && !name.bytes().any(|byte| byte == b'/' || byte == b':' || byte == 0 || byte.is_ascii_whitespace());
+    let mut padded: Name = [0; libc::IFNAMSIZ];
+    for (to, from) in padded.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    acceptable.then_some(padded)
+}
+
+/// Attaches an open `/dev/net/tun` to the named device, which is made if there is none.
+pub(super) fn tun_set_interface(tun: BorrowedFd<'_>, name: &Name, flags: libc::c_int) -> io::Result<()> {
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    interface_ioctl(tun, TUNSETIFF, &mut request)
+}
+
+/// Attaches or detaches this descriptor's queue.
+pub(super) fn tun_set_queue(tun: BorrowedFd<'_>, attached: bool) -> io::Result<()> {
+    let flag = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+    let mut request = interface_request(&[0; libc::IFNAMSIZ]);
+    request.ifr_ifru.ifru_flags = flag as libc::c_short;
+    interface_ioctl(tun, TUNSETQUEUE, &mut request)
+}
+
+/// The IFF_* flags this kernel's TUN driver knows.
+pub(super) fn tun_features(tun: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    let mut features: libc::c_uint = 0;
+    // SAFETY: TUNGETFEATURES writes one unsigned int to the pointer, which outlives the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNGETFEATURES, &raw mut features) })?;
+    Ok(features as libc::c_int)
+}
+
+/// Says which super-packets and unfinished checksums we take.
+pub(super) fn tun_set_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value; no memory is touched.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
+}
+
+/// Sets the length of the virtio header.
+pub(super) fn tun_set_header_length(tun: BorrowedFd<'_>, length: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int from the pointer, which outlives the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETVNETHDRSZ, &raw const length) })
+}
+
+/// Makes the device stay, or go, when its last descriptor is closed.
+pub(super) fn tun_set_persist(tun: BorrowedFd<'_>, persist: bool) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes its argument by value; no memory is touched.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(persist)) })
+}
+
+/// Sets an interface's MTU. `socket` is any socket in its network namespace.
+pub(super) fn set_mtu(socket: BorrowedFd<'_>, name: &Name, mtu: u32) -> io::Result<()> {
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_mtu = libc::c_int::try_from(mtu).unwrap_or(libc::c_int::MAX);
+    interface_ioctl(socket, libc::SIOCSIFMTU as libc::c_ulong, &mut request)
+}
+
+/// Sets how many packets wait for a reader.
+pub(super) fn set_queue_length(socket: BorrowedFd<'_>, name: &Name, packets: libc::c_int) -> io::Result<()> {
+    let mut request = interface_request(name);
+    // The kernel's ifr_qlen lies where the union's other ints do.
+    request.ifr_ifru.ifru_metric = packets;
+    interface_ioctl(socket, libc::SIOCSIFTXQLEN as libc::c_ulong, &mut request)
+}
+
+/// Brings an interface up.
+pub(super) fn bring_up(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
+    let mut request = interface_request(name);
+    interface_ioctl(socket, libc::SIOCGIFFLAGS as libc::c_ulong, &mut request)?;
+    // SAFETY: SIOCGIFFLAGS has just written this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    interface_ioctl(socket, libc::SIOCSIFFLAGS as libc::c_ulong, &mut request)
+}
+
+/// Sets a socket option that is an int.
+pub(super) fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `value`, which outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })
+}
+
+fn interface_request(name: &Name) -> libc::ifreq {
+    // SAFETY: ifreq is plain old data, for which all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name = *name;
+    request
+}
+
+fn interface_ioctl(fd: BorrowedFd<'_>, code: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: every code passed here reads and writes at most one ifreq, which outlives the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), code, request as *mut libc::ifreq) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::interface_name;
+
+    #[test]
+    fn names_the_kernel_would_refuse_or_misread_are_refused_here() {
+        assert!(interface_name("hauberk0").is_some());
+        assert!(interface_name("exactly15bytes_").is_some());
+        for bad in ["", ".", "..", "sixteen_bytes_xx", "a/b", "a b", "a:b", "nul\0"] {
+            assert!(interface_name(bad).is_none(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The TUN device: super-packets in, super-packets out.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::syscalls;
+use crate::config::DeviceConfig;
+use crate::error::Error;
+use crate::offload::virtio;
+use crate::stats::OffloadFeatures;
+
+/// Packets the kernel holds for us, each up to 64 KB, before it drops.
+const QUEUE_LENGTH: libc::c_int = 1000;
+
+/// TUN_F_* of linux/if_tun.h.
+const CHECKSUM: libc::c_uint = 0x01;
+const TSO: libc::c_uint = 0x02 | 0x04 | 0x08; // IPv4, IPv6, with ECN
+const USO: libc::c_uint = 0x20 | 0x40; // IPv4, IPv6
+
+/// An open TUN device.
+///
+/// Its queue takes part in traffic only once a tunnel runs on it: until then, and once it is
+/// dropped, the kernel drops (and counts) what is sent into the device.
+pub struct Device {
+    file: File,
+    name: String,
+    index: u32,
+    mtu: usize,
+    features: OffloadFeatures,
+}
+
+impl Device {
+    /// Opens the device in this thread's network namespace, making it if needed, and brings it up.
+    pub fn open(config: &DeviceConfig) -> Result<Device, Error> {
+        if config.queues != 1 {
+            return Err(Error::DeviceQueues { name: config.name.clone(), queues: config.queues });
+        }
+        let name =
+            syscalls::interface_name(&config.name).ok_or_else(|| Error::DeviceName { name: config.name.clone() })?;
+        let failed = |step| {
+            let name = config.name.clone();
+            move |source| Error::Device { name, step, source }
+        };
+
+        let file = open_driver().map_err(failed("open /dev/net/tun"))?;
+        let offered = syscalls::tun_features(file.as_fd()).map_err(failed("ask the TUN driver for its features"))?;
+        let vnet_header = offered & libc::IFF_VNET_HDR != 0;
+        // Multi-queue even for one: a device that persists could not be opened with more later.
+        let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+        if vnet_header {
+            flags |= libc::IFF_VNET_HDR;
+        }
+        syscalls::tun_set_interface(file.as_fd(), &name, flags).map_err(failed("attach to it"))?;
+        syscalls::tun_set_queue(file.as_fd(), false).map_err(failed("keep its queue out of traffic"))?;
+        syscalls::tun_set_persist(file.as_fd(), config.persist).map_err(failed("set whether it persists"))?;
+        let features = if vnet_header {
+            syscalls::tun_set_header_length(file.as_fd(), virtio::HEADER_LENGTH as libc::c_int)
+                .map_err(failed("set the length of its packet headers"))?;
+            agree_offload(file.as_fd())
+        } else {
+            OffloadFeatures::default()
+        };
+
+        let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(io::Error::from)
+            .map_err(failed("open a control socket"))?;
+        syscalls::set_mtu(control.as_fd(), &name, config.mtu).map_err(failed("set its MTU"))?;
+        syscalls::set_queue_length(control.as_fd(), &name, QUEUE_LENGTH).map_err(failed("set its queue length"))?;
+        syscalls::bring_up(control.as_fd(), &name).map_err(failed("bring it up"))?;
+        let index = nix::net::if_::if_nametoindex(config.name.as_str())
+            .map_err(io::Error::from)
+            .map_err(failed("find its index"))?;
+        Ok(Device { file, name: config.name.clone(), index, mtu: config.mtu as usize, features })
+    }
+
+    /// The interface index.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// What the kernel does in bulk on this device.
+    pub fn features(&self) -> OffloadFeatures {
+        self.features
+    }
+
+    /// Removes a device that was left in place. One that does not exist is fine.
+    pub fn remove(name: &str) -> Result<(), Error> {
+        let padded = syscalls::interface_name(name).ok_or_else(|| Error::DeviceName { name: name.to_owned() })?;
+        if nix::net::if_::if_nametoindex(name).is_err() {
+            return Ok(());
+        }
+        let failed = |step| move |source| Error::Device { name: name.to_owned(), step, source };
+        let file = open_driver().map_err(failed("open /dev/net/tun"))?;
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE | libc::IFF_VNET_HDR;
+        syscalls::tun_set_interface(file.as_fd(), &padded, flags)
+            .map_err(failed("attach to it in order to remove it"))?;
+        syscalls::tun_set_persist(file.as_fd(), false).map_err(failed("make it go"))
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn mtu(&self) -> usize {
+        self.mtu
+    }
+
+    /// Lets packets in.
+    pub(crate) fn attach(&self) -> Result<(), Error> {
+        syscalls::tun_set_queue(self.file.as_fd(), true).map_err(|source| Error::Device {
+            name: self.name.clone(),
+            step: "let packets into its queue",
+            source,
+        })
+    }
+
+    /// Reads one packet or super-packet, with its virtio header where there is one.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        nix::unistd::read(&self.file, buffer).map_err(io::Error::from)
+    }
+
+    /// Writes one packet or super-packet that has a virtio header in front.
+    pub(crate) fn write(&self, packet: &[u8]) -> io::Result<()> {
+        let packet = if self.features.vnet_header { packet } else { &packet[virtio::HEADER_LENGTH..] };
+        (&self.file).write(packet).map(drop)
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn open_driver() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open("/dev/net/tun")
+}
+
+/// Asks for as much as the kernel gives: UDP super-packets came last (6.2), TCP's long before.
+fn agree_offload(tun: BorrowedFd<'_>) -> OffloadFeatures {
+    let agreed = [CHECKSUM | TSO | USO, CHECKSUM | TSO, CHECKSUM]
+        .into_iter()
+        .find(|flags| syscalls::tun_set_offload(tun, *flags).is_ok())
+        .unwrap_or(0);
+    OffloadFeatures {
+        vnet_header: true,
+        checksum: agreed & CHECKSUM != 0,
+        tso: agreed & TSO != 0,
+        uso: agreed & USO != 0,
+        ..OffloadFeatures::default()
+    }
+}

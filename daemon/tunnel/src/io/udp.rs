@@ -1,0 +1,285 @@
+//! The UDP sockets: batches of sealed datagrams to and from the network.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, bind,
+    getsockname, recvmsg, sendmsg, setsockopt, socket, sockopt,
+};
+
+use super::outbox::{Batch, DatagramSink};
+use super::syscalls;
+use crate::error::Error;
+
+/// Socket buffers. With 1 MB, four streams lose packets by the ten thousand.
+const BUFFER_BYTES: usize = 4 << 20;
+/// How long a full send buffer may hold up the engine before datagrams are dropped, in ms.
+const SEND_PATIENCE: u16 = 20;
+
+/// A socket for each family the machine has.
+pub(crate) struct Sockets {
+    pub(crate) v4: Option<Socket>,
+    pub(crate) v6: Option<Socket>,
+}
+
+/// One bound, non-blocking socket.
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    family: AddressFamily,
+    gso: bool,
+    gro: bool,
+    control: Vec<u8>,
+}
+
+/// What one receive brought.
+pub(crate) struct Received {
+    pub(crate) from: SocketAddr,
+    pub(crate) length: usize,
+    /// Size of each datagram but the last.
+    pub(crate) size: usize,
+    pub(crate) ecn: u8,
+}
+
+impl Sockets {
+    /// Binds to the port on all addresses. A machine without IPv6 (or without IPv4) is served by the other.
+    pub(crate) fn bind(port: u16, mark: Option<u32>) -> Result<Sockets, Error> {
+        let v4 = Socket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), mark)?;
+        // An ephemeral port must be the same one for both.
+        let port = match &v4 {
+            Some(socket) => socket.port().unwrap_or(port),
+            None => port,
+        };
+        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let v6 = Socket::bind(address, mark)?;
+        if v4.is_none() && v6.is_none() {
+            let source = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+            return Err(Error::Socket { address, step: "open a socket of any family", source });
+        }
+        Ok(Sockets { v4, v6 })
+    }
+
+    pub(crate) fn gso(&self) -> bool {
+        self.v4.iter().chain(&self.v6).all(|socket| socket.gso)
+    }
+
+    pub(crate) fn gro(&self) -> bool {
+        self.v4.iter().chain(&self.v6).all(|socket| socket.gro)
+    }
+}
+
+impl DatagramSink for Sockets {
+    fn send(&mut self, batch: &Batch) -> usize {
+        let socket = match batch.to() {
+            Some(SocketAddr::V4(_)) => &mut self.v4,
+            _ => &mut self.v6,
+        };
+        match socket {
+            Some(socket) => socket.send(batch),
+            None => batch.count(),
+        }
+    }
+
+    fn takes_batches(&self) -> bool {
+        self.gso()
+    }
+}
+
+impl Socket {
+    /// `None` when the machine does not have this family.
+    fn bind(address: SocketAddr, mark: Option<u32>) -> Result<Option<Socket>, Error> {
+        let failed = |step| move |errno: Errno| Error::Socket { address, step, source: errno.into() };
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let fd = match socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None) {
+            Err(Errno::EAFNOSUPPORT) => return Ok(None),
+            other => other.map_err(failed("open a socket"))?,
+        };
+        if address.is_ipv6() {
+            setsockopt(&fd, sockopt::Ipv6V6Only, &true).map_err(failed("keep it to IPv6"))?;
+        }
+        if let Some(mark) = mark {
+            setsockopt(&fd, sockopt::Mark, &mark).map_err(failed("set its mark"))?;
+        }
+        match bind(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
+            // IPv6 is compiled in but switched off.
+            Err(Errno::EADDRNOTAVAIL) if address.is_ipv6() => return Ok(None),
+            other => other.map_err(failed("bind it"))?,
+        }
+        // A path smaller than the tunnel's MTU expects must fragment, not swallow: no DF on our packets.
+        let (level, option, dont) = match family {
+            AddressFamily::Inet => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+            _ => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+        };
+        syscalls::set_option(fd.as_fd(), level, option, dont).map_err(|source| Error::Socket {
+            address,
+            step: "let its packets be fragmented",
+            source,
+        })?;
+        enlarge_buffers(fd.as_fd());
+        let _ = match family {
+            // Without it congestion marks are not carried over; nothing else depends on it.
+            AddressFamily::Inet => setsockopt(&fd, sockopt::IpRecvTos, &true),
+            _ => setsockopt(&fd, sockopt::Ipv6RecvTClass, &true),
+        };
+        let gro = setsockopt(&fd, sockopt::UdpGroSegment, &true).is_ok();
+        // Zero turns it off again, but a kernel that does not know it refuses it.
+        let gso = setsockopt(&fd, sockopt::UdpGsoSegment, &0).is_ok();
+        // Room for the segment size and for the traffic class, an int each.
+        let control = cmsg_space!(libc::c_int, libc::c_int);
+        Ok(Some(Socket { fd, family, gso, gro, control }))
+    }
+
+    fn port(&self) -> Option<u16> {
+        let address: SockaddrStorage = getsockname(self.fd.as_raw_fd()).ok()?;
+        address.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::port)
+    }
+
+    /// Receives one datagram or one run of them. `Ok(None)` when there is nothing.
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+        let mut slices = [IoSliceMut::new(buffer)];
+        let message = match recvmsg::<SockaddrStorage>(
+            self.fd.as_raw_fd(),
+            &mut slices,
+            Some(&mut self.control),
+            MsgFlags::MSG_DONTWAIT,
+        ) {
+            Ok(message) => message,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let length = message.bytes;
+        let (mut size, mut ecn) = (length, 0);
+        for control in message.cmsgs()? {
+            match control {
+                ControlMessageOwned::UdpGroSegments(bytes) => size = usize::try_from(bytes).unwrap_or(length),
+                ControlMessageOwned::Ipv4Tos(tos) => ecn = tos & 0b11,
+                ControlMessageOwned::Ipv6TClass(class) => ecn = (class & 0b11) as u8,
+                _ => {}
+            }
+        }
+        let from = message.address.as_ref().and_then(socket_address);
+        // A packet without a sender cannot happen; as an empty run it is harmless.
+        let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        Ok(Some(Received { from: from.unwrap_or(unknown), length, size: size.max(1), ecn }))
+    }
+
+    /// Sends a batch, in one call if the path takes it. Returns how many datagrams were refused.
+    fn send(&mut self, batch: &Batch) -> usize {
+        let Some(to) = batch.to() else { return 0 };
+        let to = SockaddrStorage::from(to);
+        if batch.count() > 1 {
+            let size = batch.size() as u16;
+            match self.send_message(batch.bytes(), Some(size), batch.ecn(), &to) {
+                Ok(()) => return 0,
+                // The interface does no checksums for us: it will not change its mind.
+                Err(Errno::EIO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => self.gso = false,
+                // A path smaller than a datagram: the kernel fragments single ones only.
+                Err(Errno::EMSGSIZE | Errno::EINVAL) => {}
+                Err(_) => return batch.count(),
+            }
+        }
+        batch.datagrams().filter(|datagram| self.send_message(datagram, None, batch.ecn(), &to).is_err()).count()
+    }
+
+    fn send_message(&self, bytes: &[u8], size: Option<u16>, ecn: u8, to: &SockaddrStorage) -> Result<(), Errno> {
+        let slices = [IoSlice::new(bytes)];
+        let class = i32::from(ecn);
+        let segments = size.as_ref().map(ControlMessage::UdpGsoSegments);
+        let congestion = (ecn != 0).then_some(match self.family {
+            AddressFamily::Inet => ControlMessage::Ipv4Tos(&ecn),
+            _ => ControlMessage::Ipv6TClass(&class),
+        });
+        let mut control = [ControlMessage::Ipv6TClass(&class), ControlMessage::Ipv6TClass(&class)];
+        let mut used = 0;
+        for message in segments.into_iter().chain(congestion) {
+            control[used] = message;
+            used += 1;
+        }
+        let mut waited = false;
+        loop {
+            match sendmsg(self.fd.as_raw_fd(), &slices, &control[..used], MsgFlags::MSG_DONTWAIT, Some(to)) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                // Back-pressure: while we wait, the device's queue fills up and senders notice.
+                Err(Errno::EAGAIN) if !waited => {
+                    waited = true;
+                    let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
+                    let _ = poll(&mut fds, PollTimeout::from(SEND_PATIENCE));
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// As large as permitted: beyond the system's limit where privileged, up to it otherwise.
+fn enlarge_buffers(fd: BorrowedFd<'_>) {
+    if setsockopt(&fd, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
+        let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER_BYTES);
+    }
+    if setsockopt(&fd, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
+        let _ = setsockopt(&fd, sockopt::SndBuf, &BUFFER_BYTES);
+    }
+}
+
+fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(SocketAddr::from((v4.ip(), v4.port())));
+    }
+    let v6 = address.as_sockaddr_in6()?;
+    Some(SocketAddr::from((v6.ip(), v6.port())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::outbox::Outbox;
+    use crate::stats::Counters;
+
+    #[test]
+    fn batches_arrive_as_the_datagrams_they_were() {
+        let mut sender = Sockets::bind(0, None).unwrap();
+        let mut receiver = Sockets::bind(0, None).unwrap();
+        let port = receiver.v4.as_ref().unwrap().port().unwrap();
+        for loopback in [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))] {
+            let socket = if loopback.is_ipv4() { receiver.v4.as_mut() } else { receiver.v6.as_mut() };
+            let Some(socket) = socket else { continue };
+            let mut batch = Batch::new();
+            let counters = Counters::default();
+            let mut outbox = Outbox::new(&mut batch, &mut sender, &counters);
+            for index in 0..10u8 {
+                outbox.post_with(loopback, 2, if index == 9 { 50 } else { 1000 }, |room| {
+                    room.fill(index);
+                    true
+                });
+            }
+            outbox.flush();
+            assert_eq!(counters.drops().total(), 0);
+
+            let mut received = Vec::new();
+            let mut buffer = vec![0; 1 << 16];
+            while received.len() < 10 {
+                let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+                assert_ne!(poll(&mut fds, PollTimeout::from(5000u16)).unwrap(), 0, "datagrams are missing");
+                while let Some(run) = socket.receive(&mut buffer).unwrap() {
+                    assert_eq!(run.ecn, 2);
+                    received.extend(buffer[..run.length].chunks(run.size).map(<[u8]>::to_vec));
+                }
+            }
+            for (index, datagram) in received.iter().enumerate() {
+                assert_eq!(datagram.len(), if index == 9 { 50 } else { 1000 });
+                assert!(datagram.iter().all(|byte| usize::from(*byte) == index));
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! hauberk's userspace tunnel: WireGuard on batched I/O.
+//!
+//! ```text
+//!  pods ─ BPF ─▶ TUN ─▶ segment ─▶ seal ─▶ outbox ─▶ UDP ─▶ other node
+//!  pods ◀─ BPF ─ TUN ◀─ coalesce ◀─ open ◀──────────  UDP ◀─ other node
+//! ```
+//!
+//! One thread carries a packet from end to end (`engine`). It reads super-packets of up to 64 KB
+//! from the device (`io::tun`), cuts them (`offload::segment`), has each piece sealed by the
+//! protocol (`protocol`, `wireguard`) right into a batch (`io::outbox`) that leaves in one send
+//! (`io::udp`); and the same backwards, joining what belongs together (`offload::coalesce`).
+//! `allowed` says which inner address is whose, `schedule` who is to be woken when.
+//!
+//! The agent holds a [`Tunnel`] and knows nothing of the rest. Nothing here opens a way that the
+//! configuration did not name: no peer, no endpoint, no session means that the packet is dropped
+//! and counted ([`TunnelDrop`]).
+#![deny(unsafe_code)] // but for io::syscalls
+
+mod allowed;
+mod config;
+mod engine;
+mod error;
+mod io;
+mod offload;
+mod protocol;
+mod schedule;
+mod stats;
+mod tunnel;
+mod wireguard;
+
+pub use config::{DeviceConfig, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, StateCallback, TunnelConfig};
+pub use engine::SELF_TEST_DESTINATION;
+pub use error::Error;
+pub use io::tun::Device;
+pub use stats::{DropCounts, Health, OffloadFeatures, PeerState, PeerStats, TunnelDrop, TunnelStats};
+pub use tunnel::Tunnel;

@@ -1,0 +1,147 @@
+//! Just enough of IP to know whose packet it is, how long it is, and whether it met congestion.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::checksum;
+
+pub(crate) const V4_HEADER: usize = 20;
+pub(crate) const V6_HEADER: usize = 40;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+
+/// Congestion experienced, the ECN code point (RFC 3168, 5).
+const CONGESTION: u8 = 0b11;
+
+/// What routing needs to know about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Envelope {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    /// Length by the packet's own word: never more than what was there.
+    pub(crate) length: usize,
+}
+
+/// Reads the envelope; `None` when the headers contradict themselves or the bytes at hand.
+pub(crate) fn envelope(packet: &[u8]) -> Option<Envelope> {
+    match packet.first()? >> 4 {
+        4 => {
+            let header = packet.first_chunk::<V4_HEADER>()?;
+            let header_length = usize::from(header[0] & 0x0f) * 4;
+            let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
+            if header_length < V4_HEADER || length < header_length || length > packet.len() {
+                return None;
+            }
+            let [.., s0, s1, s2, s3, d0, d1, d2, d3] = *header;
+            Some(Envelope {
+                source: IpAddr::V4(Ipv4Addr::new(s0, s1, s2, s3)),
+                destination: IpAddr::V4(Ipv4Addr::new(d0, d1, d2, d3)),
+                length,
+            })
+        }
+        6 => {
+            let header = packet.first_chunk::<V6_HEADER>()?;
+            let length = V6_HEADER + usize::from(u16::from_be_bytes([header[4], header[5]]));
+            if length > packet.len() {
+                return None;
+            }
+            let address = |at: usize| {
+                let mut octets = [0; 16];
+                octets.copy_from_slice(&header[at..at + 16]);
+                IpAddr::V6(Ipv6Addr::from(octets))
+            };
+            Some(Envelope { source: address(8), destination: address(24), length })
+        }
+        _ => None,
+    }
+}
+
+/// The ECN code point of a packet whose envelope was read.
+pub(crate) fn ecn(packet: &[u8]) -> u8 {
+    match packet {
+        [first, second, ..] if first >> 4 == 4 => second & 0b11,
+        [_, second, ..] => (second >> 4) & 0b11,
+        _ => 0,
+    }
+}
+
+/// Carries congestion met by the outer packet over to the inner one (RFC 6040, 4.2), if the inner
+/// one's sender understands it.
+pub(crate) fn mark_congestion(outer: u8, packet: &mut [u8]) {
+    if outer & 0b11 != CONGESTION || ecn(packet) == 0 || packet.len() < V4_HEADER {
+        return;
+    }
+    if packet[0] >> 4 == 4 {
+        let before = u16::from_be_bytes([packet[0], packet[1]]);
+        packet[1] |= CONGESTION;
+        let after = u16::from_be_bytes([packet[0], packet[1]]);
+        // RFC 1624: adjust the header's checksum by what changed.
+        let old = u64::from(!u16::from_ne_bytes([packet[10], packet[11]]));
+        let sum = checksum::add_word(checksum::remove_word(old, before), after);
+        packet[10..12].copy_from_slice(&(!checksum::fold(sum)).to_ne_bytes());
+    } else {
+        packet[1] |= CONGESTION << 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{self, Family};
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn reads_addresses_and_trims_padding() {
+        for family in [Family::V4, Family::V6] {
+            let packet = samples::udp(family, 1000, 2000, b"hello");
+            let mut padded = packet.clone();
+            padded.extend_from_slice(&[0; 11]);
+            let envelope = envelope(&padded).unwrap();
+            assert_eq!(envelope.length, packet.len());
+            assert_eq!(envelope.source, family.source());
+            assert_eq!(envelope.destination, family.destination());
+        }
+    }
+
+    #[test]
+    fn refuses_contradictions() {
+        let packet = samples::udp(Family::V4, 1, 2, b"hello");
+        assert_eq!(envelope(&packet[..packet.len() - 1]), None, "shorter than it says");
+        let mut short_header = packet.clone();
+        short_header[0] = 0x44;
+        assert_eq!(envelope(&short_header), None);
+        let mut no_length = packet.clone();
+        no_length[2..4].copy_from_slice(&[0, 10]);
+        assert_eq!(envelope(&no_length), None, "ends inside its own header");
+        let packet = samples::udp(Family::V6, 1, 2, b"hello");
+        assert_eq!(envelope(&packet[..packet.len() - 1]), None);
+        assert_eq!(envelope(&[]), None);
+        assert_eq!(envelope(&[0x50; 60]), None);
+    }
+
+    #[test]
+    fn congestion_is_carried_over_only_to_those_who_understand_it() {
+        for family in [Family::V4, Family::V6] {
+            for (inner, expected) in [(0, 0), (1, 3), (2, 3), (3, 3)] {
+                let mut packet = samples::with_ecn(samples::udp(family, 1, 2, b"x"), inner);
+                mark_congestion(CONGESTION, &mut packet);
+                assert_eq!(ecn(&packet), expected);
+                if family == Family::V4 {
+                    assert!(checksum::is_valid(checksum::add(0, &packet[..V4_HEADER])));
+                }
+                let mut untouched = samples::with_ecn(samples::udp(family, 1, 2, b"x"), inner);
+                mark_congestion(2, &mut untouched);
+                assert_eq!(ecn(&untouched), inner);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(mut bytes in prop::collection::vec(any::<u8>(), 0..100), outer in any::<u8>()) {
+            if let Some(envelope) = envelope(&bytes) {
+                prop_assert!(envelope.length <= bytes.len());
+            }
+            mark_congestion(outer, &mut bytes);
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Cuts a super-packet read from the device into the packets it stands for.
+//!
+//! In place: the headers of each segment are written right in front of its payload, over the
+//! payload of the segment before, which by then is sealed. So a segment lives only until the next
+//! one is asked for.
+
+use super::virtio::{Gso, Header};
+use super::{checksum, ip};
+
+/// Longest headers that are repeated: IPv6 with extension headers, and TCP with all its options.
+const LONGEST_HEADERS: usize = 256;
+
+const TCP_FIN: u8 = 0x01;
+const TCP_PSH: u8 = 0x08;
+const TCP_CWR: u8 = 0x80;
+
+/// The virtio header does not fit the packet behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+/// The segments of one super-packet, or the one packet that it is.
+#[allow(clippy::large_enum_variant)] // lives on one stack frame; a box would be an allocation per read
+pub(crate) enum Segments<'a> {
+    /// One packet, finished.
+    Single(Option<&'a mut [u8]>),
+    /// A run of them.
+    Run(Run<'a>),
+}
+
+/// A super-packet that is being cut.
+pub(crate) struct Run<'a> {
+    packet: &'a mut [u8],
+    /// The headers as they came: those in the packet are overwritten.
+    headers: [u8; LONGEST_HEADERS],
+    headers_length: usize,
+    /// Where the transport header begins.
+    transport: usize,
+    kind: Transport,
+    /// Payload bytes per segment.
+    size: usize,
+    /// Sum of the pseudo header without the length.
+    pseudo: u64,
+    next: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    fn checksum_offset(self) -> usize {
+        match self {
+            Transport::Tcp => 16,
+            Transport::Udp => 6,
+        }
+    }
+}
+
+impl<'a> Segments<'a> {
+    /// Checks the virtio header against the packet, whose envelope must already have been read and
+    /// which must be exactly as long as it says.
+    pub(crate) fn new(header: Header, packet: &'a mut [u8]) -> Result<Segments<'a>, Malformed> {
+        let kind = match (header.gso, packet.first().map(|first| first >> 4)) {
+            (Gso::None, _) => {
+                if header.needs_checksum {
+                    complete_checksum(header, packet)?;
+                }
+                return Ok(Segments::Single(Some(packet)));
+            }
+            (Gso::TcpV4, Some(4)) | (Gso::TcpV6, Some(6)) => Transport::Tcp,
+            (Gso::Udp, Some(4 | 6)) => Transport::Udp,
+            _ => return Err(Malformed),
+        };
+        // The kernel never leaves a finished checksum in a super-packet: it could not be right for each segment.
+        if !header.needs_checksum || usize::from(header.checksum_offset) != kind.checksum_offset() {
+            return Err(Malformed);
+        }
+        let run = Run::new(header, kind, packet)?;
+        if run.packet.len() - run.headers_length <= run.size {
+            let packet = run.packet;
+            complete_checksum(header, packet)?;
+            return Ok(Segments::Single(Some(packet)));
+        }
+        Ok(Segments::Run(run))
+    }
+
+    /// The next finished packet.
+    pub(crate) fn next(&mut self) -> Option<&mut [u8]> {
+        match self {
+            Segments::Single(packet) => packet.take(),
+            Segments::Run(run) => run.next(),
+        }
+    }
+}
+
+impl<'a> Run<'a> {
+    fn new(header: Header, kind: Transport, packet: &'a mut [u8]) -> Result<Run<'a>, Malformed> {
+        let transport = usize::from(header.checksum_start);
+        let shortest = if packet[0] >> 4 == 4 { ip::V4_HEADER } else { ip::V6_HEADER };
+        let bytes = packet.get(transport..).ok_or(Malformed)?;
+        let transport_length = match kind {
+            Transport::Tcp => match bytes.get(12) {
+                Some(offset) if offset >> 4 >= 5 => usize::from(offset >> 4) * 4,
+                _ => return Err(Malformed),
+            },
+            Transport::Udp => 8,
+        };
+        let headers_length = transport + transport_length;
+        if transport < shortest
+            || headers_length > packet.len()
+            || headers_length > LONGEST_HEADERS
+            || header.gso_size == 0
+        {
+            return Err(Malformed);
+        }
+        let at = transport + kind.checksum_offset();
+        let field = u16::from_ne_bytes([packet[at], packet[at + 1]]);
+        let length = packet.len() - transport;
+        let mut headers = [0; LONGEST_HEADERS];
+        headers[..headers_length].copy_from_slice(&packet[..headers_length]);
+        Ok(Run {
+            headers,
+            headers_length,
+            transport,
+            kind,
+            size: usize::from(header.gso_size),
+            // The kernel's field has the length of the whole; each segment adds its own.
+            pseudo: checksum::remove_word(u64::from(field), length as u16),
+            next: 0,
+            packet,
+        })
+    }
+
+    fn next(&mut self) -> Option<&mut [u8]> {
+        let index = self.next;
+        let start = index * self.size;
+        let left = (self.packet.len() - self.headers_length).checked_sub(start)?;
+        if left == 0 {
+            return None;
+        }
+        self.next += 1;
+        let payload = left.min(self.size);
+        let last = left <= self.size;
+
+        let segment = &mut self.packet[start..start + self.headers_length + payload];
+        segment[..self.headers_length].copy_from_slice(&self.headers[..self.headers_length]);
+        let length = segment.len();
+        if segment[0] >> 4 == 4 {
+            segment[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+            let id = u16::from_be_bytes([segment[4], segment[5]]).wrapping_add(index as u16);
+            segment[4..6].copy_from_slice(&id.to_be_bytes());
+            segment[10..12].copy_from_slice(&[0, 0]);
+            let header_length = (usize::from(segment[0] & 0x0f) * 4).min(self.transport);
+            let sum = checksum::finish(checksum::add(0, &segment[..header_length]));
+            segment[10..12].copy_from_slice(&sum);
+        } else {
+            segment[4..6].copy_from_slice(&((length - ip::V6_HEADER) as u16).to_be_bytes());
+        }
+
+        let transport = &mut segment[self.transport..];
+        let length = transport.len() as u16;
+        match self.kind {
+            Transport::Tcp => {
+                let sequence = [transport[4], transport[5], transport[6], transport[7]];
+                let sequence = u32::from_be_bytes(sequence).wrapping_add(start as u32);
+                transport[4..8].copy_from_slice(&sequence.to_be_bytes());
+                if !last {
+                    transport[13] &= !(TCP_FIN | TCP_PSH);
+                }
+                if index > 0 {
+                    transport[13] &= !TCP_CWR;
+                }
+            }
+            Transport::Udp => transport[4..6].copy_from_slice(&length.to_be_bytes()),
+        }
+        let at = self.kind.checksum_offset();
+        transport[at..at + 2].copy_from_slice(&[0, 0]);
+        let sum = checksum::add(checksum::add_word(self.pseudo, length), transport);
+        transport[at..at + 2].copy_from_slice(&checksum::finish(sum));
+        Some(segment)
+    }
+}
+
+/// Adds what the kernel left out of the checksum of a single packet.
+fn complete_checksum(header: Header, packet: &mut [u8]) -> Result<(), Malformed> {
+    let start = usize::from(header.checksum_start);
+    let at = start + usize::from(header.checksum_offset);
+    if start < ip::V4_HEADER || at + 2 > packet.len() {
+        return Err(Malformed);
+    }
+    let sum = checksum::finish(checksum::add(0, &packet[start..]));
+    packet[at..at + 2].copy_from_slice(&sum);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{self, Family, Tcp};
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Makes of a finished packet what the kernel would hand over: only the pseudo header summed.
+    pub(super) fn as_super_packet(packet: &mut [u8], size: u16) -> Header {
+        let (family, addresses, protocol) = match packet[0] >> 4 {
+            4 => (Family::V4, packet[12..20].to_vec(), packet[9]),
+            _ => (Family::V6, packet[8..40].to_vec(), packet[6]),
+        };
+        let start = family.ip_header();
+        let (offset, gso) = match (protocol, family) {
+            (ip::TCP, Family::V4) => (16, Gso::TcpV4),
+            (ip::TCP, Family::V6) => (16, Gso::TcpV6),
+            _ => (6, Gso::Udp),
+        };
+        let pseudo = checksum::fold(checksum::pseudo_header(&addresses, protocol, packet.len() - start));
+        packet[start + offset..start + offset + 2].copy_from_slice(&pseudo.to_ne_bytes());
+        Header {
+            needs_checksum: true,
+            gso,
+            header_length: 0,
+            gso_size: size,
+            checksum_start: start as u16,
+            checksum_offset: offset as u16,
+        }
+    }
+
+    fn cut(header: Header, packet: &mut [u8]) -> Result<Vec<Vec<u8>>, Malformed> {
+        let mut segments = Segments::new(header, packet)?;
+        let mut cut = Vec::new();
+        while let Some(segment) = segments.next() {
+            cut.push(segment.to_vec());
+        }
+        Ok(cut)
+    }
+
+    #[test]
+    fn flags_numbers_and_sums_are_those_of_single_packets() {
+        for family in [Family::V4, Family::V6] {
+            let mut whole = Tcp::new(family, u32::MAX - 1500, &[7; 2500]);
+            whole.id = u16::MAX;
+            whole.flags = 0x10 | TCP_PSH | TCP_FIN | TCP_CWR;
+            whole.options = vec![1; 12];
+            let mut packet = whole.build();
+            let header = as_super_packet(&mut packet, 1000);
+            let segments = cut(header, &mut packet).unwrap();
+
+            let expected: Vec<_> =
+                [(0, 1000, 0x10 | TCP_CWR), (1000, 1000, 0x10), (2000, 500, 0x10 | TCP_PSH | TCP_FIN)]
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, (start, length, flags))| {
+                        let segment = Tcp {
+                            id: whole.id.wrapping_add(index as u16),
+                            sequence: whole.sequence.wrapping_add(start),
+                            flags,
+                            payload: vec![7; length],
+                            ..whole.clone()
+                        };
+                        segment.build()
+                    })
+                    .collect();
+            assert_eq!(segments, expected);
+        }
+    }
+
+    #[test]
+    fn finishes_the_checksum_of_a_single_packet() {
+        for family in [Family::V4, Family::V6] {
+            let finished = samples::udp(family, 1, 2, b"odd");
+            let mut packet = finished.clone();
+            let header = as_super_packet(&mut packet, 0);
+            assert!(!samples::is_sound(&packet));
+            let header = Header { gso: Gso::None, ..header };
+            assert_eq!(cut(header, &mut packet).unwrap(), vec![finished]);
+        }
+    }
+
+    #[test]
+    fn refuses_headers_that_do_not_fit() {
+        let packet = Tcp::new(Family::V4, 1, &[7; 2500]).build();
+        let good = as_super_packet(&mut packet.clone(), 1000);
+        for bad in [
+            Header { checksum_start: 9000, ..good },
+            Header { checksum_start: 0, ..good },
+            Header { checksum_offset: 6, ..good },
+            Header { gso: Gso::TcpV6, ..good },
+            Header { gso_size: 0, ..good },
+            Header { needs_checksum: false, ..good },
+            Header { gso: Gso::None, checksum_offset: 9000, ..good },
+        ] {
+            assert!(cut(bad, &mut packet.clone()).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn segments_are_sound_and_add_up(
+            v4 in any::<bool>(),
+            payload in prop::collection::vec(any::<u8>(), 1..20_000),
+            size in 1u16..1500,
+            tcp in any::<bool>(),
+        ) {
+            let family = if v4 { Family::V4 } else { Family::V6 };
+            let mut packet = if tcp {
+                Tcp::new(family, 99, &payload).build()
+            } else {
+                samples::udp(family, 1, 2, &payload)
+            };
+            let headers = packet.len() - payload.len();
+            let header = as_super_packet(&mut packet, size);
+            let segments = cut(header, &mut packet).unwrap();
+            prop_assert!(segments.iter().all(|segment| samples::is_sound(segment)));
+            prop_assert!(segments.iter().all(|segment| segment.len() <= headers + usize::from(size)));
+            let joined: Vec<u8> = segments.iter().flat_map(|segment| segment[headers..].to_vec()).collect();
+            prop_assert_eq!(joined, payload);
+        }
+
+        #[test]
+        fn never_panics(
+            bytes in prop::array::uniform10(any::<u8>()),
+            gso in 0u8..6,
+            mut packet in prop::collection::vec(any::<u8>(), 0..400),
+            version in prop::sample::select(vec![4u8, 6]),
+        ) {
+            let mut bytes = bytes;
+            bytes[1] = gso;
+            bytes[3] = 0;
+            bytes[7] = 0;
+            bytes[9] = 0;
+            if let Some(first) = packet.first_mut() {
+                *first = version << 4 | *first & 0x0f;
+            }
+            if let Some(header) = Header::parse(bytes) {
+                let _ = cut(header, &mut packet);
+            }
+        }
+    }
+}

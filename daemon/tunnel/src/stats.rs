@@ -1,0 +1,251 @@
+//! What the tunnel tells about itself: states, counters, reasons.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use crate::config::PeerId;
+
+/// Where a peer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// No session and nothing to send.
+    Idle,
+    /// Packets wait for a handshake that is under way.
+    Handshaking {
+        /// Initiations sent so far.
+        attempts: u32,
+    },
+    /// A session younger than 180 s exists.
+    Established,
+    /// The last handshake was given up after 90 s; the next packet tries again.
+    Failed {
+        /// When it was given up.
+        since: SystemTime,
+    },
+}
+
+/// Why a packet was not passed on. Each reason has one counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum TunnelDrop {
+    /// No peer's allowed addresses match the destination.
+    NoPeer,
+    /// The peer has no configured endpoint.
+    NoEndpoint,
+    /// Too many packets wait for this peer's handshake.
+    QueueFull,
+    /// The packet waited for a handshake that was given up.
+    HandshakeFailed,
+    /// Authentication failed, or the counter was seen before.
+    ReplayOrForged,
+    /// The receiver index or the static key is nobody's we know.
+    UnknownSender,
+    /// A handshake sealed for a public key that is not (or no longer) ours.
+    NotForOurKey,
+    /// The inner source address does not belong to the peer that sealed the packet.
+    SourceNotAllowed,
+    /// Not a packet that could be understood, outside or inside.
+    Malformed,
+    /// Larger than the tunnel's MTU.
+    Oversized,
+    /// The kernel refused the decrypted packet.
+    TunWriteFailed,
+    /// The kernel refused the sealed packet.
+    UdpSendFailed,
+    /// A handshake under load, answered with a cookie instead.
+    UnderLoadCookie,
+    /// A handshake under load from an address that proved itself but sends too many.
+    SourceRateLimited,
+}
+
+impl TunnelDrop {
+    /// Every reason, in the order of the counters.
+    pub const ALL: [TunnelDrop; 14] = [
+        TunnelDrop::NoPeer,
+        TunnelDrop::NoEndpoint,
+        TunnelDrop::QueueFull,
+        TunnelDrop::HandshakeFailed,
+        TunnelDrop::ReplayOrForged,
+        TunnelDrop::UnknownSender,
+        TunnelDrop::NotForOurKey,
+        TunnelDrop::SourceNotAllowed,
+        TunnelDrop::Malformed,
+        TunnelDrop::Oversized,
+        TunnelDrop::TunWriteFailed,
+        TunnelDrop::UdpSendFailed,
+        TunnelDrop::UnderLoadCookie,
+        TunnelDrop::SourceRateLimited,
+    ];
+
+    /// Stable name, for metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TunnelDrop::NoPeer => "no_peer",
+            TunnelDrop::NoEndpoint => "no_endpoint",
+            TunnelDrop::QueueFull => "queue_full",
+            TunnelDrop::HandshakeFailed => "handshake_failed",
+            TunnelDrop::ReplayOrForged => "replay_or_forged",
+            TunnelDrop::UnknownSender => "unknown_sender",
+            TunnelDrop::NotForOurKey => "not_for_our_key",
+            TunnelDrop::SourceNotAllowed => "source_not_allowed",
+            TunnelDrop::Malformed => "malformed",
+            TunnelDrop::Oversized => "oversized",
+            TunnelDrop::TunWriteFailed => "tun_write_failed",
+            TunnelDrop::UdpSendFailed => "udp_send_failed",
+            TunnelDrop::UnderLoadCookie => "under_load_cookie",
+            TunnelDrop::SourceRateLimited => "source_rate_limited",
+        }
+    }
+}
+
+/// Packets dropped, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DropCounts([u64; TunnelDrop::ALL.len()]);
+
+impl DropCounts {
+    /// Packets dropped for one reason.
+    pub fn of(&self, reason: TunnelDrop) -> u64 {
+        self.0[reason as usize]
+    }
+
+    /// Every reason with its count, zeros included.
+    pub fn iter(&self) -> impl Iterator<Item = (TunnelDrop, u64)> + '_ {
+        TunnelDrop::ALL.iter().map(|reason| (*reason, self.of(*reason)))
+    }
+
+    /// Packets dropped for any reason.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    pub(crate) fn add(&mut self, reason: TunnelDrop, packets: u64) {
+        self.0[reason as usize] += packets;
+    }
+}
+
+/// What one peer did so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStats {
+    /// The peer.
+    pub id: PeerId,
+    /// Its node name.
+    pub name: String,
+    /// Where it stands.
+    pub state: PeerState,
+    /// When the last handshake was completed.
+    pub latest_handshake: Option<SystemTime>,
+    /// Epoch of our key in the session used for sending.
+    pub local_epoch: Option<u32>,
+    /// Epoch of the peer's key in the session used for sending.
+    pub remote_epoch: Option<u32>,
+    /// Bytes of authenticated datagrams received, handshakes included.
+    pub rx_bytes: u64,
+    /// Bytes of datagrams sent, handshakes included.
+    pub tx_bytes: u64,
+    /// IP packets received from the peer and passed on.
+    pub rx_packets: u64,
+    /// IP packets sealed for the peer.
+    pub tx_packets: u64,
+    /// Where its packets go.
+    pub endpoint: Option<SocketAddr>,
+    /// Packets of this peer that were dropped.
+    pub drops: DropCounts,
+}
+
+/// What the whole tunnel did so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelStats {
+    /// Each peer, in the order of their ids.
+    pub peers: Vec<PeerStats>,
+    /// Every dropped packet, those of the peers included.
+    pub drops: DropCounts,
+    /// Self-test packets swallowed.
+    pub probes_seen: u64,
+    /// What the kernel agreed to do in bulk.
+    pub features: OffloadFeatures,
+}
+
+/// What the kernel agreed to do in bulk. Found out once, at start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OffloadFeatures {
+    /// Packets carry a virtio header: without it nothing is batched on the device.
+    pub vnet_header: bool,
+    /// Checksums may be left to us.
+    pub checksum: bool,
+    /// TCP super-packets of up to 64 KB.
+    pub tso: bool,
+    /// UDP super-packets.
+    pub uso: bool,
+    /// Many datagrams per send. False until the sockets are open.
+    pub udp_gso: bool,
+    /// Many datagrams per receive. False until the sockets are open.
+    pub udp_gro: bool,
+    /// An IPv6 socket exists. False until the sockets are open.
+    pub ipv6: bool,
+}
+
+/// Whether the engine runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Running,
+    /// It does not, and nothing will pass any more.
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Counters that the engine's thread writes and any thread reads.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    drops: [AtomicU64; TunnelDrop::ALL.len()],
+    probes_seen: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn drop_packets(&self, reason: TunnelDrop, packets: u64) {
+        self.drops[reason as usize].fetch_add(packets, Ordering::Relaxed);
+    }
+
+    pub(crate) fn drop_packet(&self, reason: TunnelDrop) {
+        self.drop_packets(reason, 1);
+    }
+
+    pub(crate) fn drops(&self) -> DropCounts {
+        let mut counts = DropCounts::default();
+        for reason in TunnelDrop::ALL {
+            counts.add(reason, self.drops[reason as usize].load(Ordering::Relaxed));
+        }
+        counts
+    }
+
+    pub(crate) fn see_probe(&self) {
+        self.probes_seen.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn probes_seen(&self) -> u64 {
+        self.probes_seen.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_counts_under_its_own_name() {
+        let counters = Counters::default();
+        for (index, reason) in TunnelDrop::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+            counters.drop_packets(reason, index as u64 + 1);
+        }
+        let counts = counters.drops();
+        let mut names: Vec<_> = counts.iter().map(|(reason, _)| reason.as_str()).collect();
+        assert!(counts.iter().all(|(reason, count)| count == reason as u64 + 1));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), TunnelDrop::ALL.len());
+    }
+}

@@ -1,0 +1,408 @@
+//! WireGuard as a [`Protocol`]: finds the peer of each packet, the pair of keys of each message.
+//!
+//! A datagram is believed for what its cryptography proves and for nothing else. Who may be spoken
+//! to, where, and which inner addresses belong to whom comes from the configuration alone.
+
+mod change;
+mod identity;
+mod pair;
+mod peer;
+mod source_limit;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::time::Instant;
+
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+
+use self::identity::Identity;
+use self::pair::Pair;
+use self::peer::Peer;
+use self::source_limit::SourceLimit;
+use crate::allowed::AllowedIps;
+use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, StateCallback};
+use crate::error::Error;
+use crate::io::outbox::Outbox;
+use crate::offload::ip;
+use crate::protocol::{Datagram, Inbox, Protocol};
+use crate::schedule::Schedule;
+use crate::stats::{Counters, PeerStats, TunnelDrop};
+
+/// Length of a cookie reply.
+const COOKIE_REPLY: usize = 64;
+/// Indices have 24 bits; boringtun counts sessions in the other 8.
+const INDEX_MASK: u32 = 0x00ff_ffff;
+
+/// The protocol's whole state.
+pub(crate) struct WireGuard {
+    identities: Vec<Identity>,
+    peers: HashMap<PeerId, Peer>,
+    by_key: HashMap<[u8; 32], PeerId>,
+    by_index: HashMap<u32, PeerId>,
+    allowed: AllowedIps,
+    next_index: u32,
+    handshake_limit: u64,
+    sources: SourceLimit,
+    around: Surroundings,
+}
+
+/// What peers share.
+pub(crate) struct Surroundings {
+    counters: Arc<Counters>,
+    schedule: Schedule<PeerId>,
+    on_state: Option<StateCallback>,
+    mtu: usize,
+    padded: Vec<u8>,
+}
+
+impl Surroundings {
+    /// Pads to a multiple of 16 bytes, as far as the MTU lets it (WireGuard paper, 5.4.6).
+    fn pad<'a>(&'a mut self, packet: &'a [u8]) -> &'a [u8] {
+        let length = packet.len().next_multiple_of(16).min(self.mtu);
+        if length <= packet.len() {
+            return packet;
+        }
+        self.padded.clear();
+        self.padded.extend_from_slice(packet);
+        self.padded.resize(length, 0);
+        &self.padded
+    }
+}
+
+impl WireGuard {
+    pub(crate) fn new(
+        keys: Vec<LocalKey>,
+        handshake_limit: u64,
+        mtu: usize,
+        on_state: Option<StateCallback>,
+        counters: Arc<Counters>,
+    ) -> Result<WireGuard, Error> {
+        Ok(WireGuard {
+            identities: Identity::all(keys, handshake_limit)?,
+            peers: HashMap::new(),
+            by_key: HashMap::new(),
+            by_index: HashMap::new(),
+            allowed: AllowedIps::default(),
+            // After a restart old sessions' indices should not meet new sessions.
+            next_index: RandomState::new().build_hasher().finish() as u32,
+            handshake_limit,
+            sources: SourceLimit::new(),
+            around: Surroundings { counters, schedule: Schedule::new(), on_state, mtu, padded: Vec::new() },
+        })
+    }
+
+    /// Takes the batch as a whole, between two packets, or refuses it as a whole.
+    pub(crate) fn apply(
+        &mut self,
+        changes: Vec<PeerChange>,
+        now: Instant,
+        outbox: &mut Outbox<'_>,
+    ) -> Result<(), Error> {
+        let peers = &self.peers;
+        let installed = change::Installed {
+            config: &|id| peers.get(&id).map(|peer| &peer.config),
+            allowed: &self.allowed,
+            by_key: &self.by_key,
+            identities: &self.identities,
+        };
+        let plan = change::plan(changes, &installed)?;
+        // What is given up first: another peer of the plan may take it over.
+        for (id, wanted) in &plan {
+            self.release(*id, wanted.as_ref());
+        }
+        for (id, wanted) in plan {
+            match wanted {
+                Some(config) => self.put(config, now, outbox),
+                None => self.remove(id),
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces our own keys. Sessions of keys that stay are kept.
+    pub(crate) fn set_keys(&mut self, keys: Vec<LocalKey>, now: Instant, outbox: &mut Outbox<'_>) -> Result<(), Error> {
+        let mut identities = Identity::all(keys, self.handshake_limit)?;
+        for identity in &mut identities {
+            // The same key again keeps its cookies and counts.
+            if let Some(index) =
+                self.identities.iter().position(|old| old.epoch == identity.epoch && old.public == identity.public)
+            {
+                std::mem::swap(identity, &mut self.identities[index]);
+            }
+        }
+        for peer in self.peers.values() {
+            if let Some(reason) = change::unusable_keys(&peer.config.keys, &identities) {
+                return Err(Error::PeerKeys { id: peer.config.id, name: peer.config.name.clone(), reason });
+            }
+        }
+        self.identities = identities;
+        let ids: Vec<_> = self.peers.keys().copied().collect();
+        for id in ids {
+            self.renew_pairs(id, now, outbox);
+        }
+        Ok(())
+    }
+
+    /// What is installed, in the order of the ids.
+    pub(crate) fn configs(&self) -> Vec<PeerConfig> {
+        let mut configs: Vec<_> = self.peers.values().map(|peer| peer.config.clone()).collect();
+        configs.sort_by_key(|config| config.id);
+        configs
+    }
+
+    /// What each peer did, in the order of the ids.
+    pub(crate) fn stats(&self) -> Vec<PeerStats> {
+        let mut stats: Vec<_> = self.peers.values().map(Peer::stats).collect();
+        stats.sort_by_key(|peer| peer.id);
+        stats
+    }
+
+    /// Takes away the prefixes and keys that the peer shall not have any more.
+    fn release(&mut self, id: PeerId, wanted: Option<&PeerConfig>) {
+        let Some(peer) = self.peers.get(&id) else { return };
+        for prefix in &peer.config.allowed {
+            if wanted.is_none_or(|wanted| !wanted.allowed.contains(prefix)) {
+                self.allowed.remove(*prefix, id);
+            }
+        }
+        for key in &peer.config.keys {
+            if wanted.is_none_or(|wanted| wanted.keys.iter().all(|kept| kept.public != key.public)) {
+                self.by_key.remove(&key.public);
+            }
+        }
+    }
+
+    fn put(&mut self, config: PeerConfig, now: Instant, outbox: &mut Outbox<'_>) {
+        let id = config.id;
+        for prefix in &config.allowed {
+            self.allowed.insert(*prefix, id);
+        }
+        for key in &config.keys {
+            self.by_key.insert(key.public, id);
+        }
+        let peer = self.peers.entry(id).or_insert_with(|| Peer::new(config.clone()));
+        let new_keys = peer.config.keys != config.keys || peer.pairs.is_empty();
+        let new_endpoint = peer.config.endpoint != config.endpoint;
+        peer.config = config;
+        if new_keys || new_endpoint {
+            peer.forgive();
+        }
+        if new_keys {
+            self.renew_pairs(id, now, outbox);
+        }
+        if let Some(peer) = self.peers.get_mut(&id) {
+            if new_endpoint {
+                peer.retry_handshakes(now, outbox);
+            }
+            peer.settle(&mut self.around);
+        }
+    }
+
+    fn remove(&mut self, id: PeerId) {
+        if let Some(mut peer) = self.peers.remove(&id) {
+            peer.drop_waiting(TunnelDrop::NoPeer, &self.around);
+            self.around.schedule.disarm(id);
+            for pair in &peer.pairs {
+                self.by_index.remove(&pair.index);
+            }
+        }
+    }
+
+    /// Makes one pair of each key of ours with each key of the peer, keeping those there are.
+    fn renew_pairs(&mut self, id: PeerId, now: Instant, outbox: &mut Outbox<'_>) {
+        let Some(mut peer) = self.peers.remove(&id) else { return };
+        let mut old = std::mem::take(&mut peer.pairs);
+        for identity in &self.identities {
+            for key in &peer.config.keys {
+                let is_same = |pair: &Pair| {
+                    pair.local_public == identity.public
+                        && pair.local_epoch == identity.epoch
+                        && pair.remote_public == key.public
+                };
+                let pair = match old.iter().position(is_same) {
+                    Some(position) => {
+                        let mut kept = old.swap_remove(position);
+                        kept.remote_epoch = key.epoch;
+                        kept
+                    }
+                    None => {
+                        let index = free_index(&mut self.next_index, &self.by_index);
+                        self.by_index.insert(index, id);
+                        Pair::new(identity, key, index)
+                    }
+                };
+                peer.pairs.push(pair);
+            }
+        }
+        for gone in &old {
+            self.by_index.remove(&gone.index);
+        }
+        // Traffic flows, or waits: make the newer sessions, while an older one may still carry it.
+        if peer.is_established() || peer.has_waiting() {
+            peer.start_handshakes(now, outbox);
+        }
+        peer.settle(&mut self.around);
+        self.peers.insert(id, peer);
+    }
+
+    /// A stranger asks for a session.
+    fn open_initiation(
+        &mut self,
+        now: Instant,
+        datagram: Datagram<'_>,
+        outbox: &mut Outbox<'_>,
+    ) -> Result<(), TunnelDrop> {
+        let (identity, packet) = self.pass_gate(datagram, None, outbox)?;
+        let Packet::HandshakeInit(initiation) = packet else { return Err(TunnelDrop::Malformed) };
+        let identity = &self.identities[identity];
+        if has_cookie(datagram.bytes) && !self.sources.admit(now, datagram.from.ip()) {
+            return Err(TunnelDrop::SourceRateLimited);
+        }
+        let half = parse_handshake_anon(&identity.secret, &identity.public, &initiation)
+            .map_err(|_| TunnelDrop::ReplayOrForged)?;
+        let id = self.by_key.get(&half.peer_static_public).ok_or(TunnelDrop::UnknownSender)?;
+        let peer = self.peers.get_mut(id).ok_or(TunnelDrop::UnknownSender)?;
+        let pair = peer
+            .pairs
+            .iter()
+            .position(|pair| pair.local_epoch == identity.epoch && pair.remote_public == half.peer_static_public)
+            .ok_or(TunnelDrop::UnknownSender)?;
+        let mut room = [0; 256];
+        peer.receive(now, pair, datagram, &mut room, &mut self.around, outbox);
+        Ok(())
+    }
+
+    /// A message for a session or a handshake of ours.
+    fn open_known(
+        &mut self,
+        now: Instant,
+        receiver: u32,
+        datagram: Datagram<'_>,
+        inbox: &mut dyn Inbox,
+        outbox: &mut Outbox<'_>,
+    ) -> Result<(), TunnelDrop> {
+        let index = receiver >> 8;
+        let id = *self.by_index.get(&index).ok_or(TunnelDrop::UnknownSender)?;
+        let peer = self.peers.get_mut(&id).ok_or(TunnelDrop::UnknownSender)?;
+        let pair = peer.pairs.iter().position(|pair| pair.index == index).ok_or(TunnelDrop::UnknownSender)?;
+        let length = {
+            let room = inbox.room();
+            peer.receive(now, pair, datagram, room, &mut self.around, outbox)
+        };
+        let Some(length) = length else { return Ok(()) };
+        let packet = &mut inbox.room()[..length];
+        // boringtun has trimmed the padding; whether the header agrees with itself is ours to see.
+        match ip::envelope(packet) {
+            Some(envelope) if envelope.length == length => {
+                if self.allowed.lookup(envelope.source) != Some(id) {
+                    peer.drop_packet(TunnelDrop::SourceNotAllowed, &self.around);
+                    return Ok(());
+                }
+            }
+            _ => {
+                peer.drop_packet(TunnelDrop::Malformed, &self.around);
+                return Ok(());
+            }
+        }
+        ip::mark_congestion(datagram.ecn, packet);
+        peer.count_received();
+        inbox.deliver(length);
+        Ok(())
+    }
+
+    /// Lets a handshake message pass whose first MAC was made for a key of ours, and, under load,
+    /// whose second MAC proves the sender's address. Says which of our keys it is.
+    fn pass_gate<'d>(
+        &self,
+        datagram: Datagram<'d>,
+        only: Option<u32>,
+        outbox: &mut Outbox<'_>,
+    ) -> Result<(usize, Packet<'d>), TunnelDrop> {
+        for (index, identity) in self.identities.iter().enumerate() {
+            if only.is_some_and(|epoch| epoch != identity.epoch) {
+                continue;
+            }
+            let mut reply = [0; COOKIE_REPLY];
+            identity.gate.reset_count();
+            match identity.gate.verify_packet(Some(datagram.from.ip()), datagram.bytes, &mut reply) {
+                Ok(packet) => return Ok((index, packet)),
+                Err(TunnResult::WriteToNetwork(cookie)) => {
+                    // The one answer that goes where the question came from: that is what it tests.
+                    outbox.post(datagram.from, cookie);
+                    return Err(TunnelDrop::UnderLoadCookie);
+                }
+                Err(_) => {}
+            }
+        }
+        Err(TunnelDrop::NotForOurKey)
+    }
+
+    /// Which of our keys a session or handshake belongs to.
+    fn epoch_of(&self, receiver: u32) -> Option<u32> {
+        let index = receiver >> 8;
+        let peer = self.peers.get(self.by_index.get(&index)?)?;
+        peer.pairs.iter().find(|pair| pair.index == index).map(|pair| pair.local_epoch)
+    }
+}
+
+impl Protocol for WireGuard {
+    fn seal(&mut self, now: Instant, packet: &[u8], outbox: &mut Outbox<'_>) {
+        let peer = ip::envelope(packet)
+            .and_then(|envelope| self.allowed.lookup(envelope.destination))
+            .and_then(|id| self.peers.get_mut(&id));
+        match peer {
+            Some(peer) => peer.send(now, packet, &mut self.around, outbox),
+            None => self.around.counters.drop_packet(TunnelDrop::NoPeer),
+        }
+    }
+
+    fn open(&mut self, now: Instant, datagram: Datagram<'_>, inbox: &mut dyn Inbox, outbox: &mut Outbox<'_>) {
+        let opened = match Tunn::parse_incoming_packet(datagram.bytes) {
+            Ok(Packet::HandshakeInit(_)) => self.open_initiation(now, datagram, outbox),
+            Ok(Packet::HandshakeResponse(response)) => match self.epoch_of(response.receiver_idx) {
+                Some(epoch) => self
+                    .pass_gate(datagram, Some(epoch), outbox)
+                    .and_then(|_| self.open_known(now, response.receiver_idx, datagram, inbox, outbox)),
+                None => Err(TunnelDrop::UnknownSender),
+            },
+            Ok(Packet::PacketCookieReply(reply)) => self.open_known(now, reply.receiver_idx, datagram, inbox, outbox),
+            Ok(Packet::PacketData(data)) => self.open_known(now, data.receiver_idx, datagram, inbox, outbox),
+            Err(_) => Err(TunnelDrop::Malformed),
+        };
+        if let Err(reason) = opened {
+            self.around.counters.drop_packet(reason);
+        }
+    }
+
+    fn next_deadline(&mut self) -> Option<Instant> {
+        self.around.schedule.next()
+    }
+
+    fn on_deadline(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
+        while let Some(id) = self.around.schedule.pop_due(now) {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.on_deadline(now, &mut self.around, outbox);
+            }
+        }
+    }
+}
+
+/// The next index that no pair has.
+fn free_index(next: &mut u32, taken: &HashMap<u32, PeerId>) -> u32 {
+    loop {
+        *next = next.wrapping_add(1) & INDEX_MASK;
+        if !taken.contains_key(next) {
+            return *next;
+        }
+    }
+}
+
+/// Whether a handshake message carries a second MAC, that is, a cookie.
+fn has_cookie(message: &[u8]) -> bool {
+    message.last_chunk::<16>().is_some_and(|mac| *mac != [0; 16])
+}

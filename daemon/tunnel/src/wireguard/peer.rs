@@ -1,0 +1,311 @@
+//! One peer: its pairs of keys, the packets that wait for a session, and what is told about it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Instant, SystemTime};
+
+use super::Surroundings;
+use super::pair::{OVERHEAD, Opened, Pair, RESPONSE};
+use crate::config::{PeerConfig, PeerId};
+use crate::io::outbox::Outbox;
+use crate::offload::ip;
+use crate::protocol::Datagram;
+use crate::stats::{DropCounts, PeerState, PeerStats, TunnelDrop};
+
+/// Packets that wait for a handshake, per peer.
+const MOST_WAITING: usize = 256;
+
+/// A peer and everything that happens with it.
+pub(super) struct Peer {
+    pub(super) config: PeerConfig,
+    /// Newest first: our newest key with its newest key, and so on.
+    pub(super) pairs: Vec<Pair>,
+    waiting: VecDeque<Vec<u8>>,
+    state: PeerState,
+    failed: Option<SystemTime>,
+    latest_handshake: Option<SystemTime>,
+    rx_bytes: u64,
+    tx_bytes: u64,
+    rx_packets: u64,
+    tx_packets: u64,
+    drops: DropCounts,
+    /// The deadline the schedule knows of.
+    armed: Option<Instant>,
+}
+
+impl Peer {
+    pub(super) fn new(config: PeerConfig) -> Peer {
+        Peer {
+            config,
+            pairs: Vec::new(),
+            waiting: VecDeque::new(),
+            state: PeerState::Idle,
+            failed: None,
+            latest_handshake: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            rx_packets: 0,
+            tx_packets: 0,
+            drops: DropCounts::default(),
+            armed: None,
+        }
+    }
+
+    /// Seals a packet for this peer, or lets it wait for a session.
+    pub(super) fn send(&mut self, now: Instant, packet: &[u8], around: &mut Surroundings, outbox: &mut Outbox<'_>) {
+        let Some(to) = self.config.endpoint else {
+            return self.drop_packet(TunnelDrop::NoEndpoint, around);
+        };
+        for pair in &mut self.pairs {
+            pair.touch(now, &mut |message| {
+                self.tx_bytes += message.len() as u64;
+                outbox.post(to, message);
+            });
+        }
+        if !self.seal(now, to, packet, around, outbox) {
+            if self.waiting.len() == MOST_WAITING {
+                self.drop_packet(TunnelDrop::QueueFull, around);
+            } else {
+                self.waiting.push_back(packet.to_vec());
+            }
+            self.start_handshakes(now, outbox);
+        }
+        self.settle(around);
+    }
+
+    /// Opens a message for one of the pairs. Returns the length of the packet it carried.
+    pub(super) fn receive(
+        &mut self,
+        now: Instant,
+        index: usize,
+        datagram: Datagram<'_>,
+        room: &mut [u8],
+        around: &mut Surroundings,
+        outbox: &mut Outbox<'_>,
+    ) -> Option<usize> {
+        let message = datagram.bytes;
+        let Some(to) = self.config.endpoint else {
+            // Answers follow the configuration, and there is none.
+            self.drop_packet(TunnelDrop::NoEndpoint, around);
+            return None;
+        };
+        let pair = self.pairs.get_mut(index)?;
+        let opened = pair.open(now, datagram.from.ip(), message, room, &mut |reply| {
+            self.tx_bytes += reply.len() as u64;
+            outbox.post(to, reply);
+        });
+        if let Opened::Refused(reason) = opened {
+            self.drop_packet(reason, around);
+            // Even so the time may have passed over a session.
+            self.settle(around);
+            return None;
+        }
+        self.rx_bytes += message.len() as u64;
+        if let Opened::Established(_) = opened {
+            self.established(now, index, to, message.first() == Some(&RESPONSE), around, outbox);
+        }
+        self.settle(around);
+        match opened {
+            Opened::Packet(length) => Some(length),
+            Opened::Established(packet) => packet,
+            Opened::Control | Opened::Refused(_) => None,
+        }
+    }
+
+    /// Does what is due and says when to come back.
+    pub(super) fn on_deadline(&mut self, now: Instant, around: &mut Surroundings, outbox: &mut Outbox<'_>) {
+        self.armed = None;
+        let endpoint = self.config.endpoint;
+        let mut gave_up = false;
+        for pair in &mut self.pairs {
+            let due = pair.deadline().is_some_and(|deadline| deadline <= now);
+            gave_up |= due
+                && pair.on_deadline(now, &mut |message| {
+                    if let Some(to) = endpoint {
+                        self.tx_bytes += message.len() as u64;
+                        outbox.post(to, message);
+                    }
+                });
+        }
+        let hopeless = self.pairs.iter().all(|pair| !pair.is_usable() && pair.attempts().is_none());
+        if gave_up && hopeless {
+            self.failed = Some(SystemTime::now());
+            self.drop_waiting(TunnelDrop::HandshakeFailed, around);
+        }
+        self.settle(around);
+    }
+
+    /// Starts handshakes with every pair that would be better than what there is.
+    ///
+    /// While keys are being rotated nobody knows which of its keys the other side has already
+    /// learnt: asking with all of them at once costs a message, asking in turn costs seconds.
+    pub(super) fn start_handshakes(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
+        let Some(to) = self.config.endpoint else { return };
+        let usable = self.pairs.iter().position(Pair::is_usable).unwrap_or(self.pairs.len());
+        for pair in &mut self.pairs[..usable] {
+            if pair.attempts().is_none() {
+                pair.initiate(now, &mut |message| {
+                    self.tx_bytes += message.len() as u64;
+                    outbox.post(to, message);
+                });
+            }
+        }
+    }
+
+    /// Asks again at once where a handshake is under way: the endpoint is a new one.
+    pub(super) fn retry_handshakes(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
+        let Some(to) = self.config.endpoint else { return };
+        for pair in self.pairs.iter_mut().filter(|pair| pair.attempts().is_some()) {
+            pair.initiate(now, &mut |message| {
+                self.tx_bytes += message.len() as u64;
+                outbox.post(to, message);
+            });
+        }
+    }
+
+    /// A failure belongs to the configuration it happened with.
+    pub(super) fn forgive(&mut self) {
+        self.failed = None;
+    }
+
+    pub(super) fn is_established(&self) -> bool {
+        self.pairs.iter().any(Pair::is_usable)
+    }
+
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub(super) fn count_received(&mut self) {
+        self.rx_packets += 1;
+    }
+
+    pub(super) fn drop_packet(&mut self, reason: TunnelDrop, around: &Surroundings) {
+        self.drops.add(reason, 1);
+        around.counters.drop_packet(reason);
+    }
+
+    pub(super) fn drop_waiting(&mut self, reason: TunnelDrop, around: &Surroundings) {
+        let packets = self.waiting.len() as u64;
+        self.waiting.clear();
+        self.drops.add(reason, packets);
+        around.counters.drop_packets(reason, packets);
+    }
+
+    /// Arms the next deadline and tells of a new state. Last step of whatever happens to a peer.
+    pub(super) fn settle(&mut self, around: &mut Surroundings) {
+        if let Some(deadline) = self.pairs.iter().filter_map(Pair::deadline).min()
+            && self.armed.is_none_or(|armed| deadline < armed)
+        {
+            self.armed = Some(deadline);
+            around.schedule.arm(self.config.id, deadline);
+        }
+        let state = self.current_state();
+        let is_news = std::mem::discriminant(&state) != std::mem::discriminant(&self.state);
+        self.state = state;
+        if is_news {
+            self.announce(around);
+        }
+    }
+
+    pub(super) fn stats(&self) -> PeerStats {
+        let sending = self.pairs.iter().find(|pair| pair.is_usable());
+        PeerStats {
+            id: self.config.id,
+            name: self.config.name.clone(),
+            state: self.state,
+            latest_handshake: self.latest_handshake,
+            local_epoch: sending.map(|pair| pair.local_epoch),
+            remote_epoch: sending.map(|pair| pair.remote_epoch),
+            rx_bytes: self.rx_bytes,
+            tx_bytes: self.tx_bytes,
+            rx_packets: self.rx_packets,
+            tx_packets: self.tx_packets,
+            endpoint: self.config.endpoint,
+            drops: self.drops,
+        }
+    }
+
+    /// Seals with the newest pair that has a session.
+    fn seal(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        packet: &[u8],
+        around: &mut Surroundings,
+        outbox: &mut Outbox<'_>,
+    ) -> bool {
+        while let Some(pair) = self.pairs.iter_mut().find(|pair| pair.is_usable()) {
+            let ecn = ip::ecn(packet);
+            let padded = around.pad(packet);
+            let size = padded.len() + OVERHEAD;
+            // A pair that fails is not usable any more, so this ends.
+            if outbox.post_with(to, ecn, size, |room| pair.seal(now, padded, room)) {
+                self.tx_bytes += size as u64;
+                self.tx_packets += 1;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn established(
+        &mut self,
+        now: Instant,
+        index: usize,
+        to: SocketAddr,
+        initiated: bool,
+        around: &mut Surroundings,
+        outbox: &mut Outbox<'_>,
+    ) {
+        self.latest_handshake = Some(SystemTime::now());
+        self.failed = None;
+        for older in &mut self.pairs[index + 1..] {
+            older.abandon_handshake();
+        }
+        let pair = &self.pairs[index];
+        tracing::debug!(
+            peer = self.config.name,
+            local_epoch = pair.local_epoch,
+            remote_epoch = pair.remote_epoch,
+            initiated,
+            "handshake complete"
+        );
+        while let Some(packet) = self.waiting.pop_front() {
+            if !self.seal(now, to, &packet, around, outbox) {
+                self.waiting.push_front(packet);
+                break;
+            }
+        }
+    }
+
+    fn current_state(&self) -> PeerState {
+        let attempts = self.pairs.iter().filter_map(Pair::attempts).max();
+        match (self.is_established(), attempts, self.failed) {
+            (true, ..) => PeerState::Established,
+            (_, Some(attempts), _) => PeerState::Handshaking { attempts },
+            (_, _, Some(since)) => PeerState::Failed { since },
+            _ => PeerState::Idle,
+        }
+    }
+
+    fn announce(&self, around: &Surroundings) {
+        let (id, peer) = (self.id(), &self.config.name);
+        match self.state {
+            PeerState::Failed { .. } => tracing::warn!(
+                peer,
+                endpoint = ?self.config.endpoint,
+                "no handshake for 90 s: is the peer's agent running, its key current, and the UDP port open on the way?"
+            ),
+            PeerState::Established => tracing::info!(peer, endpoint = ?self.config.endpoint, "session established"),
+            state => tracing::debug!(peer, ?state, "state changed"),
+        }
+        if let Some(on_state) = &around.on_state {
+            on_state(id, self.state);
+        }
+    }
+
+    fn id(&self) -> PeerId {
+        self.config.id
+    }
+}
