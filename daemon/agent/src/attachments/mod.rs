@@ -1,0 +1,355 @@
+//! Pods' interfaces on this node: who was given which addresses, and which interface holds them.
+//!
+//! The CNI plugin reserves ([`Attachments::reserve`]), makes the interface and has it attached ([`Attachments::attach`]);
+//! the runtime's DEL or GC releases ([`Attachments::release`]), and nothing else does: an address is never given twice
+//! because the agent thought that its pod was gone. Every change is on disk before it is answered ([`store`]), so that an
+//! agent that was killed knows after its restart what it gave away. The addresses themselves come from [`pool`].
+//!
+//! The calls write files and belong on a blocking thread.
+
+mod pool;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
+use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
+use ipnet::IpNet;
+
+pub use pool::Pools;
+use store::Store;
+pub use store::StoreError;
+
+/// Prefix of every host-side interface's name.
+pub const INTERFACE_PREFIX: &str = "hbk";
+/// Longest container id: it becomes part of a file's name.
+const MAX_CONTAINER: usize = 200;
+/// Longest interface name (`IFNAMSIZ` less the final zero).
+const MAX_INTERFACE: usize = 15;
+
+/// An attachment could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachmentError {
+    /// The node has no pod ranges.
+    #[error(
+        "no address can be given to container {container}: this node has no pod ranges yet; is its Node object there, with spec.podCIDRs?"
+    )]
+    NoRanges {
+        /// For whom.
+        container: String,
+    },
+    /// A family has no free address left.
+    #[error(
+        "no address can be given to container {container}: {ranges} has none left; delete pods, or give the node another range in spec.podCIDRs"
+    )]
+    Exhausted {
+        /// For whom.
+        container: String,
+        /// The ranges of the family that ran out.
+        ranges: String,
+    },
+    /// More pods than the kernel's maps have room for.
+    #[error(
+        "container {container} cannot be attached: this node has {limit} attachments already, as many as limits.attachments allows; raise it"
+    )]
+    TooMany {
+        /// For whom.
+        container: String,
+        /// The configured limit.
+        limit: usize,
+    },
+    /// There is no such reservation.
+    #[error(
+        "container {container} has no reservation for interface {interface}: it was never made or was deleted; the plugin must reserve first"
+    )]
+    Unknown {
+        /// Container id.
+        container: String,
+        /// Interface name in the pod.
+        interface: String,
+    },
+    /// A name that no runtime gives.
+    #[error("{what} {name:?} is not valid: {expected}")]
+    Name {
+        /// Which name.
+        what: &'static str,
+        /// As given.
+        name: String,
+        /// What it should look like.
+        expected: &'static str,
+    },
+    /// What was decided could not be written down, so it was undone.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What every reservation has in common. Changes apply to later reservations.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// This node's pod ranges, in the Node object's order: the first with room is used, per family.
+    pub pod_ranges: Vec<IpNet>,
+    /// Addresses inside the ranges that are no pod's: the nodes' own.
+    pub excluded: BTreeSet<IpAddr>,
+    /// Ranges that `route_mtu` applies to.
+    pub cluster_ranges: Vec<IpNet>,
+    /// Route MTU inside the cluster, bytes of IP.
+    pub route_mtu: u32,
+    /// Device MTU of the veth pair, bytes of IP.
+    pub device_mtu: u32,
+    /// Largest GSO super-packet, bytes.
+    pub gso_max_size: u32,
+    /// Most attachments.
+    pub limit: usize,
+}
+
+/// Container id and the interface's name in the pod: what tells attachments apart (CNI spec 1.1, section 2).
+pub type Id = (String, String);
+
+/// All attachments of this node.
+#[derive(Debug)]
+pub struct Attachments {
+    settings: Settings,
+    entries: BTreeMap<Id, Attachment>,
+    taken: BTreeSet<IpAddr>,
+    pools: Pools,
+    store: Store,
+}
+
+impl Attachments {
+    /// Reads what was kept in `folder`, which is made if it does not exist. Also returns a sentence for each file that
+    /// could not be read; those reject only themselves and stay where they are.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the folder itself cannot be made or read.
+    pub fn open(folder: PathBuf, settings: Settings) -> Result<(Attachments, Vec<String>), StoreError> {
+        let store = Store::open(folder)?;
+        let (stored, mut problems) = store.load()?;
+        let mut taken = BTreeSet::new();
+        let mut entries = BTreeMap::new();
+        for attachment in stored {
+            for address in &attachment.reservation.addresses {
+                if !taken.insert(address.addr()) {
+                    problems.push(format!(
+                        "attachment {} has address {}, which another attachment has too: delete one of the two pods",
+                        attachment.request.container,
+                        address.addr()
+                    ));
+                }
+            }
+            entries.insert((attachment.request.container.clone(), attachment.request.interface.clone()), attachment);
+        }
+        let pools = Pools::new(store.load_cursors());
+        Ok((Attachments { settings, entries, taken, pools, store }, problems))
+    }
+
+    /// What reservations have in common from now on.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// What reservations have in common.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// All of them, by container and interface.
+    pub fn list(&self) -> impl Iterator<Item = &Attachment> {
+        self.entries.values()
+    }
+
+    /// One of them.
+    pub fn find(&self, container: &str, interface: &str) -> Option<&Attachment> {
+        self.entries.get(&(container.to_owned(), interface.to_owned()))
+    }
+
+    /// Gives addresses to a pod's interface; asked again for the same container and interface, gives the same.
+    ///
+    /// `claimed` says which addresses some known pod has, whoever gave them to it.
+    ///
+    /// # Errors
+    /// [`AttachmentError`]; nothing is kept then.
+    pub fn reserve(
+        &mut self,
+        request: &Reserve,
+        claimed: impl Fn(IpAddr) -> bool,
+    ) -> Result<Reservation, AttachmentError> {
+        check_names(request)?;
+        let id = (request.container.clone(), request.interface.clone());
+        if let Some(existing) = self.entries.get(&id) {
+            return Ok(existing.reservation.clone());
+        }
+        if self.entries.len() >= self.settings.limit {
+            return Err(AttachmentError::TooMany { container: request.container.clone(), limit: self.settings.limit });
+        }
+        let addresses = self.allocate(&request.container, claimed)?;
+        let reservation = Reservation {
+            gateways: addresses.iter().map(|address| gateway(address.addr())).collect(),
+            route_mtu: self.settings.route_mtu,
+            device_mtu: self.settings.device_mtu,
+            host_interface: self.host_interface(&id),
+            cluster_ranges: self.settings.cluster_ranges.clone(),
+            gso_max_size: self.settings.gso_max_size,
+            addresses,
+        };
+        let attachment = Attachment { request: request.clone(), reservation: reservation.clone(), attach: None };
+        self.store.save(&attachment)?;
+        self.taken.extend(reservation.addresses.iter().map(IpNet::addr));
+        self.entries.insert(id, attachment);
+        Ok(reservation)
+    }
+
+    /// Notes the interface that holds a reservation's addresses, and returns the whole.
+    ///
+    /// # Errors
+    /// [`AttachmentError::Unknown`] without a reservation, [`AttachmentError::Name`] for a MAC address that is none.
+    pub fn attach(&mut self, container: &str, interface: &str, attach: Attach) -> Result<Attachment, AttachmentError> {
+        for (what, mac) in
+            [("the host side's MAC address", &attach.host_mac), ("the pod's MAC address", &attach.pod_mac)]
+        {
+            if parse_mac(mac).is_none() {
+                return Err(AttachmentError::Name { what, name: mac.clone(), expected: "aa:bb:cc:dd:ee:ff is" });
+            }
+        }
+        let id = (container.to_owned(), interface.to_owned());
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return Err(AttachmentError::Unknown { container: id.0, interface: id.1 });
+        };
+        let attached = Attachment { attach: Some(attach), ..entry.clone() };
+        self.store.save(&attached)?;
+        *entry = attached.clone();
+        Ok(attached)
+    }
+
+    /// Forgets an attachment and frees its addresses, which are not given again before all others were. Returns what it
+    /// was; none if there was none, which is no error (CNI's DEL may come twice).
+    ///
+    /// # Errors
+    /// [`AttachmentError::Store`]: it could not be removed from disk, hence is kept.
+    pub fn release(&mut self, container: &str, interface: &str) -> Result<Option<Attachment>, AttachmentError> {
+        let id = (container.to_owned(), interface.to_owned());
+        let Some(entry) = self.entries.get(&id) else { return Ok(None) };
+        self.store.remove(entry)?;
+        let Some(removed) = self.entries.remove(&id) else { return Ok(None) };
+        self.taken = self.entries.values().flat_map(|e| &e.reservation.addresses).map(IpNet::addr).collect();
+        Ok(Some(removed))
+    }
+
+    /// Forgets the interfaces that do not exist any more (`exists(name, index)`), as after a reboot: their addresses stay
+    /// reserved until the runtime deletes the container. Returns those attachments, as they are now.
+    ///
+    /// # Errors
+    /// [`AttachmentError::Store`] if that cannot be written down.
+    pub fn detach_missing(&mut self, exists: impl Fn(&str, u32) -> bool) -> Result<Vec<Attachment>, AttachmentError> {
+        let mut detached = Vec::new();
+        for entry in self.entries.values_mut() {
+            let Some(attach) = &entry.attach else { continue };
+            if exists(&entry.reservation.host_interface, attach.host_index) {
+                continue;
+            }
+            let without = Attachment { attach: None, ..entry.clone() };
+            self.store.save(&without)?;
+            *entry = without.clone();
+            detached.push(without);
+        }
+        Ok(detached)
+    }
+
+    /// One address of each family that the node has ranges of.
+    fn allocate(&mut self, container: &str, claimed: impl Fn(IpAddr) -> bool) -> Result<Vec<IpNet>, AttachmentError> {
+        let Attachments { settings, taken, pools, store, .. } = self;
+        if settings.pod_ranges.is_empty() {
+            return Err(AttachmentError::NoRanges { container: container.to_owned() });
+        }
+        let free =
+            |address: IpAddr| !taken.contains(&address) && !settings.excluded.contains(&address) && !claimed(address);
+        let mut addresses = Vec::new();
+        for is_v4 in [true, false] {
+            let ranges: Vec<IpNet> =
+                settings.pod_ranges.iter().filter(|range| range.addr().is_ipv4() == is_v4).map(IpNet::trunc).collect();
+            if ranges.is_empty() {
+                continue;
+            }
+            let Some(address) = ranges.iter().find_map(|range| pools.next(range, &free)) else {
+                let ranges = ranges.iter().map(IpNet::to_string).collect::<Vec<_>>().join(" and ");
+                return Err(AttachmentError::Exhausted { container: container.to_owned(), ranges });
+            };
+            addresses.push(IpNet::from(address));
+        }
+        store.save_cursors(pools.cursors());
+        Ok(addresses)
+    }
+
+    /// A name for the host side: the same for the same container, but never one that another attachment has.
+    fn host_interface(&self, (container, interface): &Id) -> String {
+        let used = |name: &str| self.entries.values().any(|entry| entry.reservation.host_interface == name);
+        let mut hash = fnv1a(FNV_OFFSET, container.as_bytes());
+        hash = fnv1a(hash, b"/");
+        hash = fnv1a(hash, interface.as_bytes());
+        loop {
+            let name = format!("{INTERFACE_PREFIX}{:011x}", hash >> 20);
+            if !used(&name) {
+                return name;
+            }
+            hash = fnv1a(hash, b"again");
+        }
+    }
+}
+
+/// Reads `aa:bb:cc:dd:ee:ff`.
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+fn gateway(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::from(GATEWAY_V4).into() } else { Ipv6Addr::from(GATEWAY_V6).into() }
+}
+
+/// The names become part of a file's name and of a URL: only what the CNI specification allows (section 2).
+fn check_names(request: &Reserve) -> Result<(), AttachmentError> {
+    let container = &request.container;
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if container.len() > MAX_CONTAINER
+        || !container.bytes().all(allowed)
+        || !container.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+    {
+        return Err(AttachmentError::Name {
+            what: "container id",
+            name: container.clone(),
+            expected: "letters, digits, '_', '.' and '-', starting with a letter or digit, at most 200",
+        });
+    }
+    let interface = &request.interface;
+    let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b':');
+    if interface.is_empty()
+        || interface.len() > MAX_INTERFACE
+        || interface == "."
+        || interface == ".."
+        || !interface.bytes().all(allowed)
+    {
+        return Err(AttachmentError::Name {
+            what: "interface name",
+            name: interface.clone(),
+            expected: "1 to 15 visible characters without '/' and ':'",
+        });
+    }
+    Ok(())
+}
+
+/// FNV-1a's offset basis, 64 bits.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a: names need to differ, not to resist anyone; a collision is noticed.
+fn fnv1a(start: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! Keeps attachments on disk: one JSON file each, written beside and renamed, synced before anyone is answered.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use hauberk_core::api::Attachment;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The format's version: another one's files are reported, not guessed at.
+const VERSION: u32 = 1;
+/// Where the last given addresses are kept.
+const CURSORS: &str = "cursors";
+/// No attachment is larger, bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// A file of the state folder could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}: {source}; is the disk full or read-only?")]
+pub struct StoreError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    #[serde(flatten)]
+    attachment: Attachment,
+}
+
+/// The folder.
+#[derive(Debug)]
+pub(super) struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// Makes the folder if it does not exist.
+    pub(super) fn open(folder: PathBuf) -> Result<Store, StoreError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(failed("make the folder", &folder))?;
+        Ok(Store { folder })
+    }
+
+    /// Everything in the folder, and a sentence for each file that cannot be used.
+    pub(super) fn load(&self) -> Result<(Vec<Attachment>, Vec<String>), StoreError> {
+        let mut paths: Vec<PathBuf> = fs::read_dir(&self.folder)
+            .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect())
+            .map_err(failed("read the folder", &self.folder))?;
+        paths.sort();
+        let (mut attachments, mut problems) = (Vec::new(), Vec::new());
+        for path in paths {
+            if path.extension().is_none_or(|extension| extension != "json") {
+                // What a write that was cut short left behind.
+                if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".new")) {
+                    let _ = fs::remove_file(&path);
+                }
+                continue;
+            }
+            match read(&path) {
+                Ok(attachment) if self.path(&attachment) == path => attachments.push(attachment),
+                Ok(_) => {
+                    problems.push(format!("{}: the file's name is not its attachment's; remove it", path.display()))
+                }
+                Err(error) => problems.push(format!(
+                    "{}: not a usable attachment: {error}; the pod it was for must be deleted, and the file removed",
+                    path.display()
+                )),
+            }
+        }
+        Ok((attachments, problems))
+    }
+
+    /// Writes an attachment; when this returns, it survives a power failure.
+    pub(super) fn save(&self, attachment: &Attachment) -> Result<(), StoreError> {
+        let path = self.path(attachment);
+        let stored = Stored { version: VERSION, attachment: attachment.clone() };
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::Builder::new().prefix(".new").tempfile_in(&self.folder)?;
+            serde_json::to_writer_pretty(&mut file, &stored)?;
+            file.write_all(b"\n")?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            self.sync()
+        };
+        write().map_err(failed("write", &path))
+    }
+
+    /// Removes an attachment, likewise for good.
+    pub(super) fn remove(&self, attachment: &Attachment) -> Result<(), StoreError> {
+        let path = self.path(attachment);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
+            _ => {}
+        }
+        self.sync().map_err(failed("remove", &path))
+    }
+
+    /// The last given addresses, by range. None if there are none: that only makes re-use come earlier.
+    pub(super) fn load_cursors(&self) -> BTreeMap<IpNet, IpAddr> {
+        let text = fs::read(self.folder.join(CURSORS)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Writes the last given addresses: whole or not at all, but not synced. Losing them in a power failure does no harm,
+    /// as no pod survives that either.
+    pub(super) fn save_cursors(&self, cursors: &BTreeMap<IpNet, IpAddr>) {
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::Builder::new().prefix(".new").tempfile_in(&self.folder)?;
+            serde_json::to_writer(&mut file, cursors)?;
+            file.persist(self.folder.join(CURSORS))?;
+            Ok(())
+        };
+        if let Err(error) = write() {
+            tracing::warn!(folder = %self.folder.display(), %error, "cannot keep the allocator's position");
+        }
+    }
+
+    fn path(&self, attachment: &Attachment) -> PathBuf {
+        // Neither part can have a ':' or a '/' (`check_names`), so that different ids have different names.
+        self.folder.join(format!("{}:{}.json", attachment.request.container, attachment.request.interface))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fs::File::open(&self.folder)?.sync_all()
+    }
+}
+
+fn read(path: &Path) -> io::Result<Attachment> {
+    let metadata = fs::metadata(path)?;
+    if metadata.len() > MAX_BYTES {
+        return Err(io::Error::other(format!("{} bytes are too many", metadata.len())));
+    }
+    if metadata.permissions().mode() & 0o022 != 0 {
+        return Err(io::Error::other("others may write to it"));
+    }
+    let stored: Stored = serde_json::from_slice(&fs::read(path)?)?;
+    if stored.version != VERSION {
+        return Err(io::Error::other(format!("version {} is not {VERSION}", stored.version)));
+    }
+    super::check_names(&stored.attachment.request).map_err(io::Error::other)?;
+    Ok(stored.attachment)
+}
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> StoreError + 'a {
+    move |source| StoreError { action, path: path.to_owned(), source }
+}

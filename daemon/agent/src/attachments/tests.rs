@@ -1,0 +1,165 @@
+use std::fs;
+
+use super::*;
+
+fn settings() -> Settings {
+    Settings {
+        pod_ranges: vec!["10.244.1.0/29".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
+        cluster_ranges: vec!["10.244.0.0/16".parse().unwrap()],
+        route_mtu: 1420,
+        device_mtu: 1500,
+        gso_max_size: 60_000,
+        limit: 100,
+        ..Settings::default()
+    }
+}
+
+fn request(container: &str) -> Reserve {
+    Reserve { container: container.into(), interface: "eth0".into(), pod: None, netns: "/run/netns/x".into() }
+}
+
+fn attach() -> Attach {
+    Attach { host_index: 7, host_mac: "02:00:00:00:00:01".into(), pod_mac: "02:00:00:00:00:02".into() }
+}
+
+fn open(folder: &tempfile::TempDir) -> Attachments {
+    let (attachments, problems) = Attachments::open(folder.path().join("attachments"), settings()).unwrap();
+    assert!(problems.is_empty(), "{problems:?}");
+    attachments
+}
+
+#[test]
+fn a_reservation_is_kept_repeated_and_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut attachments = open(&folder);
+    let first = attachments.reserve(&request("a"), |_| false).unwrap();
+    assert_eq!(first.addresses, ["10.244.1.2/32".parse().unwrap(), "fd00:10:244:1::2/128".parse().unwrap()]);
+    assert_eq!(first.gateways, ["169.254.1.1".parse::<IpAddr>().unwrap(), "fe80::1".parse().unwrap()]);
+    assert_eq!(first.host_interface.len(), 14);
+    assert_eq!(attachments.reserve(&request("a"), |_| false).unwrap(), first);
+    attachments.attach("a", "eth0", attach()).unwrap();
+
+    let mut again = open(&folder);
+    assert_eq!(again.reserve(&request("a"), |_| false).unwrap(), first);
+    assert_eq!(again.find("a", "eth0").unwrap().attach, Some(attach()));
+    assert_ne!(again.reserve(&request("b"), |_| false).unwrap().addresses, first.addresses);
+    assert_eq!(again.list().count(), 2);
+}
+
+#[test]
+fn a_released_address_is_not_given_at_once_even_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut attachments = open(&folder);
+    let first = attachments.reserve(&request("a"), |_| false).unwrap();
+    assert!(attachments.release("a", "eth0").unwrap().is_some());
+    assert!(attachments.release("a", "eth0").unwrap().is_none());
+    let mut again = open(&folder);
+    assert_eq!(again.list().count(), 0);
+    assert_ne!(again.reserve(&request("b"), |_| false).unwrap().addresses, first.addresses);
+}
+
+#[test]
+fn claimed_and_excluded_addresses_are_left_out_and_the_end_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut attachments = open(&folder);
+    let excluded = "10.244.1.3".parse().unwrap();
+    attachments.set_settings(Settings { excluded: [excluded].into(), ..settings() });
+    let claimed: IpAddr = "10.244.1.4".parse().unwrap();
+    let mut given = BTreeSet::new();
+    for name in ["a", "b", "c"] {
+        given.insert(attachments.reserve(&request(name), |a| a == claimed).unwrap().addresses[0].addr().to_string());
+    }
+    assert_eq!(given.into_iter().collect::<Vec<_>>(), ["10.244.1.2", "10.244.1.5", "10.244.1.6"]);
+    let error = attachments.reserve(&request("d"), |a| a == claimed).unwrap_err();
+    assert!(matches!(&error, AttachmentError::Exhausted { ranges, .. } if ranges == "10.244.1.0/29"), "{error}");
+    assert_eq!(attachments.list().count(), 3);
+    attachments.release("a", "eth0").unwrap();
+    assert!(attachments.reserve(&request("d"), |a| a == claimed).is_ok());
+}
+
+#[test]
+fn no_ranges_too_many_and_bad_names_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut attachments = open(&folder);
+    attachments.set_settings(Settings { pod_ranges: Vec::new(), ..settings() });
+    assert!(matches!(attachments.reserve(&request("a"), |_| false), Err(AttachmentError::NoRanges { .. })));
+    attachments.set_settings(Settings { limit: 0, ..settings() });
+    assert!(matches!(attachments.reserve(&request("a"), |_| false), Err(AttachmentError::TooMany { .. })));
+    attachments.set_settings(settings());
+    for container in ["", "../a", "a/b", "-a", "a:b", &"x".repeat(201)] {
+        assert!(
+            matches!(attachments.reserve(&request(container), |_| false), Err(AttachmentError::Name { .. })),
+            "{container}"
+        );
+    }
+    for interface in ["", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx"] {
+        let request = Reserve { interface: interface.into(), ..request("a") };
+        assert!(matches!(attachments.reserve(&request, |_| false), Err(AttachmentError::Name { .. })), "{interface}");
+    }
+    assert!(matches!(attachments.attach("a", "eth0", attach()), Err(AttachmentError::Unknown { .. })));
+    attachments.reserve(&request("a"), |_| false).unwrap();
+    let bad = Attach { host_mac: "02:00:00:00:00".into(), ..attach() };
+    assert!(matches!(attachments.attach("a", "eth0", bad), Err(AttachmentError::Name { .. })));
+}
+
+#[test]
+fn a_spoilt_file_rejects_only_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut attachments = open(&folder);
+    attachments.reserve(&request("a"), |_| false).unwrap();
+    attachments.reserve(&request("b"), |_| false).unwrap();
+    let state = folder.path().join("attachments");
+    fs::write(state.join("b:eth0.json"), "{\"version\":1").unwrap();
+    fs::copy(state.join("a:eth0.json"), state.join("c:eth0.json")).unwrap();
+    fs::write(state.join(".newhalf"), "x").unwrap();
+    let (attachments, problems) = Attachments::open(state.clone(), settings()).unwrap();
+    assert_eq!(attachments.list().map(|a| a.request.container.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(!state.join(".newhalf").exists());
+}
+
+#[test]
+fn interfaces_that_are_gone_lose_the_attachment_but_keep_the_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut attachments = open(&folder);
+    for name in ["a", "b"] {
+        attachments.reserve(&request(name), |_| false).unwrap();
+        attachments.attach(name, "eth0", attach()).unwrap();
+    }
+    let kept = attachments.find("a", "eth0").unwrap().reservation.host_interface.clone();
+    let detached = attachments.detach_missing(|name, index| name == kept && index == 7).unwrap();
+    assert_eq!(detached.len(), 1);
+    let again = open(&folder);
+    assert!(again.find("a", "eth0").unwrap().attach.is_some());
+    assert!(again.find("b", "eth0").unwrap().attach.is_none());
+    assert_eq!(again.list().count(), 2);
+}
+
+#[test]
+fn two_hundred_reservations_have_different_addresses_and_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut attachments = open(&folder);
+    let pod_ranges = vec!["10.244.1.0/24".parse().unwrap()];
+    attachments.set_settings(Settings { pod_ranges, limit: 1000, ..settings() });
+    let (mut addresses, mut names) = (BTreeSet::new(), BTreeSet::new());
+    for i in 0..200 {
+        let reservation = attachments.reserve(&request(&format!("c{i}")), |_| false).unwrap();
+        addresses.insert(reservation.addresses[0]);
+        names.insert(reservation.host_interface);
+    }
+    assert_eq!((addresses.len(), names.len()), (200, 200));
+    for i in 0..200 {
+        attachments.release(&format!("c{i}"), "eth0").unwrap();
+    }
+    assert_eq!(fs::read_dir(folder.path().join("attachments")).unwrap().count(), 1, "only the cursors are left");
+}
+
+#[test]
+fn mac_addresses_are_read_strictly() {
+    assert_eq!(parse_mac("0a:1B:2c:3d:4e:5f"), Some([0x0a, 0x1b, 0x2c, 0x3d, 0x4e, 0x5f]));
+    for bad in
+        ["", "0a:1b:2c:3d:4e", "0a:1b:2c:3d:4e:5f:60", "a:1b:2c:3d:4e:5f", "+a:1b:2c:3d:4e:5f", "0a-1b-2c-3d-4e-5f"]
+    {
+        assert_eq!(parse_mac(bad), None, "{bad}");
+    }
+}

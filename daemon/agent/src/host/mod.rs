@@ -1,0 +1,114 @@
+//! What hauberk sets on the host beside its programs: links, routes, neighbours ([`Netlink`]), kernel settings
+//! ([`sysctl`]) and netfilter rules ([`netfilter`]).
+//!
+//! Everything that is made here can be told from what others made, and only that is ever removed: routes carry a protocol
+//! number of their own ([`ROUTE_PROTOCOL`]), rules are in tables of their own, addresses and neighbours are on pods' own
+//! interfaces and go with them.
+
+pub mod link;
+pub mod netfilter;
+pub mod route;
+pub mod sysctl;
+
+use std::io;
+
+use tokio::task::JoinHandle;
+
+pub use link::Link;
+pub use netfilter::{Netfilter, Ruleset};
+pub use route::{ROUTE_PROTOCOL, Route, Via};
+
+/// Something on the host could not be set or read.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The kernel refused a netlink request.
+    #[error("cannot {action}: {source}")]
+    Netlink {
+        /// What was tried, on which object.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A configured uplink does not exist.
+    #[error("uplink {name} does not exist; this node has {present}; correct `uplinks` or write auto")]
+    NoSuchUplink {
+        /// As configured.
+        name: String,
+        /// What there is.
+        present: String,
+    },
+    /// No device leads to other nodes.
+    #[error(
+        "no uplink found: no device has one of the node's addresses ({addresses}) and there is no default route; name the devices in `uplinks`"
+    )]
+    NoUplink {
+        /// The Node object's addresses.
+        addresses: String,
+    },
+    /// A kernel setting could not be read or written.
+    #[error("cannot set {name} to {value}: {source}; is /proc/sys mounted read-only?")]
+    Sysctl {
+        /// Its path below `/proc/sys`.
+        name: String,
+        /// The wanted value.
+        value: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// `nft` is not there or cannot be run.
+    #[error("cannot run nft: {0}; install nftables")]
+    NoNft(io::Error),
+    /// `nft` refused a ruleset.
+    #[error("nft cannot {action}: {message}")]
+    Nft {
+        /// What was tried.
+        action: &'static str,
+        /// Its own words.
+        message: String,
+    },
+}
+
+/// A connection to the kernel's routing tables, in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+    connection: JoinHandle<()>,
+}
+
+impl Netlink {
+    /// Connects. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`] if there are no sockets left.
+    pub fn connect() -> Result<Netlink, HostError> {
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|source| HostError::Netlink { action: "open a netlink socket".into(), source })?;
+        Ok(Netlink { handle, connection: tokio::spawn(connection) })
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// The kernel's answer as an error of this module.
+fn refused(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> HostError {
+    move |error| HostError::Netlink { action: action.into(), source: to_io(error) }
+}
+
+fn to_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+/// Whether the kernel's answer is this error number.
+fn is_errno(error: &rtnetlink::Error, errno: nix::errno::Errno) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code().abs() == errno as i32)
+}
+
+#[cfg(test)]
+mod tests;

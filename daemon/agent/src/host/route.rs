@@ -1,0 +1,175 @@
+//! Routes to pods: those of this node by their interface, those of other nodes by the node.
+//!
+//! Every route carries [`ROUTE_PROTOCOL`] and [`ROUTE_PRIORITY`]. The second makes it a route beside somebody else's to the
+//! same destination: replacing ours never touches theirs.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope};
+use nix::errno::Errno;
+use rtnetlink::RouteMessageBuilder;
+
+use super::{HostError, Netlink, is_errno, refused};
+
+/// `rtm_protocol` of every route that hauberk makes (rtnetlink(7)): a number nobody has in `/etc/iproute2/rt_protos`.
+pub const ROUTE_PROTOCOL: u8 = 0x48;
+/// Metric of every route that hauberk makes.
+const ROUTE_PRIORITY: u32 = 0x48;
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Where to.
+    pub destination: IpNet,
+    /// By which way.
+    pub via: Via,
+    /// The host's own address when it is the sender; must be one it has.
+    pub source: Option<IpAddr>,
+    /// Route MTU, bytes of IP; none leaves the device's.
+    pub mtu: Option<u32>,
+}
+
+/// By which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Via {
+    /// The destination is on this device's link.
+    Device(u32),
+    /// The way that packets to this address take.
+    Node(IpAddr),
+}
+
+impl Netlink {
+    /// Adds a route, or replaces ours to the same destination.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`], also if there is no way to the node it leads by.
+    pub async fn put_route(&self, route: &Route) -> Result<(), HostError> {
+        let destination = route.destination.trunc();
+        let action = format!("route {destination}");
+        let mut builder = builder(&destination).scope(RouteScope::Universe);
+        match route.via {
+            Via::Device(index) => builder = builder.output_interface(index).scope(RouteScope::Link),
+            Via::Node(node) => {
+                let (device, gateway) = self.way_to(node).await?;
+                builder = builder.output_interface(device);
+                let attribute = match gateway {
+                    IpAddr::V4(v4) => RouteAttribute::Gateway(RouteAddress::Inet(v4)),
+                    IpAddr::V6(v6) => RouteAttribute::Gateway(RouteAddress::Inet6(v6)),
+                };
+                builder.get_mut().attributes.push(attribute);
+            }
+        }
+        let message = builder.get_mut();
+        if let Some(source) = route.source {
+            message.attributes.push(RouteAttribute::PrefSource(to_attribute(source)));
+        }
+        if let Some(mtu) = route.mtu {
+            message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+        }
+        self.handle.route().add(builder.build()).replace().execute().await.map_err(refused(action))
+    }
+
+    /// Removes our route to a destination, if there is one.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn remove_route(&self, destination: &IpNet) -> Result<(), HostError> {
+        let destination = destination.trunc();
+        let message = builder(&destination).scope(RouteScope::NoWhere).build();
+        match self.handle.route().del(message).execute().await {
+            Err(error) if !is_errno(&error, Errno::ESRCH) && !is_errno(&error, Errno::ENODEV) => {
+                Err(refused(format!("remove the route to {destination}"))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Destinations of every route that is ours.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn own_routes(&self) -> Result<BTreeSet<IpNet>, HostError> {
+        let mut destinations = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessageBuilder::<Ipv4Addr>::new().build();
+            message.header.address_family = family;
+            let mut routes = std::pin::pin!(self.handle.route().get(message).execute());
+            while let Some(route) = routes.try_next().await.map_err(refused("list routes"))? {
+                if route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
+                    destinations.extend(destination(&route));
+                }
+            }
+        }
+        Ok(destinations)
+    }
+
+    /// Removes every route that is ours.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn remove_own_routes(&self) -> Result<(), HostError> {
+        for destination in self.own_routes().await? {
+            self.remove_route(&destination).await?;
+        }
+        Ok(())
+    }
+
+    /// The device and next hop of packets to `node`: itself if it is on a link, else the router on the way.
+    async fn way_to(&self, node: IpAddr) -> Result<(u32, IpAddr), HostError> {
+        let action = format!("find a way to node address {node}");
+        let message = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(node, if node.is_ipv4() { 32 } else { 128 })
+            .map_err(|error| HostError::Netlink { action: action.clone(), source: std::io::Error::other(error) })?
+            .build();
+        let mut answers = std::pin::pin!(self.handle.route().get(message).execute());
+        let answer = answers.try_next().await.map_err(refused(action.clone()))?;
+        let mut device = None;
+        let mut next = node;
+        for attribute in answer.into_iter().flat_map(|route| route.attributes) {
+            match attribute {
+                RouteAttribute::Oif(index) => device = Some(index),
+                RouteAttribute::Gateway(RouteAddress::Inet(v4)) => next = v4.into(),
+                RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => next = v6.into(),
+                _ => {}
+            }
+        }
+        match device {
+            Some(device) => Ok((device, next)),
+            None => Err(HostError::Netlink { action, source: Errno::ENETUNREACH.into() }),
+        }
+    }
+}
+
+fn builder(destination: &IpNet) -> RouteMessageBuilder<IpAddr> {
+    let mut builder =
+        RouteMessageBuilder::<IpAddr>::new().protocol(RouteProtocol::Other(ROUTE_PROTOCOL)).priority(ROUTE_PRIORITY);
+    // Set by hand: the builder's own method fails for prefix lengths that `IpNet` cannot have.
+    let message = builder.get_mut();
+    message.header.address_family =
+        if destination.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.destination_prefix_length = destination.prefix_len();
+    message.attributes.push(RouteAttribute::Destination(to_attribute(destination.addr())));
+    builder
+}
+
+fn to_attribute(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(v4) => RouteAddress::Inet(v4),
+        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+    }
+}
+
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    route.attributes.iter().find_map(|attribute| {
+        let address: IpAddr = match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => (*v4).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => (*v6).into(),
+            _ => return None,
+        };
+        IpNet::new(address, route.header.destination_prefix_length).ok()
+    })
+}

@@ -1,0 +1,303 @@
+//! On a real kernel, in a network namespace of the test's own. They need root, and say so when they do not have it.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use ipnet::IpNet;
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+use crate::config::Automatic;
+
+/// Runs `test` on a thread in a fresh network namespace with two veth pairs: `up0` (192.168.9.1, default route) and `hbkpod`.
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        let _ = writeln!(io::stderr(), "SKIPPED: needs root");
+        return;
+    }
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        for line in [
+            "link set lo up",
+            "link add up0 type veth peer name wire0",
+            "link add hbkpod type veth peer name pod0",
+            "link set up0 up",
+            "link set wire0 up",
+            "addr add 192.168.9.1/24 dev up0",
+            "addr add fd99::1/64 dev up0 nodad",
+            "route add 192.168.0.0/16 via 192.168.9.254",
+        ] {
+            ip(line);
+        }
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
+    });
+    thread.join().unwrap();
+}
+
+fn ip(line: &str) -> String {
+    let output = Command::new("ip").args(line.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn nft(text: &str) -> String {
+    let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn uplinks_are_found_by_address_by_default_route_and_by_name() {
+    in_namespace(|| async {
+        let netlink = Netlink::connect().unwrap();
+        let auto = Automatic::Auto;
+        let names = |links: Vec<Link>| links.into_iter().map(|link| link.name).collect::<Vec<_>>();
+        let none = netlink.uplinks(&auto, &BTreeSet::new(), "hauberk0").await.unwrap_err();
+        assert!(matches!(none, HostError::NoUplink { .. }), "{none}");
+        let by_address = netlink.uplinks(&auto, &[address("fd99::1")].into(), "hauberk0").await.unwrap();
+        assert_eq!(names(by_address), ["up0"]);
+        ip("route add default via 192.168.9.254");
+        let by_route = netlink.uplinks(&auto, &BTreeSet::new(), "hauberk0").await.unwrap();
+        assert_eq!((by_route[0].mtu, by_route[0].up), (1500, true));
+        assert_eq!(names(by_route), ["up0"]);
+        assert!(netlink.uplinks(&auto, &BTreeSet::new(), "up0").await.is_err(), "the tunnel is no uplink");
+        let named = Automatic::Value(vec!["wire0".to_owned()]);
+        assert_eq!(names(netlink.uplinks(&named, &BTreeSet::new(), "hauberk0").await.unwrap()), ["wire0"]);
+        let missing = Automatic::Value(vec!["eth9".to_owned()]);
+        let error = netlink.uplinks(&missing, &BTreeSet::new(), "hauberk0").await.unwrap_err().to_string();
+        assert!(error.contains("eth9") && error.contains("up0"), "{error}");
+        assert_eq!(netlink.link("eth9").await.unwrap(), None);
+    });
+}
+
+#[test]
+fn a_pods_side_is_set_up_and_only_our_routes_are_removed() {
+    in_namespace(|| async {
+        let netlink = Netlink::connect().unwrap();
+        sysctl::prepare_host(&["up0".into()]).unwrap();
+        sysctl::prepare_pod_interface("hbkpod", true).unwrap();
+        let link = netlink.link("hbkpod").await.unwrap().unwrap();
+        netlink.set_mtu(link.index, 1400).await.unwrap();
+        netlink.put_gateways(link.index, true, true).await.unwrap();
+        netlink.put_gateways(link.index, true, true).await.unwrap();
+        netlink.set_up(link.index).await.unwrap();
+        let to_pod = |destination: &str, source: &str| Route {
+            destination: net(destination),
+            via: Via::Device(link.index),
+            source: Some(address(source)),
+            mtu: None,
+        };
+        for route in [to_pod("10.244.1.5/32", "192.168.9.1"), to_pod("fd00::5/128", "fd99::1")] {
+            netlink.put_route(&route).await.unwrap();
+            netlink.put_route(&route).await.unwrap();
+            netlink.put_neighbour(link.index, route.destination.addr(), [2, 0, 0, 0, 0, 5]).await.unwrap();
+            netlink.put_neighbour(link.index, route.destination.addr(), [2, 0, 0, 0, 0, 6]).await.unwrap();
+        }
+        let addresses = ip("addr show dev hbkpod");
+        assert!(addresses.contains("inet 169.254.1.1/32 scope link"), "{addresses}");
+        assert!(addresses.contains("inet6 fe80::1/64") && !addresses.contains("tentative"), "{addresses}");
+        assert!(addresses.contains("mtu 1400"), "{addresses}");
+        let got = ip("route get 10.244.1.5");
+        assert!(got.contains("dev hbkpod src 192.168.9.1"), "{got}");
+        assert!(ip("-6 route get fd00::5").contains("dev hbkpod"));
+        let neighbours = ip("neigh show dev hbkpod");
+        assert!(neighbours.contains("10.244.1.5 lladdr 02:00:00:00:00:06 PERMANENT"), "{neighbours}");
+        assert!(neighbours.contains("fd00::5 lladdr 02:00:00:00:00:06 PERMANENT"), "{neighbours}");
+
+        ip("route add 10.244.2.0/24 via 192.168.9.77 proto static");
+        let near = Route {
+            destination: net("10.244.2.0/24"),
+            via: Via::Node(address("192.168.9.2")),
+            source: None,
+            mtu: Some(1420),
+        };
+        let far = Route {
+            destination: net("10.244.3.0/24"),
+            via: Via::Node(address("192.168.77.3")),
+            source: None,
+            mtu: Some(1420),
+        };
+        let six = Route {
+            destination: net("fd00:3::/64"),
+            via: Via::Node(address("fd99::3")),
+            source: Some(address("fd99::1")),
+            mtu: Some(1400),
+        };
+        for route in [&near, &far, &six] {
+            netlink.put_route(route).await.unwrap();
+        }
+        netlink.put_route(&Route { mtu: Some(1300), ..near.clone() }).await.unwrap();
+        let routes = ip("route show proto 72");
+        assert!(routes.contains("10.244.2.0/24 via 192.168.9.2 dev up0 metric 72 mtu 1300"), "{routes}");
+        assert!(routes.contains("10.244.3.0/24 via 192.168.9.254 dev up0 metric 72 mtu 1420"), "{routes}");
+        let routes = ip("-6 route show proto 72");
+        assert!(routes.contains("fd00:3::/64 via fd99::3 dev up0 src fd99::1 metric 72 mtu 1400"), "{routes}");
+        assert!(netlink.put_route(&Route { via: Via::Node(address("203.0.113.1")), ..near.clone() }).await.is_err());
+
+        assert_eq!(netlink.own_routes().await.unwrap().len(), 5);
+        netlink.remove_route(&near.destination).await.unwrap();
+        netlink.remove_route(&near.destination).await.unwrap();
+        netlink.remove_own_routes().await.unwrap();
+        assert_eq!(netlink.own_routes().await.unwrap(), BTreeSet::new());
+        assert!(ip("route show").contains("10.244.2.0/24 via 192.168.9.77"), "somebody else's route stays");
+        netlink.remove_link(link.index).await.unwrap();
+        netlink.remove_link(link.index).await.unwrap();
+    });
+}
+
+fn ruleset() -> Ruleset {
+    Ruleset {
+        mark_shift: 20,
+        uplinks: vec!["up0".into()],
+        local: [net("10.244.1.0/24"), net("fd00:1::/64")].into(),
+        untranslated: [net("10.244.0.0/16"), net("fd00::/16"), net("192.168.9.1/32")].into(),
+        guarded: [net("10.244.0.0/16"), net("fd00::/16")].into(),
+    }
+}
+
+#[test]
+fn rules_are_installed_changed_in_place_kept_over_a_restart_and_removed() {
+    in_namespace(|| async {
+        nft("add table inet theirs\n");
+        let mut netfilter = Netfilter::install(&ruleset()).await.unwrap();
+        assert!(netfilter.is_intact().await.unwrap());
+        let mut next = ruleset();
+        next.untranslated.insert(net("192.168.9.2/32"));
+        next.guarded.insert(net("172.30.0.9/32"));
+        netfilter.apply(&next).await.unwrap();
+        let listed = nft("list ruleset\n");
+        for part in ["192.168.9.2", "172.30.0.9", "priority srcnat - 10", "masquerade", "0x00800000"] {
+            assert!(listed.contains(part), "{part} is missing in\n{listed}");
+        }
+        // An agent that starts anew knows less at first: nothing is taken out before it is told to.
+        let mut netfilter = Netfilter::install(&ruleset()).await.unwrap();
+        assert!(nft("list table inet hauberk\n").contains("192.168.9.2"));
+        netfilter.apply(&ruleset()).await.unwrap();
+        let listed = nft("list ruleset\n");
+        assert!(!listed.contains("192.168.9.2") && !listed.contains("172.30.0.9"), "{listed}");
+        assert!(listed.contains("192.168.9.1"));
+        let narrower = Ruleset { untranslated: [net("10.244.0.0/17")].into(), ..ruleset() };
+        netfilter.apply(&narrower).await.unwrap();
+        assert!(nft("list table inet hauberk\n").contains("10.244.0.0/17"));
+        netfilter.apply(&Ruleset { uplinks: vec!["up0".into(), "wire0".into()], ..ruleset() }).await.unwrap();
+        assert!(nft("list table netdev hauberk\n").contains("\"wire0\""));
+
+        let refused = netfilter.apply(&Ruleset { uplinks: vec!["no\"name".into()], ..ruleset() }).await.unwrap_err();
+        assert!(matches!(&refused, HostError::Nft { message, .. } if message.contains("rror")), "{refused}");
+        assert!(nft("list table netdev hauberk\n").contains("\"wire0\""), "what was in force stays");
+
+        nft("flush ruleset\n");
+        assert!(!netfilter.is_intact().await.unwrap());
+        netfilter.restore().await.unwrap();
+        assert!(netfilter.is_intact().await.unwrap());
+        nft("add table inet theirs\n");
+        Netfilter::remove().await.unwrap();
+        Netfilter::remove().await.unwrap();
+        assert_eq!(nft("list tables\n").trim(), "table inet theirs");
+    });
+}
+
+#[test]
+fn a_packet_socket_cannot_send_from_or_to_a_pods_address() {
+    in_namespace(|| async {
+        let netfilter = Netfilter::install(&ruleset()).await.unwrap();
+        if !netfilter.has_packet_socket_guard() {
+            let _ = writeln!(io::stderr(), "SKIPPED: this kernel has no netdev egress hook");
+            return;
+        }
+        let mut expected = 0;
+        for bypass in [false, true] {
+            for tag in [&b""[..], &b"\x81\x00\x00\x05"[..], &b"\x88\xa8\x00\x05"[..]] {
+                for (source, destination) in
+                    [("10.244.1.5", "8.8.8.8"), ("8.8.8.8", "10.244.9.9"), ("192.168.9.1", "192.168.9.2")]
+                {
+                    let v4 = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
+                    let mut packet = vec![0x45, 0, 0, 60, 0, 0, 0, 0, 64, 17, 0, 0];
+                    packet.extend(v4(source).into_iter().chain(v4(destination)));
+                    send_frame("up0", tag, 0x0800, &packet, bypass);
+                    expected += u64::from(source != "192.168.9.1");
+                }
+                for (source, destination) in
+                    [("fd00:1::5", "2001:db8::1"), ("2001:db8::1", "fd00:2::9"), ("fd99::1", "fd99::2")]
+                {
+                    let v6 = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
+                    let mut packet = vec![0x60, 0, 0, 0, 0, 20, 17, 64];
+                    packet.extend(v6(source).into_iter().chain(v6(destination)));
+                    send_frame("up0", tag, 0x86dd, &packet, bypass);
+                    expected += u64::from(source != "fd99::1");
+                }
+                let counted = netfilter.counters().await.unwrap().packet_socket;
+                assert_eq!(counted, expected, "tag {tag:?}, bypass {bypass}");
+            }
+        }
+        // The stack's own packets pass, and a new agent goes on counting.
+        ip("neigh add 192.168.9.2 lladdr 02:00:00:00:00:02 dev up0");
+        ip("route add 10.244.9.9/32 via 192.168.9.2");
+        let socket = std::net::UdpSocket::bind("192.168.9.1:0").unwrap();
+        socket.send_to(b"hello", "10.244.9.9:9").unwrap();
+        let netfilter = Netfilter::install(&ruleset()).await.unwrap();
+        assert_eq!(netfilter.counters().await.unwrap().packet_socket, expected);
+    });
+}
+
+/// Sends a frame through a packet socket, optionally past the queueing discipline.
+fn send_frame(device: &str, tag: &[u8], ether_type: u16, packet: &[u8], bypass: bool) {
+    use nix::libc;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use std::os::fd::AsRawFd;
+
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).unwrap();
+    if bypass {
+        let on: libc::c_int = 1;
+        // SAFETY: the option's value is an int, which outlives the call, and its size is given.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_QDISC_BYPASS,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        assert_eq!(result, 0);
+    }
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 1]);
+    frame.extend(tag);
+    frame.extend(ether_type.to_be_bytes());
+    frame.extend(packet);
+    frame.resize(frame.len() + 60, 0);
+    let to = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: 0,
+        sll_ifindex: nix::net::if_::if_nametoindex(device).unwrap() as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: both pointers are to values that outlive the call, with their sizes. A dropped frame may be reported as
+    // ENOBUFS, hence the result says nothing here.
+    unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const to).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        );
+    }
+}

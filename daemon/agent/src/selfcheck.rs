@@ -1,0 +1,292 @@
+//! Finds out, before anything is touched, whether this process may do what it must on this kernel.
+//!
+//! Each [`Item`] is one thing that is looked at, with one sentence: what was found, or what is missing and what to do.
+//! `hauberkd run` stops at what is missing; `hauberkd check` prints all of it. The one thing that is done here is to mount
+//! the BPF file system where it belongs and is not ([`mount_bpf_file_system`]).
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use aya::maps::MapType;
+use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
+use aya::sys::{is_map_supported, is_program_supported};
+use nix::mount::MsFlags;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use crate::config::{AttachMode, Config};
+
+/// Where the BPF file system is mounted by convention.
+const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
+/// The oldest kernel that has everything but TCX and the egress hook.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// What.
+    pub name: &'static str,
+    /// How it is.
+    pub outcome: Outcome,
+}
+
+/// How something is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As needed; with what was found.
+    Fine(String),
+    /// hauberk runs, but with less; with what, and what to do.
+    Degraded(String),
+    /// hauberk cannot run; with what to do.
+    Missing(String),
+}
+
+/// What is missing.
+#[derive(Debug, thiserror::Error)]
+#[error("this node cannot run hauberk:{}", .0.iter().map(|sentence| format!("\n  - {sentence}")).collect::<String>())]
+pub struct SelfCheckError(pub Vec<String>);
+
+/// Looks at everything.
+pub fn run(config: &Config) -> Vec<Item> {
+    let item = |name, outcome| Item { name, outcome };
+    vec![
+        item("capabilities", capabilities()),
+        item("kernel", kernel()),
+        item("bpf", bpf()),
+        item("attach", attach(config.attach)),
+        item("bpf file system", bpf_file_system(&config.paths.pins)),
+        item("kernel types (BTF)", kernel_types()),
+        item("tun", tun()),
+        item("nftables", nftables()),
+    ]
+}
+
+/// Passes if nothing is missing.
+///
+/// # Errors
+/// [`SelfCheckError`] with a sentence for each thing that is.
+pub fn require(items: &[Item]) -> Result<(), SelfCheckError> {
+    let missing: Vec<String> = items
+        .iter()
+        .filter_map(|item| match &item.outcome {
+            Outcome::Missing(sentence) => Some(format!("{}: {sentence}", item.name)),
+            _ => None,
+        })
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(SelfCheckError(missing)) }
+}
+
+/// Mounts the BPF file system where `pins` belongs, if it is meant to be below `/sys/fs/bpf` and nothing is there yet.
+///
+/// # Errors
+/// The sentence that [`run`] would give.
+pub fn mount_bpf_file_system(pins: &Path) -> Result<(), String> {
+    if is_on_bpf_file_system(pins) {
+        return Ok(());
+    }
+    let is_empty = fs::read_dir(BPF_FILE_SYSTEM).is_ok_and(|mut entries| entries.next().is_none());
+    if !pins.starts_with(BPF_FILE_SYSTEM) || !is_empty {
+        return Err(not_mounted(pins, None));
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    nix::mount::mount(Some("bpf"), BPF_FILE_SYSTEM, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(|error| not_mounted(pins, Some(error.into())))
+}
+
+/// `linux/capability.h`: number and name of what is needed. Any of a row's will do.
+const CAPABILITIES: [(&[(u32, &str)], &str); 4] = [
+    (&[(12, "CAP_NET_ADMIN")], "to set up devices, routes and rules"),
+    (&[(13, "CAP_NET_RAW")], "to send the self-test's packets"),
+    (&[(39, "CAP_BPF"), (21, "CAP_SYS_ADMIN")], "to load programs"),
+    (&[(38, "CAP_PERFMON"), (21, "CAP_SYS_ADMIN")], "to let programs compare pointers, as packet access does"),
+];
+
+fn capabilities() -> Outcome {
+    let status = match fs::read_to_string("/proc/self/status") {
+        Ok(status) => status,
+        Err(error) => return Outcome::Missing(format!("cannot read /proc/self/status: {error}; mount /proc")),
+    };
+    judge_capabilities(&status)
+}
+
+fn judge_capabilities(status: &str) -> Outcome {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let lacking: Vec<String> = CAPABILITIES
+        .iter()
+        .filter(|(any, _)| !any.iter().any(|(number, _)| effective >> number & 1 == 1))
+        .map(|(any, why)| format!("{} ({why})", any.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(" or ")))
+        .collect();
+    if lacking.is_empty() {
+        return Outcome::Fine("all that are needed".into());
+    }
+    Outcome::Missing(format!("this process lacks {}; run it as root, or give it these", lacking.join(", ")))
+}
+
+fn kernel() -> Outcome {
+    match fs::read_to_string("/proc/sys/kernel/osrelease") {
+        Ok(release) => judge_kernel(release.trim()),
+        Err(error) => Outcome::Missing(format!("cannot read the kernel's version: {error}; mount /proc")),
+    }
+}
+
+fn judge_kernel(release: &str) -> Outcome {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) >= OLDEST_KERNEL => Outcome::Fine(release.to_owned()),
+        _ => Outcome::Missing(format!(
+            "Linux {release} is older than {}.{}; boot a newer kernel",
+            OLDEST_KERNEL.0, OLDEST_KERNEL.1
+        )),
+    }
+}
+
+fn bpf() -> Outcome {
+    let refused = |what: &str, error: String| {
+        Outcome::Missing(format!(
+            "the kernel refuses {what}: {error}; it needs CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF, no lockdown, and in a \
+             container the bpf() system call must not be filtered"
+        ))
+    };
+    for (kind, name) in [
+        (MapType::LpmTrie, "longest-prefix maps"),
+        (MapType::LruHash, "least-recently-used maps"),
+        (MapType::RingBuf, "ring buffers"),
+    ] {
+        match is_map_supported(kind) {
+            Ok(true) => {}
+            Ok(false) => return refused(name, "not supported".into()),
+            Err(error) => return refused(name, error.to_string()),
+        }
+    }
+    match is_program_supported(ProgramType::SchedClassifier) {
+        Ok(true) => Outcome::Fine("programs and maps can be loaded".into()),
+        Ok(false) => refused("traffic control programs", "not supported".into()),
+        Err(error) => refused("traffic control programs", error.to_string()),
+    }
+}
+
+fn attach(mode: AttachMode) -> Outcome {
+    // Asking what is attached changes nothing, and a kernel without TCX does not know the question.
+    let has_tcx = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
+    match (mode, has_tcx) {
+        (AttachMode::Clsact, _) => Outcome::Fine("clsact, as configured".into()),
+        (_, true) => Outcome::Fine("TCX".into()),
+        (AttachMode::Auto, false) => Outcome::Fine("clsact, as this kernel has no TCX".into()),
+        (AttachMode::Tcx, false) => {
+            Outcome::Missing("this kernel has no TCX (it came with 6.6); set `attach` to auto or clsact".into())
+        }
+    }
+}
+
+fn bpf_file_system(pins: &Path) -> Outcome {
+    if is_on_bpf_file_system(pins) {
+        return Outcome::Fine(format!("{} is on one", pins.display()));
+    }
+    let is_empty = fs::read_dir(BPF_FILE_SYSTEM).is_ok_and(|mut entries| entries.next().is_none());
+    if pins.starts_with(BPF_FILE_SYSTEM) && is_empty {
+        return Outcome::Fine(format!("{BPF_FILE_SYSTEM} is not mounted; hauberkd mounts it when it starts"));
+    }
+    Outcome::Missing(not_mounted(pins, None))
+}
+
+fn is_on_bpf_file_system(pins: &Path) -> bool {
+    nearest_existing(pins).is_some_and(|path| statfs(&path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC))
+}
+
+fn nearest_existing(path: &Path) -> Option<PathBuf> {
+    path.ancestors().find(|ancestor| ancestor.exists()).map(Path::to_owned)
+}
+
+fn not_mounted(pins: &Path, error: Option<io::Error>) -> String {
+    let parent = pins.parent().unwrap_or(pins).display();
+    let error = error.map(|error| format!(" and cannot be made so: {error}")).unwrap_or_default();
+    format!("{} (`paths.pins`) is not on a BPF file system{error}; run: mount -t bpf bpf {parent}", pins.display())
+}
+
+fn kernel_types() -> Outcome {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Outcome::Fine("/sys/kernel/btf/vmlinux".into());
+    }
+    Outcome::Fine("none, and none are needed".into())
+}
+
+fn tun() -> Outcome {
+    match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => Outcome::Fine("/dev/net/tun".into()),
+        Err(error) => Outcome::Missing(format!(
+            "cannot open /dev/net/tun: {error}; run: modprobe tun (in a container, pass the device in)"
+        )),
+    }
+}
+
+fn nftables() -> Outcome {
+    let output = match Command::new("nft").args(["list", "tables"]).output() {
+        Ok(output) => output,
+        Err(error) => return Outcome::Missing(format!("cannot run nft: {error}; install nftables")),
+    };
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        let words = words.lines().next().unwrap_or_default();
+        return Outcome::Missing(format!("nft cannot list tables: {words}; the kernel needs CONFIG_NF_TABLES"));
+    }
+    Outcome::Fine("nft".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_named_when_they_lack() {
+        assert_eq!(
+            judge_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"),
+            Outcome::Fine("all that are needed".into())
+        );
+        let Outcome::Missing(sentence) = judge_capabilities("CapEff:\t0000000000001000\n") else {
+            panic!("not missing")
+        };
+        assert!(sentence.contains("CAP_NET_RAW") && sentence.contains("CAP_BPF or CAP_SYS_ADMIN"), "{sentence}");
+        assert!(!sentence.contains("CAP_NET_ADMIN"), "{sentence}");
+        for broken in ["", "CapEff:", "CapEff:\tzz"] {
+            assert!(matches!(judge_capabilities(broken), Outcome::Missing(_)));
+        }
+    }
+
+    #[test]
+    fn kernels_are_compared_by_number() {
+        for good in ["5.10", "5.10.0-13-amd64", "6.1.0", "10.0"] {
+            assert!(matches!(judge_kernel(good), Outcome::Fine(_)), "{good}");
+        }
+        for bad in ["5.9.16", "4.19.0", "", "x", "6"] {
+            assert!(matches!(judge_kernel(bad), Outcome::Missing(_)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_no_bpf_file_system_is_refused_with_the_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let pins = folder.path().join("hauberk");
+        let Outcome::Missing(sentence) = bpf_file_system(&pins) else { panic!("not missing") };
+        assert!(sentence.contains("mount -t bpf bpf"), "{sentence}");
+        assert_eq!(mount_bpf_file_system(&pins), Err(sentence));
+    }
+
+    #[test]
+    fn what_is_missing_is_listed_whole() {
+        let item = |outcome| Item { name: "x", outcome };
+        assert!(require(&[item(Outcome::Fine(String::new())), item(Outcome::Degraded("y".into()))]).is_ok());
+        let error = require(&[item(Outcome::Missing("a".into())), item(Outcome::Missing("b".into()))]).unwrap_err();
+        assert_eq!(error.to_string(), "this node cannot run hauberk:\n  - x: a\n  - x: b");
+    }
+
+    #[test]
+    fn everything_is_looked_at_wherever_this_runs() {
+        let items = run(&Config::default());
+        assert_eq!(items.len(), 8);
+    }
+}
