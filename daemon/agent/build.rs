@@ -1,0 +1,51 @@
+//! Builds the eBPF programs and puts the object where `datapath` includes it from.
+//!
+//! They need a compiler whose LLVM and whose `rust-src` match `bpf-linker`; the stable toolchain the rest is built with
+//! has no `rust-src`. Debian's `rustc-web`, `cargo-web` and `rust-web-src` do (`make setup` installs them).
+//! `HAUBERK_BPF_RUSTC` and `HAUBERK_BPF_CARGO` name others.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ebpf/programs");
+    let abi = programs.join("../abi/src");
+    for watched in ["src", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", programs.join(watched).display());
+    }
+    println!("cargo::rerun-if-changed={}", abi.display());
+    let rustc = tool("HAUBERK_BPF_RUSTC", "/usr/bin/rustc");
+    let cargo = tool("HAUBERK_BPF_CARGO", "/usr/bin/cargo");
+
+    // Beside cargo's own folders, so that check, clippy, test and release share one build.
+    let target = out.ancestors().nth(4).expect("OUT_DIR lies four levels below the target folder").join("bpf");
+    let status = Command::new(&cargo)
+        .current_dir(&programs)
+        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", "bpfel-unknown-none"])
+        .arg("--target-dir")
+        .arg(&target)
+        .env("RUSTC", &rustc)
+        .env("RUSTC_BOOTSTRAP", "1")
+        // Debug information becomes the BTF that gives maps and programs their types.
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Clink-arg=--btf")
+        .env_remove("RUSTFLAGS")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("CARGO_BUILD_TARGET")
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("building the eBPF programs failed ({status}); is bpf-linker installed? `make setup` installs what is missing"),
+        Err(error) => panic!("cannot run {}: {error}; `make setup` installs it", cargo.display()),
+    }
+    let object = target.join("bpfel-unknown-none/release/hauberk");
+    std::fs::copy(&object, out.join("hauberk.bpf.o")).unwrap_or_else(|error| panic!("cannot copy {}: {error}", object.display()));
+}
+
+fn tool(variable: &str, default: &str) -> PathBuf {
+    println!("cargo::rerun-if-env-changed={variable}");
+    std::env::var_os(variable).map_or_else(|| PathBuf::from(default), PathBuf::from)
+}

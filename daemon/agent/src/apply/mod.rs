@@ -1,0 +1,311 @@
+//! Carries out the plan, step by step: the one place that writes to maps, tunnel, routes and netfilter.
+
+mod startup;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hauberk_abi::identity::Protection;
+use hauberk_abi::layout::{self, Hook, Settings, flag};
+use hauberk_core::desired::LocalPod;
+use hauberk_core::model::{AttachmentKey, NodeNumber};
+use hauberk_core::plan::{Actual, Step};
+use ipnet::IpNet;
+
+use crate::attachments::INTERFACE_PREFIX;
+use crate::backend::{Backend, BackendError, PeerStep};
+use crate::datapath::{Datapath, DatapathError};
+use crate::fault;
+use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
+
+pub use startup::{Node, Prepared, StartError, uninstall};
+
+/// A step could not be carried out; what it would have changed is as before.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Programs or maps.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// Links, routes, netfilter.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The tunnel.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The pod's interface went away before it could be attached.
+    #[error("pod interface {name} (index {index}) of container {container} does not exist: did the pod end while it was attached?")]
+    NoInterface {
+        /// Host side's name.
+        name: String,
+        /// Its index as told by the CNI plugin.
+        index: u32,
+        /// Container id.
+        container: String,
+    },
+}
+
+/// The kernel's side of this node: everything a step can change.
+pub struct Kernel {
+    datapath: Datapath,
+    netlink: Netlink,
+    netfilter: Netfilter,
+    ruleset: Ruleset,
+    backend: Arc<dyn Backend>,
+    settings: Settings,
+    uplinks: Vec<Link>,
+    /// The node's own addresses: senders of packets to local pods.
+    sources: Vec<IpAddr>,
+}
+
+impl Kernel {
+    /// The datapath, to observe.
+    pub fn datapath(&self) -> &Datapath {
+        &self.datapath
+    }
+
+    /// The tunnel.
+    pub fn backend(&self) -> Arc<dyn Backend> {
+        Arc::clone(&self.backend)
+    }
+
+    /// What packet sockets were kept from sending.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn netfilter_counters(&self) -> Result<host::netfilter::Counters, ApplyError> {
+        Ok(self.netfilter.counters().await?)
+    }
+
+    /// Whether this kernel can keep packet sockets from sending as pods.
+    pub fn has_packet_socket_guard(&self) -> bool {
+        self.netfilter.has_packet_socket_guard()
+    }
+
+    /// Guarded uplinks.
+    pub fn uplinks(&self) -> &[Link] {
+        &self.uplinks
+    }
+
+    /// Largest packet inside the tunnel, bytes.
+    pub fn tunnel_mtu(&self) -> u32 {
+        self.settings.tunnel_mtu
+    }
+
+    /// What the kernel holds. Attachments are told apart from leftovers by `known`: interfaces the agent still has on record
+    /// are attached anew, with this agent's programs; others are to be removed.
+    ///
+    /// # Errors
+    /// [`ApplyError`] if anything cannot be read.
+    pub async fn read(&self, known: &BTreeSet<u32>) -> Result<Actual, ApplyError> {
+        let maps = self.datapath.maps();
+        let mut leftovers: BTreeMap<u32, LocalPod> = BTreeMap::new();
+        let links: BTreeMap<u32, String> =
+            self.netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        for (index, interface) in maps.interfaces()? {
+            if !known.contains(&index) {
+                leftovers.insert(index, leftover(index, links.get(&index), interface.protection));
+            }
+        }
+        for (address, attachment) in maps.attachments()? {
+            let index = attachment.interface;
+            if !known.contains(&index) {
+                leftovers
+                    .entry(index)
+                    .or_insert_with(|| leftover(index, links.get(&index), 0))
+                    .addresses
+                    .push(address.into());
+            }
+        }
+        let attachments = leftovers
+            .into_values()
+            .map(|pod| (AttachmentKey { container: pod.container.clone(), interface: pod.interface.clone() }, pod))
+            .collect();
+        Ok(Actual {
+            endpoints: maps.endpoints()?.into_iter().collect(),
+            ranges: maps.ranges()?.into_iter().collect(),
+            attachments,
+            peers: self.backend.read()?.into_iter().map(|peer| (peer.number, peer)).collect(),
+            peer_entries: maps.peers()?.into_iter().map(|(number, peer)| (NodeNumber(number), peer)).collect(),
+            // Routes are put again in any case: what they lead by is not read back.
+            routes: BTreeMap::new(),
+            synced: maps.settings()?.flags & flag::SYNCED != 0,
+            untranslated: BTreeSet::new(),
+        })
+    }
+
+    /// Routes of an earlier agent that nobody wants any more. To be called once the plan is empty and everything is synced.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn remove_foreign_routes(&self, wanted: &BTreeSet<IpNet>) -> Result<(), ApplyError> {
+        for destination in self.netlink.own_routes().await?.difference(wanted) {
+            fault::point("remove a route");
+            self.netlink.remove_route(destination).await?;
+        }
+        Ok(())
+    }
+
+    /// Carries out one step.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; the step can be repeated.
+    pub async fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
+        fault::point("a step");
+        let maps = self.datapath.maps_mut();
+        match step {
+            Step::PutEndpoint(address, identity) => maps.put_endpoint(*address, *identity)?,
+            Step::RemoveEndpoint(address) => maps.remove_endpoint(*address)?,
+            Step::PutRange(range, identity) => maps.put_range(*range, *identity)?,
+            Step::RemoveRange(range) => maps.remove_range(*range)?,
+            Step::PutPeerEntry(number, peer) => maps.put_peer(number.0, *peer)?,
+            Step::RemovePeerEntry(number) => maps.remove_peer(number.0)?,
+            Step::PutPeer(peer) => self.backend.apply(PeerStep::Put(peer))?,
+            Step::RemovePeer(number) => self.backend.apply(PeerStep::Remove(*number))?,
+            Step::PutAttachment(pod) => self.attach(pod).await?,
+            Step::RemoveAttachment(pod) => self.detach(pod).await?,
+            Step::PutRoute(route) => {
+                let source = self.source_for(route.destination.addr());
+                let route =
+                    host::Route { destination: route.destination, via: host::Via::Node(route.via), source, mtu: route.mtu };
+                self.netlink.put_route(&route).await?;
+            }
+            Step::RemoveRoute(route) => self.netlink.remove_route(&route.destination).await?,
+            Step::SetSynced(synced) => {
+                let flags = if *synced { self.settings.flags | flag::SYNCED } else { self.settings.flags & !flag::SYNCED };
+                self.configure(Settings { flags, ..self.settings })?;
+            }
+            Step::SetUntranslated(destinations) => self.set_untranslated(destinations).await?,
+        }
+        Ok(())
+    }
+
+    /// Also tells the guard against packet sockets whose addresses to look for: every one of these but the nodes' own.
+    async fn set_untranslated(&mut self, destinations: &BTreeSet<IpNet>) -> Result<(), ApplyError> {
+        let maps = self.datapath.maps();
+        let mut guarded = BTreeSet::new();
+        for destination in destinations {
+            let node = destination.prefix_len() == destination.max_prefix_len()
+                && maps.endpoint(destination.addr().into())?.is_some_and(|identity| identity.is_node());
+            if !node {
+                guarded.insert(*destination);
+            }
+        }
+        let ruleset = Ruleset { untranslated: destinations.clone(), guarded, ..self.ruleset.clone() };
+        self.netfilter.apply(&ruleset).await?;
+        self.ruleset = ruleset;
+        Ok(())
+    }
+
+    /// Puts the netfilter rules back if somebody flushed them; says whether that was so.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn heal_netfilter(&self) -> Result<bool, ApplyError> {
+        if self.netfilter.is_intact().await? {
+            return Ok(false);
+        }
+        fault::point("restore the netfilter rules");
+        self.netfilter.restore().await?;
+        Ok(true)
+    }
+
+    fn configure(&mut self, settings: Settings) -> Result<(), ApplyError> {
+        fault::point("write the settings");
+        self.datapath.configure(&settings)?;
+        self.settings = settings;
+        Ok(())
+    }
+
+    /// Programs first: until the map entries are there they drop everything, and the pod cannot send past them.
+    async fn attach(&mut self, pod: &LocalPod) -> Result<(), ApplyError> {
+        match self.netlink.link(&pod.host_interface).await? {
+            Some(link) if link.index == pod.host_index => {}
+            _ => {
+                return Err(ApplyError::NoInterface {
+                    name: pod.host_interface.clone(),
+                    index: pod.host_index,
+                    container: pod.container.clone(),
+                });
+            }
+        }
+        for hook in [Hook::FromPod, Hook::ToPod] {
+            fault::point("attach a program to a pod interface");
+            self.datapath.attach(hook, &pod.host_interface)?;
+        }
+        let maps = self.datapath.maps_mut();
+        fault::point("put an interface entry");
+        maps.put_interface(pod.host_index, layout::Interface { protection: pod.protection as u8, reserved: [0; 7] })?;
+        let attachment = layout::Attachment { interface: pod.host_index, pod_mac: pod.pod_mac, host_mac: pod.host_mac };
+        for address in &pod.addresses {
+            fault::point("put an attachment entry");
+            maps.put_attachment((*address).into(), attachment)?;
+        }
+        let has = |v4: bool| pod.addresses.iter().any(|address| address.is_ipv4() == v4);
+        fault::point("prepare a pod interface");
+        host::sysctl::prepare_pod_interface(&pod.host_interface, has(false))?;
+        self.netlink.put_gateways(pod.host_index, has(true), has(false)).await?;
+        // Routes and neighbours need the device up. The pod's own side is still down: nobody can send yet.
+        self.netlink.set_up(pod.host_index).await?;
+        for address in &pod.addresses {
+            fault::point("put a pod's neighbour entry");
+            self.netlink.put_neighbour(pod.host_index, *address, pod.pod_mac).await?;
+            fault::point("put a pod's route");
+            let route = host::Route {
+                destination: IpNet::from(*address),
+                via: host::Via::Device(pod.host_index),
+                source: self.source_for(*address),
+                mtu: None,
+            };
+            self.netlink.put_route(&route).await?;
+        }
+        Ok(())
+    }
+
+    /// The map entries go first, so that nothing reaches or leaves the interface while the rest is taken down.
+    async fn detach(&mut self, pod: &LocalPod) -> Result<(), ApplyError> {
+        let maps = self.datapath.maps_mut();
+        for address in &pod.addresses {
+            fault::point("remove an attachment entry");
+            maps.remove_attachment((*address).into(), pod.host_index)?;
+        }
+        fault::point("remove an interface entry");
+        maps.remove_interface(pod.host_index)?;
+        if let Some(link) = self.netlink.link(&pod.host_interface).await? {
+            if link.index != pod.host_index {
+                // Another pod's by now; its programs stay.
+                return Ok(());
+            }
+            if pod.host_interface.starts_with(INTERFACE_PREFIX) {
+                fault::point("remove a pod interface");
+                self.netlink.remove_link(link.index).await?;
+            }
+        }
+        for hook in [Hook::FromPod, Hook::ToPod] {
+            fault::point("detach a program from a pod interface");
+            self.datapath.detach(hook, &pod.host_interface)?;
+        }
+        Ok(())
+    }
+
+    fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
+        self.sources.iter().find(|source| source.is_ipv4() == destination.is_ipv4()).copied()
+    }
+}
+
+fn leftover(index: u32, name: Option<&String>, protection: u8) -> LocalPod {
+    LocalPod {
+        container: format!("leftover-{index}"),
+        interface: "unknown".into(),
+        host_interface: name.cloned().unwrap_or_else(|| format!("gone-{index}")),
+        host_index: index,
+        host_mac: [0; 6],
+        pod_mac: [0; 6],
+        addresses: Vec::new(),
+        protection: match protection {
+            0 => Protection::None,
+            1 => Protection::Permissive,
+            _ => Protection::Enabled,
+        },
+    }
+}

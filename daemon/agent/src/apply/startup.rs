@@ -1,0 +1,255 @@
+//! From nothing, or from what an earlier agent left, to a [`Kernel`] that steps can be applied to. Deny first: the cluster's
+//! ranges are closed before any program is attached, programs are attached before the tunnel starts.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use hauberk_abi::address::Prefix;
+use hauberk_abi::identity::{Identity, Kind, Protection};
+use hauberk_abi::layout::{Hook, Settings, flag};
+use hauberk_core::desired::Policy;
+use hauberk_core::model::NodeNumber;
+use ipnet::IpNet;
+
+use super::{ApplyError, Kernel};
+use crate::backend::{Backend, Userspace, UserspaceConfig};
+use crate::config::{Automatic, Config, HostRouting, WorldIngress};
+use crate::datapath::Datapath;
+use crate::fault;
+use crate::host::{Link, Netfilter, Netlink, Ruleset, sysctl};
+
+/// What an outer IPv6 header, UDP and WireGuard take of a packet, bytes (IPv4: 60; a node's peers may have either).
+const OVERHEAD: u32 = 80;
+/// A flow whose last packet is older than this starts anew, milliseconds.
+const FLOW_IDLE_MS: u32 = 60_000;
+/// The smallest tunnel MTU that IPv6 inside works with (RFC 8200 section 5).
+const MIN_MTU: u32 = 1_280;
+
+/// The agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Something could not be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The uplinks are too small to carry a tunnel.
+    #[error("uplink {uplink} has an MTU of {mtu} bytes: the tunnel would be left with {left}, less than the {MIN_MTU} that IPv6 needs; raise it, or set tunnel.mtu")]
+    TooSmall {
+        /// The uplink.
+        uplink: String,
+        /// Its MTU.
+        mtu: u32,
+        /// What would be left.
+        left: u32,
+    },
+}
+
+/// The programs are loaded and what an earlier agent attached runs them; no tunnel yet.
+pub struct Prepared {
+    datapath: Datapath,
+    netlink: Netlink,
+    settings: Settings,
+}
+
+/// What this node's own object says.
+pub struct Node {
+    /// Its addresses, internal ones first.
+    pub addresses: Vec<IpAddr>,
+    /// Its pod ranges.
+    pub pod_ranges: Vec<IpNet>,
+}
+
+impl Prepared {
+    /// Loads the programs, closes the cluster's ranges and takes over an earlier agent's links, each in one atomic step.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn load(config: &Config, policy: &Policy, number: NodeNumber) -> Result<Prepared, StartError> {
+        fault::point("load the programs");
+        let mut datapath =
+            Datapath::load(&config.paths.pins, &config.limits, config.attach).map_err(ApplyError::from)?;
+        let netlink = Netlink::connect().map_err(ApplyError::from)?;
+        for range in &policy.cluster_ranges {
+            fault::point("close a cluster range");
+            let unknown = Identity::new(Kind::UnknownPod, Protection::Enabled, 0);
+            datapath
+                .maps_mut()
+                .put_range(Prefix::new(range.network(), range.prefix_len()), unknown)
+                .map_err(ApplyError::from)?;
+        }
+        let earlier = datapath.maps().settings().map_err(ApplyError::from)?;
+        let tunnel = netlink.link(&config.tunnel.device).await.map_err(ApplyError::from)?.map_or(0, |link| link.index);
+        let settings = Settings {
+            node: number.0,
+            tunnel,
+            tunnel_mtu: earlier.tunnel_mtu,
+            flags: flags(config) | if earlier.node == number.0 { earlier.flags & flag::SYNCED } else { 0 },
+            mark_shift: config.mark_shift,
+            flow_idle_ms: FLOW_IDLE_MS,
+            reserved: [0; 2],
+        };
+        fault::point("write the settings");
+        datapath.configure(&settings).map_err(ApplyError::from)?;
+        let mut prepared = Prepared { datapath, netlink, settings };
+        prepared.take_over().await?;
+        Ok(prepared)
+    }
+
+    /// The datapath, to take the event ring from.
+    pub fn datapath_mut(&mut self) -> &mut Datapath {
+        &mut self.datapath
+    }
+
+    /// Interfaces that exist now, as (name, index).
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn interfaces(&self) -> Result<Vec<(String, u32)>, StartError> {
+        let links = self.netlink.links().await.map_err(ApplyError::from)?;
+        Ok(links.into_iter().map(|link| (link.name, link.index)).collect())
+    }
+
+    async fn take_over(&mut self) -> Result<(), StartError> {
+        let attached = self.datapath.attached().map_err(ApplyError::from)?;
+        for attachment in attached {
+            let exists = self.netlink.link(&attachment.interface).await.map_err(ApplyError::from)?.is_some();
+            fault::point("take over a link");
+            if exists {
+                self.datapath.attach(attachment.hook, &attachment.interface).map_err(ApplyError::from)?;
+            } else {
+                self.datapath.detach(attachment.hook, &attachment.interface).map_err(ApplyError::from)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Guards the uplinks, starts the tunnel, installs the netfilter rules.
+    ///
+    /// # Errors
+    /// [`StartError`]; what was attached until then stays, and `self` can be tried again.
+    pub async fn settle(
+        mut self,
+        config: &Config,
+        policy: &Policy,
+        node: &Node,
+        tunnel: impl FnOnce(u32) -> UserspaceConfig,
+    ) -> Result<Kernel, (Box<Prepared>, StartError)> {
+        match self.try_settle(config, policy, node, tunnel).await {
+            Ok((backend, uplinks, netfilter, ruleset)) => Ok(Kernel {
+                datapath: self.datapath,
+                netlink: self.netlink,
+                netfilter,
+                ruleset,
+                backend,
+                settings: self.settings,
+                uplinks,
+                sources: node.addresses.clone(),
+            }),
+            Err(error) => Err((Box::new(self), error)),
+        }
+    }
+
+    async fn try_settle(
+        &mut self,
+        config: &Config,
+        policy: &Policy,
+        node: &Node,
+        tunnel: impl FnOnce(u32) -> UserspaceConfig,
+    ) -> Result<(Arc<dyn Backend>, Vec<Link>, Netfilter, Ruleset), StartError> {
+        let addresses = node.addresses.iter().copied().collect();
+        let uplinks = self
+            .netlink
+            .uplinks(&config.uplinks, &addresses, &config.tunnel.device)
+            .await
+            .map_err(ApplyError::from)?;
+        for uplink in &uplinks {
+            // What leaves is guarded before what arrives: a leak is worse than a loss.
+            for hook in [Hook::ToWire, Hook::FromWire] {
+                fault::point("attach a program to an uplink");
+                self.datapath.attach(hook, &uplink.name).map_err(ApplyError::from)?;
+            }
+        }
+        let names: Vec<String> = uplinks.iter().map(|uplink| uplink.name.clone()).collect();
+        let ruleset = Ruleset {
+            mark_shift: config.mark_shift,
+            uplinks: names.clone(),
+            local: node.pod_ranges.iter().copied().collect(),
+            untranslated: policy.cluster_ranges.iter().chain(&policy.node_ranges).copied().collect(),
+            guarded: policy.cluster_ranges.iter().copied().collect(),
+        };
+        fault::point("install the netfilter rules");
+        let netfilter = Netfilter::install(&ruleset).await.map_err(ApplyError::from)?;
+        fault::point("prepare the host");
+        sysctl::prepare_host(&names).map_err(ApplyError::from)?;
+
+        let mtu = tunnel_mtu(config, &uplinks)?;
+        fault::point("start the tunnel");
+        let backend = Userspace::start(tunnel(mtu)).map_err(ApplyError::from)?;
+        let device = &config.tunnel.device;
+        let link = self.netlink.link(device).await.map_err(ApplyError::from)?;
+        let Some(link) = link else {
+            let source = std::io::Error::other("the tunnel was started but its device is not there");
+            let action = format!("look up device {device}");
+            return Err(ApplyError::from(crate::host::HostError::Netlink { action, source }).into());
+        };
+        fault::point("attach a program to the tunnel");
+        self.datapath.attach(Hook::FromTunnel, device).map_err(ApplyError::from)?;
+        sysctl::prepare_tunnel(device).map_err(ApplyError::from)?;
+        self.netlink.set_mtu(link.index, mtu).await.map_err(ApplyError::from)?;
+        self.netlink.set_up(link.index).await.map_err(ApplyError::from)?;
+        self.settings.tunnel = link.index;
+        self.settings.tunnel_mtu = mtu;
+        fault::point("write the settings");
+        self.datapath.configure(&self.settings).map_err(ApplyError::from)?;
+        Ok((Arc::new(backend), uplinks, netfilter, ruleset))
+    }
+}
+
+fn flags(config: &Config) -> u32 {
+    let mut flags = 0;
+    if config.host_routing == HostRouting::Stack {
+        flags |= flag::STACK;
+    }
+    if config.world_ingress == WorldIngress::Direct {
+        flags |= flag::WORLD_DIRECT;
+    }
+    flags
+}
+
+fn tunnel_mtu(config: &Config, uplinks: &[Link]) -> Result<u32, StartError> {
+    if let Automatic::Value(mtu) = config.tunnel.mtu {
+        return Ok(mtu);
+    }
+    let smallest = uplinks.iter().min_by_key(|uplink| uplink.mtu);
+    let Some(uplink) = smallest else { return Ok(MIN_MTU) };
+    let left = uplink.mtu.saturating_sub(OVERHEAD);
+    // WireGuard pads to 16 bytes: an MTU that is a multiple of 16 plus 12 wastes nothing, but any works.
+    if left < MIN_MTU {
+        return Err(StartError::TooSmall { uplink: uplink.name.clone(), mtu: uplink.mtu, left });
+    }
+    Ok(left)
+}
+
+/// Removes everything any agent with this configuration ever made on this host, and only that.
+///
+/// # Errors
+/// [`ApplyError`] for the first thing that could not be removed.
+pub async fn uninstall(config: &Config) -> Result<(), ApplyError> {
+    let netlink = Netlink::connect()?;
+    let pods: Vec<Link> = netlink
+        .links()
+        .await?
+        .into_iter()
+        .filter(|link| link.name.starts_with(crate::attachments::INTERFACE_PREFIX))
+        .collect();
+    crate::datapath::remove(Path::new(&config.paths.pins))?;
+    for link in pods {
+        netlink.remove_link(link.index).await?;
+    }
+    netlink.remove_own_routes().await?;
+    if let Some(link) = netlink.link(&config.tunnel.device).await? {
+        netlink.remove_link(link.index).await?;
+    }
+    Netfilter::remove().await?;
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! Programs on interfaces. A TCX link is pinned under `links/<hook>@<interface>`; a clsact filter has no link to pin, so an
+//! empty folder of that name records it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use aya::programs::{SchedClassifier, TcAttachType};
+use hauberk_abi::layout::Hook;
+
+use super::{DatapathError, chain};
+use crate::config::AttachMode;
+
+/// Ahead of everybody who did not ask for a place.
+const CLSACT_PRIORITY: u16 = 1;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x6861);
+
+/// How a program is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum How {
+    /// A TCX link.
+    Tcx,
+    /// A filter on the clsact queueing discipline.
+    Clsact,
+}
+
+impl How {
+    /// In lower case, as in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            How::Tcx => "tcx",
+            How::Clsact => "clsact",
+        }
+    }
+}
+
+/// An attached program.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    /// Which program.
+    pub hook: Hook,
+    /// On which interface.
+    pub interface: String,
+    /// How.
+    pub how: How,
+}
+
+/// Chooses TCX where the kernel has it (6.6): asking for an interface's TCX programs fails where it does not.
+pub(super) fn settle(mode: AttachMode) -> AttachMode {
+    match mode {
+        AttachMode::Auto if SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok() => AttachMode::Tcx,
+        AttachMode::Auto => AttachMode::Clsact,
+        chosen => chosen,
+    }
+}
+
+pub(super) fn attach(
+    program: &mut SchedClassifier,
+    links: &Path,
+    mode: AttachMode,
+    hook: Hook,
+    interface: &str,
+) -> Result<(), DatapathError> {
+    let refused = |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
+    let pin = pin_path(links, hook, interface);
+    match mode {
+        AttachMode::Clsact => attach_clsact(program, &pin, hook, interface).map_err(refused),
+        _ => attach_tcx(program, &pin, hook, interface).map_err(refused),
+    }
+}
+
+fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: &str) -> Result<(), String> {
+    if pin.exists() {
+        let pinned = PinnedLink::from_pin(pin).map_err(|error| chain(&error))?;
+        if let Ok(link) = SchedClassifierLink::try_from(FdLink::from(pinned)) {
+            if let Ok(id) = program.attach_to_link(link) {
+                // The pin holds the link; this handle of it may go.
+                drop(FdLink::try_from(program.take_link(id).map_err(|error| chain(&error))?));
+                return Ok(());
+            }
+        }
+        // The device went and one of the same name came: the old link leads nowhere.
+        std::fs::remove_file(pin).map_err(|error| error.to_string())?;
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(interface, direction(hook), options).map_err(|error| chain(&error))?;
+    let link = program.take_link(id).map_err(|error| chain(&error))?;
+    FdLink::try_from(link).map_err(|error| chain(&error))?.pin(pin).map_err(|error| chain(&error))?;
+    Ok(())
+}
+
+fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, interface: &str) -> Result<(), String> {
+    if let Err(error) = qdisc_add_clsact(interface) {
+        if !matches!(&error, aya::programs::TcError::AlreadyAttached) && !is_exists(&error) {
+            return Err(chain(&error));
+        }
+    }
+    let known = SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, CLSACT_HANDLE, None)
+        .map_err(|error| error.to_string())?;
+    // Replaces our filter in one step if it is there.
+    let id = match program.attach_to_link(known) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+            program
+                .attach_with_options(interface, direction(hook), TcAttachOptions::Netlink(options))
+                .map_err(|error| chain(&error))?
+        }
+    };
+    // Dropping the link would detach the filter; it must outlive the agent.
+    std::mem::forget(program.take_link(id).map_err(|error| chain(&error))?);
+    match std::fs::create_dir(record) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.to_string()),
+        _ => Ok(()),
+    }
+}
+
+fn is_exists(error: &aya::programs::TcError) -> bool {
+    chain(error).contains("os error 17")
+}
+
+pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+    let refused = |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
+    let pin = pin_path(links, hook, interface);
+    let removed = if mode == AttachMode::Clsact {
+        if let Ok(link) = SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, CLSACT_HANDLE, None) {
+            // Dropping the handle removes the filter; an error means that it is gone already.
+            drop(link);
+        }
+        std::fs::remove_dir(&pin)
+    } else {
+        std::fs::remove_file(&pin)
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused(error.to_string())),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn list(links: &Path) -> Result<Vec<Attachment>, DatapathError> {
+    let failed = |source| DatapathError::Pins { path: links.to_owned(), source };
+    let mut attachments = Vec::new();
+    let entries = match std::fs::read_dir(links) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(attachments),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some((program, interface)) = name.split_once('@') else { continue };
+        let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.as_str() == program) else { continue };
+        let how = if entry.path().is_dir() { How::Clsact } else { How::Tcx };
+        attachments.push(Attachment { hook, interface: unescape(interface), how });
+    }
+    attachments.sort_by(|a, b| (&a.interface, a.hook).cmp(&(&b.interface, b.hook)));
+    Ok(attachments)
+}
+
+/// BPF file systems refuse dots in names, which VLAN interfaces have.
+fn pin_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
+    let name: String = interface
+        .chars()
+        .map(|character| match character {
+            '.' => "%2e".to_owned(),
+            '%' => "%25".to_owned(),
+            other => other.to_string(),
+        })
+        .collect();
+    links.join(format!("{}@{name}", hook.as_str()))
+}
+
+fn unescape(name: &str) -> String {
+    name.replace("%2e", ".").replace("%25", "%")
+}
+
+fn direction(hook: Hook) -> TcAttachType {
+    match hook {
+        Hook::FromPod | Hook::FromTunnel | Hook::FromWire => TcAttachType::Ingress,
+        Hook::ToPod | Hook::ToWire => TcAttachType::Egress,
+    }
+}

@@ -1,0 +1,263 @@
+//! The maps by name and type. One place that knows which map holds what; the reconciler writes, observers read.
+
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key};
+use hauberk_abi::address::{Address, Prefix};
+use hauberk_abi::flow::{Flow, FlowKey};
+use hauberk_abi::identity::Identity;
+use hauberk_abi::layout::{self, Attachment, COUNTER_SLOTS, Counter, Interface, LOST_EVENTS, Settings, counter_slot, map};
+use hauberk_abi::layout::Hook;
+use hauberk_abi::reason::{DropReason, Encryption};
+
+use super::DatapathError;
+
+/// Handles to the pinned maps.
+pub struct Maps {
+    settings: Array<MapData, Settings>,
+    endpoints: HashMap<MapData, Address, Identity>,
+    ranges: LpmTrie<MapData, Address, Identity>,
+    attachments: HashMap<MapData, Address, Attachment>,
+    interfaces: HashMap<MapData, u32, Interface>,
+    peers: HashMap<MapData, u32, layout::Peer>,
+    drops: PerCpuArray<MapData, u64>,
+    counters: PerCpuArray<MapData, Counter>,
+    flows: HashMap<MapData, FlowKey, Flow>,
+    events: Option<RingBuf<MapData>>,
+    capacities: Vec<(&'static str, u32)>,
+}
+
+/// Packets and bytes at one hook with one encryption value, all CPUs together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counted {
+    /// Where.
+    pub hook: Hook,
+    /// What happened to them.
+    pub encryption: Encryption,
+    /// How many.
+    pub counter: Counter,
+}
+
+impl Maps {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Maps, DatapathError> {
+        Maps::collect(|name| ebpf.take_map(name).ok_or(MapError::InvalidName { name: name.into() }))
+    }
+
+    /// A second set of handles, for observers.
+    pub(super) fn open(pins: &Path) -> Result<Maps, DatapathError> {
+        Maps::collect(|name| Map::from_map_data(MapData::from_pin(pins.join(name))?))
+    }
+
+    fn collect(mut find: impl FnMut(&'static str) -> Result<Map, MapError>) -> Result<Maps, DatapathError> {
+        let mut capacities = Vec::new();
+        let mut find = |name| -> Result<Map, DatapathError> {
+            let map = find(name).map_err(failed(name))?;
+            if let Some(capacity) = capacity(&map) {
+                capacities.push((name, capacity));
+            }
+            Ok(map)
+        };
+        let settings = typed(find(map::SETTINGS)?, map::SETTINGS)?;
+        let endpoints = typed(find(map::ENDPOINTS)?, map::ENDPOINTS)?;
+        let ranges = typed(find(map::RANGES)?, map::RANGES)?;
+        let attachments = typed(find(map::ATTACHMENTS)?, map::ATTACHMENTS)?;
+        let interfaces = typed(find(map::INTERFACES)?, map::INTERFACES)?;
+        let peers = typed(find(map::PEERS)?, map::PEERS)?;
+        let drops = typed(find(map::DROPS)?, map::DROPS)?;
+        let counters = typed(find(map::COUNTERS)?, map::COUNTERS)?;
+        let flows = typed(find(map::FLOWS)?, map::FLOWS)?;
+        let events = Some(typed(find(map::EVENTS)?, map::EVENTS)?);
+        Ok(Maps { settings, endpoints, ranges, attachments, interfaces, peers, drops, counters, flows, events, capacities })
+    }
+
+    /// Entries a map has room for (the ring buffer: bytes).
+    pub fn capacity(&self, name: &str) -> Option<u32> {
+        self.capacities.iter().find(|(known, _)| *known == name).map(|(_, capacity)| *capacity)
+    }
+
+    /// The ring buffer of flow events; once.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.events.take()
+    }
+
+    /// The node's settings as programs see them.
+    pub fn settings(&self) -> Result<Settings, DatapathError> {
+        self.settings.get(&0, 0).map_err(failed(map::SETTINGS))
+    }
+
+    pub(super) fn write_settings(&mut self, settings: &Settings) -> Result<(), DatapathError> {
+        self.settings.set(0, settings, 0).map_err(failed(map::SETTINGS))
+    }
+
+    /// Says who has `address`.
+    pub fn put_endpoint(&mut self, address: Address, identity: Identity) -> Result<(), DatapathError> {
+        self.endpoints.insert(address, identity, 0).map_err(failed(map::ENDPOINTS))
+    }
+
+    /// Forgets who has `address`: its range decides.
+    pub fn remove_endpoint(&mut self, address: Address) -> Result<(), DatapathError> {
+        absent_is_fine(self.endpoints.remove(&address), map::ENDPOINTS)
+    }
+
+    /// Who has `address`, if that is known.
+    pub fn endpoint(&self, address: Address) -> Result<Option<Identity>, DatapathError> {
+        present(self.endpoints.get(&address, 0)).map_err(failed(map::ENDPOINTS))
+    }
+
+    /// Every known address.
+    pub fn endpoints(&self) -> Result<Vec<(Address, Identity)>, DatapathError> {
+        self.endpoints.iter().collect::<Result<_, _>>().map_err(failed(map::ENDPOINTS))
+    }
+
+    /// Says who has what no endpoint has in `range`.
+    pub fn put_range(&mut self, range: Prefix, identity: Identity) -> Result<(), DatapathError> {
+        self.ranges.insert(&Key::new(range.length, range.address), identity, 0).map_err(failed(map::RANGES))
+    }
+
+    /// Forgets a range.
+    pub fn remove_range(&mut self, range: Prefix) -> Result<(), DatapathError> {
+        absent_is_fine(self.ranges.remove(&Key::new(range.length, range.address)), map::RANGES)
+    }
+
+    /// Every known range.
+    pub fn ranges(&self) -> Result<Vec<(Prefix, Identity)>, DatapathError> {
+        self.ranges
+            .iter()
+            .map(|entry| entry.map(|(key, identity)| (Prefix { length: key.prefix_len(), address: key.data() }, identity)))
+            .collect::<Result<_, _>>()
+            .map_err(failed(map::RANGES))
+    }
+
+    /// Says behind which interface a local pod's address is.
+    pub fn put_attachment(&mut self, address: Address, attachment: Attachment) -> Result<(), DatapathError> {
+        self.attachments.insert(address, attachment, 0).map_err(failed(map::ATTACHMENTS))
+    }
+
+    /// Forgets it, unless another interface has the address by now.
+    pub fn remove_attachment(&mut self, address: Address, interface: u32) -> Result<(), DatapathError> {
+        match self.attachments.get(&address, 0) {
+            Ok(attachment) if attachment.interface != interface => Ok(()),
+            _ => absent_is_fine(self.attachments.remove(&address), map::ATTACHMENTS),
+        }
+    }
+
+    /// Every local pod's address.
+    pub fn attachments(&self) -> Result<Vec<(Address, Attachment)>, DatapathError> {
+        self.attachments.iter().collect::<Result<_, _>>().map_err(failed(map::ATTACHMENTS))
+    }
+
+    /// Says how the pod behind an interface is protected.
+    pub fn put_interface(&mut self, index: u32, interface: Interface) -> Result<(), DatapathError> {
+        self.interfaces.insert(index, interface, 0).map_err(failed(map::INTERFACES))
+    }
+
+    /// Forgets an interface.
+    pub fn remove_interface(&mut self, index: u32) -> Result<(), DatapathError> {
+        absent_is_fine(self.interfaces.remove(&index), map::INTERFACES)
+    }
+
+    /// Every local pod's interface.
+    pub fn interfaces(&self) -> Result<Vec<(u32, Interface)>, DatapathError> {
+        self.interfaces.iter().collect::<Result<_, _>>().map_err(failed(map::INTERFACES))
+    }
+
+    /// Says what may be expected of a node's tunnel.
+    pub fn put_peer(&mut self, node: u32, peer: layout::Peer) -> Result<(), DatapathError> {
+        self.peers.insert(node, peer, 0).map_err(failed(map::PEERS))
+    }
+
+    /// Forgets a node's tunnel.
+    pub fn remove_peer(&mut self, node: u32) -> Result<(), DatapathError> {
+        absent_is_fine(self.peers.remove(&node), map::PEERS)
+    }
+
+    /// Every node's tunnel.
+    pub fn peers(&self) -> Result<Vec<(u32, layout::Peer)>, DatapathError> {
+        self.peers.iter().collect::<Result<_, _>>().map_err(failed(map::PEERS))
+    }
+
+    /// Dropped packets by reason, all CPUs together.
+    pub fn drops(&self) -> Result<Vec<(DropReason, u64)>, DatapathError> {
+        DropReason::ALL
+            .iter()
+            .map(|reason| {
+                let values = self.drops.get(&(*reason as u32), 0).map_err(failed(map::DROPS))?;
+                Ok((*reason, values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Packets by hook and encryption value.
+    pub fn counters(&self) -> Result<Vec<Counted>, DatapathError> {
+        let mut counted = Vec::new();
+        for hook in Hook::ALL {
+            for encryption in Encryption::ALL {
+                let counter = self.counter(counter_slot(hook, *encryption))?;
+                counted.push(Counted { hook, encryption: *encryption, counter });
+            }
+        }
+        Ok(counted)
+    }
+
+    /// Flow events the ring buffer had no room for.
+    pub fn lost_events(&self) -> Result<u64, DatapathError> {
+        Ok(self.counter(LOST_EVENTS)?.packets)
+    }
+
+    fn counter(&self, slot: u32) -> Result<Counter, DatapathError> {
+        debug_assert!(slot < COUNTER_SLOTS);
+        let values = self.counters.get(&slot, 0).map_err(failed(map::COUNTERS))?;
+        Ok(values.iter().fold(Counter::default(), |sum, counter| Counter {
+            packets: sum.packets + counter.packets,
+            bytes: sum.bytes + counter.bytes,
+        }))
+    }
+
+    /// Every remembered flow. Entries that vanish while they are read are left out.
+    pub fn flows(&self) -> Vec<(FlowKey, Flow)> {
+        self.flows.iter().filter_map(Result::ok).collect()
+    }
+
+    /// Forgets a flow.
+    pub fn remove_flow(&mut self, key: &FlowKey) -> Result<(), DatapathError> {
+        absent_is_fine(self.flows.remove(key), map::FLOWS)
+    }
+}
+
+fn typed<M: TryFrom<Map, Error = MapError>>(map: Map, name: &'static str) -> Result<M, DatapathError> {
+    M::try_from(map).map_err(failed(name))
+}
+
+fn capacity(map: &Map) -> Option<u32> {
+    let data = match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data)
+        | Map::RingBuf(data) => data,
+        _ => return None,
+    };
+    data.info().ok().map(|info| info.max_entries())
+}
+
+fn failed(map: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |source| DatapathError::Map { map, source }
+}
+
+fn present<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn absent_is_fine(result: Result<(), MapError>, map: &'static str) -> Result<(), DatapathError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(failed(map)),
+    }
+}

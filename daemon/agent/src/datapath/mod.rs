@@ -1,0 +1,278 @@
+//! The kernel half: eBPF programs, their links and their maps.
+//!
+//! Everything here outlives the agent: maps and links are pinned, and a new agent takes them over without a gap - it
+//! loads its programs against the pinned maps and swaps them in, link by link, each in one atomic step.
+
+mod links;
+mod maps;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::MapError;
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use hauberk_abi::LAYOUT_VERSION;
+use hauberk_abi::layout::{Hook, Settings, map};
+
+use crate::config::{AttachMode, Limits};
+
+pub use links::{Attachment, How};
+pub use maps::{Counted, Maps};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hauberk.bpf.o"));
+
+/// The kernel refused something.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The programs or maps could not be loaded.
+    #[error("cannot load the eBPF programs: {source}; run `hauberkd check` to see what this kernel lacks")]
+    Load {
+        /// What aya or the verifier said.
+        #[source]
+        source: Box<aya::EbpfError>,
+    },
+    /// A program is missing from the object or could not be loaded.
+    #[error("cannot load the eBPF program {program}: {reason}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's last words.
+        reason: String,
+    },
+    /// A program could not be attached or detached.
+    #[error("cannot attach {program} to {interface}: {reason}; is the interface still there?")]
+    Attach {
+        /// Program.
+        program: &'static str,
+        /// Interface.
+        interface: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A map could not be read or written.
+    #[error("cannot access the map {map}: {source}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: MapError,
+    },
+    /// The pin directory could not be used.
+    #[error("cannot use the pin directory {path}: {source}; is a BPF file system mounted there?")]
+    Pins {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The loaded programs, their maps and links.
+pub struct Datapath {
+    ebpf: Ebpf,
+    pins: Pins,
+    mode: AttachMode,
+    maps: Maps,
+    /// Maps whose pinned size is not what the configuration asks for.
+    resized: Vec<String>,
+}
+
+/// Where things are pinned. The layout's version is part of the path: a pinned map keeps the shape it was made with.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Pins below `root`.
+    pub fn new(root: &Path) -> Pins {
+        Pins { root: root.to_owned() }
+    }
+
+    fn version(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.version().join("maps")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.version().join("links")
+    }
+
+    /// The versioned folder, for people.
+    pub fn display(&self) -> String {
+        self.version().display().to_string()
+    }
+
+    fn create(&self) -> Result<(), DatapathError> {
+        for path in [self.maps(), self.links()] {
+            std::fs::create_dir_all(&path).map_err(|source| DatapathError::Pins { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Removes every pin of every version: programs detach and maps vanish.
+    ///
+    /// # Errors
+    /// [`DatapathError::Pins`] if something cannot be removed.
+    pub fn remove(&self) -> Result<(), DatapathError> {
+        match std::fs::remove_dir_all(&self.root) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(DatapathError::Pins { path: self.root.clone(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Datapath {
+    /// Loads the programs against the pinned maps, making those that do not exist. Attaches nothing.
+    ///
+    /// # Errors
+    /// [`DatapathError`], with the verifier's words where it refused.
+    pub fn load(root: &Path, limits: &Limits, mode: AttachMode) -> Result<Datapath, DatapathError> {
+        let pins = Pins::new(root);
+        pins.create()?;
+        let sizes = [
+            (map::ENDPOINTS, limits.endpoints),
+            (map::RANGES, limits.ranges),
+            (map::PEERS, limits.ranges),
+            (map::ATTACHMENTS, limits.attachments.saturating_mul(2)),
+            (map::INTERFACES, limits.attachments),
+            (map::FLOWS, limits.flows),
+            (map::EVENTS, limits.events),
+        ];
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(pins.maps());
+        for (name, size) in sizes {
+            loader.map_max_entries(name, size);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|source| DatapathError::Load { source: Box::new(source) })?;
+        for hook in Hook::ALL {
+            program(&mut ebpf, hook)?
+                .load()
+                .map_err(|error| DatapathError::Program { program: hook.as_str(), reason: chain(&error) })?;
+        }
+        let maps = Maps::take(&mut ebpf)?;
+        let resized = sizes
+            .iter()
+            .filter_map(|(name, size)| match maps.capacity(name) {
+                Some(actual) if actual != *size => Some(format!("{name} has room for {actual} entries, not the {size} configured")),
+                _ => None,
+            })
+            .collect();
+        let mode = links::settle(mode);
+        Ok(Datapath { ebpf, pins, mode, maps, resized })
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// The maps, to write.
+    pub fn maps_mut(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    /// A second set of handles to the maps, for those who only look.
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`].
+    pub fn observe(&self) -> Result<Maps, DatapathError> {
+        Maps::open(&self.pins.maps())
+    }
+
+    /// Where things are pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Pinned maps keep their size; these differ from the configuration. One sentence each.
+    pub fn resized(&self) -> &[String] {
+        &self.resized
+    }
+
+    /// How programs are attached.
+    pub fn how(&self) -> How {
+        if self.mode == AttachMode::Clsact { How::Clsact } else { How::Tcx }
+    }
+
+    /// Attaches `hook` to the interface, or swaps the program in where an earlier agent attached one.
+    ///
+    /// # Errors
+    /// [`DatapathError::Attach`].
+    pub fn attach(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+        let program = program(&mut self.ebpf, hook)?;
+        links::attach(program, &self.pins.links(), self.mode, hook, interface)
+    }
+
+    /// Detaches `hook` from the interface; nothing if it is not attached or the interface is gone.
+    ///
+    /// # Errors
+    /// [`DatapathError::Attach`].
+    pub fn detach(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+        links::detach(&self.pins.links(), self.mode, hook, interface)
+    }
+
+    /// What is attached, by the pins (TCX) or by the record kept beside them (clsact).
+    ///
+    /// # Errors
+    /// [`DatapathError::Pins`].
+    pub fn attached(&self) -> Result<Vec<Attachment>, DatapathError> {
+        links::list(&self.pins.links())
+    }
+
+    /// Writes the node's settings; programs see them at once.
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`].
+    pub fn configure(&mut self, settings: &Settings) -> Result<(), DatapathError> {
+        self.maps.write_settings(settings)
+    }
+}
+
+/// Removes every program an agent attached, and every map.
+///
+/// # Errors
+/// [`DatapathError`] for the first thing that could not be removed.
+pub fn remove(root: &Path) -> Result<(), DatapathError> {
+    let pins = Pins::new(root);
+    for attachment in links::list(&pins.links())? {
+        let mode = if attachment.how == How::Clsact { AttachMode::Clsact } else { AttachMode::Tcx };
+        links::detach(&pins.links(), mode, attachment.hook, &attachment.interface)?;
+    }
+    pins.remove()
+}
+
+fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, DatapathError> {
+    let program = hook.as_str();
+    let refused = |reason: String| DatapathError::Program { program, reason };
+    ebpf.program_mut(program)
+        .ok_or_else(|| refused("it is not in the object this agent was built with".into()))?
+        .try_into()
+        .map_err(|error: aya::programs::ProgramError| refused(chain(&error)))
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,32 @@
+//! Fault injection for tests: the agent kills itself before its n-th kernel operation.
+//!
+//! Compiled in by the cargo feature `fault-injection` alone; [`point`] is empty otherwise. What must hold is that whatever
+//! has been done until then is no more open than before.
+
+/// Environment variable with the number of the operation that is not reached any more, counted from 1.
+#[cfg(feature = "fault-injection")]
+pub const VARIABLE: &str = "HAUBERK_FAULT_KILL_AT";
+
+/// Stands before every kernel operation.
+#[cfg(feature = "fault-injection")]
+pub fn point(operation: &str) {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static KILL_AT: LazyLock<Option<u64>> = LazyLock::new(|| std::env::var(VARIABLE).ok()?.parse().ok());
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let Some(kill_at) = *KILL_AT else { return };
+    let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
+    if count == kill_at {
+        eprintln!("fault injection: killed before operation {count}, {operation}");
+        // SIGKILL, not exit: nothing may be tidied up.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// Stands before every kernel operation.
+#[cfg(not(feature = "fault-injection"))]
+#[inline(always)]
+pub fn point(_operation: &str) {}

@@ -1,0 +1,441 @@
+//! The reconciler: takes in changes, computes what the node should hold, and has the difference carried out. It alone writes
+//! to the kernel; everybody else sends it an [`Input`].
+
+mod input;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hauberk_core::api::{Problem, Severity};
+use hauberk_core::desired::{Desired, desired};
+use hauberk_core::events::NewEvent;
+use hauberk_core::model::{AttachmentKey, Change, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeNumber};
+use hauberk_core::plan::{Actual, Step, plan};
+use hauberk_core::convergence;
+use ipnet::IpNet;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::apply::{Kernel, Node, Prepared};
+use crate::attachments::{self, Attachments};
+use crate::backend::{Progress, UserspaceConfig};
+use crate::config::Config;
+use crate::source::Annotate;
+use crate::world::{Running, Shared};
+
+pub use input::Input;
+
+/// First pause after a failure; doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Between looks at what nobody announces: netfilter flushed by somebody, peers that went quiet.
+const LOOK_AROUND: Duration = Duration::from_secs(10);
+/// Largest GSO super-packet pods send, bytes: its segments fit one send of the tunnel (64 segments, 65,507 bytes).
+const GSO_MAX_SIZE: u32 = 60_000;
+/// Inputs taken in before the next computation.
+const BATCH: usize = 4_096;
+
+/// Makes the tunnel's configuration once its MTU is known.
+pub type TunnelMaker = Box<dyn Fn(u32) -> UserspaceConfig + Send>;
+
+/// The kernel's side, as far as it is up.
+enum Stage {
+    /// Waiting for the node's own object.
+    Prepared(Box<Prepared>),
+    Running(Box<Kernel>),
+    /// Between the two; never seen outside of a transition.
+    Changing,
+}
+
+/// See the module.
+pub struct Reconciler {
+    config: Arc<Config>,
+    world: Shared,
+    stage: Stage,
+    actual: Actual,
+    attachments: Arc<Mutex<Attachments>>,
+    annotate: Arc<dyn Annotate>,
+    make_tunnel: TunnelMaker,
+    /// The keys annotation this node publishes.
+    published: String,
+    /// What was last written into the annotations.
+    written: BTreeMap<String, String>,
+    /// Interfaces of attachments on record when the agent started.
+    known_interfaces: BTreeSet<u32>,
+    pause: Duration,
+    foreign_routes_removed: bool,
+    greeted: BTreeMap<NodeNumber, Instant>,
+}
+
+/// What a [`Reconciler`] is made of.
+pub struct Parts {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// What is known.
+    pub world: Shared,
+    /// The kernel's side, loaded.
+    pub prepared: Prepared,
+    /// Pods' interfaces on record.
+    pub attachments: Arc<Mutex<Attachments>>,
+    /// Writes this node's annotations.
+    pub annotate: Arc<dyn Annotate>,
+    /// Makes the tunnel's configuration.
+    pub make_tunnel: TunnelMaker,
+    /// The keys annotation to publish.
+    pub published: String,
+}
+
+impl Reconciler {
+    /// Ready to run.
+    pub fn new(parts: Parts) -> Reconciler {
+        let known_interfaces = lock(&parts.attachments).list().filter_map(|a| Some(a.attach.as_ref()?.host_index)).collect();
+        Reconciler {
+            config: parts.config,
+            world: parts.world,
+            stage: Stage::Prepared(Box::new(parts.prepared)),
+            actual: Actual::default(),
+            attachments: parts.attachments,
+            annotate: parts.annotate,
+            make_tunnel: parts.make_tunnel,
+            published: parts.published,
+            written: BTreeMap::new(),
+            known_interfaces,
+            pause: FIRST_PAUSE,
+            foreign_routes_removed: false,
+            greeted: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until the last sender of inputs is gone.
+    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        let mut retry: Option<Instant> = None;
+        let mut look_around = tokio::time::interval(LOOK_AROUND);
+        look_around.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let mut batch = Vec::new();
+            tokio::select! {
+                count = inputs.recv_many(&mut batch, BATCH) => if count == 0 { return },
+                () = sleep_until(retry) => {}
+                _ = look_around.tick() => {
+                    if self.look_around().await { retry = Some(Instant::now()); }
+                    continue;
+                }
+            }
+            let (changed, waiting) = self.absorb(batch);
+            if changed || retry.is_some() || !waiting.is_empty() {
+                let clean = self.reconcile().await;
+                self.pause = if clean { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
+                retry = (!clean).then(|| Instant::now() + self.pause);
+            }
+            for waiter in waiting {
+                let answer = self.answer(&waiter);
+                waiter.answer(answer);
+            }
+        }
+    }
+
+    /// The memory step: changes go into the model. Says whether anything is different, and who waits for it.
+    fn absorb(&mut self, batch: Vec<Input>) -> (bool, Vec<input::Waiter>) {
+        let mut changed = false;
+        let mut waiting = Vec::new();
+        let now = Timestamp::now();
+        let mut world = self.world.write();
+        for input in batch {
+            let changes = match input {
+                Input::Changes(changes) => changes,
+                Input::Waiting(change, waiter) => {
+                    waiting.push(waiter);
+                    vec![*change]
+                }
+                Input::Peer(number, progress) => match (world.model.node_name(number).map(str::to_owned), progress) {
+                    (Some(node), Progress::Established) => vec![Change::PeerReady { node, ready: true }],
+                    (Some(node), Progress::Failed) => vec![Change::PeerReady { node, ready: false }],
+                    _ => Vec::new(),
+                },
+                Input::Source(status, events) => {
+                    world.source = *status;
+                    for event in events {
+                        note(&mut world, &event, now);
+                    }
+                    Vec::new()
+                }
+            };
+            for change in changes {
+                let applied = world.model.apply(change);
+                changed |= applied.changed;
+                for event in &applied.events {
+                    note(&mut world, event, now);
+                }
+            }
+        }
+        (changed, waiting)
+    }
+
+    /// The I/O step. Returns whether everything is as it should be now.
+    async fn reconcile(&mut self) -> bool {
+        if !self.settle().await {
+            return false;
+        }
+        self.take_settings();
+        let wanted = self.compute();
+        let failures = self.carry_out(&wanted).await;
+        let clean = failures.is_empty();
+        self.world.write().failures = failures;
+        if clean {
+            self.after_success(&wanted).await
+        } else {
+            false
+        }
+    }
+
+    /// From prepared to running, as soon as the node's own object is known.
+    async fn settle(&mut self) -> bool {
+        if matches!(self.stage, Stage::Running(_)) {
+            return true;
+        }
+        let Some(node) = self.own_node() else {
+            // Nothing to retry: the source will tell.
+            return true;
+        };
+        let Stage::Prepared(prepared) = std::mem::replace(&mut self.stage, Stage::Changing) else { return false };
+        let policy = self.world.read().policy.clone();
+        let settled = prepared.settle(&self.config, &policy, &node, |mtu| (self.make_tunnel)(mtu)).await;
+        let kernel = match settled {
+            Ok(kernel) => kernel,
+            Err((prepared, error)) => {
+                self.stage = Stage::Prepared(prepared);
+                return self.fail("datapath", format!("cannot start the datapath: {error}"));
+            }
+        };
+        match kernel.read(&self.known_interfaces).await {
+            Ok(actual) => self.actual = actual,
+            Err(error) => warn!(%error, "cannot read the kernel's state back; everything is written anew"),
+        }
+        info!(uplinks = ?kernel.uplinks().iter().map(|u| &u.name).collect::<Vec<_>>(), mtu = kernel.tunnel_mtu(), "datapath attached");
+        let mut world = self.world.write();
+        world.policy.route_mtu = Some(kernel.tunnel_mtu());
+        world.running = Some(Running {
+            backend: kernel.backend(),
+            uplinks: kernel.uplinks().iter().map(|uplink| uplink.name.clone()).collect(),
+            mtu: kernel.tunnel_mtu(),
+            packet_socket_guard: kernel.has_packet_socket_guard(),
+            packet_socket_drops: 0,
+        });
+        drop(world);
+        self.stage = Stage::Running(Box::new(kernel));
+        true
+    }
+
+    fn own_node(&self) -> Option<Node> {
+        let world = self.world.read();
+        let name = world.model.node().to_owned();
+        let object = world.model.nodes().find(|node| node.name == name)?;
+        let mut addresses = object.addresses.clone();
+        addresses.sort_by_key(|address| !address.internal);
+        Some(Node { addresses: addresses.iter().map(|a| a.address).collect(), pod_ranges: object.pod_ranges.clone() })
+    }
+
+    /// What new pods are given follows the node's object.
+    fn take_settings(&self) {
+        let Stage::Running(kernel) = &self.stage else { return };
+        let Some(node) = self.own_node() else { return };
+        let world = self.world.read();
+        let settings = attachments::Settings {
+            pod_ranges: node.pod_ranges,
+            excluded: world.model.nodes().flat_map(|node| node.addresses.iter().map(|a| a.address)).collect(),
+            cluster_ranges: world.policy.cluster_ranges.clone(),
+            route_mtu: kernel.tunnel_mtu(),
+            device_mtu: kernel.uplinks().iter().map(|uplink| uplink.mtu).min().unwrap_or(1_500),
+            gso_max_size: GSO_MAX_SIZE,
+            limit: self.config.limits.attachments as usize,
+        };
+        drop(world);
+        let mut attachments = lock(&self.attachments);
+        if *attachments.settings() != settings {
+            attachments.set_settings(settings);
+        }
+    }
+
+    fn compute(&mut self) -> Desired {
+        let world = self.world.read();
+        let wanted = desired(&world.model, &world.policy);
+        drop(world);
+        let now = Timestamp::now();
+        let mut world = self.world.write();
+        let news: Vec<NewEvent> = wanted.events.difference(&world.desired.events).cloned().collect();
+        for event in &news {
+            note(&mut world, event, now);
+        }
+        world.desired = wanted.clone();
+        wanted
+    }
+
+    /// Every step of the plan, those that fail set aside. After a failed deny nothing is opened.
+    async fn carry_out(&mut self, wanted: &Desired) -> BTreeMap<String, Problem> {
+        let mut failures = BTreeMap::new();
+        let Stage::Running(kernel) = &mut self.stage else { return failures };
+        let mut denied = true;
+        for step in plan(&self.actual, wanted) {
+            if !denied && matches!(step, Step::SetSynced(true) | Step::RemoveRange(_)) {
+                continue;
+            }
+            match kernel.apply(&step).await {
+                Ok(()) => self.actual.apply(&step),
+                Err(error) => {
+                    denied &= !matches!(step, Step::PutEndpoint(..) | Step::PutRange(..));
+                    let object = concerns(&step);
+                    error!(step = %object, %error, "a step failed; it will be tried again");
+                    let message = format!("{error}; it is tried again");
+                    failures.insert(object.clone(), Problem { severity: Severity::Critical, object, message });
+                }
+            }
+        }
+        failures
+    }
+
+    /// Acknowledges what is enforced now, and tidies up once.
+    async fn after_success(&mut self, wanted: &Desired) -> bool {
+        let Stage::Running(kernel) = &self.stage else { return true };
+        if wanted.prune && !self.foreign_routes_removed {
+            let pods = wanted.attachments.values().flat_map(|pod| pod.addresses.iter().map(|a| IpNet::from(*a)));
+            let routes: BTreeSet<IpNet> = wanted.routes.keys().copied().chain(pods).collect();
+            match kernel.remove_foreign_routes(&routes).await {
+                Ok(()) => self.foreign_routes_removed = true,
+                Err(error) => warn!(%error, "cannot remove routes of an earlier agent"),
+            }
+        }
+        self.greet(wanted);
+        let mut annotations = BTreeMap::from([(KEYS_ANNOTATION.to_owned(), self.published.clone())]);
+        if let Some(enforced) = &wanted.enforced {
+            annotations.insert(ENFORCED_ANNOTATION.to_owned(), convergence::render(enforced));
+        }
+        if annotations == self.written && self.holds(&annotations) {
+            return true;
+        }
+        match self.annotate.annotate(&annotations).await {
+            Ok(()) => {
+                self.written = annotations;
+                true
+            }
+            Err(error) => self.fail("annotations", format!("cannot write this node's annotations, so peers do not learn its key or what it enforces: {error}")),
+        }
+    }
+
+    /// Whether the node's object, as last read, still carries these annotations.
+    fn holds(&self, annotations: &BTreeMap<String, String>) -> bool {
+        let world = self.world.read();
+        let own = world.model.node();
+        world.model.nodes().find(|node| node.name == own).is_none_or(|node| {
+            node.keys.as_ref() == annotations.get(KEYS_ANNOTATION)
+                && annotations.get(ENFORCED_ANNOTATION).is_none_or(|e| node.enforced.as_ref() == Some(e))
+        })
+    }
+
+    /// Permissive traffic is encrypted once a handshake has succeeded, and nothing else would start one.
+    fn greet(&mut self, wanted: &Desired) {
+        let Stage::Running(kernel) = &self.stage else { return };
+        let permissive = hauberk_abi::identity::Protection::Permissive as u8;
+        let kind = hauberk_abi::identity::Kind::Pod as u8;
+        if !wanted.endpoints.values().any(|identity| identity.kind == kind && identity.protection == permissive) {
+            return;
+        }
+        let now = Instant::now();
+        let ready = hauberk_abi::layout::peer_flag::READY;
+        for (number, entry) in &wanted.peer_entries {
+            let lately = self.greeted.get(number).is_some_and(|at| now.duration_since(*at) < 3 * LOOK_AROUND);
+            if entry.flags & ready == 0 && wanted.peers.contains_key(number) && !lately {
+                self.greeted.insert(*number, now);
+                if let Err(error) = kernel.backend().greet(*number) {
+                    warn!(%error, peer = number.0, "cannot start a handshake");
+                }
+            }
+        }
+    }
+
+    /// What nobody announces. Returns whether something must be reconciled.
+    async fn look_around(&mut self) -> bool {
+        let Stage::Running(kernel) = &self.stage else { return false };
+        match kernel.heal_netfilter().await {
+            Ok(false) => {}
+            Ok(true) => warn!("somebody removed hauberk's netfilter rules; they are back"),
+            Err(error) => {
+                self.fail("netfilter", format!("the netfilter rules are gone and cannot be put back: {error}"));
+                return true;
+            }
+        }
+        if let Ok(counters) = kernel.netfilter_counters().await {
+            if let Some(running) = &mut self.world.write().running {
+                running.packet_socket_drops = counters.packet_socket;
+            }
+        }
+        let wanted = self.world.read().desired.clone();
+        self.greet(&wanted);
+        false
+    }
+
+    /// Whether what a waiter asked for is now in force.
+    fn answer(&self, waiter: &input::Waiter) -> Result<(), String> {
+        let key = &waiter.key;
+        let world = self.world.read();
+        let failure = world.failures.get(&attachment_object(key)).map(|problem| problem.message.clone());
+        let held = self.actual.attachments.contains_key(key);
+        match (waiter.attached, held, failure) {
+            (true, true, None) | (false, false, None) => Ok(()),
+            (_, _, Some(failure)) => Err(failure),
+            (true, false, None) => Err("the datapath is not up yet: this node's own Node object has not been read, or the datapath could not be started; see `hauberk status`".into()),
+            (false, true, None) => Err("the interface is still attached; it is tried again".into()),
+        }
+    }
+
+    fn fail(&self, object: &str, message: String) -> bool {
+        warn!(object, "{message}");
+        let problem = Problem { severity: Severity::Critical, object: object.to_owned(), message };
+        self.world.write().failures.insert(object.to_owned(), problem);
+        false
+    }
+}
+
+/// Notes an event; news are logged.
+fn note(world: &mut crate::world::World, event: &NewEvent, now: Timestamp) {
+    if world.events.note(event, now) {
+        if event.warning {
+            warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
+        } else {
+            info!(reason = event.reason, objects = ?event.objects, "{}", event.message);
+        }
+    }
+}
+
+/// The object a step concerns, as problems name it.
+fn concerns(step: &Step) -> String {
+    match step {
+        Step::PutEndpoint(address, _) | Step::RemoveEndpoint(address) => format!("address/{address}"),
+        Step::PutRange(range, _) | Step::RemoveRange(range) => format!("range/{}", range.address),
+        Step::PutAttachment(pod) | Step::RemoveAttachment(pod) => attachment_object(&pod.key()),
+        Step::PutPeer(peer) => format!("node/{}", peer.name),
+        Step::RemovePeer(number) | Step::PutPeerEntry(number, _) | Step::RemovePeerEntry(number) => {
+            format!("node number/{}", number.0)
+        }
+        Step::PutRoute(route) | Step::RemoveRoute(route) => format!("route/{}", route.destination),
+        Step::SetSynced(_) => "settings".into(),
+        Step::SetUntranslated(_) => "netfilter".into(),
+    }
+}
+
+fn attachment_object(key: &AttachmentKey) -> String {
+    format!("container/{}/{}", key.container, key.interface)
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn lock(attachments: &Mutex<Attachments>) -> std::sync::MutexGuard<'_, Attachments> {
+    attachments.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,174 @@
+//! What the agent knows, shared between the reconciler, which alone writes it, and those who answer questions.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use hauberk_abi::address::Address;
+use hauberk_core::api::{Event, KeyStatus, Problem, SourceStatus};
+use hauberk_core::desired::{Desired, Owner, Policy};
+use hauberk_core::events::NewEvent;
+use hauberk_core::model::Model;
+use jiff::Timestamp;
+
+use crate::backend::Backend;
+
+/// Events remembered.
+const EVENTS: usize = 1_000;
+
+/// What the agent knows at one moment.
+pub struct World {
+    /// The cluster as last heard of.
+    pub model: Model,
+    /// The configuration's part.
+    pub policy: Policy,
+    /// What the kernel should hold.
+    pub desired: Desired,
+    /// What happened.
+    pub events: EventLog,
+    /// The source of objects.
+    pub source: SourceStatus,
+    /// What is wrong with the kernel's side, by what it concerns; empty while every step succeeds.
+    pub failures: BTreeMap<String, Problem>,
+    /// The tunnel and the uplinks, once there are any.
+    pub running: Option<Running>,
+    /// What the last self-test found wrong; none before the first.
+    pub self_test: Option<Result<(), String>>,
+}
+
+/// What exists once the node's own object is known.
+#[derive(Clone)]
+pub struct Running {
+    /// The tunnel.
+    pub backend: Arc<dyn Backend>,
+    /// Guarded uplinks' names.
+    pub uplinks: Vec<String>,
+    /// Largest packet inside the tunnel, bytes.
+    pub mtu: u32,
+    /// Whether packet sockets are kept from sending as pods.
+    pub packet_socket_guard: bool,
+    /// Frames that netfilter kept packet sockets from sending.
+    pub packet_socket_drops: u64,
+}
+
+impl World {
+    /// Nothing heard of yet.
+    pub fn new(policy: Policy, source: SourceStatus) -> World {
+        World {
+            model: Model::new(&policy.node),
+            policy,
+            desired: Desired::default(),
+            events: EventLog::default(),
+            source,
+            failures: BTreeMap::new(),
+            running: None,
+            self_test: None,
+        }
+    }
+
+    /// Whether protected pods can be promised what they ask for: everything read, attached and proven.
+    pub fn is_ready(&self) -> bool {
+        self.running.is_some() && self.source.synced && matches!(self.self_test, Some(Ok(())))
+    }
+
+    /// Who has `address`, for people: `namespace/name` of a pod or a node's name.
+    pub fn name_of(&self, address: &Address) -> Option<String> {
+        match self.desired.owners.get(address)? {
+            Owner::Pod(pod) => Some(format!("{}/{}", pod.namespace, pod.name)),
+            Owner::Node(name) => Some(name.clone()),
+            Owner::Attachment(key) => Some(format!("container {}", key.container)),
+        }
+    }
+
+    /// This node's public keys as it publishes them.
+    pub fn own_keys(&self, epochs: &[(u32, [u8; 32])]) -> Vec<KeyStatus> {
+        key_status(epochs)
+    }
+}
+
+/// Keys for people.
+pub fn key_status(keys: &[(u32, [u8; 32])]) -> Vec<KeyStatus> {
+    use base64::Engine;
+    keys.iter()
+        .map(|(epoch, key)| KeyStatus {
+            epoch: *epoch,
+            public_key: base64::engine::general_purpose::STANDARD.encode(key),
+        })
+        .collect()
+}
+
+/// The shared world.
+#[derive(Clone)]
+pub struct Shared(Arc<RwLock<World>>);
+
+impl Shared {
+    /// Shares a world.
+    pub fn new(world: World) -> Shared {
+        Shared(Arc::new(RwLock::new(world)))
+    }
+
+    /// To look. A writer that panicked leaves what it had written; looking at it is better than dying too.
+    pub fn read(&self) -> RwLockReadGuard<'_, World> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To write: the reconciler, and observers for their own fields.
+    pub fn write(&self) -> RwLockWriteGuard<'_, World> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What happened, newest last; the same thing again counts up.
+#[derive(Debug, Default)]
+pub struct EventLog {
+    events: VecDeque<Event>,
+}
+
+impl EventLog {
+    /// Notes an event. Returns whether it is news.
+    pub fn note(&mut self, event: &NewEvent, now: Timestamp) -> bool {
+        let same = |known: &&mut Event| known.reason == event.reason && known.objects == event.objects && known.message == event.message;
+        if let Some(known) = self.events.iter_mut().find(same) {
+            known.count += 1;
+            return false;
+        }
+        if self.events.len() == EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(Event {
+            time: now,
+            warning: event.warning,
+            reason: event.reason.to_owned(),
+            objects: event.objects.clone(),
+            message: event.message.clone(),
+            count: 1,
+        });
+        true
+    }
+
+    /// All that are remembered, oldest first.
+    pub fn list(&self) -> Vec<Event> {
+        self.events.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(message: &str) -> NewEvent {
+        NewEvent { warning: true, reason: "Test", objects: vec!["pod/a".into()], message: message.into() }
+    }
+
+    #[test]
+    fn the_same_event_counts_up_and_the_log_is_bounded() {
+        let mut log = EventLog::default();
+        let now = Timestamp::UNIX_EPOCH;
+        assert!(log.note(&event("x"), now));
+        assert!(!log.note(&event("x"), now));
+        assert_eq!(log.list()[0].count, 2);
+        for number in 0..2 * EVENTS {
+            log.note(&event(&number.to_string()), now);
+        }
+        assert_eq!(log.list().len(), EVENTS);
+    }
+}
