@@ -1,0 +1,278 @@
+//! The command line, and the help that teaches it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  answered; for status: everything that must be encrypted is
+  1  no answer: the agent is not reachable, refused, or the arguments are wrong
+  2  something that must be encrypted is not, or the datapath is not proven";
+
+const AFTER_HELP: &str = "\
+Examples:
+  hauberk status                                  how this node does, problems first
+  hauberk explain payments/api payments/db        would this be encrypted, and why
+  hauberk flows --follow --encryption plain       what crosses between nodes in the clear, as it happens
+  hauberk drops                                   what was dropped, and what to do about it
+  hauberk status -o json | jq .problems           for machines
+
+Every command speaks to the agent (hauberkd) of the node it runs on, through its unix socket.
+
+Exit codes:
+  0  answered; for status: everything that must be encrypted is
+  1  no answer: the agent is not reachable, refused, or the arguments are wrong
+  2  something that must be encrypted is not, or the datapath is not proven";
+
+/// Shows what a node's agent encrypts between nodes, and why.
+#[derive(Debug, Parser)]
+#[command(name = "hauberk", version, after_help = AFTER_HELP, max_term_width = 110, propagate_version = true)]
+pub(crate) struct Arguments {
+    /// The agent's socket
+    #[arg(long, global = true, value_name = "PATH", default_value = hauberk_client::DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
+
+    /// When to colour the output
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Also into files and pipes
+    Always,
+    /// Plain text
+    Never,
+}
+
+impl Color {
+    /// For everything printed from here on.
+    pub(crate) fn write_global(self) {
+        match self {
+            Color::Auto => anstream::ColorChoice::Auto,
+            Color::Always => anstream::ColorChoice::Always,
+            Color::Never => anstream::ColorChoice::Never,
+        }
+        .write_global();
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// How this node does: problems, tunnel, peers, namespaces
+    ///
+    /// Problems come first, worst first. Then this node as `wg show` would tell it, the other nodes it has tunnels to, and
+    /// the namespaces that are opted in. `converged: 2/3 nodes` means that one node does not enforce a label yet.
+    #[command(after_help = EXIT_CODES)]
+    Status {
+        /// Everything: offloads, older keys, each allowed range, each node waited for
+        #[arg(long, short)]
+        verbose: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// Would traffic between two parties be encrypted, and by which rule
+    ///
+    /// Each party is a pod (NAMESPACE/NAME), a node's name or an address. The answer names the rule, the peer, its key and
+    /// epoch, what would make such packets drop, and when traffic last proved it.
+    #[command(after_help = "\
+Examples:
+  hauberk explain payments/api 10.244.2.7
+  hauberk explain node-1 payments/db -o json
+
+Exit codes:
+  0  answered
+  1  no answer: the agent is not reachable, or knows no such party
+  2  the traffic would be in the clear although one end is opted in")]
+    Explain {
+        /// Who sends
+        source: String,
+        /// Who receives
+        destination: String,
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// Flows seen on this node: encrypted or not, and why
+    ///
+    /// Without --follow: what is in the table now. With it: also each start, end and refusal from here on. Filters of
+    /// different kinds must all match; of those given several times, one.
+    #[command(after_help = "\
+Examples:
+  hauberk flows --namespace payments --encryption plain --encryption refused
+  hauberk flows --follow --pod payments/api --port 5432
+  hauberk flows -o json | jq 'select(.lost_events > 0)'
+
+With -o json: one object a line.")]
+    Flows {
+        /// Go on with what comes
+        #[arg(long, short)]
+        follow: bool,
+        /// Show addresses also where names are known
+        #[arg(long, short)]
+        addresses: bool,
+        #[command(flatten)]
+        filter: FilterArguments,
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// What was dropped, by reason, and what to do about it
+    Drops {
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// The datapath's maps and programs in words
+    Bpf {
+        /// Only this map
+        #[arg(long, value_name = "NAME")]
+        map: Option<String>,
+        /// Every row of each map
+        #[arg(long, short)]
+        verbose: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// What happened to objects: refused keys, rejected manifests, contradictions
+    Events {
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// The version of this command and of the agent
+    Version {
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// Prints completions for a shell
+    #[command(after_help = "\
+Examples:
+  hauberk completions bash > /etc/bash_completion.d/hauberk
+  hauberk completions zsh > \"${fpath[1]}/_hauberk\"")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+
+    /// Prints the manual page, or writes all of them into a folder
+    Man {
+        /// Where to write them
+        directory: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Output {
+    /// Form of the answer
+    #[arg(long = "output", short = 'o', value_name = "FORM", default_value = "text")]
+    pub(crate) form: Form,
+}
+
+/// Form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// For people
+    Text,
+    /// For machines: the agent's answer, times absolute
+    Json,
+}
+
+impl Output {
+    /// For machines.
+    pub(crate) fn is_json(self) -> bool {
+        self.form == Form::Json
+    }
+}
+
+/// Which flows to show.
+#[derive(Debug, Default, Args)]
+pub(crate) struct FilterArguments {
+    /// Either end is a pod of this namespace
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) namespace: Vec<String>,
+    /// Either end is this pod
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) pod: Vec<String>,
+    /// Seen on this node, or to or from it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Vec<String>,
+    /// Either end has this address, or one of this range
+    #[arg(long, value_name = "ADDRESS[/LENGTH]", value_parser = range)]
+    pub(crate) address: Vec<IpNet>,
+    /// Either end has this port
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) port: Vec<u16>,
+    /// Protocol: tcp, udp, icmp, icmpv6 or a number
+    #[arg(long, value_name = "NAME")]
+    pub(crate) protocol: Vec<String>,
+    /// What happened to it
+    #[arg(long, short, value_name = "VALUE")]
+    pub(crate) encryption: Vec<EncryptionArgument>,
+    /// Dropped for this reason (see `hauberk drops`)
+    #[arg(long, value_name = "REASON")]
+    pub(crate) drop: Vec<String>,
+}
+
+/// What happened to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EncryptionArgument {
+    /// Through the tunnel
+    Encrypted,
+    /// In the clear between nodes: neither end asked for more
+    Plain,
+    /// Within this node
+    Local,
+    /// To or from outside the cluster
+    World,
+    /// Dropped
+    Refused,
+}
+
+impl EncryptionArgument {
+    /// As in flow records.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            EncryptionArgument::Encrypted => "encrypted",
+            EncryptionArgument::Plain => "plain",
+            EncryptionArgument::Local => "local",
+            EncryptionArgument::World => "world",
+            EncryptionArgument::Refused => "refused",
+        }
+    }
+}
+
+/// A range, or an address as the range of one.
+fn range(text: &str) -> Result<IpNet, String> {
+    let address = text.parse().map(|address: std::net::IpAddr| IpNet::from(address));
+    address.or_else(|_| text.parse()).map_err(|_| "neither an address nor a range such as 10.244.0.0/16".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn ranges_and_addresses() {
+        assert_eq!(range("10.0.0.1").unwrap().to_string(), "10.0.0.1/32");
+        assert_eq!(range("fd00::/8").unwrap().to_string(), "fd00::/8");
+        assert!(range("payments").is_err());
+    }
+}

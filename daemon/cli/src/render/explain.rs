@@ -1,0 +1,100 @@
+//! `hauberk explain`: the verdict first, then what it follows from.
+
+use hauberk_core::api::{Explanation, Party};
+use jiff::Timestamp;
+
+use crate::render::page::{self, Page};
+use crate::render::words::{ago, encryption, key, protection};
+
+/// The whole answer.
+pub(crate) fn page(explanation: &Explanation, now: Timestamp) -> String {
+    let mut page = Page::default();
+    let (source, destination) = (label(&explanation.source), label(&explanation.destination));
+    page.line(format_args!("{}: {source} -> {destination}", encryption(&explanation.encryption)));
+    page.line(&explanation.sentence);
+
+    party(&mut page, "source", &explanation.source);
+    party(&mut page, "destination", &explanation.destination);
+
+    page.heading(page::NODE, "verdict", encryption(&explanation.encryption));
+    page.field("rule", &explanation.why);
+    if let Some(reason) = &explanation.drop {
+        page.field("dropped as", format_args!("{reason} (what to do: hauberk drops)"));
+    }
+    match &explanation.peer {
+        Some(peer) => page.field("peer", peer),
+        None => page.field("peer", "none: not through a tunnel"),
+    }
+    if let Some(peer_key) = &explanation.peer_key {
+        page.field("peer key", key(peer_key));
+    }
+    if let Some(cipher) = &explanation.cipher {
+        page.field("cipher", cipher);
+    }
+    match explanation.last_proven {
+        Some(time) => page.field("last proven by traffic", format_args!("{} ({time})", ago(time, now))),
+        None => page.field("last proven by traffic", "never: no such flow is in the table"),
+    }
+    if explanation.would_drop.is_empty() {
+        page.field("would drop it", "nothing known");
+    } else {
+        page.list("would drop it");
+        explanation.would_drop.iter().for_each(|cause| page.item(cause));
+    }
+    page.into_text()
+}
+
+fn party(page: &mut Page, role: &str, party: &Party) {
+    page.heading(page::PEER, role, label(party));
+    page.field("address", party.address);
+    let kind = party.kind.replace('_', " ");
+    match (&party.node, party.kind.as_str()) {
+        (Some(node), "pod" | "unknown_pod") => page.field("kind", format_args!("{kind} on node {node}")),
+        (None, "pod") => page.field("kind", format_args!("{kind} on a node that is not known")),
+        _ => page.field("kind", kind),
+    }
+    page.field("protection", protection(party.protection));
+    page.field("because", &party.rule);
+}
+
+fn label(party: &Party) -> &str {
+    party.name.as_deref().unwrap_or(&party.asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Outcome;
+    use crate::render::samples::{explanation, golden, now};
+    use hauberk_core::api::Protection;
+
+    #[test]
+    fn encrypted() {
+        golden("explain-encrypted", &page(&explanation(), now()));
+    }
+
+    #[test]
+    fn refused() {
+        let mut refused = explanation();
+        refused.encryption = "refused".to_string();
+        refused.why = "dropped".to_string();
+        refused.drop = Some("no_peer".to_string());
+        refused.sentence = "packets are dropped: node n2 has published no usable key".to_string();
+        (refused.peer, refused.peer_key, refused.cipher) = (None, None, None);
+        refused.last_proven = None;
+        refused.would_drop.clear();
+        refused.destination.node = None;
+        golden("explain-refused", &page(&refused, now()));
+    }
+
+    #[test]
+    fn plaintext_of_an_opted_in_end_is_an_alarm() {
+        let mut plain = explanation();
+        assert_eq!(Outcome::of_explanation(&plain), Outcome::Fine);
+        plain.encryption = "plain".to_string();
+        assert_eq!(Outcome::of_explanation(&plain), Outcome::Unprotected);
+        plain.source.protection = Protection::None;
+        plain.destination.protection = Protection::Permissive;
+        assert_eq!(Outcome::of_explanation(&plain), Outcome::Fine);
+    }
+}

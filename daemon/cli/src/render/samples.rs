@@ -1,0 +1,216 @@
+//! Answers for the tests, and the comparison with the files that hold what a person should see.
+
+use hauberk_core::api::{
+    DropCount, Drops, Event, Explanation, FlowRecord, Hook, KeyStatus, LinkStatus, MapContent, Maps, NamespaceStatus,
+    Party, PeerState, PeerStatus, Problem, Protection, Severity, SourceStatus, Status, TunnelStatus,
+};
+use jiff::Timestamp;
+
+/// Compares text without its colours to `tests/golden/NAME.txt`. `UPDATE_GOLDEN=1` writes the file.
+#[track_caller]
+pub(crate) fn golden(name: &str, text: &str) {
+    let path = format!("{}/tests/golden/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    let text = anstream::adapter::strip_str(text).to_string();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(text == expected, "{path} differs (UPDATE_GOLDEN=1 writes it):\n{text}");
+}
+
+pub(crate) fn now() -> Timestamp {
+    "2026-11-22T10:00:00Z".parse().unwrap()
+}
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn key(epoch: u32, public_key: &str) -> KeyStatus {
+    KeyStatus { epoch, public_key: public_key.to_string() }
+}
+
+fn problem(severity: Severity, object: &str, message: &str) -> Problem {
+    Problem { severity, object: object.to_string(), message: message.to_string() }
+}
+
+pub(crate) fn status() -> Status {
+    let ranges = |node: u8| (0..6).map(move |n| format!("10.244.{}.0/24", node * 10 + n).parse().unwrap());
+    Status {
+        node: "n1".to_string(),
+        version: "0.1.0".to_string(),
+        started: at("2026-11-22T07:56:59Z"),
+        now: now(),
+        ready: true,
+        problems: vec![
+            problem(
+                Severity::Critical,
+                "node/n3",
+                "its key equals that of node/n2: one of them was cloned; delete the key of one and restart its agent",
+            ),
+            problem(Severity::Warning, "map/ENDPOINTS", "91 % full: raise limits.endpoints"),
+        ],
+        tunnel: TunnelStatus {
+            backend: "userspace".to_string(),
+            backend_reason: "auto: the kernel has no WireGuard".to_string(),
+            device: "hauberk0".to_string(),
+            port: 51840,
+            mtu: 1420,
+            keys: vec![key(2, "bmV3ZXN0LWtleS1vZi1uMQ=="), key(1, "b2xkZXIta2V5LW9mLW4x")],
+            offloads: vec!["TSO".to_string(), "USO".to_string(), "UDP GRO refused by the kernel".to_string()],
+        },
+        host_routing: "bpf".to_string(),
+        attach: "tcx".to_string(),
+        uplinks: vec!["eth0".to_string(), "eth1".to_string()],
+        peers: vec![
+            PeerStatus {
+                node: "n2".to_string(),
+                state: PeerState::Established,
+                keys: vec![key(1, "a2V5LW9mLW4y")],
+                endpoint: Some("10.0.0.2:51840".parse().unwrap()),
+                allowed_ips: ranges(2).collect(),
+                latest_handshake: Some(at("2026-11-22T09:57:57Z")),
+                received_bytes: 1536,
+                sent_bytes: 5 << 20,
+            },
+            PeerStatus {
+                node: "n3".to_string(),
+                state: PeerState::Idle,
+                keys: vec![key(1, "a2V5LW9mLW4z")],
+                endpoint: Some("[fd00::3]:51840".parse().unwrap()),
+                allowed_ips: vec!["10.244.3.0/24".parse().unwrap()],
+                latest_handshake: None,
+                received_bytes: 0,
+                sent_bytes: 0,
+            },
+        ],
+        namespaces: vec![
+            NamespaceStatus {
+                name: "legacy".to_string(),
+                protection: Protection::None,
+                pods: 1,
+                protected_pods: 1,
+                converged_nodes: 3,
+                nodes: 3,
+                waiting_for: Vec::new(),
+            },
+            NamespaceStatus {
+                name: "payments".to_string(),
+                protection: Protection::Enabled,
+                pods: 12,
+                protected_pods: 12,
+                converged_nodes: 2,
+                nodes: 3,
+                waiting_for: vec!["n3".to_string()],
+            },
+        ],
+        attachments: 4,
+        source: SourceStatus {
+            kind: "directory".to_string(),
+            location: "/etc/hauberk/manifests".to_string(),
+            synced: true,
+            unavailable_since: None,
+            rejected: 1,
+        },
+    }
+}
+
+pub(crate) fn explanation() -> Explanation {
+    let party = |name: &str, address: &str, node: &str| Party {
+        asked: name.to_string(),
+        address: address.parse().unwrap(),
+        kind: "pod".to_string(),
+        name: Some(name.to_string()),
+        node: Some(node.to_string()),
+        protection: Protection::Enabled,
+        rule: "label hauberk.io/encryption=enabled of namespace payments".to_string(),
+    };
+    Explanation {
+        source: party("payments/api", "10.244.1.5", "n1"),
+        destination: party("payments/db", "10.244.2.7", "n2"),
+        encryption: "encrypted".to_string(),
+        why: "source_opted_in".to_string(),
+        drop: None,
+        sentence: "packets go through the tunnel to n2, because payments/api is opted in".to_string(),
+        peer: Some("n2".to_string()),
+        peer_key: Some(key(1, "a2V5LW9mLW4y")),
+        cipher: Some("WireGuard, ChaCha20-Poly1305".to_string()),
+        would_drop: vec!["n2 withdraws its key".to_string(), "no handshake with n2 succeeds".to_string()],
+        last_proven: Some(at("2026-11-22T09:59:57Z")),
+    }
+}
+
+pub(crate) fn flow() -> FlowRecord {
+    FlowRecord {
+        time: at("2026-11-22T09:59:57.25Z"),
+        event: "start".to_string(),
+        node: "n1".to_string(),
+        hook: Hook::FromPod,
+        source: "10.244.1.5".parse().unwrap(),
+        source_port: 40000,
+        source_name: Some("payments/api".to_string()),
+        destination: "10.244.2.7".parse().unwrap(),
+        destination_port: 5432,
+        destination_name: Some("payments/db".to_string()),
+        protocol: "tcp".to_string(),
+        encryption: "encrypted".to_string(),
+        why: "source_opted_in".to_string(),
+        drop: None,
+        peer: Some("n2".to_string()),
+        epoch: Some(1),
+        packets: 3,
+        bytes: 1536,
+        lost_events: 0,
+    }
+}
+
+pub(crate) fn drops() -> Drops {
+    let count = |reason: &str, place: &str, packets, advice: &str| DropCount {
+        reason: reason.to_string(),
+        place: place.to_string(),
+        packets,
+        advice: advice.to_string(),
+    };
+    Drops {
+        reasons: vec![
+            count("no_peer", "datapath", 12, "the other node has published no usable key: is its agent running?"),
+            count("handshake_rate", "tunnel", 0, "peers start more handshakes than tunnel.handshakesPerSecond allows"),
+        ],
+    }
+}
+
+pub(crate) fn events() -> Vec<Event> {
+    vec![Event {
+        time: at("2026-11-22T09:00:00Z"),
+        warning: true,
+        reason: "KeyRefused".to_string(),
+        objects: vec!["node/n2".to_string(), "node/n3".to_string()],
+        message: "both publish the same key: one was cloned; delete the key of one and restart its agent".to_string(),
+        count: 3,
+    }]
+}
+
+pub(crate) fn maps() -> Maps {
+    let row = |n: usize| (format!("10.244.1.{n}"), "pod, enabled, on node 1".to_string());
+    Maps {
+        pin_directory: "/sys/fs/bpf/hauberk".to_string(),
+        settings: [("node".to_string(), "1 (n1)".to_string())].into(),
+        maps: vec![
+            MapContent {
+                name: "ENDPOINTS".to_string(),
+                purpose: "who has an address".to_string(),
+                entries: 24,
+                capacity: 65536,
+                rows: (1..=24).map(row).collect(),
+            },
+            MapContent {
+                name: "RANGES".to_string(),
+                purpose: "who has the rest of a range".to_string(),
+                entries: 95,
+                capacity: 100,
+                rows: vec![("10.244.0.0/16".to_string(), "unknown pod".to_string())],
+            },
+        ],
+        links: vec![LinkStatus { interface: "eth0".to_string(), hook: Hook::ToWire, how: "tcx".to_string() }],
+    }
+}

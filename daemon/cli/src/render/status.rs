@@ -1,0 +1,204 @@
+//! `hauberk status`: problems, this node, its peers, the namespaces.
+
+use hauberk_core::api::{
+    KeyStatus, NamespaceStatus, PeerState, PeerStatus, Problem, Protection, Severity, SourceStatus, Status,
+};
+use jiff::Timestamp;
+
+use crate::render::page::{self, Page, painted};
+use crate::render::words::{ago, bytes, counted, key, protection, shortened};
+
+/// How many ranges or names fit on a line that is still read.
+const SHORT: usize = 4;
+
+/// The whole answer; `verbose` leaves out nothing.
+pub(crate) fn page(status: &Status, verbose: bool) -> String {
+    let limit = if verbose { usize::MAX } else { SHORT };
+    let mut page = Page::default();
+    problems(&mut page, &status.problems);
+    node(&mut page, status, verbose);
+    for peer in &status.peers {
+        one_peer(&mut page, peer, status.now, verbose, limit);
+    }
+    if status.peers.is_empty() {
+        page.heading(page::PEER, "peers", "none: no other node is known");
+    }
+    for namespace in &status.namespaces {
+        one_namespace(&mut page, namespace, limit);
+    }
+    if status.namespaces.is_empty() {
+        page.heading(page::NAMESPACE, "namespaces", "none is opted in (label hauberk.io/encryption=enabled)");
+    }
+    page.into_text()
+}
+
+fn problems(page: &mut Page, problems: &[Problem]) {
+    if problems.is_empty() {
+        page.line(format_args!("{}: none", painted(page::GOOD, "problems")));
+    }
+    for problem in problems {
+        let word = match problem.severity {
+            Severity::Critical => painted(page::BAD, "critical"),
+            Severity::Warning => painted(page::DOUBTFUL, "warning"),
+        };
+        page.line(format_args!("{word}: {}: {}", problem.object, problem.message));
+    }
+}
+
+fn node(page: &mut Page, status: &Status, verbose: bool) {
+    let tunnel = &status.tunnel;
+    page.heading(page::NODE, "node", painted(page::NODE, &status.node));
+    page.field(
+        "ready",
+        match status.ready {
+            true => painted(page::GOOD, "yes (the datapath is attached, and a packet proved it)"),
+            false => painted(page::BAD, "no (the datapath is not attached, or not proven)"),
+        },
+    );
+    page.field("backend", format_args!("{} ({})", tunnel.backend, tunnel.backend_reason));
+    keys(page, &tunnel.keys, verbose);
+    page.field("listening port", tunnel.port);
+    page.field("device", format_args!("{}, mtu {}", tunnel.device, tunnel.mtu));
+    page.field("host routing", &status.host_routing);
+    page.field("programs", format_args!("attached with {} to {}", status.attach, words_of(&status.uplinks)));
+    page.field("pods attached", status.attachments);
+    page.field("source", source(&status.source, status.now));
+    page.field("agent", format_args!("version {}, started {}", status.version, ago(status.started, status.now)));
+    if verbose {
+        page.field("started at", status.started);
+        page.field("offloads", words_of(&tunnel.offloads));
+    }
+}
+
+fn one_peer(page: &mut Page, peer: &PeerStatus, now: Timestamp, verbose: bool, limit: usize) {
+    page.heading(page::PEER, "peer", painted(page::PEER, &peer.node));
+    page.field("state", state(peer.state));
+    keys(page, &peer.keys, verbose);
+    match &peer.endpoint {
+        Some(endpoint) => page.field("endpoint", endpoint),
+        None => page.field("endpoint", "unknown (the Node object names no address)"),
+    }
+    let ranges: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+    page.field("allowed ips", shortened(&ranges, limit));
+    match peer.latest_handshake {
+        Some(time) if verbose => page.field("latest handshake", format_args!("{} ({time})", ago(time, now))),
+        Some(time) => page.field("latest handshake", ago(time, now)),
+        None => page.field("latest handshake", "never since the agent started"),
+    }
+    let (received, sent) = (bytes(peer.received_bytes), bytes(peer.sent_bytes));
+    page.field("transfer", format_args!("{received} received, {sent} sent"));
+}
+
+fn one_namespace(page: &mut Page, namespace: &NamespaceStatus, limit: usize) {
+    page.heading(page::NAMESPACE, "namespace", painted(page::NAMESPACE, &namespace.name));
+    page.field("encryption", protection(namespace.protection));
+    page.field("pods", format_args!("{}, of which {} opted in", namespace.pods, namespace.protected_pods));
+    let (converged, nodes) = (namespace.converged_nodes, namespace.nodes);
+    if converged >= nodes {
+        page.field("converged", painted(page::GOOD, format_args!("{converged}/{nodes} nodes")));
+    } else {
+        let waiting = shortened(&namespace.waiting_for, limit);
+        let style = if namespace.protection == Protection::None { page::NEUTRAL } else { page::DOUBTFUL };
+        page.field(
+            "converged",
+            format_args!("{}, waiting for {waiting}", painted(style, format_args!("{converged}/{nodes} nodes"))),
+        );
+    }
+}
+
+fn keys(page: &mut Page, keys: &[KeyStatus], verbose: bool) {
+    match keys {
+        [] => page.field("public key", painted(page::BAD, "none published")),
+        [newest, older @ ..] => {
+            page.field("epoch", newest.epoch);
+            page.field("public key", &newest.public_key);
+            match older {
+                [] => {}
+                _ if verbose => older.iter().for_each(|older| page.field("older key", key(older))),
+                _ => page.field("older keys", format_args!("{} (--verbose)", older.len())),
+            }
+        }
+    }
+}
+
+fn state(state: PeerState) -> String {
+    match state {
+        PeerState::Established => painted(page::GOOD, "established"),
+        PeerState::Idle => painted(page::NEUTRAL, "idle (nothing was sent lately)"),
+        PeerState::Handshaking => painted(page::DOUBTFUL, "handshaking"),
+        PeerState::Failed => painted(page::BAD, "failed (handshakes go unanswered or are refused)"),
+        PeerState::NoKey => painted(page::BAD, "no key (the node has published none that is usable)"),
+    }
+}
+
+fn source(source: &SourceStatus, now: Timestamp) -> String {
+    let state = match (source.unavailable_since, source.synced) {
+        (Some(since), _) => painted(page::DOUBTFUL, format_args!("unreadable since {}", ago(since, now))),
+        (None, true) => "in sync".to_string(),
+        (None, false) => painted(page::DOUBTFUL, "not read completely yet"),
+    };
+    let rejected = match source.rejected {
+        0 => String::new(),
+        count => format!(", {} (hauberk events)", painted(page::DOUBTFUL, counted(count as u64, "rejected object"))),
+    };
+    format!("{} {}, {state}{rejected}", source.kind, source.location)
+}
+
+fn words_of(items: &[String]) -> String {
+    if items.is_empty() { "none".to_string() } else { items.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Outcome;
+    use crate::render::samples::{golden, status};
+
+    #[test]
+    fn a_healthy_node() {
+        let mut healthy = status();
+        healthy.problems.clear();
+        assert_eq!(Outcome::of_status(&healthy), Outcome::Fine);
+        golden("status", &page(&healthy, false));
+    }
+
+    #[test]
+    fn a_node_in_trouble_says_so_first() {
+        let mut troubled = status();
+        troubled.ready = false;
+        troubled.source.unavailable_since = Some("2026-11-22T09:00:00Z".parse().unwrap());
+        troubled.peers[0].keys.clear();
+        troubled.peers[0].state = PeerState::NoKey;
+        troubled.peers[0].endpoint = None;
+        troubled.peers[0].allowed_ips.clear();
+        troubled.peers[0].latest_handshake = None;
+        assert_eq!(Outcome::of_status(&troubled), Outcome::Unprotected);
+        golden("status-troubled-verbose", &page(&troubled, true));
+    }
+
+    #[test]
+    fn a_node_alone() {
+        let mut alone = status();
+        alone.problems.truncate(0);
+        alone.peers.clear();
+        alone.namespaces.clear();
+        golden("status-alone", &page(&alone, false));
+    }
+
+    #[test]
+    fn warnings_do_not_fail_a_probe_but_critical_problems_and_unreadiness_do() {
+        let mut status = status();
+        assert_eq!(Outcome::of_status(&status), Outcome::Unprotected);
+        status.problems.retain(|problem| problem.severity == Severity::Warning);
+        assert_eq!(Outcome::of_status(&status), Outcome::Fine);
+        status.ready = false;
+        assert_eq!(Outcome::of_status(&status), Outcome::Unprotected);
+    }
+
+    #[test]
+    fn colours_carry_nothing_that_the_words_do_not() {
+        let coloured = page(&status(), false);
+        assert!(coloured.contains("\u{1b}["));
+        assert!(!anstream::adapter::strip_str(&coloured).to_string().contains('\u{1b}'));
+    }
+}
