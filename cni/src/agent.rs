@@ -33,10 +33,7 @@ impl Agent {
     }
 
     /// Repeats `call` while the agent is unavailable.
-    pub(crate) async fn call<T>(
-        &self,
-        call: impl AsyncFn(&Client) -> Result<T, ClientError>,
-    ) -> Result<T, CniError> {
+    pub(crate) async fn call<T>(&self, call: impl AsyncFn(&Client) -> Result<T, ClientError>) -> Result<T, CniError> {
         let mut pause = SHORTEST_PAUSE;
         loop {
             // Even when time is up, an agent that is there gets the chance to answer.

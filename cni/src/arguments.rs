@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn the_pod_is_found_among_other_keys() {
-        let pod = parse("IgnoreUnknown=1;K8S_POD_NAMESPACE=payments;K8S_POD_NAME=api-0;K8S_POD_INFRA_CONTAINER_ID=x;").unwrap();
+        let pod = parse("IgnoreUnknown=1;K8S_POD_NAMESPACE=payments;K8S_POD_NAME=api-0;K8S_POD_INFRA_CONTAINER_ID=x;")
+            .unwrap();
         let expected = PodReference { namespace: "payments".to_string(), name: "api-0".to_string(), uid: None };
         assert_eq!(pod, Some(expected));
         assert_eq!(parse("").unwrap(), None);

@@ -108,7 +108,8 @@ impl<V: Fn(&str) -> Option<String>> Environment<V> {
     fn required(&self, name: &'static str) -> Result<String, CniError> {
         self.optional(name).ok_or_else(|| CniError::Environment {
             variable: name,
-            problem: "is not set: this is a CNI plugin, which a container runtime runs (or cnitool, to try it)".to_string(),
+            problem: "is not set: this is a CNI plugin, which a container runtime runs (or cnitool, to try it)"
+                .to_string(),
         })
     }
 
@@ -126,28 +127,25 @@ mod tests {
         Request::from_environment(find)
     }
 
-    const FULL: [(&str, &str); 4] = [
-        ("CNI_COMMAND", "ADD"),
-        ("CNI_CONTAINERID", "c1"),
-        ("CNI_IFNAME", "eth0"),
-        ("CNI_NETNS", "/run/netns/a"),
-    ];
+    const FULL: [(&str, &str); 4] =
+        [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "/run/netns/a")];
 
     #[test]
     fn add_takes_all_of_them() {
         let Request::Add(pod) = parse(&FULL).unwrap() else { panic!("not ADD") };
         assert_eq!((pod.container.as_str(), pod.interface.as_str()), ("c1", "eth0"));
-        for missing in 0..FULL.len() {
-            let rest: Vec<_> = FULL.iter().copied().enumerate().filter(|(i, _)| *i != missing).map(|(_, v)| v).collect();
+        for (missing, _) in FULL {
+            let rest: Vec<_> = FULL.into_iter().filter(|(name, _)| *name != missing).collect();
             let error = parse(&rest).unwrap_err();
             assert_eq!(error.code(), 4);
-            assert!(error.to_string().starts_with(FULL[missing].0), "{error}");
+            assert!(error.to_string().starts_with(missing), "{error}");
         }
     }
 
     #[test]
     fn del_goes_without_a_namespace() {
-        let del = parse(&[("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")]);
+        let del =
+            parse(&[("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")]);
         let expected = Request::Del { container: "c1".to_string(), interface: "eth0".to_string(), netns: None };
         assert_eq!(del.unwrap(), expected);
     }

@@ -43,7 +43,9 @@ mod tests {
         for good in ["eth0", "net1", "a", "abcdefghijklmno", "eth0.5"] {
             assert!(is_interface(good), "{good}");
         }
-        for bad in ["", "abcdefghijklmnop", "a/b", "a b", "..", ".", "all", "default", "lo", "a\n", "eth0:1", "veth%d", "é"] {
+        for bad in
+            ["", "abcdefghijklmnop", "a/b", "a b", "..", ".", "all", "default", "lo", "a\n", "eth0:1", "veth%d", "é"]
+        {
             assert!(!is_interface(bad), "{bad:?}");
         }
     }

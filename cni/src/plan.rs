@@ -153,7 +153,10 @@ pub(crate) mod tests {
         reservation.addresses.truncate(1);
         reservation.cluster_ranges = vec!["0.0.0.0/0".parse().unwrap(), "10.244.3.9/16".parse().unwrap()];
         let plan = PodPlan::new(&reservation).unwrap();
-        assert_eq!(text(&plan)[1..], ["0.0.0.0/0 Some(169.254.1.1) Some(1420)", "10.244.0.0/16 Some(169.254.1.1) Some(1420)"]);
+        assert_eq!(
+            text(&plan)[1..],
+            ["0.0.0.0/0 Some(169.254.1.1) Some(1420)", "10.244.0.0/16 Some(169.254.1.1) Some(1420)"]
+        );
     }
 
     #[test]

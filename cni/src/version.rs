@@ -67,7 +67,9 @@ mod tests {
 
     #[test]
     fn the_answer_is_in_the_callers_version_where_we_speak_it() {
-        assert!(answer(br#"{"cniVersion":"1.0.0"}"#).starts_with(r#"{"cniVersion":"1.0.0","supportedVersions":["0.4.0","#));
+        assert!(
+            answer(br#"{"cniVersion":"1.0.0"}"#).starts_with(r#"{"cniVersion":"1.0.0","supportedVersions":["0.4.0","#)
+        );
         for other in [&br#"{"cniVersion":"9.0.0"}"#[..], b"", b"nonsense"] {
             assert!(answer(other).starts_with(r#"{"cniVersion":"1.1.0""#));
         }

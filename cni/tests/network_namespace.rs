@@ -83,7 +83,11 @@ fn check_finds_each_kind_of_damage() {
 
     let mac = result["interfaces"][0]["mac"].as_str().unwrap();
     for (damage, repair, named) in [
-        ("ip route del 10.244.0.0/16", "ip route add 10.244.0.0/16 via 169.254.1.1 dev eth0 mtu 1420 onlink", "10.244.0.0/16"),
+        (
+            "ip route del 10.244.0.0/16",
+            "ip route add 10.244.0.0/16 via 169.254.1.1 dev eth0 mtu 1420 onlink",
+            "10.244.0.0/16",
+        ),
         ("ip address del fd00:10:244::1/128 dev eth0", "ip address add fd00:10:244::1/128 dev eth0", "fd00:10:244::1"),
         ("ip link set eth0 mtu 1450", "ip link set eth0 mtu 1500", "MTU"),
         (

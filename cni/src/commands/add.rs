@@ -81,13 +81,7 @@ async fn connect(
     plan: &PodPlan,
 ) -> Result<AddResult, CniError> {
     let (host_mac, pod_mac) = (Mac::random()?, Mac::random()?);
-    let pair = Pair {
-        host_name: &plan.host_interface,
-        host_mac,
-        pod_name: &request.interface,
-        pod_mac,
-        mtu: plan.mtu,
-    };
+    let pair = Pair { host_name: &plan.host_interface, host_mac, pod_name: &request.interface, pod_mac, mtu: plan.mtu };
     ends.node.add_pair(&pair, &ends.namespace).await?;
     let host_index = ends.node.existing_link(&plan.host_interface).await?.index;
     let pod_index = ends.pod.existing_link(&request.interface).await?.index;

@@ -17,7 +17,9 @@ use crate::result::PreviousResult;
 /// The first difference found, as an error.
 pub(super) async fn check(config: &NetworkConfig, request: &PodInterface) -> Result<(), CniError> {
     let previous = config.previous.as_ref().ok_or_else(|| {
-        CniError::Config("prevResult is missing: CHECK compares with the result of ADD, which the runtime keeps".to_string())
+        CniError::Config(
+            "prevResult is missing: CHECK compares with the result of ADD, which the runtime keeps".to_string(),
+        )
     })?;
     let previous = PreviousResult::parse(previous)?;
     let attachment = attachment(config, request).await?;
@@ -70,7 +72,8 @@ async fn compare_pod(request: &PodInterface, plan: &PodPlan, pod_mac: &str, host
     let pod = Network::of_pod(&namespace)?;
     let interface = &request.interface;
     let link = pod.link(interface).await?;
-    let link = link.filter(|link| link.veth).ok_or_else(|| different(format!("{interface} is gone from {namespace}")))?;
+    let link =
+        link.filter(|link| link.veth).ok_or_else(|| different(format!("{interface} is gone from {namespace}")))?;
     if !link.up {
         return Err(different(format!("{interface} is down")));
     }
@@ -90,7 +93,8 @@ async fn compare_pod(request: &PodInterface, plan: &PodPlan, pod_mac: &str, host
         return Err(different(format!("the route to {} is gone or changed", missing.destination)));
     }
     let neighbours = pod.permanent_neighbours(link.index).await?;
-    let told = |gateway: &IpAddr| neighbours.iter().any(|(address, mac)| address == gateway && mac.to_string() == host_mac);
+    let told =
+        |gateway: &IpAddr| neighbours.iter().any(|(address, mac)| address == gateway && mac.to_string() == host_mac);
     match plan.gateways.iter().find(|gateway| !told(gateway)) {
         Some(gateway) => Err(different(format!("the neighbour entry of the gateway {gateway} is gone or changed"))),
         None => Ok(()),

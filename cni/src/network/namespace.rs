@@ -30,7 +30,9 @@ impl Namespace {
             .map_err(|error| unusable(error.to_string()))?;
         let filesystem = fstatfs(&file).map_err(|error| unusable(error.to_string()))?.filesystem_type();
         if filesystem != NSFS_MAGIC {
-            return Err(unusable("it is not a namespace (any more): the runtime has probably torn it down".to_string()));
+            return Err(unusable(
+                "it is not a namespace (any more): the runtime has probably torn it down".to_string(),
+            ));
         }
         let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
         let own = File::open("/proc/thread-self/ns/net").and_then(|own| identity(&own));

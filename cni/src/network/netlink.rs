@@ -8,11 +8,11 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
-use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope,
+};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::error::CniError;
@@ -93,9 +93,9 @@ impl Network {
                 interface: format!("{} or {}", pair.host_name, pair.pod_name),
                 place: format!("{} or {pod}", self.place),
             }),
-            added => self.told(added, || {
-                format!("make the veth pair {} and {} (in {pod})", pair.host_name, pair.pod_name)
-            }),
+            added => {
+                self.told(added, || format!("make the veth pair {} and {} (in {pod})", pair.host_name, pair.pod_name))
+            }
         }
     }
 
@@ -186,9 +186,7 @@ impl Network {
     /// The main table's routes over a link.
     pub(crate) async fn routes(&self, index: u32) -> Result<Vec<PodRoute>, CniError> {
         let mut routes = Vec::new();
-        for all in
-            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
-        {
+        for all in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
             let messages = self.handle.route().get(all).execute().try_collect::<Vec<_>>().await;
             let messages = self.told(messages, || "list the routes".to_string())?;
             routes.extend(messages.iter().filter_map(|message| route(index, message)));
@@ -238,11 +236,8 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
 }
 
 fn link(message: LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        up: message.header.flags.contains(LinkFlags::Up),
-        ..Link::default()
-    };
+    let mut link =
+        Link { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Link::default() };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::Address(bytes) => link.mac = Mac::from_slice(&bytes),

@@ -147,8 +147,7 @@ impl Node {
             .env("CNI_IFNAME", "eth0")
             .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=payments;K8S_POD_NAME=api-0")
             .env("CNI_PATH", "/opt/cni/bin");
-        let mut child =
-            plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
@@ -218,7 +217,8 @@ async fn attach(
 ) -> Response {
     let mut agent = agent.lock().unwrap();
     if let Some(status) = agent.refuse_attach {
-        return (status, Json(ApiError { error: "cannot attach from_pod: the verifier says no".to_string() })).into_response();
+        return (status, Json(ApiError { error: "cannot attach from_pod: the verifier says no".to_string() }))
+            .into_response();
     }
     let node = agent.node.clone();
     let attachment = agent.attachments.get_mut(&key).unwrap();

@@ -1,4 +1,5 @@
 //! The client against a small server on a unix socket: every endpoint's path and body, and each way to fail.
+#![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::time::Duration;
