@@ -1,0 +1,64 @@
+# The one entry for people and for CI. Each target is a line or two: what takes more is a script in scripts/.
+
+# One set of dependency builds for everything: see "Building" in CONTRIBUTING.md.
+CARGO_HOME ?= $(HOME)/.cargo
+export PATH := $(CARGO_HOME)/bin:$(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+PREFIX ?= /usr/local
+CNI_BIN_DIR ?= /opt/cni/bin
+FUZZ_SECONDS ?= 20
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint advisories fuzz bench install uninstall clean
+
+help: ## list the targets
+	@echo 'hauberk: encrypts the traffic of pods between nodes. Targets of make:'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)$$/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+setup: ## install what building and testing need and is missing (Debian, root)
+	@scripts/preflight
+	@scripts/setup build test
+
+build: ## build hauberkd, hauberk and hauberk-cni into target/debug
+	@scripts/setup build
+	cargo build --locked --workspace --bins
+
+demo: ## three nodes, two namespaces, a capture of the wire; KEEP=1 leaves the playground up
+	@scripts/preflight
+	@scripts/setup build
+	cargo build --locked --workspace --bins
+	KEEP=$(KEEP) target/debug/hauberk-demo
+
+test: ## every test tier, closed with one line of counts; TIERS="unit netns" runs some
+	@scripts/preflight
+	@scripts/setup build test
+	@scripts/test $(TIERS)
+
+lint: ## format, clippy, dependency rules and documentation build only
+	@scripts/setup build test
+	@scripts/test format clippy deny documentation
+
+advisories: ## known vulnerabilities in dependencies (fetches the RustSec database, needs the internet)
+	@scripts/setup test
+	cargo deny --all-features check advisories
+
+fuzz: ## run every fuzz target for FUZZ_SECONDS (default 20) each; FUZZ_TARGETS="packet" runs some
+	@scripts/setup build
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz $(FUZZ_TARGETS)
+
+bench: ## benchmarks: none exist yet, and this says so
+	@echo 'There are no benchmarks yet: nothing in bench/ measures hauberk against anything, so there are no numbers to quote.'
+	@echo 'What the scale test prints (memory, idle CPU, time from a file change to the kernel): make test TIERS=netns'
+
+install: ## optimised build into PREFIX (/usr/local), the CNI plugin into CNI_BIN_DIR (/opt/cni/bin)
+	@scripts/setup build
+	cargo build --locked --release -p hauberk-agent -p hauberk-cli -p hauberk-cni
+	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/hauberkd target/release/hauberk
+	install -D -t $(DESTDIR)$(CNI_BIN_DIR) target/release/hauberk-cni
+
+uninstall: ## remove the installed programs (run `hauberkd uninstall` first: it removes the datapath)
+	rm -f $(DESTDIR)$(PREFIX)/bin/hauberkd $(DESTDIR)$(PREFIX)/bin/hauberk $(DESTDIR)$(CNI_BIN_DIR)/hauberk-cni
+
+clean: ## remove everything that was built
+	rm -rf target fuzz/target fuzz/corpus fuzz/artifacts ebpf/programs/target
