@@ -1,4 +1,13 @@
 //! What this node's kernel and tunnel should hold, derived from the whole model.
+//!
+//! Objects are written by many hands and may contradict each other. Where they do, the answer is the protected one: the
+//! stricter label holds, a range that two nodes claim is nobody's, a key that two nodes publish is refused. Each such
+//! decision is an event that names the objects.
+
+mod attachments;
+mod claims;
+mod ranges;
+mod tunnels;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,8 +17,12 @@ use hauberk_abi::identity::{Identity, Protection};
 use hauberk_abi::layout;
 use ipnet::IpNet;
 
-use crate::events::NewEvent;
-use crate::lookup;
+use crate::convergence;
+use crate::desired::claims::Parties;
+use crate::desired::ranges::PodRanges;
+use crate::desired::tunnels::Tunnels;
+use crate::events::{Collector, NewEvent};
+use crate::lookup::Ranges;
 use crate::model::{AttachmentKey, Model, NodeNumber, PodName};
 
 /// What the configuration says about the cluster and this node.
@@ -126,21 +139,56 @@ pub struct Route {
 
 /// The state to reach. Pure: the same model and policy give the same answer.
 pub fn desired(model: &Model, policy: &Policy) -> Desired {
-    let _ = policy;
-    Desired { node: model.own_number(), prune: model.synced(), ..Desired::default() }
+    let mut events = Collector::default();
+    let ranges = PodRanges::claimed(model, policy, &mut events);
+    let parties = Parties::claimed(model, policy, &mut events);
+    let tunnels = Tunnels::derive(model, policy, &ranges, &parties, &mut events);
+    let attachments = attachments::local_pods(model, policy, &parties, &mut events);
+    Desired {
+        node: model.own_number(),
+        endpoints: parties.endpoints(model),
+        ranges: ranges.identities(model, policy),
+        attachments,
+        peers: tunnels.peers,
+        peer_entries: tunnels.entries,
+        routes: tunnels.routes,
+        untranslated: untranslated(policy, &ranges, &parties),
+        prune: model.synced(),
+        enforced: model.synced().then(|| convergence::enforced(model, policy)),
+        owners: parties.owners(),
+        events: events.finish(),
+    }
+}
+
+/// Everything that is inside the cluster, in as few prefixes as its ranges allow.
+fn untranslated(policy: &Policy, ranges: &PodRanges<'_>, parties: &Parties<'_>) -> BTreeSet<IpNet> {
+    let mut inside: BTreeSet<IpNet> = policy.cluster_ranges.iter().map(IpNet::trunc).collect();
+    let outside_cluster = |range: &IpNet| !policy.in_cluster(*range);
+    inside.extend(ranges.all().filter(outside_cluster));
+    inside.extend(parties.addresses().map(IpNet::from).filter(outside_cluster));
+    inside
+}
+
+impl Policy {
+    /// Whether the prefix lies inside the cluster's pod ranges.
+    fn in_cluster(&self, prefix: IpNet) -> bool {
+        self.cluster_ranges.iter().any(|range| range.contains(&prefix))
+    }
 }
 
 impl Desired {
     /// What the datapath takes an address for: its endpoint, else the longest range that holds it, else the world.
     pub fn identity(&self, address: IpAddr) -> Identity {
-        let key = Address::from(address);
-        self.endpoints.get(&key).copied().unwrap_or_else(|| {
-            self.range_of(address).and_then(|prefix| self.ranges.get(&prefix)).copied().unwrap_or(Identity::WORLD)
-        })
+        let address = Address::from(address);
+        let endpoint = self.endpoints.get(&address).copied();
+        endpoint.unwrap_or_else(|| Ranges::new(&self.ranges).identity(address))
     }
 
     /// The longest range that holds the address.
     pub fn range_of(&self, address: IpAddr) -> Option<Prefix> {
-        lookup::longest(&self.ranges, address.into()).map(|(prefix, _)| prefix)
+        Ranges::new(&self.ranges).longest(address.into()).map(|(prefix, _)| prefix)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,3 +29,5 @@ mod numbers;
 pub mod plan;
 pub mod protection;
 mod reserved;
+#[cfg(test)]
+mod testing;

@@ -1,16 +1,33 @@
 //! Longest-prefix look-up, as the kernel's trie does it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::identity::Identity;
 
-/// The longest range that holds the address.
-pub(crate) fn longest(ranges: &BTreeMap<Prefix, Identity>, address: Address) -> Option<(Prefix, Identity)> {
-    (0..=128).rev().find_map(|length| {
-        let prefix = truncate(address, length);
-        ranges.get(&prefix).map(|identity| (prefix, *identity))
-    })
+/// Ranges, and the lengths that occur among them: a cluster has thousands of ranges of a handful of lengths.
+pub(crate) struct Ranges<'a> {
+    ranges: &'a BTreeMap<Prefix, Identity>,
+    lengths: BTreeSet<u32>,
+}
+
+impl<'a> Ranges<'a> {
+    pub(crate) fn new(ranges: &'a BTreeMap<Prefix, Identity>) -> Ranges<'a> {
+        Ranges { ranges, lengths: ranges.keys().map(|prefix| prefix.length).collect() }
+    }
+
+    /// The longest range that holds the address.
+    pub(crate) fn longest(&self, address: Address) -> Option<(Prefix, Identity)> {
+        self.lengths.iter().rev().find_map(|length| {
+            let prefix = truncate(address, *length);
+            self.ranges.get(&prefix).map(|identity| (prefix, *identity))
+        })
+    }
+
+    /// What the datapath takes an address for that is no endpoint.
+    pub(crate) fn identity(&self, address: Address) -> Identity {
+        self.longest(address).map_or(Identity::WORLD, |(_, identity)| identity)
+    }
 }
 
 /// The prefix of this many bits that holds the address.

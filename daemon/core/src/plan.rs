@@ -1,4 +1,12 @@
 //! The steps from what the kernel and the tunnel hold to what they should.
+//!
+//! Order is the point. First everything that denies more, then the pods' interfaces, then tunnels and routes, then
+//! everything that denies less or is removed, and last the word that the node knows the whole cluster. A plan that
+//! breaks off anywhere leaves every address judged as before, as after, or more strictly than one of the two; the next
+//! plan goes on from there. Until the sources have been read whole, the second half is left out.
+
+mod identities;
+mod peers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,8 +35,8 @@ pub enum Step {
     /// The pod's interface is no more: take away what `PutAttachment` made. A map entry or route that by now belongs to
     /// another interface stays.
     RemoveAttachment(LocalPod),
-    /// The tunnel has this peer, and no other state of it. A key or an allowed prefix that another peer still holds
-    /// moves here.
+    /// The tunnel has this peer, and no other state of it. Steps that follow each other directly may be carried out as
+    /// one batch: a prefix that moves from one peer to another is then nobody's at no time.
     PutPeer(Peer),
     /// The tunnel no longer has the peer.
     RemovePeer(NodeNumber),
@@ -69,9 +77,74 @@ pub struct Actual {
 }
 
 /// The steps from `actual` to `desired`. Carried out in order, none leaves an address weaker than both before and after.
+/// Once all are carried out, the next plan is empty.
 pub fn plan(actual: &Actual, desired: &Desired) -> Vec<Step> {
-    let _ = (actual, desired);
-    Vec::new()
+    let identities = identities::order(actual, desired);
+    let peers = peers::order(actual, desired);
+    let mut steps = identities.stricter;
+    let both: BTreeSet<IpNet> = actual.untranslated.union(&desired.untranslated).copied().collect();
+    if both != actual.untranslated {
+        steps.push(Step::SetUntranslated(both));
+    }
+    put_attachments(actual, desired, &mut steps);
+    steps.extend(peers.stricter);
+    let routes = desired.routes.values().filter(|route| actual.routes.get(&route.destination) != Some(route));
+    steps.extend(routes.copied().map(Step::PutRoute));
+    if desired.prune {
+        steps.extend(identities.weaker);
+        weaken_attachments(actual, desired, &mut steps);
+        steps.extend(peers.weaker);
+        let gone = actual.routes.values().filter(|route| !desired.routes.contains_key(&route.destination));
+        steps.extend(gone.copied().map(Step::RemoveRoute));
+        if !actual.untranslated.is_subset(&desired.untranslated) {
+            steps.push(Step::SetUntranslated(desired.untranslated.clone()));
+        }
+        if !actual.synced {
+            steps.push(Step::SetSynced(true));
+        }
+    }
+    steps
+}
+
+/// Every interface as it shall be, but none less protected than it is. An old interface that has an address or the index
+/// of a new one goes first, even before the sources are read: its removal must not take the new one's entries away.
+fn put_attachments(actual: &Actual, desired: &Desired, steps: &mut Vec<Step>) {
+    let mut puts = Vec::new();
+    let mut addresses = BTreeSet::new();
+    let mut interfaces = BTreeSet::new();
+    for (key, pod) in &desired.attachments {
+        let before = actual.attachments.get(key);
+        let protection = before.map_or(pod.protection, |before| before.protection.max(pod.protection));
+        let put = LocalPod { protection, ..pod.clone() };
+        if before != Some(&put) {
+            addresses.extend(put.addresses.iter().copied());
+            interfaces.insert(put.host_index);
+            puts.push(put);
+        }
+    }
+    let replaced = |pod: &&LocalPod| {
+        interfaces.contains(&pod.host_index) || pod.addresses.iter().any(|address| addresses.contains(address))
+    };
+    let leftovers = actual.attachments.values().filter(|pod| !desired.attachments.contains_key(&pod.key()));
+    steps.extend(leftovers.filter(replaced).cloned().map(Step::RemoveAttachment));
+    steps.extend(puts.into_iter().map(Step::PutAttachment));
+}
+
+fn weaken_attachments(actual: &Actual, desired: &Desired, steps: &mut Vec<Step>) {
+    let already_removed: BTreeSet<AttachmentKey> = steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::RemoveAttachment(pod) => Some(pod.key()),
+            _ => None,
+        })
+        .collect();
+    for (key, before) in &actual.attachments {
+        match desired.attachments.get(key) {
+            Some(pod) if pod.protection < before.protection => steps.push(Step::PutAttachment(pod.clone())),
+            None if !already_removed.contains(key) => steps.push(Step::RemoveAttachment(before.clone())),
+            _ => {}
+        }
+    }
 }
 
 impl Actual {
@@ -97,10 +170,6 @@ impl Actual {
                 self.attachments.remove(&pod.key());
             }
             Step::PutPeer(peer) => {
-                for other in self.peers.values_mut().filter(|other| other.number != peer.number) {
-                    other.allowed.retain(|prefix| !peer.allowed.contains(prefix));
-                    other.keys.retain(|(_, key)| !peer.keys.iter().any(|(_, moved)| moved == key));
-                }
                 self.peers.insert(peer.number, peer.clone());
             }
             Step::RemovePeer(number) => {
@@ -123,3 +192,6 @@ impl Actual {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use hauberk_abi::identity::Protection;
+pub use hauberk_abi::identity::Protection;
 
 use crate::desired::Policy;
 use crate::model::{ENCRYPTION_LABEL, Model, NamespaceObject, PodName, PodObject};

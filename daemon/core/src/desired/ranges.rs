@@ -1,0 +1,140 @@
+//! Which node owns which pod range, and what an address in a range is while nobody is known to have it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hauberk_abi::address::Prefix;
+use hauberk_abi::identity::{Identity, Kind, Protection};
+use ipnet::IpNet;
+
+use crate::desired::Policy;
+use crate::events::{Collector, reason};
+use crate::model::{Model, NodeObject, read_from};
+use crate::reserved;
+
+/// The nodes' pod ranges.
+pub(super) struct PodRanges<'a> {
+    /// Each node's own, by node name. No two of different nodes overlap.
+    owned: BTreeMap<&'a str, BTreeSet<IpNet>>,
+    /// Ranges that overlap another node's.
+    contested: BTreeSet<IpNet>,
+}
+
+impl<'a> PodRanges<'a> {
+    /// What the nodes claim, less what they cannot have.
+    ///
+    /// A range that overlaps another node's is nobody's, whoever claimed it first: a guess could hand one node's traffic
+    /// to another. Pods in there are reached by their own addresses all the same; only what has no Pod object is not.
+    pub(super) fn claimed(model: &'a Model, policy: &Policy, events: &mut Collector) -> PodRanges<'a> {
+        let mut claims: BTreeMap<IpNet, Vec<&'a NodeObject>> = BTreeMap::new();
+        for node in model.nodes() {
+            for range in node.pod_ranges.iter().map(IpNet::trunc) {
+                if let Some(what) = reserved::range(range) {
+                    events.warn(reason::RANGE_REFUSED, [object(node)], || refused(node, range, what));
+                    continue;
+                }
+                if !policy.in_cluster(range) {
+                    events.warn(reason::RANGE_OUTSIDE_CLUSTER, [object(node)], || outside_cluster(node, range));
+                }
+                let nodes = claims.entry(range).or_default();
+                if !nodes.iter().any(|other| other.name == node.name) {
+                    nodes.push(node);
+                }
+            }
+        }
+        let contested = contested(&claims, events);
+        let mut owned: BTreeMap<&str, BTreeSet<IpNet>> = BTreeMap::new();
+        for (range, nodes) in claims.iter().filter(|(range, _)| !contested.contains(range)) {
+            for node in nodes {
+                owned.entry(&node.name).or_default().insert(*range);
+            }
+        }
+        PodRanges { owned, contested }
+    }
+
+    /// The node's own ranges.
+    pub(super) fn of(&self, node: &str) -> impl Iterator<Item = IpNet> {
+        self.owned.get(node).into_iter().flatten().copied()
+    }
+
+    /// Every range, contested or not.
+    pub(super) fn all(&self) -> impl Iterator<Item = IpNet> {
+        self.owned.values().flatten().chain(&self.contested).copied()
+    }
+
+    /// RANGES.
+    pub(super) fn identities(&self, model: &Model, policy: &Policy) -> BTreeMap<Prefix, Identity> {
+        let unknown_node = Identity::new(Kind::UnknownNode, Protection::None, 0);
+        let unknown_pod = |node: u32| Identity::new(Kind::UnknownPod, Protection::Enabled, node);
+        let mut identities = BTreeMap::new();
+        // Where two of these are one prefix, the later one counts: pods before nodes, owned before unowned.
+        identities.extend(policy.node_ranges.iter().map(|range| (prefix(*range), unknown_node)));
+        identities.extend(policy.cluster_ranges.iter().map(|range| (prefix(*range), unknown_pod(0))));
+        identities.extend(self.contested.iter().map(|range| (prefix(*range), unknown_pod(0))));
+        for (node, ranges) in &self.owned {
+            let number = model.node_number(node).unwrap_or_default();
+            identities.extend(ranges.iter().map(|range| (prefix(*range), unknown_pod(number.0))));
+        }
+        identities
+    }
+}
+
+/// The ranges that overlap one of another node. Prefixes are nested or apart, and sorted order puts the outer one first.
+fn contested(claims: &BTreeMap<IpNet, Vec<&NodeObject>>, events: &mut Collector) -> BTreeSet<IpNet> {
+    let mut contested = BTreeSet::new();
+    let mut enclosing: Vec<(&IpNet, &Vec<&NodeObject>)> = Vec::new();
+    for (range, nodes) in claims {
+        while enclosing.last().is_some_and(|(outer, _)| !outer.contains(range)) {
+            enclosing.pop();
+        }
+        enclosing.push((range, nodes));
+        for (outer, others) in &enclosing {
+            for node in nodes {
+                if let Some(other) = others.iter().find(|other| other.name != node.name) {
+                    contested.extend([**outer, *range]);
+                    // Within one prefix each pair is met from both sides: tell it once.
+                    if *outer != range || other.name < node.name {
+                        let objects = [object(other), object(node)];
+                        events.warn(reason::RANGE_OVERLAP, objects, || overlap(other, outer, node, range));
+                    }
+                }
+            }
+        }
+    }
+    contested
+}
+
+fn prefix(range: IpNet) -> Prefix {
+    Prefix::new(range.network(), range.prefix_len())
+}
+
+fn object(node: &NodeObject) -> String {
+    format!("Node/{}", node.name)
+}
+
+fn refused(node: &NodeObject, range: IpNet, what: &str) -> String {
+    format!(
+        "Node {}{}: pod range {range} is refused: it holds addresses that are {what} and no pod's; correct spec.podCIDRs",
+        node.name,
+        read_from(&node.origin)
+    )
+}
+
+fn outside_cluster(node: &NodeObject, range: IpNet) -> String {
+    format!(
+        "Node {}{}: pod range {range} is outside clusterRanges: its pods are protected only from when the Node object is \
+         read; add the range to clusterRanges on every node",
+        node.name,
+        read_from(&node.origin)
+    )
+}
+
+fn overlap(one: &NodeObject, one_range: &IpNet, other: &NodeObject, other_range: &IpNet) -> String {
+    format!(
+        "Node {}{} has pod range {one_range} and Node {}{} has {other_range}, which overlap: neither is used, packets to \
+         addresses in there go only to pods whose objects are known; correct spec.podCIDRs of one",
+        one.name,
+        read_from(&one.origin),
+        other.name,
+        read_from(&other.origin)
+    )
+}

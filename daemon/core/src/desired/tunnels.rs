@@ -1,0 +1,220 @@
+//! The other nodes' tunnels: keys, where they listen, what they may speak for; and the routes to their pods.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+use hauberk_abi::layout::{self, peer_flag};
+use ipnet::IpNet;
+
+use crate::desired::claims::Parties;
+use crate::desired::ranges::PodRanges;
+use crate::desired::{Peer, Policy, Route};
+use crate::events::{Collector, reason};
+use crate::model::{Held, Model, NodeNumber, NodeObject, read_from};
+
+/// What is desired of the tunnel, of the PEERS map and of the routing table.
+#[derive(Default)]
+pub(super) struct Tunnels {
+    pub(super) peers: BTreeMap<NodeNumber, Peer>,
+    pub(super) entries: BTreeMap<NodeNumber, layout::Peer>,
+    pub(super) routes: BTreeMap<IpNet, Route>,
+}
+
+impl Tunnels {
+    /// From the nodes' objects, and what became of their claims.
+    pub(super) fn derive(
+        model: &Model,
+        policy: &Policy,
+        ranges: &PodRanges<'_>,
+        parties: &Parties<'_>,
+        events: &mut Collector,
+    ) -> Tunnels {
+        let holders = Holders::collect(model);
+        let mut allowed = allowed(model, ranges, parties);
+        let own = model.nodes.get(model.node()).and_then(|node| parties.of_node(&node.object).next());
+        let mut tunnels = Tunnels::default();
+        for (name, node) in model.nodes.iter().filter(|(name, _)| *name != model.node()) {
+            let number = model.node_number(name).unwrap_or_default();
+            tunnels.route(policy, &node.object, ranges, parties, events);
+            let Some(held) = &node.held else { continue };
+            let keys = holders.usable(policy, &node.object, held, events);
+            let Some((epoch, _)) = keys.first().copied() else { continue };
+            let endpoint = endpoint(&node.object, own, parties, held.published.port);
+            if endpoint.is_none() {
+                events.warn(reason::NO_ENDPOINT, [object(&node.object)], || no_endpoint(&node.object));
+            }
+            let entry = layout::Peer { flags: flags(endpoint.is_some(), model.ready.contains(name)), epoch };
+            let allowed = allowed.remove(name.as_str()).unwrap_or_default();
+            tunnels.entries.insert(number, entry);
+            tunnels.peers.insert(number, Peer { number, name: name.clone(), keys, endpoint, allowed });
+        }
+        tunnels
+    }
+
+    /// Routes to the node's pod ranges by its address of the same family.
+    fn route(
+        &mut self,
+        policy: &Policy,
+        node: &NodeObject,
+        ranges: &PodRanges<'_>,
+        parties: &Parties<'_>,
+        events: &mut Collector,
+    ) {
+        for destination in ranges.of(&node.name) {
+            // An address inside the range would be reached by the route itself.
+            let usable = |via: &IpAddr| same_family(*via, destination.addr()) && !destination.contains(via);
+            match parties.of_node(node).find(usable) {
+                Some(via) => {
+                    self.routes.insert(destination, Route { destination, via, mtu: policy.route_mtu });
+                }
+                None => events.warn(reason::NO_ROUTE, [object(node)], || no_route(node, destination)),
+            }
+        }
+    }
+}
+
+/// Who publishes which key, and since when.
+struct Holders<'a>(HashMap<[u8; 32], Vec<Holder<'a>>>);
+
+struct Holder<'a> {
+    node: &'a NodeObject,
+    arrival: u64,
+}
+
+impl<'a> Holders<'a> {
+    fn collect(model: &'a Model) -> Holders<'a> {
+        let mut holders: HashMap<[u8; 32], Vec<Holder<'a>>> = HashMap::new();
+        // What this node's own object says is no claim: its keys are in the policy.
+        for (name, node) in model.nodes.iter().filter(|(name, _)| *name != model.node()) {
+            for (key, arrival) in node.held.iter().flat_map(|held| &held.arrival) {
+                debug_assert_eq!(*name, node.object.name);
+                holders.entry(*key).or_default().push(Holder { node: &node.object, arrival: *arrival });
+            }
+        }
+        Holders(holders)
+    }
+
+    /// The node's keys that are its own alone, newest first.
+    fn usable(&self, policy: &Policy, node: &NodeObject, held: &Held, events: &mut Collector) -> Vec<(u32, [u8; 32])> {
+        let mut usable = Vec::new();
+        for key in &held.published.keys {
+            if policy.own_keys.contains(&key.bytes) {
+                let objects = [object(node), format!("Node/{}", policy.node)];
+                events.warn(reason::KEY_REFUSED, objects, || own_key(policy, node, key.epoch));
+            } else if let Some(other) = self.earlier_or_equal(node, &key.bytes) {
+                let objects = [object(node), object(other.node)];
+                events.warn(reason::KEY_REFUSED, objects, || taken_key(node, key.epoch, other, held, &key.bytes));
+            } else {
+                usable.push((key.epoch, key.bytes));
+            }
+        }
+        usable
+    }
+
+    /// Another node that had the key before this one, or came with it at the same time, so that neither can be believed.
+    fn earlier_or_equal(&self, node: &NodeObject, key: &[u8; 32]) -> Option<&Holder<'a>> {
+        let holders = self.0.get(key)?;
+        let own = holders.iter().find(|holder| holder.node.name == node.name)?;
+        holders
+            .iter()
+            .filter(|holder| holder.node.name != node.name && holder.arrival <= own.arrival)
+            .min_by_key(|holder| holder.arrival)
+    }
+}
+
+/// What each other node may speak for. Unique by construction: a prefix has one place in the map, and what is more
+/// certain - a pod's own object - comes last.
+fn allowed<'a>(model: &'a Model, ranges: &PodRanges<'_>, parties: &Parties<'a>) -> HashMap<&'a str, BTreeSet<IpNet>> {
+    let mut owners: BTreeMap<IpNet, &str> = BTreeMap::new();
+    for node in model.nodes() {
+        owners.extend(ranges.of(&node.name).map(|range| (range, node.name.as_str())));
+        owners.extend(parties.of_node(node).map(|address| (IpNet::from(address), node.name.as_str())));
+    }
+    let own_ranges: HashMap<&str, Vec<IpNet>> =
+        model.nodes.keys().map(|name| (name.as_str(), ranges.of(name).collect())).collect();
+    for (address, claim) in parties.pods() {
+        let covered = claim.node.and_then(|node| own_ranges.get(node));
+        if covered.is_some_and(|ranges| ranges.iter().any(|range| range.contains(&address))) {
+            continue;
+        }
+        match claim.node {
+            Some(node) => owners.insert(address.into(), node),
+            // Nobody may speak for a pod that is nowhere, even if its address alone is some node's whole range.
+            None => owners.remove(&address.into()),
+        };
+    }
+    let mut allowed: HashMap<&str, BTreeSet<IpNet>> = HashMap::new();
+    for (prefix, node) in owners {
+        allowed.entry(node).or_default().insert(prefix);
+    }
+    allowed
+}
+
+/// Where the node's tunnel listens: an address of the family this node's own first address has, if there is one.
+fn endpoint(node: &NodeObject, own: Option<IpAddr>, parties: &Parties<'_>, port: u16) -> Option<SocketAddr> {
+    let internal = |address: &IpAddr| node.addresses.iter().any(|other| other.internal && other.address == *address);
+    let other_family = |address: &IpAddr| own.is_some_and(|own| !same_family(own, *address));
+    let best = parties.of_node(node).min_by_key(|address| (!internal(address), other_family(address)));
+    best.map(|address| SocketAddr::new(address, port))
+}
+
+fn flags(reachable: bool, ready: bool) -> u32 {
+    match (reachable, ready) {
+        (false, _) => 0,
+        (true, false) => peer_flag::KEY,
+        (true, true) => peer_flag::KEY | peer_flag::READY,
+    }
+}
+
+fn same_family(one: IpAddr, other: IpAddr) -> bool {
+    one.is_ipv4() == other.is_ipv4()
+}
+
+fn object(node: &NodeObject) -> String {
+    format!("Node/{}", node.name)
+}
+
+fn own_key(policy: &Policy, node: &NodeObject, epoch: u32) -> String {
+    format!(
+        "Node {}{}: its key of epoch {epoch} is refused: it is this node's ({}) own; its state directory may be a copy of \
+         this node's - give it one of its own",
+        node.name,
+        read_from(&node.origin),
+        policy.node
+    )
+}
+
+fn taken_key(node: &NodeObject, epoch: u32, other: &Holder<'_>, held: &Held, key: &[u8; 32]) -> String {
+    let together = held.arrival.get(key) == Some(&other.arrival);
+    let consequence = if together {
+        "nobody can tell whose it is, so it is refused for both"
+    } else {
+        "that node had it first and keeps it"
+    };
+    format!(
+        "Node {}{}: its key of epoch {epoch} is refused: Node {}{} publishes the same, {consequence}; one's state \
+         directory may be a copy of the other's - give it one of its own",
+        node.name,
+        read_from(&node.origin),
+        other.node.name,
+        read_from(&other.node.origin)
+    )
+}
+
+fn no_endpoint(node: &NodeObject) -> String {
+    format!(
+        "Node {}{} has keys but no address of its own: no tunnel can reach it, what must be encrypted to it is dropped; \
+         complete status.addresses",
+        node.name,
+        read_from(&node.origin)
+    )
+}
+
+fn no_route(node: &NodeObject, range: IpNet) -> String {
+    format!(
+        "Node {}{} has pod range {range}, but no address of that family outside the range: there is no route to its pods; \
+         complete status.addresses",
+        node.name,
+        read_from(&node.origin)
+    )
+}

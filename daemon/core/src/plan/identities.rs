@@ -1,0 +1,106 @@
+//! The order of changes to ENDPOINTS and RANGES.
+//!
+//! What an address resolves to depends on several entries at once, so an order by entry is not enough:
+//!
+//! - Stricter first: only entries that make no address less strict than it is now.
+//! - Then the others. Longer prefixes are put before shorter ones, and shorter ones are removed before longer ones, so that
+//!   whenever an entry becomes visible for an address it is the one that decides in the end: each address changes once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+#[cfg(test)]
+use hauberk_abi::address::Address;
+use hauberk_abi::address::Prefix;
+use hauberk_abi::identity::Identity;
+
+use crate::desired::Desired;
+use crate::lookup::{Ranges, truncate};
+use crate::plan::{Actual, Step};
+
+/// Steps in two halves.
+#[derive(Default)]
+pub(super) struct Order {
+    /// None of these makes anything less strict.
+    pub(super) stricter: Vec<Step>,
+    /// The rest, removals included.
+    pub(super) weaker: Vec<Step>,
+}
+
+/// How strictly packets of an address are judged: outside the cluster, in it, permissive, enabled or unknown.
+pub(crate) fn strictness(identity: Identity) -> u8 {
+    if identity.is_world() { 0 } else { 1 + identity.protection() as u8 }
+}
+
+/// The steps from one pair of maps to the other.
+pub(super) fn order(actual: &Actual, desired: &Desired) -> Order {
+    let mut order = Order::default();
+    let mut ranges = actual.ranges.clone();
+    let late_ranges = put_strict_ranges(desired, &mut ranges, &mut order.stricter);
+    let lookup = Ranges::new(&ranges);
+    let mut late_endpoints = Vec::new();
+    for (address, identity) in &desired.endpoints {
+        let now = actual.endpoints.get(address).copied();
+        if now == Some(*identity) {
+            continue;
+        }
+        let step = Step::PutEndpoint(*address, *identity);
+        if strictness(*identity) >= strictness(now.unwrap_or_else(|| lookup.identity(*address))) {
+            order.stricter.push(step);
+        } else {
+            late_endpoints.push(step);
+        }
+    }
+    let mut late_removals = Vec::new();
+    for (address, identity) in actual.endpoints.iter().filter(|(address, _)| !desired.endpoints.contains_key(*address))
+    {
+        let step = Step::RemoveEndpoint(*address);
+        // A plain pod that is gone leaves an unknown, hence protected address behind.
+        if desired.prune && strictness(lookup.identity(*address)) > strictness(*identity) {
+            order.stricter.push(step);
+        } else {
+            late_removals.push(step);
+        }
+    }
+    order.weaker.extend(late_endpoints);
+    order.weaker.extend(late_ranges.into_iter().map(|(prefix, identity)| Step::PutRange(prefix, identity)));
+    let gone: BTreeSet<Prefix> =
+        actual.ranges.keys().filter(|prefix| !desired.ranges.contains_key(prefix)).copied().collect();
+    // A prefix sorts by its length first.
+    order.weaker.extend(gone.into_iter().map(Step::RemoveRange));
+    order.weaker.extend(late_removals);
+    order
+}
+
+/// Puts every range that makes nothing less strict, and returns the others, longest first.
+fn put_strict_ranges(
+    desired: &Desired,
+    ranges: &mut BTreeMap<Prefix, Identity>,
+    steps: &mut Vec<Step>,
+) -> Vec<(Prefix, Identity)> {
+    let mut puts: Vec<(Prefix, Identity)> = desired
+        .ranges
+        .iter()
+        .filter(|(prefix, identity)| ranges.get(prefix) != Some(identity))
+        .map(|(prefix, identity)| (*prefix, *identity))
+        .collect();
+    // The strictest first, so that what would open a hole in one of them is seen; then the longest.
+    puts.sort_by_key(|(prefix, identity)| std::cmp::Reverse((strictness(*identity), *prefix)));
+    let mut late = Vec::new();
+    for (prefix, identity) in puts {
+        let covering = (0..=prefix.length).filter_map(|length| ranges.get(&truncate(prefix.address, length)));
+        if covering.map(|covering| strictness(*covering)).max() > Some(strictness(identity)) {
+            late.push((prefix, identity));
+        } else {
+            steps.push(Step::PutRange(prefix, identity));
+            ranges.insert(prefix, identity);
+        }
+    }
+    late.sort_by_key(|(prefix, _)| std::cmp::Reverse(*prefix));
+    late
+}
+
+/// Looks an address up as the datapath does.
+#[cfg(test)]
+pub(crate) fn resolve(actual: &Actual, address: Address) -> Identity {
+    actual.endpoints.get(&address).copied().unwrap_or_else(|| Ranges::new(&actual.ranges).identity(address))
+}

@@ -1,0 +1,108 @@
+//! The order of changes to the tunnel's peers and the PEERS map.
+//!
+//! No key and no prefix is ever in two peers. What moves from one to another is given up first, then taken.
+
+use std::collections::BTreeMap;
+
+use hauberk_abi::layout::{self, peer_flag};
+use ipnet::IpNet;
+
+use crate::desired::{Desired, Peer};
+use crate::model::NodeNumber;
+use crate::plan::identities::Order;
+use crate::plan::{Actual, Step};
+
+/// The steps from one set of peers to the other.
+pub(super) fn order(actual: &Actual, desired: &Desired) -> Order {
+    let mut order = Order::default();
+    let owners = Owners::of(desired);
+    let mut peers = actual.peers.clone();
+    for peer in actual.peers.values() {
+        if let Some(step) = give_up(peer, desired, &owners) {
+            apply(&mut peers, &step);
+            order.stricter.push(step);
+        }
+    }
+    for (number, peer) in &desired.peers {
+        let put = if desired.prune { peer.clone() } else { keep_allowed(peer, peers.get(number), &owners) };
+        if peers.get(number) != Some(&put) {
+            order.stricter.push(Step::PutPeer(put));
+        }
+    }
+    entries(actual, desired, &mut order);
+    let gone = peers.keys().filter(|number| !desired.peers.contains_key(number));
+    order.weaker.extend(gone.copied().map(Step::RemovePeer));
+    order
+}
+
+/// What each key and prefix shall be whose.
+struct Owners {
+    prefixes: BTreeMap<IpNet, NodeNumber>,
+    keys: BTreeMap<[u8; 32], NodeNumber>,
+}
+
+impl Owners {
+    fn of(desired: &Desired) -> Owners {
+        let prefixes = desired.peers.values().flat_map(|peer| peer.allowed.iter().map(|prefix| (*prefix, peer.number)));
+        let keys = desired.peers.values().flat_map(|peer| peer.keys.iter().map(|(_, key)| (*key, peer.number)));
+        Owners { prefixes: prefixes.collect(), keys: keys.collect() }
+    }
+
+    fn is_anothers_prefix(&self, prefix: &IpNet, number: NodeNumber) -> bool {
+        self.prefixes.get(prefix).is_some_and(|owner| *owner != number)
+    }
+
+    fn is_anothers_key(&self, key: &[u8; 32], number: NodeNumber) -> bool {
+        self.keys.get(key).is_some_and(|owner| *owner != number)
+    }
+}
+
+/// The step that takes from a peer what shall be another's, if it has any of that.
+fn give_up(peer: &Peer, desired: &Desired, owners: &Owners) -> Option<Step> {
+    let mut rest = peer.clone();
+    rest.allowed.retain(|prefix| !owners.is_anothers_prefix(prefix, peer.number));
+    rest.keys.retain(|(_, key)| !owners.is_anothers_key(key, peer.number));
+    if rest == *peer {
+        return None;
+    }
+    let goes = rest.keys.is_empty() || (desired.prune && !desired.peers.contains_key(&peer.number));
+    Some(if goes { Step::RemovePeer(peer.number) } else { Step::PutPeer(rest) })
+}
+
+/// The peer, with the prefixes it has and that are nobody else's: while the source is being read, the object that gives
+/// them to it may still be to come.
+fn keep_allowed(peer: &Peer, before: Option<&Peer>, owners: &Owners) -> Peer {
+    let mut kept = peer.clone();
+    let allowed = before.into_iter().flat_map(|before| &before.allowed);
+    kept.allowed.extend(allowed.filter(|prefix| !owners.is_anothers_prefix(prefix, peer.number)));
+    kept
+}
+
+/// A flag that goes lets permissive traffic out in the clear, so it goes late; one that comes waits for the peer.
+fn entries(actual: &Actual, desired: &Desired, order: &mut Order) {
+    for (number, entry) in &desired.peer_entries {
+        let before = actual.peer_entries.get(number);
+        let kept = before.map_or(0, |before| before.flags & (peer_flag::KEY | peer_flag::READY));
+        let first = layout::Peer { flags: entry.flags | kept, ..*entry };
+        if before != Some(&first) {
+            order.stricter.push(Step::PutPeerEntry(*number, first));
+        }
+        if first != *entry {
+            order.weaker.push(Step::PutPeerEntry(*number, *entry));
+        }
+    }
+    let gone = actual.peer_entries.keys().filter(|number| !desired.peer_entries.contains_key(number));
+    order.weaker.extend(gone.copied().map(Step::RemovePeerEntry));
+}
+
+fn apply(peers: &mut BTreeMap<NodeNumber, Peer>, step: &Step) {
+    match step {
+        Step::PutPeer(peer) => {
+            peers.insert(peer.number, peer.clone());
+        }
+        Step::RemovePeer(number) => {
+            peers.remove(number);
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,375 @@
+use std::collections::BTreeMap;
+
+use hauberk_abi::identity::{Kind, Protection};
+use hauberk_abi::layout::peer_flag;
+use proptest::prelude::*;
+
+use super::identities::{resolve, strictness};
+use super::*;
+use crate::model::{Change, NodeAddress, NodeObject, PodObject};
+use crate::testing::{World, attachment, ip, keys, namespace, net, node, pod, pod_name};
+
+fn reach(actual: &mut Actual, desired: &Desired) -> Vec<Step> {
+    let steps = plan(actual, desired);
+    for step in &steps {
+        actual.apply(step);
+    }
+    assert_eq!(plan(actual, desired), [], "the second plan is empty");
+    steps
+}
+
+/// What the state looks like that a desired one leads to from nothing, once it may prune.
+fn reached(world: &World) -> Actual {
+    let mut actual = Actual::default();
+    reach(&mut actual, &world.desired());
+    actual
+}
+
+#[test]
+fn deny_comes_first_and_synced_last() {
+    let mut world = World::three_nodes();
+    world.apply(Change::Pod(pod("secret/a", 2, &["10.0.2.5"])));
+    world.apply(Change::Pod(pod("open/b", 2, &["10.0.2.6"])));
+    world.apply(Change::Attachment(attachment("c1", Some("secret/c"), &["10.0.1.5"])));
+    let steps = plan(&Actual::default(), &world.desired());
+    let place = |wanted: &dyn Fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
+    let last = |wanted: &dyn Fn(&Step) -> bool| steps.iter().rposition(wanted).unwrap();
+    let range = last(&|step| matches!(step, Step::PutRange(_, identity) if identity.kind() == Kind::UnknownPod));
+    let protected =
+        place(&|step| matches!(step, Step::PutEndpoint(_, identity) if identity.protection() == Protection::Enabled));
+    let attachment = place(&|step| matches!(step, Step::PutAttachment(_)));
+    let peer = place(&|step| matches!(step, Step::PutPeer(_)));
+    let entry = place(&|step| matches!(step, Step::PutPeerEntry(..)));
+    let route = place(&|step| matches!(step, Step::PutRoute(_)));
+    let plain =
+        place(&|step| matches!(step, Step::PutEndpoint(address, _) if *address == Address::from(ip("10.0.2.6"))));
+    let order = [range, protected, attachment, peer, entry, route, plain, steps.len() - 1];
+    assert!(order.is_sorted(), "{order:?} {steps:#?}");
+    assert_eq!(steps.last(), Some(&Step::SetSynced(true)));
+}
+
+#[test]
+fn before_everything_is_known_nothing_is_removed_or_weakened() {
+    let mut before = World::three_nodes();
+    before.apply(Change::Pod(pod("secret/a", 2, &["10.0.2.5"])));
+    before.apply(Change::PeerReady { node: "n2".into(), ready: true });
+    before.apply(Change::Attachment(attachment("c1", Some("secret/c"), &["10.0.1.5"])));
+    let mut actual = reached(&before);
+    let old = actual.clone();
+    // The agent starts again and has read one node and an unlabelled namespace so far.
+    let mut world = World::new();
+    world.apply(Change::Node(node(2)));
+    world.apply(namespace("secret", None));
+    world.apply(Change::Pod(pod("secret/a", 2, &["10.0.2.5"])));
+    assert_eq!(reach(&mut actual, &world.desired()), []);
+    assert_eq!(actual, old);
+    world.apply(Change::Synced);
+    reach(&mut actual, &world.desired());
+    assert_eq!(actual.endpoints[&Address::from(ip("10.0.2.5"))].protection(), Protection::None);
+    assert_eq!(actual.peers.len(), 1);
+    assert!(actual.attachments.is_empty());
+}
+
+#[test]
+fn a_plain_pod_stays_unknown_until_everything_is_known() {
+    let mut world = World::new();
+    world.apply(Change::Node(node(2)));
+    world.apply(namespace("open", None));
+    world.apply(Change::Pod(pod("open/a", 2, &["10.0.2.5"])));
+    let mut actual = Actual::default();
+    let steps = reach(&mut actual, &world.desired());
+    assert!(!steps.contains(&Step::SetSynced(true)));
+    assert_eq!(resolve(&actual, ip("10.0.2.5").into()).kind(), Kind::UnknownPod);
+    world.apply(Change::Synced);
+    reach(&mut actual, &world.desired());
+    assert_eq!(resolve(&actual, ip("10.0.2.5").into()).kind(), Kind::Pod);
+    assert!(actual.synced);
+}
+
+#[test]
+fn a_known_peer_keeps_what_it_may_speak_for_until_everything_is_known() {
+    let mut before = World::three_nodes();
+    before.apply(Change::Pod(pod("open/outside", 2, &["10.0.77.5"])));
+    let mut actual = reached(&before);
+    let mut world = World::new();
+    world.apply(Change::Node(NodeObject { keys: Some(keys(&[(2, 22), (1, 2)])), ..node(2) }));
+    let number = NodeNumber(world.number(2));
+    reach(&mut actual, &world.desired());
+    assert_eq!(actual.peers[&number].keys.len(), 2, "the new key is installed");
+    assert!(actual.peers[&number].allowed.contains(&net("10.0.77.5/32")));
+    world.apply(Change::Synced);
+    reach(&mut actual, &world.desired());
+    assert!(!actual.peers[&number].allowed.contains(&net("10.0.77.5/32")));
+}
+
+#[test]
+fn a_pod_that_takes_the_label_of_another_leaves_no_moment_without_either() {
+    let mut world = World::three_nodes();
+    let labelled = |name, label: Option<&str>, address| {
+        Change::Pod(PodObject { encryption: label.map(str::to_owned), ..pod(name, 2, &[address]) })
+    };
+    world.apply(labelled("open/a", Some("enabled"), "10.0.2.5"));
+    world.apply(labelled("open/b", None, "10.0.2.6"));
+    let actual = reached(&world);
+    world.apply(labelled("open/a", None, "10.0.2.5"));
+    world.apply(labelled("open/b", Some("enabled"), "10.0.2.6"));
+    let addresses: Vec<Address> = plan(&actual, &world.desired())
+        .iter()
+        .map(|step| match step {
+            Step::PutEndpoint(address, _) => *address,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(addresses, [ip("10.0.2.6").into(), ip("10.0.2.5").into()]);
+}
+
+#[test]
+fn a_reused_address_is_taken_from_the_old_interface_before_the_new_one_gets_it() {
+    let mut world = World::three_nodes();
+    world.apply(Change::Attachment(attachment("old", Some("open/a"), &["10.0.1.5"])));
+    let mut actual = reached(&world);
+    let (old, _) = actual.attachments.first_key_value().map(|(key, pod)| (key.clone(), pod.clone())).unwrap();
+    world.apply(Change::AttachmentGone(old));
+    world.apply(Change::Attachment(attachment("new", Some("open/b"), &["10.0.1.5"])));
+    let steps = reach(&mut actual, &world.desired());
+    let names: Vec<&str> = steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::RemoveAttachment(pod) => Some(pod.container.as_str()),
+            Step::PutAttachment(pod) => Some(pod.container.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(names, ["old", "new"]);
+}
+
+#[test]
+fn a_peer_that_can_no_longer_encrypt_is_said_so_late_and_one_that_can_early() {
+    let mut world = World::three_nodes();
+    world.apply(Change::PeerReady { node: "n2".into(), ready: true });
+    let mut actual = reached(&world);
+    world.apply(Change::PeerReady { node: "n2".into(), ready: false });
+    world.apply(Change::PeerReady { node: "n3".into(), ready: true });
+    let flags: Vec<u32> = reach(&mut actual, &world.desired())
+        .iter()
+        .map(|step| match step {
+            Step::PutPeerEntry(_, entry) => entry.flags,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(flags, [peer_flag::KEY | peer_flag::READY, peer_flag::KEY]);
+}
+
+// ---- properties -------------------------------------------------------------------------------------------------------
+
+/// Few addresses and many overlaps: everything happens often.
+fn universe() -> Vec<Address> {
+    let v4 = (0..4u8).flat_map(|range| (0..4u8).map(move |host| Address::v4([10, 0, range, host])));
+    v4.chain([Address::v4([192, 0, 2, 1]), Address::v4([8, 8, 8, 8]), Address::from(ip("fd00::1"))]).collect()
+}
+
+fn any_address() -> impl Strategy<Value = Address> {
+    prop::sample::select(universe())
+}
+
+fn any_prefix() -> impl Strategy<Value = Prefix> {
+    (any_address(), prop::sample::select(vec![0u32, 64, 104, 112, 120, 126, 127, 128]))
+        .prop_map(|(address, length)| crate::lookup::truncate(address, length))
+}
+
+/// Anything an older run may have left, numbers nobody knows included.
+fn any_identity() -> impl Strategy<Value = Identity> {
+    (0u8..7, 0u8..4, 0u32..3).prop_map(|(kind, protection, node)| Identity { kind, protection, reserved: 0, node })
+}
+
+fn endpoint_identity() -> impl Strategy<Value = Identity> {
+    let protections = prop::sample::select(vec![Protection::None, Protection::Permissive, Protection::Enabled]);
+    prop_oneof![
+        (protections, 0u32..3).prop_map(|(protection, node)| Identity::new(Kind::Pod, protection, node)),
+        (1u32..3).prop_map(|node| Identity::new(Kind::Node, Protection::None, node)),
+    ]
+}
+
+fn range_identity() -> impl Strategy<Value = Identity> {
+    prop_oneof![
+        (0u32..3).prop_map(|node| Identity::new(Kind::UnknownPod, Protection::Enabled, node)),
+        Just(Identity::new(Kind::UnknownNode, Protection::None, 0)),
+    ]
+}
+
+fn any_actual() -> impl Strategy<Value = Actual> {
+    let endpoints = prop::collection::btree_map(any_address(), any_identity(), 0..10);
+    let ranges = prop::collection::btree_map(any_prefix(), any_identity(), 0..6);
+    (endpoints, ranges).prop_map(|(endpoints, ranges)| Actual { endpoints, ranges, ..Actual::default() })
+}
+
+fn any_desired() -> impl Strategy<Value = Desired> {
+    let endpoints = prop::collection::btree_map(any_address(), endpoint_identity(), 0..10);
+    let ranges = prop::collection::btree_map(any_prefix(), range_identity(), 0..6);
+    (endpoints, ranges, any::<bool>()).prop_map(|(endpoints, ranges, prune)| Desired {
+        endpoints,
+        ranges,
+        prune,
+        ..Desired::default()
+    })
+}
+
+fn strictnesses(actual: &Actual) -> BTreeMap<Address, u8> {
+    universe().into_iter().map(|address| (address, strictness(resolve(actual, address)))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_address_is_ever_weaker_than_both_before_and_after(actual in any_actual(), desired in any_desired()) {
+        let before = strictnesses(&actual);
+        let mut state = actual.clone();
+        let steps = reach(&mut state, &desired);
+        let after = strictnesses(&state);
+        let mut state = actual;
+        for step in &steps {
+            state.apply(step);
+            for (address, now) in strictnesses(&state) {
+                prop_assert!(now >= before[&address].min(after[&address]), "{address} after {step:?} of {steps:#?}");
+                if !desired.prune {
+                    prop_assert!(now >= before[&address], "{address} weakened before sync by {step:?}");
+                }
+            }
+        }
+        if desired.prune {
+            prop_assert_eq!(state.endpoints, desired.endpoints);
+            prop_assert_eq!(state.ranges, desired.ranges);
+        }
+    }
+}
+
+/// What a source can come up with, in a universe small enough for contradictions.
+fn any_change() -> impl Strategy<Value = Change> {
+    let label = prop::sample::select(vec![None, Some("enabled"), Some("permissive"), Some("disabled"), Some("bogus")]);
+    let label = label.prop_map(|label| label.map(str::to_owned));
+    let address = || (0..5u8, 0..4u8).prop_map(|(range, host)| std::net::IpAddr::from([10, 0, range, host]));
+    let ranges = prop::sample::subsequence(
+        vec!["10.0.1.0/24", "10.0.2.0/24", "10.0.2.0/31", "10.0.3.1/32", "10.0.0.0/22"],
+        0..3,
+    );
+    let annotation = prop_oneof![
+        1 => Just(None),
+        1 => Just(Some("broken".to_owned())),
+        6 => (1u32..3, 1u8..6).prop_map(|(epoch, key)| Some(keys(&[(epoch, key)]))),
+        2 => (1u8..6).prop_map(|key| Some(keys(&[(2, key), (1, key + 6)]))),
+    ];
+    let node_change = (1u8..5, ranges, prop::collection::vec(address(), 0..2), annotation).prop_map(
+        |(number, ranges, more, annotation)| {
+            let mut object = node(number);
+            object.pod_ranges = ranges.into_iter().map(net).collect();
+            object.addresses.extend(more.into_iter().map(|address| NodeAddress { address, internal: true }));
+            object.keys = annotation;
+            Change::Node(object)
+        },
+    );
+    let namespaces = || prop::sample::select(vec!["a", "b"]);
+    let pods = || prop::sample::select(vec!["a/x", "a/y", "b/x", "b/y"]);
+    let pod_change = (pods(), 1u8..6, prop::collection::vec(address(), 0..3), label.clone(), any::<[bool; 3]>())
+        .prop_map(|(name, node, addresses, encryption, [host_network, finished, terminating])| {
+            let host_network = host_network && finished;
+            Change::Pod(PodObject {
+                addresses,
+                encryption,
+                host_network,
+                finished,
+                terminating,
+                ..pod(name, node, &[])
+            })
+        });
+    let containers = || prop::sample::select(vec!["c1", "c2", "c3"]);
+    let attachment_change = (containers(), prop::option::of(pods()), prop::collection::vec(address(), 0..3), 1u32..4)
+        .prop_map(|(container, pod, addresses, index)| {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+            let mut attachment = attachment(container, pod, &addresses);
+            attachment.attach = attachment.attach.map(|attach| crate::api::Attach { host_index: index, ..attach });
+            Change::Attachment(attachment)
+        });
+    let key = |container: &str| AttachmentKey { container: container.into(), interface: "eth0".into() };
+    prop_oneof![
+        4 => node_change,
+        1 => (1u8..5).prop_map(|number| Change::NodeGone(format!("n{number}"))),
+        2 => (namespaces(), label).prop_map(|(name, label)| namespace(name, label.as_deref())),
+        1 => namespaces().prop_map(|name| Change::NamespaceGone(name.into())),
+        4 => pod_change,
+        1 => pods().prop_map(|name| Change::PodGone(pod_name(name))),
+        3 => attachment_change,
+        1 => containers().prop_map(move |container| Change::AttachmentGone(key(container))),
+        1 => (1u8..5, any::<bool>()).prop_map(|(number, ready)| Change::PeerReady { node: format!("n{number}"), ready }),
+        1 => Just(Change::Synced),
+    ]
+}
+
+/// No prefix and no key in two peers.
+fn peers_share_nothing(peers: &BTreeMap<NodeNumber, Peer>) -> bool {
+    let mut prefixes = BTreeSet::new();
+    let mut keys = BTreeSet::new();
+    peers.values().all(|peer| {
+        !peer.keys.is_empty()
+            && peer.allowed.iter().all(|prefix| prefixes.insert(*prefix))
+            && peer.keys.iter().all(|(_, key)| keys.insert(*key))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_is_followed_step_by_step(batches in prop::collection::vec(prop::collection::vec(any_change(), 1..12), 1..6)) {
+        let mut world = World::new();
+        world.policy.allow_pod_opt_out = batches.len() % 2 == 0;
+        let mut actual = Actual::default();
+        for batch in batches {
+            for change in batch {
+                world.apply(change);
+            }
+            let desired = world.desired();
+            prop_assert_eq!(&desired, &world.desired());
+            let before = strictnesses(&actual);
+            let start = actual.clone();
+            let steps = reach(&mut actual, &desired);
+            let after = strictnesses(&actual);
+            let mut state = start;
+            for step in &steps {
+                state.apply(step);
+                prop_assert!(peers_share_nothing(&state.peers), "{step:?} of {steps:#?}");
+                for (address, now) in strictnesses(&state) {
+                    prop_assert!(now >= before[&address].min(after[&address]), "{address} after {step:?}");
+                }
+            }
+            // Whoever claims an address is protected at least as its labels say, and what nobody claims is unknown.
+            let claimed: BTreeSet<Address> = desired.endpoints.keys().copied().collect();
+            for pod in world.model.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
+                let ruling = crate::protection::of_pod(&world.model, &world.policy, pod);
+                for address in &pod.addresses {
+                    prop_assert!(desired.identity(*address).protection() >= ruling.protection, "{address} {pod:?}");
+                    prop_assert!(resolve(&actual, (*address).into()).protection() >= ruling.protection);
+                }
+            }
+            for address in universe().into_iter().filter(|address| !claimed.contains(address)) {
+                let address = std::net::IpAddr::from(address);
+                let inside = world.policy.cluster_ranges.iter().any(|range| range.contains(&address));
+                prop_assert!(!inside || desired.identity(address).kind() == Kind::UnknownPod);
+            }
+            for pod in desired.attachments.values() {
+                for address in &pod.addresses {
+                    prop_assert!(desired.identity(*address).protection() <= pod.protection);
+                }
+            }
+            if desired.prune {
+                prop_assert_eq!(&actual.peers, &desired.peers);
+                prop_assert_eq!(&actual.attachments, &desired.attachments);
+                prop_assert_eq!(&actual.routes, &desired.routes);
+                prop_assert_eq!(&actual.peer_entries, &desired.peer_entries);
+                prop_assert_eq!(&actual.untranslated, &desired.untranslated);
+                prop_assert!(actual.synced);
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Small objects for tests: nodes `n1`.. with address 192.0.2.N, pod range 10.0.N.0/24 and key N.
+
+use std::net::IpAddr;
+
+use hauberk_keyring::published::{self, PublicKey, Published};
+use ipnet::IpNet;
+
+use crate::api::{Attach, Attachment, PodReference, Reservation, Reserve};
+use crate::desired::{Desired, Policy, desired};
+use crate::events::NewEvent;
+use crate::model::{Change, Model, NamespaceObject, NodeAddress, NodeObject, PodName, PodObject};
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub(crate) fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+/// A usable public key; another for each number.
+pub(crate) fn key(number: u8) -> [u8; 32] {
+    let mut key = [0x11; 32];
+    key[0] = number;
+    key
+}
+
+pub(crate) fn keys(epochs: &[(u32, u8)]) -> String {
+    let keys = epochs.iter().map(|(epoch, number)| PublicKey { epoch: *epoch, bytes: key(*number) }).collect();
+    published::render(&Published { port: 51840, keys })
+}
+
+pub(crate) fn node(number: u8) -> NodeObject {
+    NodeObject {
+        name: format!("n{number}"),
+        addresses: vec![NodeAddress { address: IpAddr::from([192, 0, 2, number]), internal: true }],
+        pod_ranges: vec![net(&format!("10.0.{number}.0/24"))],
+        keys: Some(keys(&[(1, number)])),
+        enforced: None,
+        origin: format!("nodes/n{number}.yaml"),
+    }
+}
+
+pub(crate) fn namespace(name: &str, encryption: Option<&str>) -> Change {
+    Change::Namespace(NamespaceObject {
+        name: name.into(),
+        encryption: encryption.map(str::to_owned),
+        origin: format!("namespaces/{name}.yaml"),
+    })
+}
+
+/// A pod `namespace/name` on node `n{node}` with these addresses.
+pub(crate) fn pod(name: &str, node: u8, addresses: &[&str]) -> PodObject {
+    let (namespace, name) = name.split_once('/').unwrap();
+    PodObject {
+        namespace: namespace.into(),
+        name: name.into(),
+        node: Some(format!("n{node}")),
+        addresses: addresses.iter().map(|address| ip(address)).collect(),
+        origin: format!("pods/{namespace}-{name}.yaml"),
+        ..PodObject::default()
+    }
+}
+
+pub(crate) fn pod_name(name: &str) -> PodName {
+    let (namespace, name) = name.split_once('/').unwrap();
+    PodName { namespace: namespace.into(), name: name.into() }
+}
+
+/// An attached interface of container `container`.
+pub(crate) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str]) -> Attachment {
+    let reference = |name| {
+        let PodName { namespace, name } = pod_name(name);
+        PodReference { namespace, name, uid: None }
+    };
+    Attachment {
+        request: Reserve {
+            container: container.into(),
+            interface: "eth0".into(),
+            pod: pod.map(reference),
+            netns: format!("/run/netns/{container}"),
+        },
+        reservation: Reservation {
+            addresses: addresses.iter().map(|address| IpNet::from(ip(address))).collect(),
+            gateways: vec![ip("169.254.1.1")],
+            route_mtu: 1420,
+            device_mtu: 1500,
+            host_interface: format!("hbk{container}"),
+            cluster_ranges: vec![net("10.0.0.0/16")],
+            gso_max_size: 65536,
+        },
+        attach: Some(Attach {
+            host_index: 7,
+            host_mac: "02:00:00:00:00:01".into(),
+            pod_mac: "02:00:00:00:00:02".into(),
+        }),
+    }
+}
+
+pub(crate) fn policy() -> Policy {
+    Policy {
+        node: "n1".into(),
+        cluster_ranges: vec![net("10.0.0.0/16"), net("fd00::/48")],
+        node_ranges: vec![net("192.0.2.0/24")],
+        own_keys: vec![key(1)],
+        route_mtu: Some(1420),
+        ..Policy::default()
+    }
+}
+
+/// A model of node `n1`, and what was told on the way.
+pub(crate) struct World {
+    pub(crate) model: Model,
+    pub(crate) policy: Policy,
+    pub(crate) told: Vec<NewEvent>,
+}
+
+impl World {
+    pub(crate) fn new() -> World {
+        World { model: Model::new("n1"), policy: policy(), told: Vec::new() }
+    }
+
+    /// Nodes n1 to n3, namespaces `secret` (enabled), `soft` (permissive) and `open` (no label), synced.
+    pub(crate) fn three_nodes() -> World {
+        let mut world = World::new();
+        for number in 1..=3 {
+            world.apply(Change::Node(node(number)));
+        }
+        world.apply(namespace("secret", Some("enabled")));
+        world.apply(namespace("soft", Some("permissive")));
+        world.apply(namespace("open", None));
+        world.apply(Change::Synced);
+        world
+    }
+
+    pub(crate) fn apply(&mut self, change: Change) -> bool {
+        let applied = self.model.apply(change);
+        self.told.extend(applied.events);
+        applied.changed
+    }
+
+    pub(crate) fn desired(&self) -> Desired {
+        desired(&self.model, &self.policy)
+    }
+
+    pub(crate) fn number(&self, node: u8) -> u32 {
+        self.model.node_number(&format!("n{node}")).unwrap().0
+    }
+
+    /// The reasons and objects of the events, standing ones included.
+    pub(crate) fn events(&self) -> Vec<(&'static str, Vec<String>)> {
+        let standing = self.desired().events.into_iter();
+        self.told.iter().cloned().chain(standing).map(|event| (event.reason, event.objects)).collect()
+    }
+
+    pub(crate) fn assert_event(&self, reason: &str, objects: &[&str]) {
+        let events = self.events();
+        assert!(events.iter().any(|(r, o)| *r == reason && o == objects), "no {reason} of {objects:?} in {events:?}");
+    }
+}
