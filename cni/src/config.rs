@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::arguments::shortened;
@@ -82,8 +82,13 @@ struct Written {
     ipam: Option<Value>,
     #[serde(default)]
     prev_result: Option<Value>,
-    #[serde(default, rename = "cni.dev/valid-attachments")]
+    #[serde(default, rename = "cni.dev/valid-attachments", deserialize_with = "given")]
     valid_attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// Runtimes written in Go say `null` for an empty list. That is a list; only an absent field is none.
+fn given<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Vec<ValidAttachment>>, D::Error> {
+    Option::deserialize(field).map(|list: Option<_>| Some(list.unwrap_or_default()))
 }
 
 #[derive(Deserialize)]
@@ -190,6 +195,13 @@ mod tests {
         assert_eq!(config.timeout, Duration::from_secs(5));
         assert_eq!(config.previous, None);
         assert_eq!(config.valid_attachments.unwrap().len(), 1);
+    }
+
+    #[test]
+    fn null_is_an_empty_list_of_attachments_and_absence_is_none() {
+        let null = parse_text(r#"{"cniVersion":"1.1.0","name":"a","cni.dev/valid-attachments":null}"#).unwrap();
+        assert_eq!(null.valid_attachments, Some(Vec::new()));
+        assert_eq!(parse_text(r#"{"cniVersion":"1.1.0","name":"a"}"#).unwrap().valid_attachments, None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 pub(super) async fn status(config: &NetworkConfig) -> Result<(), CniError> {
     match Agent::within(config, LIMIT).call(async |client| client.readiness().await).await {
         Ok(Readiness::Ready) => Ok(()),
-        Ok(Readiness::NotReady(why)) => Err(CniError::NotReady(format!("the agent is not ready: {why}"))),
+        Ok(Readiness::NotReady(why)) => Err(CniError::NotReady(format!("the agent says: {why}"))),
         Err(CniError::TryAgain(why) | CniError::Agent(why)) => Err(CniError::NotReady(why)),
         Err(error) => Err(error),
     }
