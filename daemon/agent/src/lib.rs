@@ -3,10 +3,28 @@
 //! ```text
 //! source -> model -> desired -> plan -> apply -> observe
 //! ```
+//! | module | stage |
+//! |---|---|
+//! | [`source`] | objects, from a folder of manifests |
+//! | [`reconcile`] | model to desired to plan, by `hauberk-core`; the loop |
+//! | [`apply`] | steps, carried out on [`datapath`] (eBPF), [`backend`] (tunnel) and [`host`] (links, routes, netfilter) |
+//! | [`observe`] | status, flows, drops, metrics, self-test |
+//! | [`api`], [`uapi`] | answers to the CLI, the CNI plugin and `wg show` |
+//! | [`attachments`] | pods' interfaces and addresses on this node |
+//! | [`config`], [`selfcheck`] | before anything else |
 
+pub mod api;
+pub mod apply;
 pub mod attachments;
+pub mod backend;
 pub mod config;
-pub mod host;
 pub mod datapath;
+pub mod fault;
+pub mod host;
+pub mod observe;
+pub mod reconcile;
+pub mod run;
 pub mod selfcheck;
+pub mod source;
 pub mod uapi;
+pub mod world;

@@ -1,2 +1,108 @@
-//! (being written)
-fn main() {}
+//! `hauberkd`: reads the command line and the configuration, then [`hauberk_agent::run`].
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use hauberk_agent::config::{self, Config, LogFormat};
+use hauberk_agent::{apply, run, selfcheck};
+
+/// hauberk's per-node agent: encrypts opted-in pods' traffic between nodes.
+///
+/// Without a subcommand it runs until it gets SIGTERM or SIGINT, and leaves the datapath in place then: what must be
+/// encrypted stays encrypted or dropped. `hauberkd uninstall` takes everything away.
+#[derive(Parser)]
+#[command(version, name = "hauberkd")]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, default_value = config::DEFAULT_PATH, global = true)]
+    config: PathBuf,
+    /// This node's name, as its Node object has it; overrides the configuration.
+    #[arg(long, global = true)]
+    node: Option<String>,
+    /// The least severe level that is logged: error, warn, info, debug or trace; overrides the configuration.
+    #[arg(long, global = true)]
+    log_level: Option<String>,
+    /// Check the configuration, print it with its defaults, and exit.
+    #[arg(long)]
+    check_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    /// Run the agent (the default).
+    Run,
+    /// Remove everything the agent ever made on this node: programs, maps, devices, routes, rules. Opens what was closed.
+    Uninstall,
+    /// Say whether this node has what the agent needs, and what to do if not.
+    Check,
+    /// Print the version.
+    Version,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match execute(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("hauberkd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let command = arguments.command.unwrap_or(Command::Run);
+    if command == Command::Version {
+        println!("hauberkd {}", env!("CARGO_PKG_VERSION"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut config = Config::load(&arguments.config)?;
+    config.settle_node(arguments.node.as_deref())?;
+    if arguments.check_config {
+        print!("{}", config.to_yaml()?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if command == Command::Check {
+        return Ok(check(&config));
+    }
+    log_to_standard_error(&config, arguments.log_level.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    match command {
+        Command::Uninstall => runtime.block_on(apply::uninstall(&config)).context("cannot uninstall")?,
+        _ => runtime.block_on(run::run(config))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(config: &Config) -> ExitCode {
+    let items = selfcheck::run(config);
+    for item in &items {
+        let (word, sentence) = match &item.outcome {
+            selfcheck::Outcome::Fine(sentence) => ("ok      ", sentence),
+            selfcheck::Outcome::Degraded(sentence) => ("degraded", sentence),
+            selfcheck::Outcome::Missing(sentence) => ("missing ", sentence),
+        };
+        println!("{word}  {}: {sentence}", item.name);
+    }
+    if selfcheck::require(&items).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn log_to_standard_error(config: &Config, level: Option<&str>) -> anyhow::Result<()> {
+    let level = level.unwrap_or(config.log.level.as_str());
+    let filter = tracing_subscriber::EnvFilter::try_new(level).with_context(|| format!("log level {level:?} is not valid"))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => subscriber.with_target(false).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}

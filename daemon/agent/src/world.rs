@@ -40,8 +40,8 @@ pub struct World {
 pub struct Running {
     /// The tunnel.
     pub backend: Arc<dyn Backend>,
-    /// Guarded uplinks' names.
-    pub uplinks: Vec<String>,
+    /// Guarded uplinks, by name and interface index.
+    pub uplinks: Vec<(String, u32)>,
     /// Largest packet inside the tunnel, bytes.
     pub mtu: u32,
     /// Whether packet sockets are kept from sending as pods.
@@ -77,11 +77,6 @@ impl World {
             Owner::Node(name) => Some(name.clone()),
             Owner::Attachment(key) => Some(format!("container {}", key.container)),
         }
-    }
-
-    /// This node's public keys as it publishes them.
-    pub fn own_keys(&self, epochs: &[(u32, [u8; 32])]) -> Vec<KeyStatus> {
-        key_status(epochs)
     }
 }
 

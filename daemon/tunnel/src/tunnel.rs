@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::config::{LocalKey, PeerChange, PeerConfig, TunnelConfig};
+use crate::config::{PeerId, LocalKey, PeerChange, PeerConfig, TunnelConfig};
 use crate::engine::{Command, Engine};
 use crate::error::Error;
 use crate::io::outbox::Outbox;
@@ -85,6 +85,11 @@ impl Tunnel {
     /// Replaces our own keys: one or two, sessions of keys that stay are kept.
     pub fn set_keys(&self, keys: Vec<LocalKey>) -> Result<(), Error> {
         self.ask(move |protocol, now, outbox| protocol.set_keys(keys, now, outbox))?
+    }
+
+    /// Starts a handshake with the peer although there is nothing to send to it; its result comes as a change of state.
+    pub fn handshake(&self, id: PeerId) -> Result<(), Error> {
+        self.ask(move |protocol, now, outbox| protocol.greet(id, now, outbox))
     }
 
     /// What is installed, in the order of the ids.

@@ -110,7 +110,7 @@ impl Prepared {
     }
 
     async fn take_over(&mut self) -> Result<(), StartError> {
-        let attached = self.datapath.attached().map_err(ApplyError::from)?;
+        let attached = self.datapath.pins().attached().map_err(ApplyError::from)?;
         for attachment in attached {
             let exists = self.netlink.link(&attachment.interface).await.map_err(ApplyError::from)?.is_some();
             fault::point("take over a link");

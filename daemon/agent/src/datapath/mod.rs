@@ -109,6 +109,14 @@ impl Pins {
         self.version().display().to_string()
     }
 
+    /// What is attached, by the pins (TCX) or by the record kept beside them (clsact).
+    ///
+    /// # Errors
+    /// [`DatapathError::Pins`].
+    pub fn attached(&self) -> Result<Vec<Attachment>, DatapathError> {
+        links::list(&self.links())
+    }
+
     fn create(&self) -> Result<(), DatapathError> {
         for path in [self.maps(), self.links()] {
             std::fs::create_dir_all(&path).map_err(|source| DatapathError::Pins { path, source })?;
@@ -220,14 +228,6 @@ impl Datapath {
         links::detach(&self.pins.links(), self.mode, hook, interface)
     }
 
-    /// What is attached, by the pins (TCX) or by the record kept beside them (clsact).
-    ///
-    /// # Errors
-    /// [`DatapathError::Pins`].
-    pub fn attached(&self) -> Result<Vec<Attachment>, DatapathError> {
-        links::list(&self.pins.links())
-    }
-
     /// Writes the node's settings; programs see them at once.
     ///
     /// # Errors
@@ -243,7 +243,7 @@ impl Datapath {
 /// [`DatapathError`] for the first thing that could not be removed.
 pub fn remove(root: &Path) -> Result<(), DatapathError> {
     let pins = Pins::new(root);
-    for attachment in links::list(&pins.links())? {
+    for attachment in pins.attached()? {
         let mode = if attachment.how == How::Clsact { AttachMode::Clsact } else { AttachMode::Tcx };
         links::detach(&pins.links(), mode, attachment.hook, &attachment.interface)?;
     }

@@ -23,7 +23,7 @@ use crate::apply::{Kernel, Node, Prepared};
 use crate::attachments::{self, Attachments};
 use crate::backend::{Progress, UserspaceConfig};
 use crate::config::Config;
-use crate::source::Annotate;
+use crate::source::Source;
 use crate::world::{Running, Shared};
 
 pub use input::Input;
@@ -39,7 +39,7 @@ const GSO_MAX_SIZE: u32 = 60_000;
 const BATCH: usize = 4_096;
 
 /// Makes the tunnel's configuration once its MTU is known.
-pub type TunnelMaker = Box<dyn Fn(u32) -> UserspaceConfig + Send>;
+pub type TunnelMaker = Box<dyn Fn(u32) -> UserspaceConfig + Send + Sync>;
 
 /// The kernel's side, as far as it is up.
 enum Stage {
@@ -57,7 +57,7 @@ pub struct Reconciler {
     stage: Stage,
     actual: Actual,
     attachments: Arc<Mutex<Attachments>>,
-    annotate: Arc<dyn Annotate>,
+    source: Arc<dyn Source>,
     make_tunnel: TunnelMaker,
     /// The keys annotation this node publishes.
     published: String,
@@ -81,7 +81,7 @@ pub struct Parts {
     /// Pods' interfaces on record.
     pub attachments: Arc<Mutex<Attachments>>,
     /// Writes this node's annotations.
-    pub annotate: Arc<dyn Annotate>,
+    pub source: Arc<dyn Source>,
     /// Makes the tunnel's configuration.
     pub make_tunnel: TunnelMaker,
     /// The keys annotation to publish.
@@ -98,7 +98,7 @@ impl Reconciler {
             stage: Stage::Prepared(Box::new(parts.prepared)),
             actual: Actual::default(),
             attachments: parts.attachments,
-            annotate: parts.annotate,
+            source: parts.source,
             make_tunnel: parts.make_tunnel,
             published: parts.published,
             written: BTreeMap::new(),
@@ -219,7 +219,7 @@ impl Reconciler {
         world.policy.route_mtu = Some(kernel.tunnel_mtu());
         world.running = Some(Running {
             backend: kernel.backend(),
-            uplinks: kernel.uplinks().iter().map(|uplink| uplink.name.clone()).collect(),
+            uplinks: kernel.uplinks().iter().map(|uplink| (uplink.name.clone(), uplink.index)).collect(),
             mtu: kernel.tunnel_mtu(),
             packet_socket_guard: kernel.has_packet_socket_guard(),
             packet_socket_drops: 0,
@@ -315,7 +315,8 @@ impl Reconciler {
         if annotations == self.written && self.holds(&annotations) {
             return true;
         }
-        match self.annotate.annotate(&annotations).await {
+        let values = annotations.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect();
+        match Arc::clone(&self.source).annotate(values).await {
             Ok(()) => {
                 self.written = annotations;
                 true

@@ -148,6 +148,14 @@ impl WireGuard {
         Ok(())
     }
 
+    /// Starts a handshake with the peer unless it has a session, or one is under way. Unknown peers are fine.
+    pub(crate) fn greet(&mut self, id: PeerId, now: Instant, outbox: &mut Outbox<'_>) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.start_handshakes(now, outbox);
+            peer.settle(&mut self.around);
+        }
+    }
+
     /// What is installed, in the order of the ids.
     pub(crate) fn configs(&self) -> Vec<PeerConfig> {
         let mut configs: Vec<_> = self.peers.values().map(|peer| peer.config.clone()).collect();

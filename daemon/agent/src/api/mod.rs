@@ -1,0 +1,141 @@
+//! The agent's API: JSON over HTTP on a unix socket, and `/metrics`, `/healthz` and `/readyz` on TCP as well. The types and
+//! paths are `hauberk_core::api`'s.
+
+mod attachments;
+mod read;
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use hauberk_core::api::ApiError;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
+
+use crate::attachments::Attachments;
+use crate::datapath::Pins;
+use crate::observe::Eyes;
+use crate::observe::flows::FlowLog;
+use crate::observe::status::Facts;
+use crate::reconcile::Input;
+use crate::world::Shared;
+
+/// What answers are made of.
+#[derive(Clone)]
+pub struct Context {
+    /// What is known.
+    pub world: Shared,
+    /// The maps, to look at.
+    pub eyes: Eyes,
+    /// Flow records.
+    pub flows: FlowLog,
+    /// What does not change.
+    pub facts: Arc<Facts>,
+    /// Pods' interfaces on record.
+    pub attachments: Arc<Mutex<Attachments>>,
+    /// To the reconciler.
+    pub inputs: mpsc::Sender<Input>,
+    /// Where things are pinned.
+    pub pins: Pins,
+}
+
+/// A socket could not be offered.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiStartError {
+    /// The unix socket.
+    #[error("cannot offer the API on {path}: {source}; is another agent running, or the folder read-only?")]
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The metrics address.
+    #[error("cannot offer metrics on {address}: {source}; set `metrics` to a free address, or to null")]
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Binds the unix socket, for the owner alone. One that an earlier agent left is replaced; one that answers is not.
+///
+/// # Errors
+/// [`ApiStartError::Unix`].
+pub async fn bind(path: &Path) -> Result<UnixListener, ApiStartError> {
+    let failed = |source| ApiStartError::Unix { path: path.to_owned(), source };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    if tokio::net::UnixStream::connect(path).await.is_ok() {
+        return Err(failed(std::io::ErrorKind::AddrInUse.into()));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Answers on the unix socket until the process ends.
+pub async fn serve(listener: UnixListener, context: Context) -> std::io::Result<()> {
+    let attachment = "/v1/attachments/{container}/{interface}";
+    let router = health(context.clone()).merge(
+        Router::new()
+            .route("/v1/status", get(read::status))
+            .route("/v1/explain", get(read::explain))
+            .route("/v1/flows", get(read::flows))
+            .route("/v1/drops", get(read::drops))
+            .route("/v1/maps", get(read::maps))
+            .route("/v1/events", get(read::events))
+            .route("/v1/attachments", get(attachments::list).post(attachments::reserve))
+            .route(&format!("{attachment}/attach"), post(attachments::attach))
+            .route(attachment, delete(attachments::release))
+            .with_state(context),
+    );
+    axum::serve(listener, router).await
+}
+
+/// Answers on TCP, where everybody may ask: only what everybody may know.
+///
+/// # Errors
+/// [`ApiStartError::Tcp`].
+pub async fn serve_metrics(address: SocketAddr, context: Context) -> Result<(), ApiStartError> {
+    let failed = |source| ApiStartError::Tcp { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    axum::serve(listener, health(context)).await.map_err(failed)
+}
+
+fn health(context: Context) -> Router {
+    Router::new()
+        .route("/healthz", get(read::healthz))
+        .route("/readyz", get(read::readyz))
+        .route("/metrics", get(read::metrics))
+        .with_state(context)
+}
+
+/// An error answer.
+pub(crate) struct Refusal(StatusCode, String);
+
+impl Refusal {
+    fn new(status: StatusCode, error: impl ToString) -> Refusal {
+        Refusal(status, error.to_string())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, axum::Json(ApiError { error: self.1 })).into_response()
+    }
+}

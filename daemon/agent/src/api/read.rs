@@ -1,0 +1,107 @@
+//! Questions: nothing here changes anything.
+
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use hauberk_core::api::{Drops, Event, Explanation, FlowRecord, Maps, Severity, Status};
+use serde::Deserialize;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::{Context, Refusal};
+use crate::observe::{self, drops, explain, flows, maps, metrics};
+
+pub(super) async fn status(State(context): State<Context>) -> Json<Status> {
+    Json(observe::status::status(&context.world.read(), &context.eyes, &context.facts))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Pair {
+    source: String,
+    destination: String,
+}
+
+pub(super) async fn explain(State(context): State<Context>, Query(pair): Query<Pair>) -> Result<Json<Explanation>, Refusal> {
+    explain::explain(&context.world, &context.eyes, &pair.source, &pair.destination)
+        .map(Json)
+        .map_err(|error| Refusal::new(StatusCode::NOT_FOUND, error))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Follow {
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What is remembered of starts and refusals, then what is in the table; or all that comes from now on.
+pub(super) async fn flows(State(context): State<Context>, Query(query): Query<Follow>) -> Response {
+    let mut live = query.follow.then(|| context.flows.follow());
+    let mut records = context.flows.recent();
+    if live.is_none() {
+        let world = context.world.read();
+        records.extend(flows::ongoing(&world, &context.eyes, context.flows.lost()));
+        records.sort_by_key(|record| record.time);
+    }
+    let before = futures_util::stream::iter(records.into_iter().map(line));
+    let after = futures_util::stream::unfold(live.take(), async |live| {
+        let mut live = live?;
+        loop {
+            match live.recv().await {
+                Ok(record) => return Some((line(record), Some(live))),
+                // It was too slow and lost some; it goes on with what is there.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    });
+    let body = Body::from_stream(before.chain(after).map(Ok::<_, Infallible>));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+fn line(record: FlowRecord) -> Bytes {
+    let mut text = serde_json::to_vec(&record).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+pub(super) async fn drops(State(context): State<Context>) -> Result<Json<Drops>, Refusal> {
+    drops::drops(&context.world, &context.eyes).map(Json).map_err(internal)
+}
+
+pub(super) async fn maps(State(context): State<Context>) -> Result<Json<Maps>, Refusal> {
+    maps::maps(&context.world, &context.eyes, &context.pins).map(Json).map_err(internal)
+}
+
+pub(super) async fn events(State(context): State<Context>) -> Json<Vec<Event>> {
+    Json(context.world.read().events.list())
+}
+
+/// Alive: the agent answers.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Ready: attached, and proven by a self-test packet.
+pub(super) async fn readyz(State(context): State<Context>) -> Response {
+    let world = context.world.read();
+    if world.is_ready() {
+        return "ok\n".into_response();
+    }
+    let status = observe::status::status(&world, &context.eyes, &context.facts);
+    let critical = status.problems.iter().filter(|problem| problem.severity == Severity::Critical);
+    let reasons: Vec<String> = critical.map(|problem| format!("{}: {}", problem.object, problem.message)).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; "))).into_response()
+}
+
+pub(super) async fn metrics(State(context): State<Context>) -> Result<Response, Refusal> {
+    let text = metrics::metrics(&context.world, &context.eyes, &context.facts, &context.flows).map_err(internal)?;
+    Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
+}
+
+fn internal(error: impl ToString) -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error)
+}

@@ -1,0 +1,279 @@
+//! Flow records: from the kernel's ring buffer to whoever follows, and the last few thousand to whoever asks later.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aya::maps::{MapData, RingBuf};
+use hauberk_abi::flow::{EventKind, Flow, FlowEvent, FlowKey};
+use hauberk_abi::layout::Hook;
+use hauberk_abi::packet::protocol;
+use hauberk_abi::reason::{DropReason, Encryption, Why};
+use hauberk_core::api::FlowRecord;
+use hauberk_core::model::NodeNumber;
+use jiff::{SignedDuration, Timestamp};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::broadcast;
+use tracing::warn;
+
+use super::Eyes;
+use crate::world::{Shared, World};
+
+/// Records kept for who asks later.
+const KEPT: usize = 4_096;
+/// Records a slow follower may lag behind before it loses some (and is told so).
+const LAG: usize = 8_192;
+/// How often idle flows are looked for.
+const SWEEP: Duration = Duration::from_secs(15);
+
+/// The flow log.
+#[derive(Clone)]
+pub struct FlowLog {
+    kept: Arc<Mutex<VecDeque<FlowRecord>>>,
+    live: broadcast::Sender<FlowRecord>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Default for FlowLog {
+    fn default() -> Self {
+        FlowLog { kept: Arc::default(), live: broadcast::channel(LAG).0, lost: Arc::default() }
+    }
+}
+
+impl FlowLog {
+    /// What is remembered, oldest first.
+    pub fn recent(&self) -> Vec<FlowRecord> {
+        self.kept().iter().cloned().collect()
+    }
+
+    /// Everything from now on.
+    pub fn follow(&self) -> broadcast::Receiver<FlowRecord> {
+        self.live.subscribe()
+    }
+
+    /// Events the kernel could not deliver.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<FlowRecord>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, record: FlowRecord) {
+        let mut kept = self.kept();
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(record.clone());
+        drop(kept);
+        // Nobody may be following.
+        let _ = self.live.send(record);
+    }
+}
+
+/// A ring buffer's descriptor, for the runtime to wait on.
+struct Ring(RingBuf<MapData>);
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Reads events as they come, and forgets idle flows, until the runtime ends.
+///
+/// # Errors
+/// The ring buffer cannot be waited on.
+pub async fn run(ring: RingBuf<MapData>, log: FlowLog, world: Shared, eyes: Eyes) -> io::Result<()> {
+    // SAFETY: the ring buffer owns its descriptor and lives as long as the registration.
+    let mut ring = unsafe { AsyncFd::register(Ring(ring)) }.map_err(io::Error::from)?;
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            ready = ring.readable_mut() => {
+                let mut ready = ready?;
+                let events = drain(&mut ready.get_inner_mut().0);
+                ready.clear_ready();
+                if let Ok(lost) = eyes.maps().lost_events() {
+                    log.lost.store(lost, Ordering::Relaxed);
+                }
+                let clock = Clock::now();
+                let world = world.read();
+                for event in events {
+                    let kind = match event.kind {
+                        kind if kind == EventKind::End as u32 => "end",
+                        kind if kind == EventKind::Refused as u32 => "refused",
+                        _ => "start",
+                    };
+                    log.push(record(&world, &clock, kind, &event.key, &event.flow, log.lost()));
+                }
+            }
+            _ = sweep.tick() => forget_idle(&log, &world, &eyes),
+        }
+    }
+}
+
+fn drain(ring: &mut RingBuf<MapData>) -> Vec<FlowEvent> {
+    let mut events = Vec::new();
+    while let Some(item) = ring.next() {
+        match read_event(&item) {
+            Some(event) => events.push(event),
+            None => warn!(bytes = item.len(), "a flow event has the wrong size: programs of another version are attached"),
+        }
+    }
+    events
+}
+
+/// An event from its bytes. Field by field, in the layout's order.
+fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
+    if bytes.len() != size_of::<FlowEvent>() {
+        return None;
+    }
+    let address = |at: usize| Some(hauberk_abi::address::Address(bytes.get(at..at + 16)?.try_into().ok()?));
+    let u16_at = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let u64_at = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let (key, flow) = (8, 48);
+    Some(FlowEvent {
+        kind: u32_at(0)?,
+        reserved: 0,
+        key: FlowKey {
+            source: address(key)?,
+            destination: address(key + 16)?,
+            source_port: u16_at(key + 32)?,
+            destination_port: u16_at(key + 34)?,
+            protocol: *bytes.get(key + 36)?,
+            hook: *bytes.get(key + 37)?,
+            reserved: 0,
+        },
+        flow: Flow {
+            first: u64_at(flow)?,
+            last: u64_at(flow + 8)?,
+            packets: u64_at(flow + 16)?,
+            bytes: u64_at(flow + 24)?,
+            node: u32_at(flow + 32)?,
+            epoch: u32_at(flow + 36)?,
+            encryption: *bytes.get(flow + 40)?,
+            why: *bytes.get(flow + 41)?,
+            drop: *bytes.get(flow + 42)?,
+            tcp_flags: *bytes.get(flow + 43)?,
+            interface: u32_at(flow + 44)?,
+            reserved: 0,
+        },
+    })
+}
+
+/// Ends flows that have been silent for as long as the programs wait before they start one anew.
+fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
+    let clock = Clock::now();
+    let mut maps = eyes.maps();
+    let idle = maps.settings().map_or(60_000, |settings| u64::from(settings.flow_idle_ms)) * 1_000_000;
+    let silent: Vec<_> =
+        maps.flows().into_iter().filter(|(_, flow)| clock.monotonic.saturating_sub(flow.last) > idle).collect();
+    for (key, _) in &silent {
+        if let Err(error) = maps.remove_flow(key) {
+            warn!(%error, "cannot forget an idle flow");
+        }
+    }
+    drop(maps);
+    let world = world.read();
+    for (key, flow) in silent {
+        // A closed TCP connection has said so already.
+        let closed = flow.tcp_flags & (hauberk_abi::flow::TCP_FIN | hauberk_abi::flow::TCP_RST) != 0;
+        if !closed || flow.encryption == Encryption::Refused as u8 {
+            log.push(record(&world, &clock, "end", &key, &flow, log.lost()));
+        }
+    }
+}
+
+/// The flows the kernel remembers, as records of kind `ongoing`.
+pub fn ongoing(world: &World, eyes: &Eyes, lost: u64) -> Vec<FlowRecord> {
+    let clock = Clock::now();
+    let flows = eyes.maps().flows();
+    flows.iter().map(|(key, flow)| record(world, &clock, "ongoing", key, flow, lost)).collect()
+}
+
+/// When traffic from `source` to `destination` was last seen, on any port, and with which encryption value.
+pub fn last_seen(
+    eyes: &Eyes,
+    source: hauberk_abi::address::Address,
+    destination: hauberk_abi::address::Address,
+) -> Vec<(Timestamp, Encryption)> {
+    let clock = Clock::now();
+    let between = |key: &FlowKey| {
+        (key.source == source && key.destination == destination) || (key.source == destination && key.destination == source)
+    };
+    let flows = eyes.maps().flows();
+    let seen = flows.into_iter().filter(|(key, _)| between(key));
+    seen.map(|(_, flow)| (clock.at(flow.last), Encryption::from_u8(flow.encryption))).collect()
+}
+
+/// Both clocks at one moment: flows carry the monotonic one.
+struct Clock {
+    now: Timestamp,
+    monotonic: u64,
+}
+
+impl Clock {
+    fn now() -> Clock {
+        let monotonic = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+            .map_or(0, |time| (time.tv_sec() as u64) * 1_000_000_000 + time.tv_nsec() as u64);
+        Clock { now: Timestamp::now(), monotonic }
+    }
+
+    fn at(&self, monotonic: u64) -> Timestamp {
+        let ago = SignedDuration::from_nanos(self.monotonic.saturating_sub(monotonic).min(i64::MAX as u64) as i64);
+        self.now.checked_sub(ago).unwrap_or(self.now)
+    }
+}
+
+fn record(world: &World, clock: &Clock, event: &str, key: &FlowKey, flow: &Flow, lost: u64) -> FlowRecord {
+    let encryption = Encryption::from_u8(flow.encryption);
+    let encrypted = encryption == Encryption::Encrypted;
+    FlowRecord {
+        time: clock.at(flow.last),
+        event: event.to_owned(),
+        node: world.policy.node.clone(),
+        hook: Hook::ALL.into_iter().find(|hook| *hook as u8 == key.hook).unwrap_or(Hook::ToWire),
+        source: key.source.into(),
+        source_port: key.source_port,
+        source_name: world.name_of(&key.source),
+        destination: key.destination.into(),
+        destination_port: key.destination_port,
+        destination_name: world.name_of(&key.destination),
+        protocol: match key.protocol {
+            protocol::TCP => "tcp".into(),
+            protocol::UDP => "udp".into(),
+            protocol::ICMP => "icmp".into(),
+            protocol::ICMPV6 => "icmpv6".into(),
+            number => number.to_string(),
+        },
+        encryption: encryption.as_str().into(),
+        why: Why::from_u8(flow.why).as_str().into(),
+        drop: (encryption == Encryption::Refused).then(|| DropReason::from_u8(flow.drop).as_str().into()),
+        peer: encrypted.then(|| world.model.node_name(NodeNumber(flow.node)).map(str::to_owned)).flatten(),
+        epoch: encrypted.then_some(flow.epoch),
+        packets: flow.packets,
+        bytes: flow.bytes,
+        lost_events: lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_of_another_size_are_told_apart() {
+        assert!(read_event(&[0; 3]).is_none());
+        let event = read_event(&[1; size_of::<FlowEvent>()]).unwrap();
+        assert_eq!(event.kind, 0x0101_0101);
+        assert_eq!(event.flow.packets, 0x0101_0101_0101_0101);
+        assert_eq!(event.flow.interface, 0x0101_0101);
+    }
+}

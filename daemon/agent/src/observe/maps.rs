@@ -1,0 +1,111 @@
+//! `hauberk bpf`: the maps in words.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use hauberk_abi::address::{Address, Prefix};
+use hauberk_abi::identity::{Identity, Kind};
+use hauberk_abi::layout::{Settings, flag, map, peer_flag};
+use hauberk_core::api::{LinkStatus, MapContent, Maps};
+use hauberk_core::model::NodeNumber;
+
+use super::Eyes;
+use crate::datapath::{self, DatapathError};
+use crate::world::{Shared, World};
+
+/// Everything the datapath holds.
+///
+/// # Errors
+/// [`DatapathError`] if a map cannot be read.
+pub fn maps(world: &Shared, eyes: &Eyes, pins: &datapath::Pins) -> Result<Maps, DatapathError> {
+    let links = pins
+        .attached()?
+        .into_iter()
+        .map(|link| LinkStatus { interface: link.interface, hook: link.hook, how: link.how.as_str().into() })
+        .collect();
+    let maps = eyes.maps();
+    let world = world.read();
+    let row = |name: &str, purpose: &str, rows: Vec<(String, String)>| MapContent {
+        name: name.into(),
+        purpose: purpose.into(),
+        entries: rows.len(),
+        capacity: maps.capacity(name).unwrap_or(0) as usize,
+        rows,
+    };
+    let endpoints =
+        maps.endpoints()?.into_iter().map(|(address, id)| (address.to_string(), identity(&world, &id, Some(&address))));
+    let ranges = maps.ranges()?.into_iter().map(|(range, id)| (prefix(&range), identity(&world, &id, None)));
+    let attachments = maps.attachments()?.into_iter().map(|(address, attachment)| {
+        (address.to_string(), format!("interface {} with MAC {}", attachment.interface, mac(attachment.pod_mac)))
+    });
+    let interfaces = maps.interfaces()?.into_iter().map(|(index, interface)| {
+        let protection = Identity { kind: Kind::Pod as u8, protection: interface.protection, reserved: 0, node: 0 };
+        (format!("interface {index}"), format!("pod, {}", protection_in_words(&protection)))
+    });
+    let peers = maps.peers()?.into_iter().map(|(number, peer)| {
+        let key = if peer.flags & peer_flag::KEY != 0 { "has a key" } else { "has no key" };
+        let ready = if peer.flags & peer_flag::READY != 0 { ", answered a handshake" } else { "" };
+        (node(&world, number), format!("{key}{ready}, epoch {}", peer.epoch))
+    });
+    Ok(Maps {
+        pin_directory: pins.display(),
+        settings: settings(&world, &maps.settings()?),
+        maps: vec![
+            row(map::ENDPOINTS, "who has an address", endpoints.collect()),
+            row(map::RANGES, "who has an address that is no endpoint", ranges.collect()),
+            row(map::ATTACHMENTS, "this node's pods, by address", attachments.collect()),
+            row(map::INTERFACES, "this node's pods, by interface", interfaces.collect()),
+            row(map::PEERS, "other nodes' tunnels", peers.collect()),
+        ],
+        links,
+    })
+}
+
+fn settings(world: &World, settings: &Settings) -> BTreeMap<String, String> {
+    let on = |bit: u32| if settings.flags & bit != 0 { "yes" } else { "no" }.to_owned();
+    BTreeMap::from([
+        ("node".into(), node(world, settings.node)),
+        ("tunnel interface".into(), settings.tunnel.to_string()),
+        ("tunnel MTU".into(), settings.tunnel_mtu.to_string()),
+        ("host routing by the stack".into(), on(flag::STACK)),
+        ("every object read".into(), on(flag::SYNCED)),
+        ("world may reach pods directly".into(), on(flag::WORLD_DIRECT)),
+        ("mark bits".into(), format!("{:#x}", 0xfu32.checked_shl(settings.mark_shift).unwrap_or(0))),
+        ("flow idle time".into(), format!("{} ms", settings.flow_idle_ms)),
+    ])
+}
+
+fn identity(world: &World, identity: &Identity, address: Option<&Address>) -> String {
+    let name = address.and_then(|address| world.name_of(address)).map(|name| format!(" {name}")).unwrap_or_default();
+    let place = if identity.node == 0 { "no known node".to_owned() } else { node(world, identity.node) };
+    match identity.kind() {
+        Kind::Pod => format!("pod{name} on {place}, {}", protection_in_words(identity)),
+        Kind::Node => format!("node{name}"),
+        Kind::UnknownPod => format!("unknown pod on {place}, treated as enabled"),
+        Kind::UnknownNode => "unknown node".into(),
+        Kind::World => "outside the cluster".into(),
+        Kind::Probe => "self-test".into(),
+    }
+}
+
+fn protection_in_words(identity: &Identity) -> &'static str {
+    match identity.protection() {
+        hauberk_abi::identity::Protection::None => "not opted in",
+        hauberk_abi::identity::Protection::Permissive => "permissive",
+        hauberk_abi::identity::Protection::Enabled => "enabled",
+    }
+}
+
+fn node(world: &World, number: u32) -> String {
+    world.model.node_name(NodeNumber(number)).map_or_else(|| format!("node number {number}"), str::to_owned)
+}
+
+fn prefix(range: &Prefix) -> String {
+    let address = IpAddr::from(range.address);
+    let length = if address.is_ipv4() { range.length.saturating_sub(96) } else { range.length };
+    format!("{address}/{length}")
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}

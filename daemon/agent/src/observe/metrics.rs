@@ -1,0 +1,145 @@
+//! `/metrics`: the Prometheus text format (OpenMetrics), read from maps and statistics at each scrape.
+
+use std::fmt::Write as _;
+
+use hauberk_core::api::{PeerState, Severity};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::flows::FlowLog;
+use super::status::{Facts, status};
+use super::{Eyes, drops};
+use crate::world::Shared;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Drop {
+    place: String,
+    reason: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Verdict {
+    hook: Text,
+    encryption: Text,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PeerLabel {
+    peer: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct NamespaceLabel {
+    namespace: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SeverityLabel {
+    severity: Text,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+struct Text(&'static str);
+
+impl EncodeLabelValue for Text {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(self.0)
+    }
+}
+
+type Counters<L> = Family<L, Counter>;
+type Gauges<L> = Family<L, Gauge>;
+
+/// Everything, as text.
+pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("hauberk");
+    let now = status(&world.read(), eyes, facts);
+
+    registry.register(
+        "build",
+        "Version, backend and how programs are attached",
+        Info::new([
+            ("version", now.version.clone()),
+            ("backend", now.tunnel.backend.clone()),
+            ("attach", now.attach.clone()),
+            ("host_routing", now.host_routing.clone()),
+        ]),
+    );
+    gauge(&mut registry, "ready", "1 if the datapath is attached and a self-test packet proved it", i64::from(now.ready));
+    gauge(&mut registry, "source_synced", "1 if every object has been read once", i64::from(now.source.synced));
+    let since = now.source.unavailable_since.map_or(0, |since| now.now.duration_since(since).as_secs());
+    gauge(&mut registry, "source_unavailable_seconds", "How long the source has been unreadable", since);
+    gauge(&mut registry, "source_rejected_objects", "Objects that are rejected at the moment", now.source.rejected as i64);
+    gauge(&mut registry, "attachments", "Pods attached on this node", now.attachments as i64);
+
+    let problems = Gauges::<SeverityLabel>::default();
+    for (severity, name) in [(Severity::Critical, "critical"), (Severity::Warning, "warning")] {
+        let count = now.problems.iter().filter(|problem| problem.severity == severity).count();
+        problems.get_or_create(&SeverityLabel { severity: Text(name) }).set(count as i64);
+    }
+    registry.register("problems", "Problems at the moment, as in `hauberk status`", problems);
+
+    let dropped = Counters::<Drop>::default();
+    if let Ok(drops) = drops::drops(world, eyes) {
+        for count in drops.reasons {
+            dropped.get_or_create(&Drop { place: count.place, reason: count.reason }).inc_by(count.packets);
+        }
+    }
+    registry.register("drop_packets", "Dropped packets by reason", dropped);
+
+    let packets = Counters::<Verdict>::default();
+    let bytes = Counters::<Verdict>::default();
+    let counted = eyes.maps().counters().unwrap_or_default();
+    for count in counted.iter().filter(|count| count.counter.packets > 0) {
+        let labels = Verdict { hook: Text(count.hook.as_str()), encryption: Text(count.encryption.as_str()) };
+        packets.get_or_create(&labels).inc_by(count.counter.packets);
+        bytes.get_or_create(&labels).inc_by(count.counter.bytes);
+    }
+    registry.register("verdict_packets", "Packets by hook and what happened to them", packets);
+    registry.register_with_unit("verdict", "Bytes of IP by hook and what happened to them", Unit::Bytes, bytes);
+
+    let lost: Counter = Counter::default();
+    lost.inc_by(log.lost());
+    registry.register("flow_events_lost", "Flow events the kernel could not deliver", lost);
+
+    let handshake = Gauges::<PeerLabel>::default();
+    let established = Gauges::<PeerLabel>::default();
+    let received = Counters::<PeerLabel>::default();
+    let sent = Counters::<PeerLabel>::default();
+    for peer in &now.peers {
+        let label = PeerLabel { peer: peer.node.clone() };
+        handshake.get_or_create(&label).set(peer.latest_handshake.map_or(0, |time| time.as_second()));
+        established.get_or_create(&label).set(i64::from(peer.state == PeerState::Established));
+        received.get_or_create(&label).inc_by(peer.received_bytes);
+        sent.get_or_create(&label).inc_by(peer.sent_bytes);
+    }
+    registry.register_with_unit("peer_latest_handshake", "When the last handshake succeeded, Unix time; 0: never", Unit::Seconds, handshake);
+    registry.register("peer_established", "1 if there is a session with the peer", established);
+    registry.register_with_unit("peer_received", "Bytes received through the tunnel", Unit::Bytes, received);
+    registry.register_with_unit("peer_sent", "Bytes sent through the tunnel", Unit::Bytes, sent);
+
+    let protected = Gauges::<NamespaceLabel>::default();
+    let converged = Gauges::<NamespaceLabel>::default();
+    for namespace in &now.namespaces {
+        let label = NamespaceLabel { namespace: namespace.name.clone() };
+        protected.get_or_create(&label).set(namespace.protected_pods as i64);
+        converged.get_or_create(&label).set((namespace.nodes - namespace.converged_nodes.min(namespace.nodes)) as i64);
+    }
+    registry.register("namespace_protected_pods", "Opted-in pods by namespace", protected);
+    registry.register("namespace_unconverged_nodes", "Nodes that do not enforce the namespace's present generation", converged);
+
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
+    let gauge: Gauge = Gauge::default();
+    gauge.set(value);
+    registry.register(name, help, gauge);
+}

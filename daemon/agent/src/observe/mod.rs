@@ -1,0 +1,30 @@
+//! Looking at what happens. Observers read maps, statistics and the [`crate::world`]; they never write to the kernel, with
+//! one exception that decides nothing: [`flows`] forgets flows that have been idle.
+
+pub mod drops;
+pub mod explain;
+pub mod flows;
+pub mod maps;
+pub mod metrics;
+pub mod self_test;
+pub mod status;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::datapath::Maps;
+
+/// Handles to the maps, for those who look.
+#[derive(Clone)]
+pub struct Eyes(Arc<Mutex<Maps>>);
+
+impl Eyes {
+    /// Shares a set of handles.
+    pub fn new(maps: Maps) -> Eyes {
+        Eyes(Arc::new(Mutex::new(maps)))
+    }
+
+    /// One at a time.
+    pub fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

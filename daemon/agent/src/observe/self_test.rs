@@ -1,0 +1,107 @@
+//! The self-test: real packets through the real hooks. Ready means that these arrived where they must, not that something
+//! was loaded.
+//!
+//! | probe | sent | proves |
+//! |---|---|---|
+//! | drop | from a packet socket on each uplink | `to_wire` runs on its egress |
+//! | turn | the same | `to_wire` redirects, `from_wire` runs on its ingress |
+//! | tunnel | the same | `to_wire` puts packets into the tunnel, and the backend takes them |
+//! | inject | out of the tunnel device | `from_tunnel` runs |
+//!
+//! Probes carry addresses in the discard prefix (RFC 6666). The first three never leave the node: the programs eat them. If a
+//! program is missing they do - harmless, and the test fails.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use hauberk_abi::layout::probe;
+use hauberk_abi::reason::DropReason;
+use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, sendto, socket};
+
+use super::Eyes;
+use crate::backend::Backend;
+
+/// How long a probe may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Sends every probe on every uplink, given by name and interface index.
+///
+/// # Errors
+/// One sentence: which program was not seen to run, and what to do.
+pub async fn run(uplinks: &[(String, u32)], backend: &dyn Backend, eyes: &Eyes) -> Result<(), String> {
+    for (name, index) in uplinks {
+        let dropped = || self_tests(eyes);
+        let send = |destination| send_frame(*index, destination).map_err(|error| format!("cannot send a probe on {name}: {error}; does the agent have CAP_NET_RAW?"));
+        expect(dropped, 1, || send(probe::DROP), &format!("to_wire does not run on the egress of {name}")).await?;
+        expect(dropped, 1, || send(probe::TURN), &format!("from_wire does not run on the ingress of {name}")).await?;
+        let arrived = || backend.stats().map_or(0, |stats| stats.probes);
+        expect(arrived, 1, || send(probe::TUNNEL), &format!("packets redirected on {name} do not reach the tunnel")).await?;
+    }
+    let inject = || {
+        backend.inject(packet(probe::DROP));
+        Ok(())
+    };
+    expect(|| self_tests(eyes), 1, inject, "from_tunnel does not run on the tunnel device").await
+}
+
+fn self_tests(eyes: &Eyes) -> u64 {
+    let drops = eyes.maps().drops().unwrap_or_default();
+    drops.into_iter().find(|(reason, _)| *reason == DropReason::SelfTest).map_or(0, |(_, count)| count)
+}
+
+/// Sends and waits until the counter has moved.
+async fn expect(
+    counter: impl Fn() -> u64,
+    by: u64,
+    send: impl FnOnce() -> Result<(), String>,
+    failure: &str,
+) -> Result<(), String> {
+    let before = counter();
+    send()?;
+    let moved = async {
+        while counter() < before + by {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, moved)
+        .await
+        .map_err(|_| format!("{failure}: a probe was not seen within {} s; did another program take its place? See `hauberk bpf`", PATIENCE.as_secs()))
+}
+
+fn send_frame(index: u32, destination: [u8; 16]) -> io::Result<()> {
+    let socket: OwnedFd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None::<SockProtocol>)?;
+    let mut frame = vec![0x02, 0x68, 0x61, 0x75, 0x62, 0x01, 0x02, 0x68, 0x61, 0x75, 0x62, 0x02, 0x86, 0xdd];
+    frame.extend(packet(destination));
+    let address = link_address(index)?;
+    sendto(socket.as_raw_fd(), &frame, &address, MsgFlags::empty())?;
+    Ok(())
+}
+
+/// A packet-socket address of the interface.
+fn link_address(index: u32) -> io::Result<LinkAddr> {
+    let raw = nix::libc::sockaddr_ll {
+        sll_family: nix::libc::AF_PACKET as u16,
+        sll_protocol: (nix::libc::ETH_P_IPV6 as u16).to_be(),
+        sll_ifindex: index as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0x02, 0x68, 0x61, 0x75, 0x62, 0x01, 0, 0],
+    };
+    // SAFETY: `raw` is an initialized `sockaddr_ll` and its length is passed; the call copies it.
+    let address = unsafe {
+        LinkAddr::from_raw((&raw const raw).cast(), Some(size_of::<nix::libc::sockaddr_ll>() as nix::libc::socklen_t))
+    };
+    address.ok_or_else(|| io::Error::other("the interface's address cannot be expressed"))
+}
+
+/// An empty UDP packet over IPv6 (RFC 8200, RFC 768), from the discard prefix.
+fn packet(destination: [u8; 16]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 8, 17, 1];
+    packet.extend([0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    packet.extend(destination);
+    packet.extend([0, 9, 0, 9, 0, 8, 0xff, 0xff]);
+    packet
+}

@@ -1,0 +1,209 @@
+//! `hauberk status`: what is so, and what is wrong with it, worst first.
+
+use std::collections::BTreeMap;
+
+use hauberk_abi::layout::map;
+use hauberk_core::api::{PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
+use hauberk_core::convergence::convergence;
+use jiff::Timestamp;
+
+use super::Eyes;
+use crate::backend::{PeerStats, Progress, Stats};
+use crate::config::{Backend as Choice, Config, HostRouting};
+use crate::world::{Running, World, key_status};
+
+/// What does not change while the agent runs.
+pub struct Facts {
+    /// When it started.
+    pub started: Timestamp,
+    /// Its configuration.
+    pub config: std::sync::Arc<Config>,
+    /// Its public keys, newest epoch first.
+    pub keys: Vec<(u32, [u8; 32])>,
+    /// How programs are attached.
+    pub attach: &'static str,
+    /// Problems found at start that only a restart can change.
+    pub lasting: Vec<Problem>,
+}
+
+/// The status now.
+pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
+    let stats = world.running.as_ref().map(|running| running.backend.stats());
+    let (stats, silent) = match stats {
+        Some(Ok(stats)) => (stats, None),
+        Some(Err(error)) => (Stats::default(), Some(error.to_string())),
+        None => (Stats::default(), None),
+    };
+    let peers = peers(world, &stats);
+    let namespaces = convergence(&world.model, &world.policy);
+    let mut problems = facts.lasting.clone();
+    problems.extend(world.failures.values().cloned());
+    problems.extend(not_running(world, silent, &stats));
+    problems.extend(peer_problems(&peers, namespaces.iter().any(|namespace| namespace.protected_pods > 0)));
+    problems.extend(full_maps(world, eyes));
+    problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(|namespace| {
+        Problem {
+            severity: Severity::Warning,
+            object: format!("namespace/{}", namespace.name),
+            message: format!(
+                "enforced by {} of {} nodes; waiting for {}",
+                namespace.converged_nodes,
+                namespace.nodes,
+                namespace.waiting_for.join(", ")
+            ),
+        }
+    }));
+    problems.extend(world.desired.events.iter().filter(|event| event.warning).map(|event| Problem {
+        severity: Severity::Warning,
+        object: event.objects.join(" and "),
+        message: event.message.clone(),
+    }));
+    problems.sort_by(|a, b| (a.severity, &a.object, &a.message).cmp(&(b.severity, &b.object, &b.message)));
+    problems.dedup();
+    Status {
+        node: world.policy.node.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        started: facts.started,
+        now: Timestamp::now(),
+        ready: world.is_ready(),
+        problems,
+        tunnel: tunnel(world, &stats, facts),
+        host_routing: match facts.config.host_routing {
+            HostRouting::Bpf => "bpf",
+            HostRouting::Stack => "stack",
+        }
+        .into(),
+        attach: facts.attach.into(),
+        uplinks: world
+            .running
+            .as_ref()
+            .map(|running| running.uplinks.iter().map(|(name, _)| name.clone()).collect())
+            .unwrap_or_default(),
+        peers,
+        namespaces,
+        attachments: world.model.attachments().filter(|(_, attachment)| attachment.attach.is_some()).count(),
+        source: world.source.clone(),
+    }
+}
+
+fn tunnel(world: &World, stats: &Stats, facts: &Facts) -> TunnelStatus {
+    TunnelStatus {
+        backend: "userspace".into(),
+        backend_reason: match facts.config.tunnel.backend {
+            Choice::Userspace => "tunnel.backend asks for it".into(),
+            Choice::Auto => "auto: the only backend of this version".into(),
+        },
+        device: facts.config.tunnel.device.clone(),
+        port: facts.config.tunnel.port,
+        mtu: world.running.as_ref().map_or(0, |running: &Running| running.mtu),
+        keys: key_status(&facts.keys),
+        offloads: stats.offloads.clone(),
+    }
+}
+
+fn peers(world: &World, stats: &Stats) -> Vec<PeerStatus> {
+    let by_number: BTreeMap<_, &PeerStats> = stats.peers.iter().map(|peer| (peer.number, peer)).collect();
+    let own = world.model.node();
+    let mut peers: Vec<PeerStatus> = world
+        .model
+        .nodes()
+        .filter(|node| node.name != own)
+        .map(|node| {
+            let number = world.model.node_number(&node.name);
+            let wanted = number.and_then(|number| world.desired.peers.get(&number));
+            let seen = number.and_then(|number| by_number.get(&number));
+            PeerStatus {
+                node: node.name.clone(),
+                state: match (wanted, seen.map(|seen| seen.state)) {
+                    (None, _) => PeerState::NoKey,
+                    (_, Some(Progress::Established)) => PeerState::Established,
+                    (_, Some(Progress::Handshaking)) => PeerState::Handshaking,
+                    (_, Some(Progress::Failed)) => PeerState::Failed,
+                    (_, Some(Progress::Idle) | None) => PeerState::Idle,
+                },
+                keys: wanted.map(|peer| key_status(&peer.keys)).unwrap_or_default(),
+                endpoint: wanted.and_then(|peer| peer.endpoint),
+                allowed_ips: wanted.map(|peer| peer.allowed.iter().copied().collect()).unwrap_or_default(),
+                latest_handshake: seen.and_then(|seen| Timestamp::try_from(seen.latest_handshake?).ok()),
+                received_bytes: seen.map_or(0, |seen| seen.received),
+                sent_bytes: seen.map_or(0, |seen| seen.sent),
+            }
+        })
+        .collect();
+    peers.sort_by(|a, b| a.node.cmp(&b.node));
+    peers
+}
+
+/// Why protected pods cannot be promised what they ask for.
+fn not_running(world: &World, silent: Option<String>, stats: &Stats) -> Vec<Problem> {
+    let critical = |object: &str, message: String| Problem { severity: Severity::Critical, object: object.into(), message };
+    let mut problems = Vec::new();
+    if let Some(reason) = silent.or_else(|| stats.stopped.clone()) {
+        let message = format!("the tunnel has stopped: {reason}; protected pods reach no other node until the agent is restarted");
+        problems.push(critical("tunnel", message));
+    }
+    if !world.source.synced {
+        let message = format!("the objects in {} have not all been read yet; opted-in pods cannot reach the world, and nothing is removed", world.source.location);
+        problems.push(critical("source", message));
+    } else if let Some(since) = world.source.unavailable_since {
+        let message = format!("{} has been unreadable since {since}; what was known is kept, changes are not seen", world.source.location);
+        problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });
+    }
+    if world.source.rejected > 0 {
+        let message = format!("{} objects are rejected, their last good version (if any) is used; see `hauberk events`", world.source.rejected);
+        problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });
+    }
+    match &world.self_test {
+        _ if world.running.is_none() => {
+            let message = format!("the datapath is not up: Node {} has not been read from {}, or has no address; see `hauberk events`", world.policy.node, world.source.location);
+            problems.push(critical("datapath", message));
+        }
+        Some(Err(reason)) => problems.push(critical("datapath", format!("the self-test failed: {reason}"))),
+        None => problems.push(critical("datapath", "the self-test has not run yet".into())),
+        Some(Ok(())) => {}
+    }
+    if world.running.as_ref().is_some_and(|running| !running.packet_socket_guard) {
+        let message = "this kernel has no netfilter egress hook (5.16): a packet socket on the node that bypasses queueing could send as a pod unseen".into();
+        problems.push(Problem { severity: Severity::Warning, object: "netfilter".into(), message });
+    }
+    problems
+}
+
+fn peer_problems(peers: &[PeerStatus], any_protected: bool) -> Vec<Problem> {
+    if !any_protected {
+        return Vec::new();
+    }
+    let problem = |peer: &PeerStatus, message: &str| Problem {
+        severity: Severity::Critical,
+        object: format!("node/{}", peer.node),
+        message: message.into(),
+    };
+    peers
+        .iter()
+        .filter_map(|peer| match peer.state {
+            PeerState::NoKey => Some(problem(peer, "has no usable key, so opted-in pods cannot talk with it (dropped, not in the clear); is the agent running there?")),
+            PeerState::Failed => Some(problem(peer, "does not answer handshakes, so opted-in pods cannot talk with it (dropped, not in the clear); is its agent running, and its UDP port reachable?")),
+            _ => None,
+        })
+        .collect()
+}
+
+/// What does not fit is unknown, hence treated as opted-in: safe, but not what its owner asked for.
+fn full_maps(world: &World, eyes: &Eyes) -> Vec<Problem> {
+    let maps = eyes.maps();
+    let wanted = [
+        (map::ENDPOINTS, "limits.endpoints", world.desired.endpoints.len()),
+        (map::RANGES, "limits.ranges", world.desired.ranges.len()),
+    ];
+    wanted
+        .into_iter()
+        .filter_map(|(name, setting, wanted)| {
+            let capacity = maps.capacity(name)? as usize;
+            (wanted > capacity).then(|| Problem {
+                severity: Severity::Critical,
+                object: format!("map/{name}"),
+                message: format!("{wanted} entries are wanted, {capacity} fit; the rest is treated as unknown, hence opted-in; raise {setting}, then `hauberkd uninstall` and start"),
+            })
+        })
+        .collect()
+}

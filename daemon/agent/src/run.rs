@@ -1,0 +1,298 @@
+//! The agent's life: self-check, keys, datapath, then the tasks, until a signal. Nothing is torn down at the end: the
+//! programs, maps and devices stay and go on denying.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hauberk_core::api::{Problem, Severity};
+use hauberk_core::desired::Policy;
+use hauberk_core::model::{Change, Model};
+use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::api::{self, ApiStartError, Context};
+use crate::apply::{Prepared, StartError};
+use crate::attachments::{self, Attachments};
+use crate::backend::UserspaceConfig;
+use crate::config::Config;
+use crate::datapath::DatapathError;
+use crate::observe::flows::{self, FlowLog};
+use crate::observe::status::Facts;
+use crate::observe::{Eyes, self_test};
+use crate::reconcile::{Input, Parts, Reconciler};
+use crate::selfcheck::{self, SelfCheckError};
+use crate::source::directory::Directory;
+use crate::source::{Batch, Source, SourceError};
+use crate::uapi::{self, UapiError};
+use crate::world::{Shared, World};
+
+mod wireguard_view;
+
+/// Inputs that may wait for the reconciler.
+const INPUTS: usize = 1_024;
+/// Between self-tests once one has passed, and before.
+const SELF_TEST: Duration = Duration::from_secs(60);
+const FIRST_SELF_TEST: Duration = Duration::from_millis(200);
+
+/// The agent could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The node lacks something.
+    #[error(transparent)]
+    SelfCheck(#[from] SelfCheckError),
+    /// The BPF file system.
+    #[error("{0}")]
+    BpfFileSystem(String),
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] StoreError),
+    /// The datapath.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The maps.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The attachments' folder.
+    #[error(transparent)]
+    Attachments(#[from] attachments::StoreError),
+    /// The API.
+    #[error(transparent)]
+    Api(#[from] ApiStartError),
+    /// The WireGuard interface.
+    #[error(transparent)]
+    Uapi(#[from] UapiError),
+    /// The source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A signal handler could not be installed.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`RunError`]; what was attached stays.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let started = Timestamp::now();
+    selfcheck::mount_bpf_file_system(&config.paths.pins).map_err(RunError::BpfFileSystem)?;
+    selfcheck::require(&selfcheck::run(&config))?;
+    // Whoever answers on the socket owns this node; a second agent must not touch anything.
+    let listener = api::bind(&config.paths.socket).await?;
+    let config = Arc::new(config);
+    let node = config.node.clone().unwrap_or_default();
+    let keys = Arc::new(Store::open(&config.paths.state)?);
+    let public: Vec<(u32, [u8; 32])> = keys.keys().iter().map(|key| (key.epoch, key.public)).collect();
+    let policy = Policy {
+        node: node.clone(),
+        cluster_ranges: config.cluster_ranges.clone(),
+        node_ranges: config.node_ranges.clone(),
+        allow_pod_opt_out: config.allow_pod_opt_out,
+        own_keys: public.iter().map(|(_, key)| *key).collect(),
+        route_mtu: None,
+    };
+    info!(node, version = env!("CARGO_PKG_VERSION"), "hauberkd starts");
+
+    let number = Model::new(&node).own_number();
+    let mut prepared = Prepared::load(&config, &policy, number).await?;
+    let (attachments, mut lasting) = restore_attachments(&config, &prepared).await?;
+    lasting.extend(prepared.datapath_mut().resized().iter().map(|sentence| {
+        warning("maps", format!("{sentence}: pinned maps keep their size; `hauberkd uninstall`, then start, to change it"))
+    }));
+    let eyes = Eyes::new(prepared.datapath_mut().observe()?);
+    let ring = prepared.datapath_mut().maps_mut().take_events();
+    let pins = prepared.datapath_mut().pins().clone();
+    let facts = Arc::new(Facts {
+        started,
+        config: config.clone(),
+        keys: public,
+        attach: prepared.datapath_mut().how().as_str(),
+        lasting,
+    });
+
+    let source: Arc<dyn Source> = Arc::new(Directory::new(config.source.directory.clone(), node));
+    let world = Shared::new(World::new(policy, source.status()));
+    let (inputs, received) = mpsc::channel(INPUTS);
+    let held: Vec<Change> = lock(&attachments).list().cloned().map(Change::Attachment).collect();
+    // What this node gave away comes first: nothing else tells which pods are here.
+    let _ = inputs.send(Input::Changes(held)).await;
+
+    let reconciler = Reconciler::new(Parts {
+        config: config.clone(),
+        world: world.clone(),
+        prepared,
+        attachments: attachments.clone(),
+        source: source.clone(),
+        make_tunnel: tunnel_maker(&config, keys.clone(), inputs.clone()),
+        published: publish(&config, keys.keys()),
+    });
+    let context = Context {
+        world: world.clone(),
+        eyes: eyes.clone(),
+        flows: FlowLog::default(),
+        facts,
+        attachments,
+        inputs: inputs.clone(),
+        pins,
+    };
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(reconciler.run(received));
+    tokio::spawn(tell_reconciler(source, inputs, stopped));
+    if let Some(ring) = ring {
+        tokio::spawn(reporting("flow events", flows::run(ring, context.flows.clone(), world.clone(), eyes.clone())));
+    }
+    tokio::spawn(prove(world.clone(), eyes));
+    tokio::spawn(reporting("the API", api::serve(listener, context.clone())));
+    if let Some(address) = config.metrics {
+        tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));
+    }
+    match uapi::bind(&config.paths.uapi) {
+        Ok(listener) => {
+            let view = Arc::new(wireguard_view::View { world, port: config.tunnel.port });
+            tokio::spawn(uapi::serve(listener, view));
+        }
+        // Convenience, not protection: the agent goes on without it.
+        Err(error) => warn!(%error, "`wg show` will not work"),
+    }
+    wait_for_signal().await?;
+    let _ = stop.send(true);
+    info!("hauberkd stops; the datapath stays and goes on denying");
+    Ok(())
+}
+
+/// What is on record of pods' interfaces. Those whose interface is gone, as after a reboot, keep their addresses only.
+async fn restore_attachments(
+    config: &Config,
+    prepared: &Prepared,
+) -> Result<(Arc<Mutex<Attachments>>, Vec<Problem>), RunError> {
+    let folder: PathBuf = config.paths.state.join("attachments");
+    let (mut attachments, sentences) = Attachments::open(folder, attachments::Settings::default())?;
+    let interfaces = prepared.interfaces().await?;
+    let exists = |name: &str, index: u32| interfaces.iter().any(|(n, i)| n == name && *i == index);
+    match attachments.detach_missing(exists) {
+        Ok(gone) => {
+            for attachment in gone {
+                info!(container = attachment.request.container, "its interface is gone; its addresses stay reserved until the runtime deletes it");
+            }
+        }
+        Err(error) => warn!(%error, "cannot note that interfaces are gone"),
+    }
+    let problems = sentences.into_iter().map(|sentence| warning("attachments", sentence)).collect();
+    Ok((Arc::new(Mutex::new(attachments)), problems))
+}
+
+/// What the other nodes need to reach this one.
+fn publish(config: &Config, keys: &[NodeKey]) -> String {
+    let keys = keys.iter().map(|key| PublicKey { epoch: key.epoch, bytes: key.public }).collect();
+    hauberk_keyring::published::render(&Published { port: config.tunnel.port, keys })
+}
+
+fn tunnel_maker(
+    config: &Arc<Config>,
+    keys: Arc<Store>,
+    inputs: mpsc::Sender<Input>,
+) -> Box<dyn Fn(u32) -> UserspaceConfig + Send + Sync> {
+    let tunnel = config.tunnel.clone();
+    Box::new(move |mtu| {
+        let inputs = inputs.clone();
+        UserspaceConfig {
+            device: tunnel.device.clone(),
+            mtu,
+            port: tunnel.port,
+            keys: keys
+                .keys()
+                .iter()
+                .map(|key| hauberk_tunnel::LocalKey { epoch: key.epoch, secret: key.secret.expose() })
+                .collect(),
+            handshakes_per_second: u64::from(tunnel.handshakes_per_second),
+            // On the tunnel's own thread, which must not wait: a state that finds the queue full is told again by the next
+            // change, and permissive traffic waits for it until then.
+            on_state: Box::new(move |number, progress| {
+                if inputs.try_send(Input::Peer(number, progress)).is_err() {
+                    warn!(peer = number.0, "the reconciler is busy: a change of a peer's state was not told");
+                }
+            }),
+        }
+    })
+}
+
+/// From the source to the reconciler, with the source's own state beside every batch.
+async fn tell_reconciler(source: Arc<dyn Source>, inputs: mpsc::Sender<Input>, stopped: watch::Receiver<bool>) {
+    let (sender, mut batches) = mpsc::channel::<Batch>(64);
+    let running = tokio::spawn(Arc::clone(&source).run(sender, stopped));
+    let mut look = tokio::time::interval(Duration::from_secs(1));
+    let mut told = None;
+    loop {
+        tokio::select! {
+            batch = batches.recv() => {
+                let Some(batch) = batch else { break };
+                let status = Input::Source(Box::new(source.status()), batch.events);
+                if inputs.send(Input::Changes(batch.changes)).await.is_err() || inputs.send(status).await.is_err() {
+                    return;
+                }
+            }
+            _ = look.tick() => {
+                let status = source.status();
+                let key = (status.synced, status.unavailable_since, status.rejected);
+                if told.replace(key) != Some(key) && inputs.send(Input::Source(Box::new(status), Vec::new())).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+    if let Ok(Err(error)) = running.await {
+        error!(%error, "the source has stopped; what was known stays in force");
+    }
+}
+
+/// Runs the self-test until it passes, then now and again.
+async fn prove(world: Shared, eyes: Eyes) {
+    loop {
+        let running = world.read().running.clone();
+        let pause = match running {
+            None => FIRST_SELF_TEST,
+            Some(running) => {
+                let outcome = self_test::run(&running.uplinks, running.backend.as_ref(), &eyes).await;
+                if let Err(reason) = &outcome {
+                    warn!(%reason, "the self-test failed");
+                }
+                let passed = outcome.is_ok();
+                let before = world.write().self_test.replace(outcome);
+                if passed && !matches!(before, Some(Ok(()))) {
+                    info!("ready: the self-test passed");
+                }
+                if passed { SELF_TEST } else { FIRST_SELF_TEST * 10 }
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Logs why a task ended that should not.
+async fn reporting<E: std::fmt::Display>(what: &'static str, task: impl Future<Output = Result<(), E>>) {
+    if let Err(error) = task.await {
+        error!(%error, "{what} stopped");
+    }
+}
+
+async fn wait_for_signal() -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn warning(object: &str, message: String) -> Problem {
+    Problem { severity: Severity::Warning, object: object.into(), message }
+}
+
+fn lock(attachments: &Mutex<Attachments>) -> std::sync::MutexGuard<'_, Attachments> {
+    attachments.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

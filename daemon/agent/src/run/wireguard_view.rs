@@ -1,0 +1,40 @@
+//! The tunnel as stock `wg show` sees it: a node that has two keys is two peers.
+
+use std::collections::BTreeMap;
+
+use crate::uapi::{Interface, PeerView, UapiView};
+use crate::world::Shared;
+
+/// See the module.
+pub(super) struct View {
+    pub(super) world: Shared,
+    pub(super) port: u16,
+}
+
+impl UapiView for View {
+    fn interface(&self) -> Interface {
+        let world = self.world.read();
+        let stats = world.running.as_ref().and_then(|running| running.backend.stats().ok()).unwrap_or_default();
+        let stats: BTreeMap<_, _> = stats.peers.iter().map(|peer| (peer.number, peer)).collect();
+        let mut peers = Vec::new();
+        for peer in world.desired.peers.values() {
+            let seen = stats.get(&peer.number);
+            let newest = peer.keys.first().map(|(epoch, _)| *epoch);
+            let used = seen.and_then(|seen| seen.epoch).or(newest);
+            for (epoch, public_key) in &peer.keys {
+                let seen = seen.filter(|_| Some(*epoch) == used);
+                peers.push(PeerView {
+                    public_key: *public_key,
+                    endpoint: peer.endpoint,
+                    // Both keys speak for the same addresses; WireGuard shows each under one peer.
+                    allowed_ips: if Some(*epoch) == used { peer.allowed.iter().copied().collect() } else { Vec::new() },
+                    latest_handshake: seen.and_then(|seen| seen.latest_handshake),
+                    received_bytes: seen.map_or(0, |seen| seen.received),
+                    sent_bytes: seen.map_or(0, |seen| seen.sent),
+                    keepalive_seconds: 0,
+                });
+            }
+        }
+        Interface { port: self.port, peers }
+    }
+}
