@@ -163,3 +163,115 @@ fn summaries<'a>(model: &'a Model, policy: &Policy) -> BTreeMap<&'a str, Summary
     }
     summaries
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::reason;
+    use crate::model::{Change, NodeObject, PodObject};
+    use crate::testing::{World, namespace, node, pod};
+    use proptest::prelude::*;
+
+    fn acknowledge(world: &mut World, number: u8, enforced: &BTreeMap<String, String>) {
+        world.apply(Change::Node(NodeObject { enforced: Some(render(enforced)), ..node(number) }));
+    }
+
+    fn status(world: &World, name: &str) -> NamespaceStatus {
+        convergence(&world.model, &world.policy).into_iter().find(|status| status.name == name).unwrap()
+    }
+
+    #[test]
+    fn a_namespace_has_converged_when_every_node_with_a_tunnel_says_so() {
+        let mut world = World::three_nodes();
+        world.apply(Change::Node(NodeObject { keys: None, ..node(4) }));
+        let now = enforced(&world.model, &world.policy);
+        assert_eq!(now.keys().collect::<Vec<_>>(), ["secret", "soft"], "what is not opted in needs no word");
+        assert_eq!(status(&world, "secret").waiting_for, ["n1", "n2", "n3"]);
+        for number in 1..=3 {
+            acknowledge(&mut world, number, &now);
+        }
+        let status = status(&world, "secret");
+        assert_eq!((status.converged_nodes, status.nodes), (3, 3));
+        assert!(status.waiting_for.is_empty());
+    }
+
+    #[test]
+    fn this_node_counts_before_its_object_is_read() {
+        let mut world = World::new();
+        world.apply(namespace("secret", Some("enabled")));
+        let status = status(&world, "secret");
+        assert_eq!((status.converged_nodes, status.nodes), (0, 1));
+        assert_eq!(status.waiting_for, ["n1"]);
+    }
+
+    #[test]
+    fn a_change_of_any_label_that_counts_waits_for_every_node_anew() {
+        let mut world = World::three_nodes();
+        world.apply(Change::Pod(pod("open/a", 2, &["10.0.2.5"])));
+        world.apply(Change::Pod(pod("soft/b", 2, &["10.0.2.6"])));
+        let before = enforced(&world.model, &world.policy);
+        let labelled = |name, label: &str| {
+            Change::Pod(PodObject { encryption: Some(label.into()), ..pod(name, 2, &["10.0.2.5"]) })
+        };
+        world.apply(labelled("open/a", "enabled"));
+        let one = enforced(&world.model, &world.policy);
+        assert!(!before.contains_key("open") && one.contains_key("open"));
+        assert_eq!(before["secret"], one["secret"]);
+        world.apply(labelled("open/a", "permissive"));
+        assert_ne!(one["open"], enforced(&world.model, &world.policy)["open"]);
+        world.apply(namespace("soft", Some("enabled")));
+        assert_ne!(before["soft"], enforced(&world.model, &world.policy)["soft"]);
+        for number in 1..=3 {
+            acknowledge(&mut world, number, &before);
+        }
+        assert_eq!(status(&world, "secret").converged_nodes, 3);
+        assert_eq!(status(&world, "soft").converged_nodes, 0);
+    }
+
+    #[test]
+    fn pods_that_come_and_go_do_not_disturb_what_has_converged() {
+        let mut world = World::three_nodes();
+        let before = enforced(&world.model, &world.policy);
+        world.apply(Change::Pod(pod("secret/a", 2, &["10.0.2.5"])));
+        world.apply(Change::Pod(PodObject { encryption: Some("enabled".into()), ..pod("secret/b", 2, &[]) }));
+        world.apply(Change::Pod(PodObject { encryption: Some("disabled".into()), ..pod("secret/c", 2, &[]) }));
+        assert_eq!(before, enforced(&world.model, &world.policy));
+        assert_eq!((status(&world, "secret").pods, status(&world, "secret").protected_pods), (3, 3));
+    }
+
+    #[test]
+    fn the_digest_is_the_same_in_every_version() {
+        // The first eight bytes of BLAKE2s of the byte 2 (`enabled`): agents of two versions must agree.
+        let world = World::three_nodes();
+        let now = enforced(&world.model, &world.policy);
+        assert_eq!(now["secret"], "2ca4b2f5cb29b023");
+    }
+
+    #[test]
+    fn a_broken_acknowledgement_counts_as_none_and_is_told() {
+        for (text, expected) in
+            [("{", "not the JSON"), (r#"{"version":7}"#, "version 7"), (&" ".repeat(MAX_LENGTH + 1), "bytes long")]
+        {
+            let mut world = World::three_nodes();
+            let now = enforced(&world.model, &world.policy);
+            acknowledge(&mut world, 2, &now);
+            assert_eq!(status(&world, "secret").converged_nodes, 1);
+            world.apply(Change::Node(NodeObject { enforced: Some(text.to_owned()), ..node(2) }));
+            assert_eq!(status(&world, "secret").converged_nodes, 0);
+            world.assert_event(reason::ENFORCED_INVALID, &["Node/n2"]);
+            assert!(world.told[0].message.contains(expected), "{}", world.told[0].message);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_annotation_panics(text in ".{0,200}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(enforced in prop::collection::btree_map(".{0,20}", "[0-9a-f]{16}", 0..5)) {
+            prop_assert_eq!(parse(&render(&enforced)).unwrap(), enforced);
+        }
+    }
+}

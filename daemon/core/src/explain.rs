@@ -152,13 +152,7 @@ fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address
         }
         None => (None, range_rule(desired, address, identity)),
     };
-    let kind = match identity.kind() {
-        Kind::World => "world",
-        Kind::Pod => "pod",
-        Kind::Node => "node",
-        Kind::UnknownNode => "unknown_node",
-        Kind::UnknownPod | Kind::Probe => "unknown_pod",
-    };
+    let kind = kind_in_words(identity);
     let node = model.node_name(crate::model::NodeNumber(identity.node)).map(str::to_owned);
     let party = Party {
         asked: asked.to_owned(),
@@ -191,7 +185,7 @@ fn range_rule(desired: &Desired, address: IpAddr, identity: Identity) -> String 
     let Some(prefix) = desired.range_of(address) else {
         return format!("{address} is in no cluster range, pod range or node range: outside the cluster");
     };
-    let range = in_words(prefix);
+    let range = prefix_in_words(prefix);
     match identity.kind() {
         Kind::UnknownNode => {
             format!("no Node object has {address}, which lies in node range {range}: unknown is protected")
@@ -200,7 +194,122 @@ fn range_rule(desired: &Desired, address: IpAddr, identity: Identity) -> String 
     }
 }
 
-fn in_words(prefix: Prefix) -> String {
+/// A prefix as people write it, its length in its own family.
+pub fn prefix_in_words(prefix: Prefix) -> String {
     let family_bits = if prefix.address.is_v4() { 96 } else { 0 };
     format!("{}/{}", prefix.address, prefix.length.saturating_sub(family_bits))
+}
+
+/// An identity for a reader: kind, protection, node.
+pub fn identity_in_words(identity: Identity) -> String {
+    let kind = kind_in_words(identity);
+    let protection = protection::label_value(identity.protection());
+    format!("{kind}, {protection}, node {}", identity.node)
+}
+
+/// `pod`, `node`, `unknown_pod`, `unknown_node` or `world`.
+pub fn kind_in_words(identity: Identity) -> &'static str {
+    match identity.kind() {
+        Kind::World => "world",
+        Kind::Pod => "pod",
+        Kind::Node => "node",
+        Kind::UnknownNode => "unknown_node",
+        Kind::UnknownPod => "unknown_pod",
+        Kind::Probe => "probe",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Change, NodeAddress};
+    use crate::testing::{World, attachment, ip, node, pod};
+
+    fn world() -> World {
+        let mut world = World::three_nodes();
+        world.apply(Change::Pod(pod("secret/a", 2, &["10.0.2.5", "fd00::2:5"])));
+        world.apply(Change::Pod(pod("open/b", 3, &["10.0.3.5"])));
+        world.apply(Change::Pod(pod("soft/twice", 3, &["10.0.3.6"])));
+        world.apply(Change::Pod(pod("open/twice", 3, &["10.0.3.7"])));
+        world.apply(Change::Pod(pod("open/six", 3, &["fd00::3:8"])));
+        world.apply(Change::Pod(pod("open/pending", 3, &[])));
+        world.apply(Change::Pod(PodObject { host_network: true, ..pod("open/host", 2, &[]) }));
+        world.apply(Change::Attachment(attachment("c1", Some("open/fresh"), &["10.0.1.9"])));
+        world.apply(Change::Attachment(attachment("c2", None, &["10.0.1.10"])));
+        world
+    }
+
+    fn resolved(asked: &str) -> Result<Party, ResolveError> {
+        let world = world();
+        resolve(&world.model, &world.policy, &world.desired(), asked).map(|resolved| resolved.party)
+    }
+
+    #[test]
+    fn a_pod_is_found_by_either_name_and_by_address() {
+        for asked in ["secret/a", "a", "10.0.2.5"] {
+            let party = resolved(asked).unwrap();
+            assert_eq!((party.asked.as_str(), party.address), (asked, ip("10.0.2.5")));
+            assert_eq!((party.kind.as_str(), party.name.as_deref()), ("pod", Some("secret/a")));
+            assert_eq!((party.node.as_deref(), party.protection), (Some("n2"), Protection::Enabled));
+            assert!(party.rule.contains("its namespace's label hauberk.io/encryption"), "{}", party.rule);
+            assert!(party.rule.contains("pods/secret-a.yaml"), "{}", party.rule);
+        }
+    }
+
+    #[test]
+    fn everybody_is_said_to_be_what_he_is_and_why() {
+        let cases = [
+            ("n2", "node", Some("n2"), Some("n2"), "an address of Node n2"),
+            ("192.0.2.3", "node", Some("n3"), Some("n3"), "an address of Node n3"),
+            ("open/host", "node", Some("n2"), Some("n2"), "an address of Node n2"),
+            ("open/b", "pod", Some("open/b"), Some("n3"), "neither its namespace nor the pod has the label"),
+            ("open/fresh", "pod", Some("open/fresh"), Some("n1"), "its Pod object is not known yet"),
+            ("10.0.1.10", "pod", None, Some("n1"), "did not name the pod"),
+            ("10.0.2.200", "unknown_pod", None, Some("n2"), "lies in pod range 10.0.2.0/24"),
+            ("10.0.200.1", "unknown_pod", None, None, "lies in pod range 10.0.0.0/16"),
+            ("192.0.2.200", "unknown_node", None, None, "lies in node range 192.0.2.0/24"),
+            ("198.51.100.1", "world", None, None, "outside the cluster"),
+        ];
+        for (asked, kind, name, node, rule) in cases {
+            let party = resolved(asked).unwrap();
+            assert_eq!(
+                (party.kind.as_str(), party.name.as_deref(), party.node.as_deref()),
+                (kind, name, node),
+                "{asked}"
+            );
+            assert!(party.rule.contains(rule), "{asked}: {}", party.rule);
+        }
+    }
+
+    #[test]
+    fn who_cannot_be_found_is_said_to_be_missing_ambiguous_or_without_address() {
+        assert!(matches!(resolved("nobody"), Err(ResolveError::NotFound { .. })));
+        assert!(matches!(resolved("open/nobody"), Err(ResolveError::NotFound { .. })));
+        assert!(matches!(resolved("10.0.2.5/32"), Err(ResolveError::NotFound { .. })));
+        assert!(matches!(resolved("pending"), Err(ResolveError::NoAddress { .. })));
+        let error = resolved("twice").unwrap_err().to_string();
+        assert!(error.contains("Pod/open/twice or Pod/soft/twice"), "{error}");
+    }
+
+    #[test]
+    fn a_pair_is_of_one_family() {
+        let world = world();
+        let pair = |from, to| resolve_pair(&world.model, &world.policy, &world.desired(), from, to);
+        let (source, destination) = pair("secret/a", "open/six").unwrap();
+        assert_eq!((source.party.address, destination.party.address), (ip("fd00::2:5"), ip("fd00::3:8")));
+        assert!(matches!(pair("open/b", "open/six"), Err(ResolveError::NoCommonFamily { .. })));
+    }
+
+    #[test]
+    fn a_contested_address_says_why_it_is_stricter_than_its_labels() {
+        let mut world = world();
+        world.apply(Change::Pod(pod("secret/z", 3, &["10.0.3.5"])));
+        let open = resolve(&world.model, &world.policy, &world.desired(), "open/b").unwrap().party;
+        assert_eq!(open.protection, Protection::Enabled);
+        let mut thief = node(3);
+        thief.addresses.push(NodeAddress { address: ip("fd00::2:5"), internal: true });
+        world.apply(Change::Node(thief));
+        let stolen = resolve(&world.model, &world.policy, &world.desired(), "fd00::2:5").unwrap().party;
+        assert_eq!(stolen.name.as_deref(), Some("secret/a"));
+    }
 }

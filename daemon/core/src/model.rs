@@ -71,7 +71,8 @@ pub struct PodObject {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.uid`.
+    /// `metadata.uid`; of a static pod's mirror, the annotation `kubernetes.io/config.hash`, because that is the uid
+    /// the runtime gives the CNI plugin.
     pub uid: Option<String>,
     /// `spec.nodeName`; none while unscheduled.
     pub node: Option<String>,

@@ -61,3 +61,47 @@ pub(crate) fn hash(name: &str, attempt: u32) -> NodeNumber {
     let digest = Blake2s256::new().chain_update(name.as_bytes()).chain_update(attempt.to_be_bytes()).finalize();
     NodeNumber(u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]).max(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two names that hash alike: among 77,000 names there are two as likely as not.
+    fn colliding() -> (String, String) {
+        let mut seen = HashMap::new();
+        for index in 0u32.. {
+            let name = format!("node-{index}");
+            if let Some(other) = seen.insert(hash(&name, 0), name.clone()) {
+                return (other, name);
+            }
+        }
+        unreachable!("32 bits are fewer than names")
+    }
+
+    #[test]
+    fn a_number_is_the_same_after_a_restart() {
+        let (mut before, mut after) = (Numbers::default(), Numbers::default());
+        before.assign("a");
+        before.assign("b");
+        after.assign("b");
+        after.assign("a");
+        assert_eq!(before.number("a"), after.number("a"));
+        assert_eq!(before.number("a"), Some(hash("a", 0)));
+        assert_ne!(before.number("a"), before.number("b"));
+    }
+
+    #[test]
+    fn names_that_hash_alike_have_two_numbers_and_keep_them() {
+        let (first, second) = colliding();
+        let mut numbers = Numbers::default();
+        assert_eq!(numbers.assign(&first), None);
+        assert_eq!(numbers.assign(&second), Some(first.clone()));
+        let taken = numbers.number(&second);
+        assert_eq!(taken, Some(hash(&second, 1)));
+        numbers.release(&first);
+        assert_eq!(numbers.assign(&second), None);
+        assert_eq!(numbers.number(&second), taken, "a number does not change hands");
+        assert_eq!(taken.and_then(|number| numbers.name(number)), Some(second.as_str()));
+        assert_eq!(numbers.number(&first), None);
+    }
+}

@@ -9,6 +9,7 @@ mod identities;
 mod peers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::identity::Identity;
@@ -16,6 +17,7 @@ use hauberk_abi::layout;
 use ipnet::IpNet;
 
 use crate::desired::{Desired, LocalPod, Peer, Route};
+use crate::explain::{identity_in_words as in_words, prefix_in_words};
 use crate::model::{AttachmentKey, NodeNumber};
 
 /// One operation of the reconciler. Each can fail and be repeated; each leaves a state that is no more open than the one
@@ -52,6 +54,31 @@ pub enum Step {
     SetSynced(bool),
     /// Destinations netfilter must not masquerade.
     SetUntranslated(BTreeSet<IpNet>),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::PutEndpoint(address, identity) => write!(f, "put endpoint {address}: {}", in_words(*identity)),
+            Step::RemoveEndpoint(address) => write!(f, "remove endpoint {address}"),
+            Step::PutRange(prefix, identity) => {
+                write!(f, "put range {}: {}", prefix_in_words(*prefix), in_words(*identity))
+            }
+            Step::RemoveRange(prefix) => write!(f, "remove range {}", prefix_in_words(*prefix)),
+            Step::PutAttachment(pod) => write!(f, "put interface {} ({})", pod.key(), pod.host_interface),
+            Step::RemoveAttachment(pod) => write!(f, "remove interface {} ({})", pod.key(), pod.host_interface),
+            Step::PutPeer(peer) => write!(f, "put peer {} (number {})", peer.name, peer.number),
+            Step::RemovePeer(number) => write!(f, "remove peer number {number}"),
+            Step::PutPeerEntry(number, entry) => {
+                write!(f, "put peer entry {number}: flags {:#x}, epoch {}", entry.flags, entry.epoch)
+            }
+            Step::RemovePeerEntry(number) => write!(f, "remove peer entry {number}"),
+            Step::PutRoute(route) => write!(f, "put route {} via {}", route.destination, route.via),
+            Step::RemoveRoute(route) => write!(f, "remove route {} via {}", route.destination, route.via),
+            Step::SetSynced(synced) => write!(f, "set synced to {synced}"),
+            Step::SetUntranslated(untranslated) => write!(f, "exempt {} prefixes from translation", untranslated.len()),
+        }
+    }
 }
 
 /// What the kernel and the tunnel hold, as read back at start (it may hold leftovers of an older run) and as changed by
