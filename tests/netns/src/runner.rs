@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
@@ -60,6 +60,16 @@ impl Context {
     pub fn results(&self) -> PathBuf {
         self.directory.parent().map(PathBuf::from).unwrap_or_default()
     }
+}
+
+/// Moves this process into a sandbox, for programs other than tests. Call it while the process has one thread.
+///
+/// # Errors
+/// The kernel refuses: usually not root.
+pub fn sandboxed(directory: &Path) -> Result<Context> {
+    sandbox::enter()?;
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    Ok(Context { directory: directory.to_owned(), captures: Mutex::new(Vec::new()) })
 }
 
 /// The test program's `main`.
