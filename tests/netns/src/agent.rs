@@ -1,7 +1,9 @@
 //! One node's `hauberkd`: its process, and its API as any client would ask it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -9,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hauberk_core::api::{Drops, Event, Status};
+use hauberk_core::api::{Drops, Event, Explanation, FlowRecord, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -144,6 +146,34 @@ impl Agent {
     /// As [`Agent::ask`].
     pub fn events(&self) -> Result<Vec<Event>> {
         self.ask("/v1/events")
+    }
+
+    /// `GET /v1/explain`.
+    ///
+    /// # Errors
+    /// As [`Agent::ask`].
+    pub fn explain(&self, source: IpAddr, destination: IpAddr) -> Result<Explanation> {
+        self.ask(&format!("/v1/explain?source={source}&destination={destination}"))
+    }
+
+    /// `GET /v1/flows`.
+    ///
+    /// # Errors
+    /// As [`Agent::ask`].
+    pub fn flows(&self) -> Result<Vec<FlowRecord>> {
+        let (code, body) = self.get("/v1/flows")?;
+        ensure!(code == 200, "/v1/flows on {}: HTTP {code}: {}", self.node, body.trim());
+        let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("flow record {line}"));
+        body.lines().filter(|line| !line.is_empty()).map(parse).collect()
+    }
+
+    /// Packets dropped so far, for whatever reason.
+    ///
+    /// # Errors
+    /// As [`Agent::ask`].
+    pub fn all_drops(&self) -> Result<BTreeMap<String, u64>> {
+        let drops: Drops = self.ask("/v1/drops")?;
+        Ok(drops.reasons.into_iter().map(|count| (count.reason, count.packets)).collect())
     }
 
     /// Packets dropped for a reason so far.

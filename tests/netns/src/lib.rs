@@ -30,7 +30,7 @@ pub mod pod;
 pub mod programs;
 pub mod random;
 pub mod runner;
-mod sandbox;
+pub mod sandbox;
 mod syscalls;
 pub mod traffic;
 pub mod wait;

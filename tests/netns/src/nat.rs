@@ -1,6 +1,6 @@
 //! Other people's address translation on a node: what kube-proxy or an administrator would have put there.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use anyhow::Result;
 
@@ -15,14 +15,13 @@ pub fn service_address(family: Family, number: u8) -> IpAddr {
     }
 }
 
-/// On `node`, sends TCP and UDP for `service` to `backend`: for packets that pass the node and for its own.
+/// On `node`, sends what is for `service` to `backend`, same port: for packets that pass the node and for its own.
 ///
 /// # Errors
 /// What `nft` says.
-pub fn add_service(node: &Node, service: SocketAddr, backend: SocketAddr) -> Result<()> {
-    let (family, word) = if service.is_ipv4() { ("ip", "ip") } else { ("ip6", "ip6") };
-    let (address, port) = (service.ip(), service.port());
-    let rule = format!("{word} daddr {address} meta l4proto {{ tcp, udp }} th dport {port} dnat to {backend}");
+pub fn add_service(node: &Node, service: IpAddr, backend: IpAddr) -> Result<()> {
+    let family = if service.is_ipv4() { "ip" } else { "ip6" };
+    let rule = format!("{family} daddr {service} meta l4proto {{ tcp, udp }} dnat to {backend}");
     node.netns.nft(&format!(
         "table {family} services {{
             chain prerouting {{ type nat hook prerouting priority dstnat; policy accept; {rule}; }}
@@ -36,12 +35,12 @@ pub fn add_service(node: &Node, service: SocketAddr, backend: SocketAddr) -> Res
 /// # Errors
 /// What `nft` says.
 pub fn masquerade_to(node: &Node, destination: IpAddr) -> Result<()> {
-    let (family, word) = if destination.is_ipv4() { ("ip", "ip") } else { ("ip6", "ip6") };
+    let family = if destination.is_ipv4() { "ip" } else { "ip6" };
     node.netns.nft(&format!(
         "table {family} masquerading {{
             chain postrouting {{
                 type nat hook postrouting priority srcnat; policy accept;
-                {word} daddr {destination} masquerade
+                {family} daddr {destination} masquerade
             }}
         }}"
     ))

@@ -117,31 +117,21 @@ impl Node {
         feed(command, "").with_context(|| format!("on {}: {}", self.name, arguments.join(" ")))
     }
 
-    /// The agent's command line, for tests that add to its environment.
-    ///
-    /// # Errors
-    /// The agent is not built.
-    pub fn agent_command(&self) -> Result<Command> {
-        let mut command = self.command(programs::ours("hauberkd")?);
-        command.arg("--config").arg(&self.config);
-        Ok(command)
-    }
-
     /// Starts the agent; does not wait for it.
     ///
     /// # Errors
     /// It is not built or cannot be run.
     pub fn start_agent(&self) -> Result<()> {
-        self.agent.start(self.agent_command()?)
+        self.start_agent_from(&programs::ours("hauberkd")?, &[])
     }
 
-    /// Starts the agent with one more environment variable.
+    /// Starts the agent from another program file, with more environment variables.
     ///
     /// # Errors
-    /// As [`Node::start_agent`].
-    pub fn start_agent_with(&self, variable: &str, value: &str) -> Result<()> {
-        let mut command = self.agent_command()?;
-        command.env(variable, value);
+    /// It cannot be run.
+    pub fn start_agent_from(&self, program: &Path, environment: &[(&str, &str)]) -> Result<()> {
+        let mut command = self.command(program);
+        command.arg("--config").arg(&self.config).envs(environment.iter().copied());
         self.agent.start(command)
     }
 

@@ -51,6 +51,11 @@ pub struct Context {
 }
 
 impl Context {
+    /// For a program that is no test: what it builds leaves its logs in `directory`.
+    pub fn new(directory: PathBuf) -> Context {
+        Context { directory, captures: Mutex::new(Vec::new()) }
+    }
+
     /// Has a capture written to the folder if the test fails.
     pub(crate) fn watch(&self, capture: &Capture) {
         self.captures.lock().unwrap_or_else(PoisonError::into_inner).push(capture.clone());
@@ -166,7 +171,7 @@ fn keeps() -> bool {
 /// The child: sandbox, test, and after a failure everything one needs to look into it.
 fn run_inside(test: &Test) -> ExitCode {
     let directory = PathBuf::from(std::env::var_os("HAUBERK_TEST_DIRECTORY").unwrap_or_default());
-    let context = Context { directory, captures: Mutex::new(Vec::new()) };
+    let context = Context::new(directory);
     if let Err(error) = sandbox::enter() {
         println!("cannot make a sandbox: {error:#}");
         return ExitCode::FAILURE;

@@ -13,7 +13,10 @@ pub(crate) const BPF: &str = "/run/bpf";
 pub(crate) const NETNS: &str = "/run/netns";
 
 /// Moves this process into a sandbox. To be called while it has one thread.
-pub(crate) fn enter() -> Result<()> {
+///
+/// # Errors
+/// No privilege, or a mount that the kernel refuses.
+pub fn enter() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
         .context("unshare mount and network namespaces: the netns suites need root")?;
     let none: Option<&str> = None;

@@ -1,10 +1,39 @@
-//! The netns suites: what must hold on real packets, one file per point of the list in `docs/ARCHITECTURE.md`.
+//! The netns suites: what must hold on real packets. One file per subject, in the order in which one would doubt it:
+//! can the harness see a leak at all, does every pair talk as the policy says, and then everything that can go wrong.
 
+mod births;
+mod cli;
+mod cni;
+mod denial;
 mod harness;
+mod injection;
+mod interop;
+mod kill;
+mod labels;
+mod matrix;
+mod mtu;
+mod restart;
+mod scale;
 
 use std::process::ExitCode;
 
+use hauberk_netns::{Test, runner};
+
 fn main() -> ExitCode {
-    let suites: [&[hauberk_netns::Test]; _] = [harness::TESTS];
-    hauberk_netns::runner::main(&suites.concat())
+    let suites: [&[Test]; _] = [
+        harness::TESTS,
+        kill::TESTS,
+        matrix::TESTS,
+        births::TESTS,
+        denial::TESTS,
+        injection::TESTS,
+        labels::TESTS,
+        mtu::TESTS,
+        restart::TESTS,
+        interop::TESTS,
+        scale::TESTS,
+        cni::TESTS,
+        cli::TESTS,
+    ];
+    runner::main(&suites.concat())
 }

@@ -1,0 +1,388 @@
+//! Point 4: whatever is missing or wrong, protected packets are dropped, counted and explained; tunnels that exist go on.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hauberk_core::api::PeerState;
+use hauberk_netns::capture::Moment;
+use hauberk_netns::manifests::KEYS;
+use hauberk_netns::traffic::{Exchange, Protocol, UdpStreamer, exchange};
+use hauberk_netns::{Cluster, Context, Family, Pod, Setup, Test, eventually};
+use serde_json::json;
+
+pub const TESTS: &[Test] = &[
+    Test::new("denial::no_key_drops_and_says_so", no_key),
+    Test::new("denial::wrong_key_drops_and_says_so", wrong_key),
+    Test::new("denial::unusable_keys_are_refused_by_name", unusable_keys),
+    Test::new("denial::a_changed_key_is_taken_up", changed_key),
+    Test::new("denial::blocked_handshakes_drop_and_recover", blocked_handshakes),
+    Test::new("denial::folder_gone_keeps_what_works", folder_gone),
+    Test::new("denial::folder_empty_at_start_keeps_what_works", folder_empty),
+    Test::new("denial::folder_that_fills_slowly_never_opens", folder_slow),
+    Test::new("denial::malformed_objects_reject_only_themselves", malformed_objects),
+];
+
+/// Three nodes: trouble is made between the first and the third, while the second shows that nobody else suffers.
+struct Playground {
+    cluster: Cluster,
+    a: Pod,
+    b: Pod,
+    c: Pod,
+}
+
+impl Playground {
+    fn build(context: &Context) -> Result<Playground> {
+        let cluster = Cluster::build(context, Setup { nodes: 3, ..Setup::default() })?;
+        cluster.namespace("payments", Some("enabled"))?;
+        cluster.namespace("public", None)?;
+        let pods =
+            [cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?, cluster.pod("payments", "c", 2)?];
+        cluster.wait_known(&pods.each_ref())?;
+        let [a, b, c] = pods;
+        Ok(Playground { cluster, a, b, c })
+    }
+
+    fn bystander(&self) -> Result<UdpStreamer> {
+        let stream = UdpStreamer::start(&self.a, &self.b, Family::V6, 100, Duration::from_millis(5))?;
+        stream.wait_flowing()?;
+        Ok(stream)
+    }
+
+    fn works(&self, from: &Pod, to: &Pod) -> Result<()> {
+        for family in Family::ALL {
+            let one = Exchange::new(Protocol::Tcp, family, from, to);
+            eventually(&one, || {
+                let outcome = exchange(&one)?;
+                ensure!(outcome.answered, "{}", outcome.said);
+                Ok(Some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Nothing gets through from `a` to `c`.
+    fn is_denied(&self) -> Result<()> {
+        for family in Family::ALL {
+            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
+                let one = Exchange::new(protocol, family, &self.a, &self.c).patience(Duration::from_millis(700));
+                let outcome = exchange(&one)?;
+                ensure!(!outcome.delivered && !outcome.answered, "{one} got through: {outcome:?}");
+            }
+        }
+        Ok(())
+    }
+
+    fn assert_tight(&self) -> Result<()> {
+        self.cluster.assert_no_cleartext(&[&self.a, &self.b, &self.c], Moment::START)
+    }
+
+    /// Drops on the first node, whatever the reason.
+    fn drops(&self) -> Result<u64> {
+        Ok(self.cluster.nodes[0].agent.all_drops()?.values().sum())
+    }
+
+    /// Stops the third agent, so that its annotation stays as a test writes it.
+    fn silence_third(&self) -> Result<()> {
+        self.cluster.nodes[2].agent.kill()
+    }
+
+    fn annotate(&self, node: &str, keys: Option<&str>) -> Result<()> {
+        self.cluster.manifests.change("node", node, |object| match keys {
+            Some(keys) => object["metadata"]["annotations"][KEYS] = json!(keys),
+            None => {
+                if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
+                    annotations.remove(KEYS);
+                }
+            }
+        })
+    }
+
+    fn annotation(&self, node: &str) -> Result<String> {
+        let object = self.cluster.manifests.read("node", node)?;
+        let keys = object["metadata"]["annotations"][KEYS].as_str();
+        Ok(keys.with_context(|| format!("{node} has published no key"))?.to_owned())
+    }
+}
+
+/// The annotation's text for a key.
+fn published(key: &[u8; 32]) -> String {
+    json!({"version": 1, "port": 51840, "keys": [{"epoch": 1, "publicKey": BASE64.encode(key)}]}).to_string()
+}
+
+/// A well-formed public key that belongs to nobody here.
+fn stranger(seed: u8) -> [u8; 32] {
+    let secret = x25519_dalek::StaticSecret::from([seed; 32]);
+    x25519_dalek::PublicKey::from(&secret).to_bytes()
+}
+
+fn no_key(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    let bystander = playground.bystander()?;
+    playground.works(&playground.a, &playground.c)?;
+    playground.silence_third()?;
+    playground.annotate("n3", None)?;
+    let agent = &playground.cluster.nodes[0].agent;
+    eventually("n3 to be without a key", || {
+        let status = agent.status()?;
+        Ok(status.peers.iter().any(|peer| peer.node == "n3" && peer.state == PeerState::NoKey).then_some(()))
+    })?;
+    let before = agent.drops("no_peer")?;
+    playground.is_denied()?;
+    eventually("drops to be counted as no_peer", || Ok((agent.drops("no_peer")? > before).then_some(())))?;
+    let explained = agent.explain(playground.a.v4.into(), playground.c.v4.into())?;
+    ensure!(explained.encryption == "refused" && explained.drop.as_deref() == Some("no_peer"), "{explained:?}");
+    let flows = agent.flows()?;
+    let refused = |flow: &hauberk_core::api::FlowRecord| {
+        flow.destination == std::net::IpAddr::from(playground.c.v4) && flow.encryption == "refused"
+    };
+    ensure!(flows.iter().any(refused), "no flow record says refused");
+    let (code, printed, _) = playground.cluster.nodes[0].cli(&["status"])?;
+    ensure!(code != 0, "`hauberk status` ends with success although protected pods cannot talk:\n{printed}");
+    bystander.wait_flowing()?;
+    bystander.stop()?;
+    // The agent publishes its key again, and all is well.
+    playground.cluster.nodes[2].start_agent()?;
+    playground.works(&playground.a, &playground.c)?;
+    playground.assert_tight()
+}
+
+fn wrong_key(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    let bystander = playground.bystander()?;
+    playground.works(&playground.a, &playground.c)?;
+    playground.silence_third()?;
+    playground.annotate("n3", Some(&published(&stranger(7))))?;
+    let agent = &playground.cluster.nodes[0].agent;
+    let wrong = BASE64.encode(stranger(7));
+    eventually("the first node to take up the wrong key", || {
+        let status = agent.status()?;
+        Ok(status.peers.iter().any(|peer| peer.keys.iter().any(|key| key.public_key == wrong)).then_some(()))
+    })?;
+    playground.is_denied()?;
+    eventually("the peer to be anything but established", || {
+        let status = agent.status()?;
+        let peer = status.peers.iter().find(|peer| peer.node == "n3").context("no peer n3")?;
+        Ok((peer.state != PeerState::Established).then_some(()))
+    })?;
+    bystander.wait_flowing()?;
+    bystander.stop()?;
+    playground.cluster.nodes[2].start_agent()?;
+    playground.works(&playground.a, &playground.c)?;
+    playground.works(&playground.c, &playground.a)?;
+    playground.assert_tight()
+}
+
+fn unusable_keys(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    let bystander = playground.bystander()?;
+    playground.silence_third()?;
+    let agent = &playground.cluster.nodes[0].agent;
+    let mut one_point = [0; 32];
+    one_point[0] = 1;
+    let cases = [
+        ("not JSON", "{".to_owned(), None),
+        ("a version to come", json!({"version": 99, "keys": []}).to_string(), None),
+        ("all zeroes", published(&[0; 32]), None),
+        ("a point of small order", published(&one_point), None),
+        ("the first node's own", playground.annotation("n1")?, Some("n1")),
+        ("the second node's", playground.annotation("n2")?, Some("n2")),
+    ];
+    for (what, annotation, other) in cases {
+        playground.annotate("n3", Some(&annotation))?;
+        eventually(format!("an event about a key that is {what}"), || {
+            let events = agent.events()?;
+            let names = |event: &hauberk_core::api::Event, node: &str| {
+                event.objects.iter().any(|object| object.ends_with(node)) || event.message.contains(node)
+            };
+            let told =
+                events.iter().any(|event| event.warning && names(event, "n3") && other.is_none_or(|o| names(event, o)));
+            let status = agent.status()?;
+            let usable = status.peers.iter().any(|peer| peer.node == "n3" && !peer.keys.is_empty());
+            ensure!(told, "no event; there are {events:?}");
+            ensure!(!usable, "the key is in use");
+            Ok(Some(()))
+        })?;
+        playground.is_denied().with_context(|| what.to_owned())?;
+    }
+    bystander.wait_flowing()?;
+    bystander.stop()?;
+    playground.assert_tight()
+}
+
+fn changed_key(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    let bystander = playground.bystander()?;
+    playground.works(&playground.a, &playground.c)?;
+    let node = &playground.cluster.nodes[2];
+    let before = playground.annotation("n3")?;
+    node.agent.terminate()?;
+    let mut removed = 0;
+    // The node's keys are lost, as with a disk; its attachments are not.
+    for entry in walk(&node.state)? {
+        if entry.to_string_lossy().contains("key") && entry.is_file() {
+            fs::remove_file(&entry).with_context(|| format!("remove {}", entry.display()))?;
+            removed += 1;
+        }
+    }
+    ensure!(removed > 0, "no key file in {}", node.state.display());
+    node.start_agent()?;
+    node.agent.wait_ready()?;
+    eventually("n3 to publish another key", || Ok((playground.annotation("n3")? != before).then_some(())))?;
+    playground.works(&playground.a, &playground.c)?;
+    playground.works(&playground.c, &playground.a)?;
+    bystander.wait_flowing()?;
+    bystander.stop()?;
+    playground.assert_tight()
+}
+
+/// Every path below a folder.
+fn walk(directory: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(walk(&path)?);
+        }
+        found.push(path);
+    }
+    Ok(found)
+}
+
+fn blocked_handshakes(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    // Before any tunnel exists between the first and the third.
+    playground.cluster.nodes[2].netns.nft(
+        "table inet block { chain input { type filter hook input priority filter; policy accept; udp dport 51840 drop; } }",
+    )?;
+    playground.is_denied()?;
+    let bystander = playground.bystander()?;
+    playground.assert_tight()?;
+    playground.cluster.nodes[2].netns.nft("delete table inet block")?;
+    playground.works(&playground.a, &playground.c)?;
+    bystander.wait_flowing()?;
+    bystander.stop()?;
+    playground.assert_tight()
+}
+
+fn folder_gone(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    let bystander = playground.bystander()?;
+    playground.works(&playground.a, &playground.c)?;
+    let directory = playground.cluster.manifests.directory();
+    let away = directory.with_extension("away");
+    fs::rename(directory, &away).context("move the folder away")?;
+    let agent = &playground.cluster.nodes[0].agent;
+    eventually("the status to say that the folder is gone", || {
+        Ok(agent.status()?.source.unavailable_since.is_some().then_some(()))
+    })?;
+    bystander.wait_flowing()?;
+    playground.works(&playground.a, &playground.c)?;
+    // A start without the folder is no reason to forget either.
+    playground.cluster.nodes[0].agent.kill()?;
+    playground.cluster.nodes[0].start_agent()?;
+    eventually("the agent to answer", || Ok(agent.status().is_ok().then_some(())))?;
+    bystander.wait_flowing()?;
+    fs::rename(&away, directory).context("move the folder back")?;
+    eventually("the status to say that the folder is back", || {
+        Ok(agent.status()?.source.unavailable_since.is_none().then_some(()))
+    })?;
+    agent.wait_ready()?;
+    playground.works(&playground.c, &playground.a)?;
+    bystander.wait_flowing()?;
+    bystander.stop()?;
+    playground.assert_tight()
+}
+
+fn folder_empty(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    let bystander = playground.bystander()?;
+    let back = UdpStreamer::start(&playground.b, &playground.a, Family::V4, 100, Duration::from_millis(5))?;
+    back.wait_flowing()?;
+    let empty = context.directory.join("empty");
+    fs::create_dir_all(&empty).context("make an empty folder")?;
+    let node = &playground.cluster.nodes[0];
+    node.agent.terminate()?;
+    let config = json!({"clusterRanges": hauberk_netns::cluster::CLUSTER_RANGES});
+    node.configure(&empty, &config)?;
+    node.start_agent()?;
+    eventually("the agent to answer", || Ok(node.agent.status().is_ok().then_some(())))?;
+    for _ in 0..5 {
+        bystander.wait_flowing().context("with an empty folder")?;
+        back.wait_flowing().context("with an empty folder")?;
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    playground.assert_tight()?;
+    node.agent.kill()?;
+    node.configure(playground.cluster.manifests.directory(), &config)?;
+    node.start_agent()?;
+    node.agent.wait_ready()?;
+    playground.works(&playground.a, &playground.c)?;
+    bystander.stop()?;
+    back.stop()?;
+    playground.assert_tight()
+}
+
+/// Objects arrive one by one, those that protect last.
+fn folder_slow(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    let bystander = playground.bystander()?;
+    let slow = context.directory.join("slow");
+    fs::create_dir_all(&slow).context("make a folder")?;
+    let node = &playground.cluster.nodes[0];
+    node.agent.kill()?;
+    let config = json!({"clusterRanges": hauberk_netns::cluster::CLUSTER_RANGES});
+    node.configure(&slow, &config)?;
+    node.start_agent()?;
+    for kind in ["pod", "node", "namespace"] {
+        for entry in fs::read_dir(playground.cluster.manifests.directory()).context("read the folder")? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(kind) {
+                let staged = slow.with_extension("staged");
+                fs::copy(entry.path(), &staged).context("copy")?;
+                fs::rename(&staged, slow.join(entry.file_name())).context("rename")?;
+                std::thread::sleep(Duration::from_millis(150));
+                playground.assert_tight().with_context(|| format!("after {:?}", entry.file_name()))?;
+            }
+        }
+    }
+    node.agent.wait_ready()?;
+    playground.works(&playground.a, &playground.c)?;
+    bystander.wait_flowing()?;
+    bystander.stop()?;
+    playground.assert_tight()
+}
+
+fn malformed_objects(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    let bystander = playground.bystander()?;
+    let manifests = &playground.cluster.manifests;
+    let agent = &playground.cluster.nodes[0].agent;
+    let before = agent.status()?.source.rejected;
+    manifests.put_text("pod-broken.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: [")?;
+    manifests.put_text("namespace-half.yaml", "apiVersion: v1\nkind: Namesp")?;
+    eventually("the malformed objects to be rejected", || {
+        Ok((agent.status()?.source.rejected >= before + 2).then_some(()))
+    })?;
+    // Two pods with one address: the protected one wins, and an event names both.
+    let mut thief = hauberk_netns::manifests::pod("public", "thief", "n2");
+    hauberk_netns::manifests::set_addresses(&mut thief, &playground.b.addresses());
+    manifests.put("pod", "public-thief", &thief)?;
+    eventually("an event that names both pods", || {
+        let events = agent.events()?;
+        let both = |event: &hauberk_core::api::Event| {
+            ["payments/b", "public/thief"]
+                .iter()
+                .all(|name| event.objects.iter().any(|object| object.ends_with(name)) || event.message.contains(name))
+        };
+        Ok(events.iter().any(|event| event.warning && both(event)).then_some(()))
+    })?;
+    let late = playground.cluster.pod("payments", "late", 2)?;
+    playground.works(&playground.a, &late)?;
+    bystander.wait_flowing()?;
+    bystander.stop()?;
+    ensure!(playground.drops().is_ok(), "the agent does not answer");
+    playground.assert_tight()
+}

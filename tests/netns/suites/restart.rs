@@ -1,0 +1,158 @@
+//! Point 8, and the rest of an agent's life: restarts under streams, SIGTERM that leaves the guard in place, uninstall
+//! that leaves nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use hauberk_netns::capture::Moment;
+use hauberk_netns::traffic::{Exchange, Protocol, TcpStreamer, UdpStreamer, exchange};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Pod, Setup, Test, eventually, programs};
+
+pub const TESTS: &[Test] = &[
+    Test::new("restart::bpf_streams_survive", |context| streams_survive(context, HostRouting::Bpf)),
+    Test::new("restart::stack_streams_survive", |context| streams_survive(context, HostRouting::Stack)),
+    Test::new("restart::a_stopped_agent_leaves_the_guard", stopped_agent),
+    Test::new("restart::uninstall_removes_everything_and_only_that", uninstall),
+];
+
+fn playground(context: &Context, host_routing: HostRouting) -> Result<(Cluster, Pod, Pod)> {
+    let cluster = Cluster::build(context, Setup { host_routing, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    cluster.namespace("public", None)?;
+    let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
+    cluster.wait_known(&[&a, &b])?;
+    Ok((cluster, a, b))
+}
+
+fn streams_survive(context: &Context, host_routing: HostRouting) -> Result<()> {
+    let (cluster, a, b) = playground(context, host_routing)?;
+    for (node, graceful) in [(0, true), (1, true), (0, false), (1, false)] {
+        let mut datagrams = Vec::new();
+        let mut connections = Vec::new();
+        for family in Family::ALL {
+            datagrams.push(UdpStreamer::start(&a, &b, family, 200, Duration::from_millis(2))?);
+            datagrams.push(UdpStreamer::start(&b, &a, family, 200, Duration::from_millis(2))?);
+            connections.push(TcpStreamer::start(&a, &b, family, 4000, Duration::from_millis(2))?);
+        }
+        for stream in &datagrams {
+            stream.wait_flowing()?;
+        }
+        let node = &cluster.nodes[node];
+        let how = if graceful { "SIGTERM" } else { "SIGKILL" };
+        if graceful {
+            node.agent.terminate()?
+        } else {
+            node.agent.kill()?
+        }
+        node.start_agent()?;
+        node.agent.wait_ready()?;
+        for stream in &datagrams {
+            stream.wait_flowing().with_context(|| format!("after {how} on {}", node.name))?;
+        }
+        for connection in &connections {
+            connection.wait_flowing().with_context(|| format!("after {how} on {}", node.name))?;
+        }
+        for stream in datagrams {
+            let report = stream.stop()?;
+            println!(
+                "{how} on {}: UDP lost {} of {}, longest gap {:?}",
+                node.name,
+                report.lost(),
+                report.sent,
+                report.longest_gap
+            );
+        }
+        for connection in connections {
+            let report = connection.stop()?;
+            println!("{how} on {}: TCP survived, longest stall {:?}", node.name, report.longest_stall);
+        }
+    }
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)
+}
+
+fn stopped_agent(context: &Context) -> Result<()> {
+    let (cluster, a, b) = playground(context, HostRouting::Bpf)?;
+    let plain = [cluster.pod("public", "c", 0)?, cluster.pod("public", "d", 1)?];
+    cluster.wait_known(&plain.each_ref())?;
+    for node in &cluster.nodes {
+        node.agent.terminate()?;
+    }
+    for family in Family::ALL {
+        for protocol in Protocol::ALL {
+            for (from, to) in [(&a, &b), (&b, &a), (&a, &plain[1]), (&plain[0], &b)] {
+                let one = Exchange::new(protocol, family, from, to).patience(Duration::from_millis(250));
+                let outcome = exchange(&one)?;
+                ensure!(!outcome.answered, "{one}: answered, with no agent to carry it");
+            }
+        }
+        let one = Exchange::new(Protocol::Tcp, family, &plain[0], &plain[1]);
+        let outcome = exchange(&one)?;
+        ensure!(outcome.answered, "{one}: {outcome:?}");
+    }
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
+    for node in &cluster.nodes {
+        node.start_agent()?;
+    }
+    cluster.wait_ready()?;
+    let one = Exchange::new(Protocol::Tcp, Family::V6, &a, &b);
+    let outcome = exchange(&one)?;
+    ensure!(outcome.answered, "{one}: {outcome:?}");
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)
+}
+
+/// What a node looks like from outside the agent.
+fn inventory(cluster: &Cluster, node: usize) -> Result<Vec<String>> {
+    let node = &cluster.nodes[node];
+    let mut found = node.netns.interfaces()?;
+    for arguments in [
+        &["-o", "route", "show", "table", "all"][..],
+        &["-o", "-6", "route", "show", "table", "all"],
+        &["rule", "show"],
+        &["-6", "rule", "show"],
+        &["-o", "neigh", "show", "nud", "permanent"],
+    ] {
+        found.extend(node.run("ip", arguments)?.lines().map(|line| format!("{arguments:?} {}", line.trim())));
+    }
+    found.extend(node.run("nft", &["list", "ruleset"])?.lines().map(|line| format!("nft {line}")));
+    found.extend(node.run("tc", &["qdisc", "show"])?.lines().map(|line| format!("tc {}", line.trim())));
+    for directory in ["/sys/fs/bpf"] {
+        found.extend(node.run("find", &[directory, "-mindepth", "1"])?.lines().map(|line| format!("pin {line}")));
+    }
+    for name in [
+        "net.ipv4.ip_forward",
+        "net.ipv6.conf.all.forwarding",
+        "net.ipv4.conf.eth0.rp_filter",
+        "net.ipv4.conf.all.rp_filter",
+    ] {
+        found.push(format!("{name} {}", node.run("cat", &[&format!("/proc/sys/{}", name.replace('.', "/"))])?.trim()));
+    }
+    found.retain(|line| !line.contains("169.254.") && !line.contains("fe80::"));
+    found.sort();
+    Ok(found)
+}
+
+fn uninstall(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { nodes: 1, start: false, ..Setup::default() })?;
+    let node = &cluster.nodes[0];
+    node.netns.nft("table inet theirs { chain input { type filter hook input priority 0; policy accept; } }")?;
+    node.netns.ip("route add 198.51.100.0/24 via 172.18.0.250")?;
+    let before = inventory(&cluster, 0)?;
+    node.start_agent()?;
+    node.agent.wait_ready()?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let pod = cluster.pod("payments", "a", 0)?;
+    ensure!(inventory(&cluster, 0)? != before, "the agent made nothing?");
+    pod.delete(&cluster.manifests)?;
+    eventually("the attachment to go", || Ok((node.agent.status()?.attachments == 0).then_some(())))?;
+    node.agent.terminate()?;
+    let program = programs::ours("hauberkd")?;
+    let config = node.config().to_string_lossy().into_owned();
+    println!("{}", node.run(&program, &["--config", &config, "uninstall"])?);
+    let after = inventory(&cluster, 0)?;
+    let left: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
+    let lost: Vec<&String> = before.iter().filter(|line| !after.contains(line)).collect();
+    ensure!(left.is_empty() && lost.is_empty(), "left behind: {left:#?}\nremoved, though not ours: {lost:#?}");
+    // Twice is as good as once.
+    node.run(&program, &["--config", &config, "uninstall"])?;
+    Ok(())
+}
