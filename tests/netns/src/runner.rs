@@ -93,11 +93,11 @@ pub fn main(tests: &[Test]) -> ExitCode {
 /// The parent: lists, starts, reports.
 fn outside(tests: &[Test]) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    if !arguments.list {
-        if let Err(error) = prerequisites() {
-            eprintln!("netns suites cannot run: {error:#}");
-            return ExitCode::FAILURE;
-        }
+    if !arguments.list
+        && let Err(error) = prerequisites()
+    {
+        eprintln!("netns suites cannot run: {error:#}");
+        return ExitCode::FAILURE;
     }
     // More at once would only make each wait longer: every test runs several programs.
     arguments.test_threads.get_or_insert(2);

@@ -96,13 +96,13 @@ impl Cast {
     }
 
     /// Both directions of every pair of roles on two nodes.
-    fn pairs(&self) -> Vec<((Role, &Party), (Role, &Party))> {
+    fn pairs(&self) -> Vec<[(Role, &Party); 2]> {
         let mut pairs = Vec::new();
         for (from, to) in [(0, 1), (1, 0)] {
             for client in Role::ALL {
                 for server in Role::ALL {
-                    let ends = (&self.parties[&(client, from)], &self.parties[&(server, to)]);
-                    pairs.push(((client, ends.0), (server, ends.1)));
+                    let ends = [(client, from), (server, to)];
+                    pairs.push(ends.map(|end| (end.0, &self.parties[&end])));
                 }
             }
         }
@@ -169,7 +169,7 @@ fn every_pair(context: &Context, host_routing: HostRouting) -> Result<()> {
     let cast = Cast::build(context, host_routing)?;
     let mut exchanges = Vec::new();
     let mut sealed = Vec::new();
-    for ((client_role, client), (server_role, server)) in cast.pairs() {
+    for [(client_role, client), (server_role, server)] in cast.pairs() {
         for family in Family::ALL {
             for protocol in Protocol::ALL {
                 exchanges.push(Exchange::new(protocol, family, client, server));
@@ -223,10 +223,8 @@ fn through_service(context: &Context, host_routing: HostRouting) -> Result<()> {
     for ((exchange, outcome), sealed) in exchanges.iter().zip(&outcomes).zip(&sealed) {
         judge(exchange, outcome, *sealed, &seen, &mut wrong);
         // SYN and FIN carry no payload: the port tells whether they were seen.
-        if *sealed {
-            if let Some(sighting) = analysis::clear_port(&frames, exchange.port).first() {
-                wrong.push(format!("{exchange}: {sighting}"));
-            }
+        if *sealed && let Some(sighting) = analysis::clear_port(&frames, exchange.port).first() {
+            wrong.push(format!("{exchange}: {sighting}"));
         }
     }
     verdict(&wrong, exchanges.len())?;
@@ -345,7 +343,7 @@ fn world(context: &Context, host_routing: HostRouting) -> Result<()> {
         for family in Family::ALL {
             let (source, destination) = (pod.address(family), outside.address(family));
             let said = flows.iter().find(|flow| flow.source == source && flow.destination == destination);
-            if !said.is_some_and(|flow| flow.encryption == "world") {
+            if said.is_none_or(|flow| flow.encryption != "world") {
                 wrong.push(format!("the flow {source} -> {destination} does not say world: {said:?}"));
             }
         }

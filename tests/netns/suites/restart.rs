@@ -115,9 +115,7 @@ fn inventory(cluster: &Cluster, node: usize) -> Result<Vec<String>> {
     }
     found.extend(node.run("nft", &["list", "ruleset"])?.lines().map(|line| format!("nft {line}")));
     found.extend(node.run("tc", &["qdisc", "show"])?.lines().map(|line| format!("tc {}", line.trim())));
-    for directory in ["/sys/fs/bpf"] {
-        found.extend(node.run("find", &[directory, "-mindepth", "1"])?.lines().map(|line| format!("pin {line}")));
-    }
+    found.extend(node.run("find", &["/sys/fs/bpf", "-mindepth", "1"])?.lines().map(|line| format!("pin {line}")));
     for name in [
         "net.ipv4.ip_forward",
         "net.ipv6.conf.all.forwarding",

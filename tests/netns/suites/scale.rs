@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -119,7 +120,7 @@ struct Endpoints {
 
 impl Endpoints {
     fn open(node: &str) -> Result<Endpoints> {
-        let found = find(&format!("/run/bpf/{node}").into(), "ENDPOINTS")?;
+        let found = find(Path::new(&format!("/run/bpf/{node}")), "ENDPOINTS")?;
         let data = MapData::from_pin(&found).with_context(|| format!("open {}", found.display()))?;
         let map = HashMap::try_from(Map::HashMap(data)).context("ENDPOINTS is a hash map")?;
         Ok(Endpoints { map })
@@ -140,8 +141,8 @@ impl Endpoints {
 }
 
 /// A file of this name below a folder.
-fn find(directory: &std::path::PathBuf, name: &str) -> Result<std::path::PathBuf> {
-    let mut folders = vec![directory.clone()];
+fn find(directory: &Path, name: &str) -> Result<PathBuf> {
+    let mut folders = vec![directory.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
             let path = entry?.path();

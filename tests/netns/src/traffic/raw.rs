@@ -54,10 +54,8 @@ pub(super) fn ask(
         }
         let again = Instant::now() + 4 * socket::GLANCE;
         while Instant::now() < again.min(deadline) {
-            if let Some((from, received)) = receive(&socket, local)? {
-                if from == target && received == reply {
-                    return Ok((true, String::new()));
-                }
+            if receive(&socket, local)?.is_some_and(|(from, received)| from == target && received == reply) {
+                return Ok((true, String::new()));
             }
         }
     }
