@@ -267,6 +267,26 @@ fn a_peer_has_keys_an_endpoint_and_what_it_may_speak_for() {
 }
 
 #[test]
+fn nobody_may_speak_for_a_pod_that_is_nowhere_or_here() {
+    let mut world = World::three_nodes();
+    world.apply(Change::Node(NodeObject { pod_ranges: vec![net("10.0.3.5/32"), net("10.0.3.6/32")], ..node(3) }));
+    world.apply(Change::Pod(PodObject { node: None, ..pod("open/nowhere", 3, &["10.0.3.5"]) }));
+    world.apply(Change::Attachment(attachment("c1", Some("open/here"), &["10.0.3.6"])));
+    let allowed = &world.desired().peers[&NodeNumber(world.number(3))].allowed;
+    assert_eq!(*allowed, [net("192.0.2.3/32")].into());
+}
+
+#[test]
+fn an_address_of_two_interfaces_is_entered_once() {
+    let mut world = World::three_nodes();
+    world.apply(Change::Attachment(attachment("c1", Some("open/a"), &["10.0.1.5", "10.0.1.5"])));
+    world.apply(Change::Attachment(attachment("c2", Some("open/b"), &["10.0.1.5", "10.0.1.6"])));
+    let addresses: Vec<_> = world.desired().attachments.into_values().map(|pod| pod.addresses).collect();
+    assert_eq!(addresses, [vec![ip("10.0.1.5")], vec![ip("10.0.1.6")]]);
+    world.assert_event(reason::ADDRESS_CONFLICT, &["Pod/open/a", "Pod/open/b"]);
+}
+
+#[test]
 fn ready_is_said_of_a_peer_that_is() {
     let mut world = World::three_nodes();
     let number = NodeNumber(world.number(2));

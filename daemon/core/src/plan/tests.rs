@@ -52,6 +52,7 @@ fn deny_comes_first_and_synced_last() {
 fn before_everything_is_known_nothing_is_removed_or_weakened() {
     let mut before = World::three_nodes();
     before.apply(Change::Pod(pod("secret/a", 2, &["10.0.2.5"])));
+    before.apply(Change::Pod(pod("open/b", 2, &["10.0.2.6"])));
     before.apply(Change::PeerReady { node: "n2".into(), ready: true });
     before.apply(Change::Attachment(attachment("c1", Some("secret/c"), &["10.0.1.5"])));
     let mut actual = reached(&before);
@@ -141,6 +142,29 @@ fn a_reused_address_is_taken_from_the_old_interface_before_the_new_one_gets_it()
         })
         .collect();
     assert_eq!(names, ["old", "new"]);
+}
+
+#[test]
+fn an_interface_keeps_its_protection_until_everything_is_known() {
+    let mut before = World::three_nodes();
+    before.apply(Change::Attachment(attachment("c1", Some("secret/a"), &["10.0.1.5"])));
+    let mut actual = reached(&before);
+    // Started again: the namespace is no longer opted in, and the interface has another index.
+    let mut world = World::new();
+    world.apply(namespace("secret", None));
+    world.apply(Change::Pod(pod("secret/a", 1, &[])));
+    let mut moved = attachment("c1", Some("secret/a"), &["10.0.1.5"]);
+    moved.attach.as_mut().unwrap().host_index = 8;
+    world.apply(Change::Attachment(moved));
+    let interface = |actual: &Actual| {
+        let pod = actual.attachments.values().next().unwrap();
+        (pod.host_index, pod.protection)
+    };
+    reach(&mut actual, &world.desired());
+    assert_eq!(interface(&actual), (8, Protection::Enabled));
+    world.apply(Change::Synced);
+    reach(&mut actual, &world.desired());
+    assert_eq!(interface(&actual), (8, Protection::None));
 }
 
 #[test]
