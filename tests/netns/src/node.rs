@@ -2,8 +2,9 @@
 
 use std::ffi::CString;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -52,6 +53,9 @@ impl Node {
         for directory in [run.clone(), run.join("wireguard"), state.clone()] {
             fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         }
+        // The agent refuses to keep private keys where others may look.
+        fs::set_permissions(&state, Permissions::from_mode(0o700))
+            .with_context(|| format!("chmod 0700 {}", state.display()))?;
         let socket = run.join("agent.sock");
         Ok(Node {
             agent: Agent::new(&name, &socket, &logs.join(format!("{name}.log"))),
