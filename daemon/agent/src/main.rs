@@ -1,6 +1,7 @@
 //! `hauberkd`: reads the command line and the configuration, then [`hauberk_agent::run`].
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -99,7 +100,10 @@ fn check(config: &Config) -> ExitCode {
 fn log_to_standard_error(config: &Config, level: Option<&str>) -> anyhow::Result<()> {
     let level = level.unwrap_or(config.log.level.as_str());
     let filter = tracing_subscriber::EnvFilter::try_new(level).with_context(|| format!("log level {level:?} is not valid"))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Text => subscriber.with_target(false).init(),
         LogFormat::Json => subscriber.json().init(),

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use hauberk_abi::layout::probe;
 use hauberk_abi::reason::DropReason;
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, sendto, socket};
 
 use super::Eyes;
@@ -75,8 +76,11 @@ fn send_frame(index: u32, destination: [u8; 16]) -> io::Result<()> {
     let mut frame = vec![0x02, 0x68, 0x61, 0x75, 0x62, 0x01, 0x02, 0x68, 0x61, 0x75, 0x62, 0x02, 0x86, 0xdd];
     frame.extend(packet(destination));
     let address = link_address(index)?;
-    sendto(socket.as_raw_fd(), &frame, &address, MsgFlags::empty())?;
-    Ok(())
+    match sendto(socket.as_raw_fd(), &frame, &address, MsgFlags::empty()) {
+        // How the kernel tells a packet socket that a program dropped the frame on egress: as it should be.
+        Ok(_) | Err(Errno::ENOBUFS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A packet-socket address of the interface.
