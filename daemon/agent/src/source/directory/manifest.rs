@@ -1,0 +1,357 @@
+//! From a document to the model's objects: the API's real types first, then what the model keeps of them.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use hauberk_core::model::{
+    ENCRYPTION_LABEL, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NamespaceObject, NodeAddress, NodeObject, PodObject,
+};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Kinds that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// v1 Node.
+    Node,
+    /// v1 Namespace.
+    Namespace,
+    /// v1 Pod.
+    Pod,
+    /// v1 Service.
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice,
+}
+
+/// What tells objects apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace; empty for nodes and namespaces.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// An object, as far as hauberk keeps it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A node.
+    Node(NodeObject),
+    /// A namespace.
+    Namespace(NamespaceObject),
+    /// A pod.
+    Pod(PodObject),
+    /// A service, for load balancing.
+    Service(Box<Service>),
+    /// A service's endpoints, for load balancing.
+    EndpointSlice(Box<EndpointSlice>),
+}
+
+/// An object that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Which, as far as that could be read.
+    pub key: Option<Key>,
+    /// The line, from 1 where the document begins.
+    pub line: usize,
+    /// Why.
+    pub cause: String,
+}
+
+/// The objects of one document, each of a list on its own. Kinds that are not hauberk's are left out.
+pub fn objects(document: Value, origin: &str) -> Vec<Result<(Key, Object), Rejection>> {
+    let kind = field(&document, "kind").to_owned();
+    if let Some(kind_of_items) = kind.strip_suffix("List") {
+        let version = field(&document, "apiVersion").to_owned();
+        if let Value::Object(mut fields) = document
+            && let Some(Value::Array(items)) = fields.remove("items")
+        {
+            return items
+                .into_iter()
+                .filter_map(|item| object(with_type(item, kind_of_items, &version), origin).transpose())
+                .collect();
+        }
+        return vec![Err(rejection(None, format!("a {kind} without items")))];
+    }
+    object(document, origin).transpose().into_iter().collect()
+}
+
+/// Items of a `PodList` need not say that they are Pods; items of a `List` must.
+fn with_type(mut item: Value, kind: &str, version: &str) -> Value {
+    if let Value::Object(fields) = &mut item
+        && !kind.is_empty()
+        && !fields.contains_key("kind")
+    {
+        fields.insert("kind".into(), kind.into());
+        fields.insert("apiVersion".into(), version.into());
+    }
+    item
+}
+
+fn object(document: Value, origin: &str) -> Result<Option<(Key, Object)>, Rejection> {
+    if !document.is_object() {
+        return Err(rejection(None, "not an object but a list or a single value".into()));
+    }
+    let (version, kind) = (field(&document, "apiVersion"), field(&document, "kind"));
+    if kind.is_empty() || version.is_empty() {
+        return Err(rejection(None, "it has no `apiVersion` or no `kind`; is the file complete?".into()));
+    }
+    let kind = match (version, kind) {
+        ("v1", "Node") => Kind::Node,
+        ("v1", "Namespace") => Kind::Namespace,
+        ("v1", "Pod") => Kind::Pod,
+        ("v1", "Service") => Kind::Service,
+        ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
+        _ => {
+            tracing::debug!(origin, version, kind, "not a kind that hauberk reads");
+            return Ok(None);
+        }
+    };
+    let key = key(kind, &document)?;
+    let rejected = |cause| rejection(Some(key.clone()), cause);
+    let object = match kind {
+        Kind::Node => Object::Node(node(typed(&document).map_err(rejected)?, origin).map_err(rejected)?),
+        Kind::Namespace => Object::Namespace(namespace(typed(&document).map_err(rejected)?, origin)),
+        Kind::Pod => Object::Pod(pod(typed(&document).map_err(rejected)?, &key, origin).map_err(rejected)?),
+        Kind::Service => Object::Service(typed(&document).map_err(rejected)?),
+        Kind::EndpointSlice => Object::EndpointSlice(typed(&document).map_err(rejected)?),
+    };
+    Ok(Some((key, object)))
+}
+
+fn key(kind: Kind, document: &Value) -> Result<Key, Rejection> {
+    let metadata = &document["metadata"];
+    let name = field(metadata, "name");
+    if !is_name(name) {
+        let cause =
+            format!("`metadata.name` is {name:?}: lower-case letters, digits, '-' and '.' are needed, at most 253");
+        return Err(rejection(None, cause));
+    }
+    let namespace = match kind {
+        Kind::Node | Kind::Namespace => "",
+        _ => match &metadata["namespace"] {
+            Value::Null => "default",
+            given => given.as_str().filter(|namespace| is_name(namespace)).ok_or_else(|| {
+                rejection(None, format!("`metadata.namespace` is {given}, which no namespace is called"))
+            })?,
+        },
+    };
+    Ok(Key { kind, namespace: namespace.to_owned(), name: name.to_owned() })
+}
+
+fn node(node: Node, origin: &str) -> Result<NodeObject, String> {
+    let spec = node.spec.unwrap_or_default();
+    let ranges = match (spec.pod_cidrs, spec.pod_cidr) {
+        (Some(ranges), _) if !ranges.is_empty() => ranges,
+        (_, single) => single.into_iter().filter(|range| !range.is_empty()).collect(),
+    };
+    let pod_ranges = ranges
+        .iter()
+        .map(|range| {
+            range.parse::<IpNet>().map_err(|_| format!("`spec.podCIDRs` has {range:?}, which is no range of addresses"))
+        })
+        .collect::<Result<_, _>>()?;
+    let mut addresses = Vec::new();
+    for given in node.status.and_then(|status| status.addresses).unwrap_or_default() {
+        let internal = given.type_ == "InternalIP";
+        if internal || given.type_ == "ExternalIP" {
+            let address = given.address.parse().map_err(|_| {
+                format!("`status.addresses` has {:?} as {}, which is no address", given.address, given.type_)
+            })?;
+            addresses.push(NodeAddress { address, internal });
+        }
+    }
+    let annotation =
+        |metadata: &ObjectMeta, name: &str| metadata.annotations.as_ref().and_then(|all| all.get(name).cloned());
+    Ok(NodeObject {
+        addresses,
+        pod_ranges,
+        keys: annotation(&node.metadata, KEYS_ANNOTATION),
+        enforced: annotation(&node.metadata, ENFORCED_ANNOTATION),
+        name: node.metadata.name.unwrap_or_default(),
+        origin: origin.to_owned(),
+    })
+}
+
+fn namespace(namespace: Namespace, origin: &str) -> NamespaceObject {
+    NamespaceObject {
+        encryption: encryption(&namespace.metadata),
+        name: namespace.metadata.name.unwrap_or_default(),
+        origin: origin.to_owned(),
+    }
+}
+
+fn pod(pod: Pod, key: &Key, origin: &str) -> Result<PodObject, String> {
+    let spec = pod.spec.unwrap_or_default();
+    let status = pod.status.unwrap_or_default();
+    let given: Vec<String> = match status.pod_ips {
+        Some(all) if !all.is_empty() => all.into_iter().map(|pod_ip| pod_ip.ip).collect(),
+        _ => status.pod_ip.into_iter().collect(),
+    };
+    let addresses = given
+        .iter()
+        .filter(|address| !address.is_empty())
+        .map(|address| {
+            address.parse::<IpAddr>().map_err(|_| format!("`status.podIPs` has {address:?}, which is no address"))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(PodObject {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        encryption: encryption(&pod.metadata),
+        uid: pod.metadata.uid,
+        node: spec.node_name.filter(|name| !name.is_empty()),
+        host_network: spec.host_network.unwrap_or(false),
+        addresses,
+        finished: status.phase.is_some_and(|phase| phase == "Succeeded" || phase == "Failed"),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        origin: origin.to_owned(),
+    })
+}
+
+fn encryption(metadata: &ObjectMeta) -> Option<String> {
+    metadata.labels.as_ref()?.get(ENCRYPTION_LABEL).cloned()
+}
+
+fn typed<T: DeserializeOwned>(document: &Value) -> Result<T, String> {
+    // Which field it is costs time, and is only asked for when something is wrong.
+    T::deserialize(document).map_err(|error| match serde_path_to_error::deserialize::<_, T>(document) {
+        Err(with_path) => format!("`{}`: {}", with_path.path(), with_path.inner()),
+        Ok(_) => error.to_string(),
+    })
+}
+
+fn field<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or_default()
+}
+
+fn rejection(key: Option<Key>, cause: String) -> Rejection {
+    Rejection { key, line: 1, cause }
+}
+
+/// The characters of Kubernetes' names (RFC 1123 subdomains); names end up in logs, file names and addresses of pages.
+fn is_name(name: &str) -> bool {
+    (1..=253).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Node | Kind::Namespace => write!(f, "{:?}/{}", self.kind, self.name),
+            _ => write!(f, "{:?}/{}/{}", self.kind, self.namespace, self.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::document::{Format, read};
+    use super::*;
+
+    fn one(text: &str) -> Result<(Key, Object), Rejection> {
+        objects(read(text, Format::Yaml).unwrap(), "f").pop().unwrap()
+    }
+
+    #[test]
+    fn the_three_kinds_are_read_with_all_that_matters() {
+        let text = "apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\n  annotations: {hauberk.io/keys: K, hauberk.io/enforced: E}\n\
+            spec: {podCIDRs: [10.244.1.0/24, 'fd00:1::/64']}\nstatus:\n  addresses:\n  - {type: InternalIP, address: 192.168.0.1}\n  \
+            - {type: Hostname, address: n1}\n  - {type: ExternalIP, address: '2001:db8::1'}\n";
+        let Ok((key, Object::Node(node))) = one(text) else { panic!() };
+        assert_eq!(key.to_string(), "Node/n1");
+        assert_eq!(node.pod_ranges.len(), 2);
+        assert_eq!(node.addresses.iter().map(|a| a.internal).collect::<Vec<_>>(), [true, false]);
+        assert_eq!((node.keys.as_deref(), node.enforced.as_deref(), node.origin.as_str()), (Some("K"), Some("E"), "f"));
+
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: ns, uid: u, deletionTimestamp: '2026-01-01T00:00:00Z',\n  \
+            labels: {hauberk.io/encryption: enabled}}\nspec: {nodeName: n1, hostNetwork: true, containers: [{name: c}]}\n\
+            status: {phase: Failed, podIPs: [{ip: 10.244.1.5}, {ip: 'fd00:1::5'}]}\n";
+        let Ok((key, Object::Pod(pod))) = one(text) else { panic!() };
+        assert_eq!(key.to_string(), "Pod/ns/p");
+        assert!(pod.terminating && pod.finished && pod.host_network);
+        assert_eq!(
+            (pod.encryption.as_deref(), pod.node.as_deref(), pod.addresses.len()),
+            (Some("enabled"), Some("n1"), 2)
+        );
+
+        let Ok((key, Object::Pod(pod))) =
+            one("{apiVersion: v1, kind: Pod, metadata: {name: p}, status: {podIP: 10.0.0.1}}")
+        else {
+            panic!()
+        };
+        assert_eq!((key.namespace.as_str(), pod.addresses.len(), pod.node), ("default", 1, None));
+
+        let Ok((_, Object::Namespace(namespace))) =
+            one("{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {hauberk.io/encryption: permissive}}}")
+        else {
+            panic!()
+        };
+        assert_eq!(namespace.encryption.as_deref(), Some("permissive"));
+    }
+
+    #[test]
+    fn lists_are_taken_apart_and_reject_item_by_item() {
+        let text = "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Namespace, metadata: {name: a}}, {kind: Pod},\
+            {apiVersion: v1, kind: Secret, metadata: {name: s}}, {apiVersion: v1, kind: Service, metadata: {name: s}}]}";
+        let all = objects(read(text, Format::Yaml).unwrap(), "f");
+        assert_eq!(all.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+        let all = objects(
+            read("{apiVersion: v1, kind: PodList, items: [{metadata: {name: a}}]}", Format::Yaml).unwrap(),
+            "f",
+        );
+        assert!(matches!(&all[..], [Ok((key, _))] if key.kind == Kind::Pod));
+        assert!(one("{apiVersion: v1, kind: List}").is_err());
+        let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s}, addressType: IPv4, endpoints: []}";
+        assert!(matches!(one(slice), Ok((_, Object::EndpointSlice(_)))));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_rejected_by_name_with_the_cause() {
+        for (text, key, cause) in [
+            ("[1]", None, "not an object"),
+            ("{kind: Pod}", None, "apiVersion"),
+            ("{apiVersion: v1, kind: Pod, metadata: {name: A B}}", None, "metadata.name"),
+            ("{apiVersion: v1, kind: Pod, metadata: {}}", None, "metadata.name"),
+            ("{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: 7}}", None, "metadata.namespace"),
+            (
+                "{apiVersion: v1, kind: Pod, metadata: {name: p}, status: {podIPs: [{ip: x}]}}",
+                Some("Pod/default/p"),
+                "podIPs",
+            ),
+            (
+                "{apiVersion: v1, kind: Namespace, metadata: {name: n, labels: {hauberk.io/encryption: true}}}",
+                Some("Namespace/n"),
+                "metadata.labels",
+            ),
+            ("{apiVersion: v1, kind: Node, metadata: {name: n}, spec: {podCIDRs: [x]}}", Some("Node/n"), "podCIDRs"),
+            (
+                "{apiVersion: v1, kind: Node, metadata: {name: n}, status: {addresses: [{type: InternalIP, address: x}]}}",
+                Some("Node/n"),
+                "status.addresses",
+            ),
+        ] {
+            let rejection = one(text).unwrap_err();
+            assert_eq!(rejection.key.map(|key| key.to_string()).as_deref(), key, "{text}");
+            assert!(rejection.cause.contains(cause), "{text}: {}", rejection.cause);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(text in "(apiVersion: v1|kind: |Pod|Node|List|items: |metadata: |name: |spec|status: |podIPs: |\\[|\\]|\\{|\\}|, |\n|  |- |null|1){0,40}") {
+            if let Ok(value) = read(&text, Format::Yaml) {
+                let _ = objects(value, "f");
+            }
+        }
+    }
+}
