@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::config::{PeerId, LocalKey, PeerChange, PeerConfig, TunnelConfig};
+use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, TunnelConfig};
 use crate::engine::{Command, Engine};
 use crate::error::Error;
 use crate::io::outbox::Outbox;
@@ -92,7 +92,8 @@ impl Tunnel {
         self.ask(move |protocol, now, outbox| protocol.greet(id, now, outbox))
     }
 
-    /// What is installed, in the order of the ids.
+    /// What is installed, in the order of the ids; keys newest first, prefixes sorted and without host
+    /// bits, so that it compares equal to a desired state in the same form.
     pub fn peers(&self) -> Result<Vec<PeerConfig>, Error> {
         self.ask(|protocol, _, _| protocol.configs())
     }

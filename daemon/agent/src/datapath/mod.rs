@@ -9,7 +9,7 @@ mod maps;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::MapError;
+use aya::maps::{MapError, MapInfo};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use hauberk_abi::LAYOUT_VERSION;
@@ -157,8 +157,14 @@ impl Datapath {
         ];
         let mut loader = EbpfLoader::new();
         loader.default_map_pin_directory(pins.maps());
+        let mut resized = Vec::new();
         for (name, size) in sizes {
-            loader.map_max_entries(name, size);
+            // A pinned map keeps its size, and aya would map a ring buffer of the size it is told.
+            let pinned = MapInfo::from_pin(pins.maps().join(name)).ok().map(|info| info.max_entries());
+            loader.map_max_entries(name, pinned.unwrap_or(size));
+            if let Some(pinned) = pinned.filter(|pinned| *pinned != size) {
+                resized.push(format!("{name} has room for {pinned}, not the {size} configured"));
+            }
         }
         let mut ebpf = loader.load(OBJECT).map_err(|source| DatapathError::Load { source: Box::new(source) })?;
         for hook in Hook::ALL {
@@ -167,13 +173,6 @@ impl Datapath {
                 .map_err(|error| DatapathError::Program { program: hook.as_str(), reason: chain(&error) })?;
         }
         let maps = Maps::take(&mut ebpf)?;
-        let resized = sizes
-            .iter()
-            .filter_map(|(name, size)| match maps.capacity(name) {
-                Some(actual) if actual != *size => Some(format!("{name} has room for {actual} entries, not the {size} configured")),
-                _ => None,
-            })
-            .collect();
         let mode = links::settle(mode);
         Ok(Datapath { ebpf, pins, mode, maps, resized })
     }

@@ -83,6 +83,7 @@ fn tunnel_advice(reason: &str) -> &'static str {
         Some(TunnelDrop::TunWriteFailed) => "the kernel refused a decrypted packet; is the tunnel device up?",
         Some(TunnelDrop::UdpSendFailed) => "the kernel refused a sealed packet; is there a route to the peer?",
         Some(TunnelDrop::UnderLoadCookie | TunnelDrop::SourceRateLimited) => "more handshakes arrived than tunnel.handshakesPerSecond; senders must prove their address",
+        Some(TunnelDrop::Multicast) => "multicast was sent into the tunnel: it cannot be encrypted to one peer",
         None => "see the tunnel's documentation",
     }
 }

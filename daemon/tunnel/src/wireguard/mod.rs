@@ -14,6 +14,7 @@ mod tests;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -44,6 +45,7 @@ pub(crate) struct WireGuard {
     peers: HashMap<PeerId, Peer>,
     by_key: HashMap<[u8; 32], PeerId>,
     by_index: HashMap<u32, PeerId>,
+    by_endpoint: HashMap<SocketAddr, PeerId>,
     allowed: AllowedIps,
     next_index: u32,
     handshake_limit: u64,
@@ -87,6 +89,7 @@ impl WireGuard {
             peers: HashMap::new(),
             by_key: HashMap::new(),
             by_index: HashMap::new(),
+            by_endpoint: HashMap::new(),
             allowed: AllowedIps::default(),
             // After a restart old sessions' indices should not meet new sessions.
             next_index: RandomState::new().build_hasher().finish() as u32,
@@ -127,17 +130,16 @@ impl WireGuard {
     /// Replaces our own keys. Sessions of keys that stay are kept.
     pub(crate) fn set_keys(&mut self, keys: Vec<LocalKey>, now: Instant, outbox: &mut Outbox<'_>) -> Result<(), Error> {
         let mut identities = Identity::all(keys, self.handshake_limit)?;
-        for identity in &mut identities {
-            // The same key again keeps its cookies and counts.
-            if let Some(index) =
-                self.identities.iter().position(|old| old.epoch == identity.epoch && old.public == identity.public)
-            {
-                std::mem::swap(identity, &mut self.identities[index]);
-            }
-        }
         for peer in self.peers.values() {
             if let Some(reason) = change::unusable_keys(&peer.config.keys, &identities) {
                 return Err(Error::PeerKeys { id: peer.config.id, name: peer.config.name.clone(), reason });
+            }
+        }
+        for identity in &mut identities {
+            let is_same = |old: &Identity| old.epoch == identity.epoch && old.public == identity.public;
+            // The same key again keeps its cookies and counts.
+            if let Some(index) = self.identities.iter().position(is_same) {
+                std::mem::swap(identity, &mut self.identities[index]);
             }
         }
         self.identities = identities;
@@ -170,9 +172,14 @@ impl WireGuard {
         stats
     }
 
-    /// Takes away the prefixes and keys that the peer shall not have any more.
+    /// Takes away what the peer shall not have any more; its endpoint is noted afresh with the rest.
     fn release(&mut self, id: PeerId, wanted: Option<&PeerConfig>) {
         let Some(peer) = self.peers.get(&id) else { return };
+        if let Some(endpoint) = peer.config.endpoint
+            && self.by_endpoint.get(&endpoint) == Some(&id)
+        {
+            self.by_endpoint.remove(&endpoint);
+        }
         for prefix in &peer.config.allowed {
             if wanted.is_none_or(|wanted| !wanted.allowed.contains(prefix)) {
                 self.allowed.remove(*prefix, id);
@@ -192,6 +199,9 @@ impl WireGuard {
         }
         for key in &config.keys {
             self.by_key.insert(key.public, id);
+        }
+        if let Some(endpoint) = config.endpoint {
+            self.by_endpoint.insert(endpoint, id);
         }
         let peer = self.peers.entry(id).or_insert_with(|| Peer::new(config.clone()));
         let new_keys = peer.config.keys != config.keys || peer.pairs.is_empty();
@@ -323,6 +333,17 @@ impl WireGuard {
         Ok(())
     }
 
+    /// Data for a session we do not have, from where a peer of ours lives: one of the two has
+    /// restarted. Our own handshake tells it, instead of leaving it to notice our silence for 15 s.
+    /// Whoever forges this makes us greet a configured peer, at most once per session's life.
+    fn greet_sender(&mut self, now: Instant, from: SocketAddr, outbox: &mut Outbox<'_>) {
+        if let Some(id) = self.by_endpoint.get(&from).copied()
+            && self.peers.get(&id).is_some_and(|peer| !peer.is_established())
+        {
+            self.greet(id, now, outbox);
+        }
+    }
+
     /// Lets a handshake message pass whose first MAC was made for a key of ours, and, under load,
     /// whose second MAC proves the sender's address. Says which of our keys it is.
     fn pass_gate<'d>(
@@ -360,11 +381,13 @@ impl WireGuard {
 
 impl Protocol for WireGuard {
     fn seal(&mut self, now: Instant, packet: &[u8], outbox: &mut Outbox<'_>) {
-        let peer = ip::envelope(packet)
-            .and_then(|envelope| self.allowed.lookup(envelope.destination))
-            .and_then(|id| self.peers.get_mut(&id));
+        let Some(envelope) = ip::envelope(packet) else {
+            return self.around.counters.drop_packet(TunnelDrop::Malformed);
+        };
+        let peer = self.allowed.lookup(envelope.destination).and_then(|id| self.peers.get_mut(&id));
         match peer {
             Some(peer) => peer.send(now, packet, &mut self.around, outbox),
+            None if envelope.destination.is_multicast() => self.around.counters.drop_packet(TunnelDrop::Multicast),
             None => self.around.counters.drop_packet(TunnelDrop::NoPeer),
         }
     }
@@ -379,7 +402,13 @@ impl Protocol for WireGuard {
                 None => Err(TunnelDrop::UnknownSender),
             },
             Ok(Packet::PacketCookieReply(reply)) => self.open_known(now, reply.receiver_idx, datagram, inbox, outbox),
-            Ok(Packet::PacketData(data)) => self.open_known(now, data.receiver_idx, datagram, inbox, outbox),
+            Ok(Packet::PacketData(data)) => {
+                let opened = self.open_known(now, data.receiver_idx, datagram, inbox, outbox);
+                if opened == Err(TunnelDrop::UnknownSender) {
+                    self.greet_sender(now, datagram.from, outbox);
+                }
+                opened
+            }
             Err(_) => Err(TunnelDrop::Malformed),
         };
         if let Err(reason) = opened {
