@@ -31,6 +31,8 @@ pub enum PeerState {
 pub enum TunnelDrop {
     /// No peer's allowed addresses match the destination.
     NoPeer,
+    /// Sent to a group, which is nobody's: the kernel's own chatter on the device, as a rule.
+    Multicast,
     /// The peer has no configured endpoint.
     NoEndpoint,
     /// Too many packets wait for this peer's handshake.
@@ -61,8 +63,9 @@ pub enum TunnelDrop {
 
 impl TunnelDrop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [TunnelDrop; 14] = [
+    pub const ALL: [TunnelDrop; 15] = [
         TunnelDrop::NoPeer,
+        TunnelDrop::Multicast,
         TunnelDrop::NoEndpoint,
         TunnelDrop::QueueFull,
         TunnelDrop::HandshakeFailed,
@@ -82,6 +85,7 @@ impl TunnelDrop {
     pub fn as_str(self) -> &'static str {
         match self {
             TunnelDrop::NoPeer => "no_peer",
+            TunnelDrop::Multicast => "multicast",
             TunnelDrop::NoEndpoint => "no_endpoint",
             TunnelDrop::QueueFull => "queue_full",
             TunnelDrop::HandshakeFailed => "handshake_failed",

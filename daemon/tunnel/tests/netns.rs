@@ -135,7 +135,7 @@ fn peers_come_and_go_under_traffic() {
                 let mut other = Node::A.as_peer(SocketAddr::from(([192, 0, 2, 99], PORT)));
                 other.id = PeerId(100 + round % 3);
                 other.name = format!("other-{}", round % 3);
-                other.keys[0].public = [round as u8 % 3 + 100; 32];
+                other.keys[0].public = [(round % 3) as u8 + 100; 32];
                 other.allowed = vec![format!("10.245.{}.0/24", round % 3).parse().unwrap()];
                 let id = other.id;
                 tunnel.apply(vec![PeerChange::Put(other)]).unwrap();
@@ -239,6 +239,52 @@ fn an_open_device_without_a_tunnel_takes_no_packets_from_one() {
         sender.send(&[port]).unwrap();
         assert_eq!(receiver.recv(&mut [0; 64]).unwrap(), 1, "flow {port} went into the idle queue");
     }
+}
+
+#[test]
+fn a_stream_survives_the_restart_of_either_end() {
+    let playground = Playground::new();
+    let [a, b] = connected(&playground, Node::outer_v4);
+    let bytes = pattern(SECRET, 96 << 20);
+    let capture = playground.capture();
+    std::thread::scope(|scope| {
+        let transfer = scope.spawn(|| tcp_transfer(&playground, Node::B.inner_v4(), bytes.clone()));
+        let ends =
+            [(Node::A, Node::B.as_peer(Node::B.outer_v4()), a), (Node::B, Node::A.as_peer(Node::A.outer_v4()), b)];
+        let restarted: Vec<_> = ends
+            .into_iter()
+            .map(|(node, peer, tunnel)| {
+                eventually(SOON, "some traffic", || {
+                    let stats = tunnel.stats().unwrap();
+                    stats.peers[0].rx_packets + stats.peers[0].tx_packets > 1000
+                });
+                assert!(!transfer.is_finished(), "too fast to restart anything");
+                tunnel.close();
+                let tunnel = playground.nodes[node.index].within(move || Tunnel::start(node.config()).unwrap());
+                tunnel.apply(vec![PeerChange::Put(peer)]).unwrap();
+                tunnel
+            })
+            .collect();
+        assert!(transfer.join().unwrap() == bytes, "the stream was damaged");
+        drop(restarted);
+    });
+    assert_sealed(&capture.finish(), SECRET);
+}
+
+#[test]
+fn a_device_that_is_down_for_a_while_carries_again() {
+    let playground = Playground::new();
+    let [a, _b] = connected(&playground, Node::outer_v4);
+    let node = &playground.nodes[0];
+    let ping = format!("ping -c 1 -W 10 {}", Node::B.inner_v4());
+    assert!(node.succeeds(&ping));
+    node.ip(&format!("link set {DEVICE} down"));
+    a.inject(vec![0x45; 40]);
+    eventually(SOON, "the drop", || drops(&a, TunnelDrop::TunWriteFailed) == 1);
+    node.ip(&format!("link set {DEVICE} up"));
+    node.ip(&format!("route add 10.244.0.0/16 dev {DEVICE} src {}", Node::A.inner_v4()));
+    assert!(node.succeeds(&ping));
+    assert_eq!(a.health(), Health::Running);
 }
 
 #[test]

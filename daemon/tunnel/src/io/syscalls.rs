@@ -95,6 +95,23 @@ pub(super) fn bring_up(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
     interface_ioctl(socket, libc::SIOCSIFFLAGS as libc::c_ulong, &mut request)
 }
 
+/// Asks whether an interface has its link, which makes the kernel act on a change of it at once: a
+/// device that was left without a reader has lost its link, and drops packets until then.
+pub(super) fn settle_link(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
+    /// `struct ethtool_value` of linux/ethtool.h.
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    const ETHTOOL_GLINK: u32 = 0x0a;
+    let mut value = Value { command: ETHTOOL_GLINK, data: 0 };
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // `value` is all that ETHTOOL_GLINK reads and writes through the request, and outlives the call.
+    interface_ioctl(socket, libc::SIOCETHTOOL as libc::c_ulong, &mut request)
+}
+
 /// Sets a socket option that is an int.
 pub(super) fn set_option(
     socket: BorrowedFd<'_>,
@@ -122,7 +139,8 @@ fn interface_request(name: &Name) -> libc::ifreq {
 }
 
 fn interface_ioctl(fd: BorrowedFd<'_>, code: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: every code passed here reads and writes at most one ifreq, which outlives the call.
+    // SAFETY: every code passed here reads and writes at most one ifreq and, with SIOCETHTOOL, what it
+    // points to; both outlive the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), code, request as *mut libc::ifreq) })
 }
 

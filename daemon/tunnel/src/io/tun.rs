@@ -56,7 +56,6 @@ impl Device {
         }
         syscalls::tun_set_interface(file.as_fd(), &name, flags).map_err(failed("attach to it"))?;
         syscalls::tun_set_queue(file.as_fd(), false).map_err(failed("keep its queue out of traffic"))?;
-        syscalls::tun_set_persist(file.as_fd(), config.persist).map_err(failed("set whether it persists"))?;
         let features = if vnet_header {
             syscalls::tun_set_header_length(file.as_fd(), virtio::HEADER_LENGTH as libc::c_int)
                 .map_err(failed("set the length of its packet headers"))?;
@@ -71,6 +70,9 @@ impl Device {
         syscalls::set_mtu(control.as_fd(), &name, config.mtu).map_err(failed("set its MTU"))?;
         syscalls::set_queue_length(control.as_fd(), &name, QUEUE_LENGTH).map_err(failed("set its queue length"))?;
         syscalls::bring_up(control.as_fd(), &name).map_err(failed("bring it up"))?;
+        syscalls::settle_link(control.as_fd(), &name).map_err(failed("settle its link"))?;
+        // Last: a device that could not be set up should not stay.
+        syscalls::tun_set_persist(file.as_fd(), config.persist).map_err(failed("set whether it persists"))?;
         let index = nix::net::if_::if_nametoindex(config.name.as_str())
             .map_err(io::Error::from)
             .map_err(failed("find its index"))?;

@@ -182,7 +182,16 @@ impl Socket {
                 Err(_) => return batch.count(),
             }
         }
-        batch.datagrams().filter(|datagram| self.send_message(datagram, None, batch.ecn(), &to).is_err()).count()
+        let mut refused = 0;
+        for (index, datagram) in batch.datagrams().enumerate() {
+            match self.send_message(datagram, None, batch.ecn(), &to) {
+                Ok(()) => {}
+                // No room even after waiting: waiting again for each would hold up everyone.
+                Err(Errno::EAGAIN) => return refused + batch.count() - index,
+                Err(_) => refused += 1,
+            }
+        }
+        refused
     }
 
     fn send_message(&self, bytes: &[u8], size: Option<u16>, ecn: u8, to: &SockaddrStorage) -> Result<(), Errno> {

@@ -42,7 +42,7 @@ pub(super) fn plan(changes: Vec<PeerChange>, installed: &Installed<'_>) -> Resul
                 let gone: Vec<_> = remove.iter().map(IpNet::trunc).collect();
                 config.allowed.retain(|prefix| !gone.contains(prefix));
                 config.allowed.extend(add);
-                truncate(&mut config.allowed);
+                canonicalize(&mut config.allowed);
             }
             PeerChange::Endpoint { id, endpoint } => planned(&mut plan, installed, id)?.endpoint = endpoint,
         }
@@ -99,7 +99,7 @@ fn normalize(mut config: PeerConfig, identities: &[Identity]) -> Result<PeerConf
     if let Some(reason) = unusable_keys(&config.keys, identities) {
         return Err(Error::PeerKeys { id: config.id, name: config.name, reason });
     }
-    truncate(&mut config.allowed);
+    canonicalize(&mut config.allowed);
     Ok(config)
 }
 
@@ -125,11 +125,11 @@ pub(super) fn unusable_keys(keys: &[PeerKey], identities: &[Identity]) -> Option
     None
 }
 
-/// Host bits cleared, no prefix twice, order kept.
-fn truncate(prefixes: &mut Vec<IpNet>) {
-    let mut seen = std::collections::HashSet::new();
+/// One form for each set: host bits cleared, in order, none twice.
+fn canonicalize(prefixes: &mut Vec<IpNet>) {
     for prefix in prefixes.iter_mut() {
         *prefix = prefix.trunc();
     }
-    prefixes.retain(|prefix| seen.insert(*prefix));
+    prefixes.sort();
+    prefixes.dedup();
 }

@@ -666,6 +666,53 @@ fn a_removed_peer_is_forgotten() {
 }
 
 #[test]
+fn a_restarted_peer_is_back_within_a_round_trip() {
+    let (mut net, now) = Net::established();
+    let mut restarted = Node::new(2, &[1], 1000);
+    restarted.put(peer(1, &[1]));
+    net.nodes[BOB] = restarted;
+    net.send(now, ALICE, &packet(1, 2, b"lost, but it tells Bob"));
+    assert_eq!(net.nodes[BOB].drops(TunnelDrop::UnknownSender), 1);
+    net.send(now, ALICE, &packet(1, 2, b"back"));
+    assert_eq!(net.nodes[BOB].received(), [packet(1, 2, b"back")]);
+    assert_eq!(net.nodes[ALICE].stats(2).state, PeerState::Established);
+}
+
+#[test]
+fn forged_data_makes_nobody_talk_to_strangers_or_more_than_once() {
+    let mut net = Net::new(2);
+    let now = Instant::now();
+    let mut forged = vec![0; 64];
+    forged[0] = 4;
+    assert!(net.nodes[BOB].open(now, outer(66), &forged).is_empty());
+    let sent = net.nodes[BOB].open(now, outer(1), &forged);
+    assert_eq!((sent.len(), sent[0].to, sent[0].bytes[0]), (1, outer(1), 1));
+    assert!(net.nodes[BOB].open(now, outer(1), &forged).is_empty(), "one greeting is under way");
+    net.carry(now, BOB, sent);
+    assert!(net.nodes[BOB].open(now, outer(1), &forged).is_empty(), "a session exists");
+    // Where a peer no longer lives, nobody is greeted.
+    let moved = PeerChange::Endpoint { id: PeerId(1), endpoint: Some(outer(99)) };
+    net.nodes[BOB] = Node::new(2, &[1], 1000);
+    net.nodes[BOB].put(peer(1, &[1]));
+    net.nodes[BOB].apply(now, vec![moved]).unwrap();
+    assert!(net.nodes[BOB].open(now, outer(1), &forged).is_empty());
+}
+
+#[test]
+fn a_greeting_makes_a_session_before_there_is_a_packet() {
+    let mut net = Net::new(2);
+    let now = Instant::now();
+    let greet = |node: &mut Node, id| node.act(|protocol, _, outbox| protocol.greet(PeerId(id), now, outbox));
+    let sent = greet(&mut net.nodes[ALICE], 2);
+    assert_eq!(sent.len(), 1);
+    assert!(greet(&mut net.nodes[ALICE], 2).is_empty(), "one is under way");
+    assert!(greet(&mut net.nodes[ALICE], 77).is_empty());
+    net.carry(now, ALICE, sent);
+    assert_eq!(net.nodes[BOB].stats(1).state, PeerState::Established);
+    assert!(greet(&mut net.nodes[ALICE], 2).is_empty(), "a session exists");
+}
+
+#[test]
 fn a_thousand_idle_peers_wake_nobody() {
     let mut node = Node::new(1, &[1], 10);
     let changes = (0..1000u32)
@@ -738,8 +785,11 @@ proptest! {
                     }
                     2 => {
                         match changed.get_mut(&id) {
-                            Some(config) if !config.allowed.contains(&prefix) => config.allowed.push(prefix),
-                            Some(_) => {}
+                            Some(config) => {
+                                config.allowed.push(prefix);
+                                config.allowed.sort();
+                                config.allowed.dedup();
+                            }
                             None => known = false,
                         }
                         PeerChange::Allowed { id, add: vec![prefix], remove: vec![] }
