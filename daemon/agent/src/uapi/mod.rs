@@ -9,7 +9,7 @@
 //! time, size and number of clients.
 
 mod answer;
-mod request;
+pub mod request;
 
 use std::fs;
 use std::io;

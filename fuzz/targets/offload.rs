@@ -1,0 +1,108 @@
+//! The tunnel's cutting and joining of packets: no bytes panic, and what was joined is cut into the same packets again.
+#![no_main]
+
+// Private to the tunnel, and without dependencies: built here once more.
+#[allow(dead_code)]
+#[path = "../../daemon/tunnel/src/offload/mod.rs"]
+mod offload;
+
+use libfuzzer_sys::fuzz_target;
+use offload::coalesce::Coalescer;
+use offload::segment::Segments;
+use offload::virtio::{HEADER_LENGTH, Header};
+use offload::{checksum, ip};
+
+fuzz_target!(|bytes: &[u8]| {
+    cut_whatever(bytes);
+    join_and_cut(bytes);
+});
+
+/// What the device may hand over: a virtio header and a packet that need not fit each other.
+fn cut_whatever(bytes: &[u8]) {
+    let Some((header, packet)) = bytes.split_first_chunk::<HEADER_LENGTH>() else { return };
+    let mut packet = packet.to_vec();
+    let (Some(header), Some(envelope)) = (Header::parse(*header), ip::envelope(&packet)) else { return };
+    let Ok(mut segments) = Segments::new(header, &mut packet[..envelope.length]) else { return };
+    while let Some(segment) = segments.next() {
+        assert!(segment.len() <= envelope.length);
+    }
+}
+
+/// What peers may send: packets of a few flows, some of them spoilt.
+fn join_and_cut(bytes: &[u8]) {
+    let mut sent: Vec<Vec<u8>> = Vec::new();
+    let mut cut: Vec<Vec<u8>> = Vec::new();
+    let mut write = |bytes: &[u8]| {
+        let (header, packet) = bytes.split_first_chunk::<HEADER_LENGTH>().expect("a header before the packet");
+        let header = Header::parse(*header).expect("a header of ours");
+        let mut packet = packet.to_vec();
+        let mut segments = Segments::new(header, &mut packet).expect("what was joined can be cut");
+        while let Some(segment) = segments.next() {
+            cut.push(normal(segment));
+        }
+    };
+    let mut coalescer = Coalescer::new(true, true);
+    for description in bytes.chunks_exact(8).take(64) {
+        let packet = build(description);
+        sent.push(normal(&packet));
+        coalescer.push(&packet, &mut write);
+    }
+    coalescer.flush(&mut write);
+    sent.sort();
+    cut.sort();
+    assert_eq!(sent, cut);
+}
+
+/// Without the identification of IPv4 packets, which means nothing where fragmenting is forbidden, and its checksum.
+fn normal(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
+        packet[4..6].fill(0);
+        packet[10..12].fill(0);
+    }
+    packet
+}
+
+/// A TCP or UDP packet by eight bytes: kind, size, flags, sequence, id, what is spoilt and where.
+fn build(description: &[u8]) -> Vec<u8> {
+    let [kind, size, flags, sequence, id, spoilt, position, fill] = description else { return Vec::new() };
+    let (v6, udp) = (kind & 1 != 0, kind & 2 != 0);
+    let payload = vec![*fill; usize::from(size % 8) * 100 + usize::from(size >> 6)];
+    let mut transport = vec![0, kind >> 4, 1, 1];
+    if udp {
+        transport.extend_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
+        transport.extend_from_slice(&[0, 0]);
+    } else {
+        transport.extend_from_slice(&(u32::from(*sequence) * 100).to_be_bytes());
+        transport.extend_from_slice(&[0, 0, 0, 9, 0x50, 0x10 | flags & 0x29, 1, 0, 0, 0, 0, 0]);
+    }
+    transport.extend_from_slice(&payload);
+    let protocol = if udp { ip::UDP } else { ip::TCP };
+    let length = transport.len() as u16;
+    let mut packet = if v6 {
+        let mut header = vec![0x60, 0, 0, 0, 0, 0, protocol, 64];
+        header[4..6].copy_from_slice(&length.to_be_bytes());
+        header.extend_from_slice(&[0xfd; 32]);
+        header
+    } else {
+        let mut header = vec![0x45, 0, 0, 0, 0, *id, if kind & 4 != 0 { 0x40 } else { 0 }, 0, 64, protocol, 0, 0];
+        header[2..4].copy_from_slice(&(length + 20).to_be_bytes());
+        header.extend_from_slice(&[10; 8]);
+        let sum = checksum::finish(checksum::add(0, &header));
+        header[10..12].copy_from_slice(&sum);
+        header
+    };
+    let start = packet.len();
+    let addresses = if v6 { &packet[8..40] } else { &packet[12..20] };
+    let pseudo = checksum::pseudo_header(addresses, protocol, transport.len());
+    let at = if udp { 6 } else { 16 };
+    let sum = checksum::finish(checksum::add(pseudo, &transport));
+    transport[at..at + 2].copy_from_slice(&sum);
+    packet.extend_from_slice(&transport);
+    if spoilt & 0xf0 == 0xf0 {
+        // Beyond the version and the lengths, which the envelope vouches for.
+        let room = packet.len() - start;
+        packet[start + usize::from(*position) % room] ^= spoilt;
+    }
+    packet
+}
