@@ -271,7 +271,7 @@ impl Attachments {
             if ranges.is_empty() {
                 continue;
             }
-            let Some(address) = ranges.iter().find_map(|range| pools.next(range, &free)) else {
+            let Some(address) = ranges.iter().find_map(|range| pools.next(range, free)) else {
                 let ranges = ranges.iter().map(IpNet::to_string).collect::<Vec<_>>().join(" and ");
                 return Err(AttachmentError::Exhausted { container: container.to_owned(), ranges });
             };

@@ -50,7 +50,9 @@ pub mod reason {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// This node has no Node object.
-    #[error("node {node} has no Node object in {location}: create it; its annotations are written as soon as it is there")]
+    #[error(
+        "node {node} has no Node object in {location}: create it; its annotations are written as soon as it is there"
+    )]
     NoNode {
         /// This node.
         node: String,
@@ -78,7 +80,9 @@ pub enum SourceError {
         why: &'static str,
     },
     /// The object's document has a form that cannot be edited.
-    #[error("cannot write the annotations of node {node} to {path}: the document cannot be edited without changing more than them; write it in plain block style")]
+    #[error(
+        "cannot write the annotations of node {node} to {path}: the document cannot be edited without changing more than them; write it in plain block style"
+    )]
     Form {
         /// This node.
         node: String,
@@ -103,5 +107,8 @@ pub trait Source: Send + Sync {
     fn status(&self) -> SourceStatus;
 
     /// Sets this node's annotations to the given values, and removes those without one. Others stay as they are.
-    fn annotate(self: Arc<Self>, annotations: BTreeMap<String, Option<String>>) -> BoxFuture<'static, Result<(), SourceError>>;
+    fn annotate(
+        self: Arc<Self>,
+        annotations: BTreeMap<String, Option<String>>,
+    ) -> BoxFuture<'static, Result<(), SourceError>>;
 }

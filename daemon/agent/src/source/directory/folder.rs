@@ -120,8 +120,11 @@ struct Stamp {
 struct Read {
     hash: u64,
     line: usize,
-    objects: Arc<Vec<Result<(Key, Arc<Object>), Rejection>>>,
+    objects: Arc<Vec<Parsed>>,
 }
+
+/// An object of a document, or why there is none.
+type Parsed = Result<(Key, Arc<Object>), Rejection>;
 
 impl Folder {
     /// Nothing is read yet.
@@ -523,7 +526,7 @@ fn read_file(path: &Path) -> io::Result<(String, Stamp)> {
     Ok((text, Stamp::of(&fs::metadata(path)?)))
 }
 
-fn parse(text: &str, format: Format, origin: &str) -> Vec<Result<(Key, Arc<Object>), Rejection>> {
+fn parse(text: &str, format: Format, origin: &str) -> Vec<Parsed> {
     let value = match document::read(text, format) {
         Ok(value) => value,
         Err(error) => return vec![Err(Rejection { key: None, line: error.line, cause: error.cause })],

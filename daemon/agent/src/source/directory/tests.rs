@@ -134,6 +134,24 @@ async fn agents_that_share_one_file_lose_none_of_their_annotations() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "the file and the lock");
 }
 
+/// Likewise figures: `cargo test -p hauberk-agent --lib delay -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "prints figures"]
+async fn delay_from_file_to_change() {
+    let mut running = Running::start(&[("nodes.yaml", &node("n1"))]);
+    running.until(|change| *change == Change::Synced).await;
+    for i in 0..5 {
+        let begin = Instant::now();
+        let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: a{i}}}\n");
+        fs::write(running.folder.path().join("a.yaml"), text).unwrap();
+        running
+            .until(|change| matches!(change, Change::Namespace(namespace) if namespace.name == format!("a{i}")))
+            .await;
+        println!("{:?}", begin.elapsed());
+    }
+    running.stop().await;
+}
+
 /// Not a test of speed, but a look at it: `cargo test -p hauberk-agent --lib twenty -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints figures"]

@@ -92,14 +92,13 @@ fn entry(lines: &[String], range: std::ops::Range<usize>, indent: usize, key: &s
     let begin = range
         .clone()
         .find(|i| is_content(&lines[*i]) && indent_of(&lines[*i]) == indent && names(lines[*i].trim_start(), key))?;
+    // Up to the last line that is further in; comments and empty lines after it belong to what follows.
     let mut end = begin + 1;
-    for i in begin + 1..range.end {
-        if is_content(&lines[i]) {
-            if indent_of(&lines[i]) <= indent {
-                break;
-            }
-            end = i + 1;
+    for (i, line) in lines.iter().enumerate().take(range.end).skip(begin + 1).filter(|(_, line)| is_content(line)) {
+        if indent_of(line) <= indent {
+            break;
         }
+        end = i + 1;
     }
     Some(begin..end)
 }
