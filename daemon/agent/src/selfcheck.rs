@@ -5,9 +5,9 @@
 //! the BPF file system where it belongs and is not ([`mount_bpf_file_system`]).
 
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use aya::maps::MapType;
 use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
@@ -16,6 +16,7 @@ use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::config::{AttachMode, Config};
+use crate::host::netfilter::EGRESS_PROBE;
 
 /// Where the BPF file system is mounted by convention.
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
@@ -234,7 +235,31 @@ fn nftables() -> Outcome {
         let words = words.lines().next().unwrap_or_default();
         return Outcome::Missing(format!("nft cannot list tables: {words}; the kernel needs CONFIG_NF_TABLES"));
     }
-    Outcome::Fine("nft".into())
+    match has_egress_hook() {
+        Ok(true) => Outcome::Fine("nft, with the hook that guards against packet sockets".into()),
+        Ok(false) => Outcome::Degraded(
+            "this kernel has no netdev egress hook (it came with 5.16, CONFIG_NETFILTER_EGRESS): a privileged process on this \
+             node could send plaintext past the queueing discipline (PACKET_QDISC_BYPASS) unnoticed here; receivers with \
+             hauberk still refuse it"
+                .into(),
+        ),
+        Err(error) => Outcome::Missing(format!("cannot run nft: {error}; install nftables")),
+    }
+}
+
+/// Asks `nft` to check a chain of that kind, without putting it in.
+fn has_egress_hook() -> io::Result<bool> {
+    let mut child = Command::new("nft")
+        .args(["-c", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // If it does not read to the end, its exit code says no.
+        let _ = stdin.write_all(EGRESS_PROBE.as_bytes());
+    }
+    Ok(child.wait()?.success())
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ use tokio::process::Command;
 
 use super::HostError;
 
+pub(crate) use text::EGRESS_PROBE;
+
 /// What the rules depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Ruleset {
@@ -138,7 +140,7 @@ impl Netfilter {
 
 /// Whether the kernel takes a netdev egress chain: asked without putting one in.
 async fn has_egress_hook() -> Result<bool, HostError> {
-    let output = run(&["-c", "-f", "-"], text::EGRESS_PROBE).await?;
+    let output = run(&["-c", "-f", "-"], EGRESS_PROBE).await?;
     Ok(output.status.success())
 }
 

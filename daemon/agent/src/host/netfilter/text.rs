@@ -12,7 +12,7 @@ use super::{Counters, Ruleset};
 /// The name of both tables.
 pub(super) const TABLE: &str = "hauberk";
 /// A chain of the kind the guard needs, on a device that always exists.
-pub(super) const EGRESS_PROBE: &str =
+pub(crate) const EGRESS_PROBE: &str =
     "table netdev hauberk_probe {\n  chain probe {\n    type filter hook egress device \"lo\" priority 0;\n  }\n}\n";
 
 /// Replaces both tables by what they should be, in one transaction.
