@@ -101,7 +101,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut prepared = Prepared::load(&config, &policy, number).await?;
     let (attachments, mut lasting) = restore_attachments(&config, &prepared).await?;
     lasting.extend(prepared.datapath_mut().resized().iter().map(|sentence| {
-        warning("maps", format!("{sentence}: pinned maps keep their size; `hauberkd uninstall`, then start, to change it"))
+        warning(
+            "maps",
+            format!("{sentence}: pinned maps keep their size; `hauberkd uninstall`, then start, to change it"),
+        )
     }));
     let eyes = Eyes::new(prepared.datapath_mut().observe()?);
     let ring = prepared.datapath_mut().maps_mut().take_events();
@@ -176,7 +179,10 @@ async fn restore_attachments(
     match attachments.detach_missing(exists) {
         Ok(gone) => {
             for attachment in gone {
-                info!(container = attachment.request.container, "its interface is gone; its addresses stay reserved until the runtime deletes it");
+                info!(
+                    container = attachment.request.container,
+                    "its interface is gone; its addresses stay reserved until the runtime deletes it"
+                );
             }
         }
         Err(error) => warn!(%error, "cannot note that interfaces are gone"),

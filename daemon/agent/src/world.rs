@@ -121,7 +121,9 @@ pub struct EventLog {
 impl EventLog {
     /// Notes an event. Returns whether it is news.
     pub fn note(&mut self, event: &NewEvent, now: Timestamp) -> bool {
-        let same = |known: &&mut Event| known.reason == event.reason && known.objects == event.objects && known.message == event.message;
+        let same = |known: &&mut Event| {
+            known.reason == event.reason && known.objects == event.objects && known.message == event.message
+        };
         if let Some(known) = self.events.iter_mut().find(same) {
             known.count += 1;
             return false;

@@ -40,8 +40,7 @@ pub(super) async fn attach(
     Path((container, interface)): Path<(String, String)>,
     Json(request): Json<Attach>,
 ) -> Result<StatusCode, Refusal> {
-    let attachment =
-        with(&context, move |attachments, _| attachments.attach(&container, &interface, request)).await?;
+    let attachment = with(&context, move |attachments, _| attachments.attach(&container, &interface, request)).await?;
     let (input, answer) = Input::attach(attachment);
     tell(&context, input).await?;
     wait(answer).await

@@ -25,7 +25,10 @@ pub(super) struct Pair {
     destination: String,
 }
 
-pub(super) async fn explain(State(context): State<Context>, Query(pair): Query<Pair>) -> Result<Json<Explanation>, Refusal> {
+pub(super) async fn explain(
+    State(context): State<Context>,
+    Query(pair): Query<Pair>,
+) -> Result<Json<Explanation>, Refusal> {
     explain::explain(&context.world, &context.eyes, &pair.source, &pair.destination)
         .map(Json)
         .map_err(|error| Refusal::new(StatusCode::NOT_FOUND, error))

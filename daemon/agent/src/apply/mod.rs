@@ -34,7 +34,9 @@ pub enum ApplyError {
     #[error(transparent)]
     Backend(#[from] BackendError),
     /// The pod's interface went away before it could be attached.
-    #[error("pod interface {name} (index {index}) of container {container} does not exist: did the pod end while it was attached?")]
+    #[error(
+        "pod interface {name} (index {index}) of container {container} does not exist: did the pod end while it was attached?"
+    )]
     NoInterface {
         /// Host side's name.
         name: String,
@@ -160,24 +162,39 @@ impl Kernel {
             Step::RemoveRange(range) => maps.remove_range(*range)?,
             Step::PutPeerEntry(number, peer) => maps.put_peer(number.0, *peer)?,
             Step::RemovePeerEntry(number) => maps.remove_peer(number.0)?,
-            Step::PutPeer(peer) => self.backend.apply(PeerStep::Put(peer))?,
-            Step::RemovePeer(number) => self.backend.apply(PeerStep::Remove(*number))?,
+            Step::PutPeer(peer) => self.backend.apply(&[PeerStep::Put(peer)])?,
+            Step::RemovePeer(number) => self.backend.apply(&[PeerStep::Remove(*number)])?,
             Step::PutAttachment(pod) => self.attach(pod).await?,
             Step::RemoveAttachment(pod) => self.detach(pod).await?,
             Step::PutRoute(route) => {
                 let source = self.source_for(route.destination.addr());
-                let route =
-                    host::Route { destination: route.destination, via: host::Via::Node(route.via), source, mtu: route.mtu };
+                let route = host::Route {
+                    destination: route.destination,
+                    via: host::Via::Node(route.via),
+                    source,
+                    mtu: route.mtu,
+                };
                 self.netlink.put_route(&route).await?;
             }
             Step::RemoveRoute(route) => self.netlink.remove_route(&route.destination).await?,
             Step::SetSynced(synced) => {
-                let flags = if *synced { self.settings.flags | flag::SYNCED } else { self.settings.flags & !flag::SYNCED };
+                let flags =
+                    if *synced { self.settings.flags | flag::SYNCED } else { self.settings.flags & !flag::SYNCED };
                 self.configure(Settings { flags, ..self.settings })?;
             }
             Step::SetUntranslated(destinations) => self.set_untranslated(destinations).await?,
         }
         Ok(())
+    }
+
+    /// Carries out steps of the tunnel's peers as one, so that what moves between two of them is never nobody's.
+    ///
+    /// # Errors
+    /// [`ApplyError::Backend`]; none of them has been carried out then.
+    pub fn apply_peers(&self, steps: &[Step]) -> Result<(), ApplyError> {
+        fault::point("peer steps");
+        let peers: Vec<PeerStep<'_>> = steps.iter().filter_map(peer_step).collect();
+        Ok(self.backend.apply(&peers)?)
     }
 
     /// Also tells the guard against packet sockets whose addresses to look for: every one of these but the nodes' own.
@@ -290,6 +307,15 @@ impl Kernel {
 
     fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
         self.sources.iter().find(|source| source.is_ipv4() == destination.is_ipv4()).copied()
+    }
+}
+
+/// A step as the tunnel knows it, if it concerns the tunnel.
+pub fn peer_step(step: &Step) -> Option<PeerStep<'_>> {
+    match step {
+        Step::PutPeer(peer) => Some(PeerStep::Put(peer)),
+        Step::RemovePeer(number) => Some(PeerStep::Remove(*number)),
+        _ => None,
     }
 }
 

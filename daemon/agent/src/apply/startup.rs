@@ -33,7 +33,9 @@ pub enum StartError {
     #[error(transparent)]
     Apply(#[from] ApplyError),
     /// The uplinks are too small to carry a tunnel.
-    #[error("uplink {uplink} has an MTU of {mtu} bytes: the tunnel would be left with {left}, less than the {MIN_MTU} that IPv6 needs; raise it, or set tunnel.mtu")]
+    #[error(
+        "uplink {uplink} has an MTU of {mtu} bytes: the tunnel would be left with {left}, less than the {MIN_MTU} that IPv6 needs; raise it, or set tunnel.mtu"
+    )]
     TooSmall {
         /// The uplink.
         uplink: String,
@@ -157,11 +159,8 @@ impl Prepared {
         tunnel: impl FnOnce(u32) -> UserspaceConfig,
     ) -> Result<(Arc<dyn Backend>, Vec<Link>, Netfilter, Ruleset), StartError> {
         let addresses = node.addresses.iter().copied().collect();
-        let uplinks = self
-            .netlink
-            .uplinks(&config.uplinks, &addresses, &config.tunnel.device)
-            .await
-            .map_err(ApplyError::from)?;
+        let uplinks =
+            self.netlink.uplinks(&config.uplinks, &addresses, &config.tunnel.device).await.map_err(ApplyError::from)?;
         for uplink in &uplinks {
             // What leaves is guarded before what arrives: a leak is worse than a loss.
             for hook in [Hook::ToWire, Hook::FromWire] {
@@ -195,6 +194,8 @@ impl Prepared {
         fault::point("attach a program to the tunnel");
         self.datapath.attach(Hook::FromTunnel, device).map_err(ApplyError::from)?;
         sysctl::prepare_tunnel(device).map_err(ApplyError::from)?;
+        // Without an address of its own the loose reverse-path filter takes nothing from a device (fib_validate_source).
+        self.netlink.put_gateways(link.index, true, false).await.map_err(ApplyError::from)?;
         self.netlink.set_mtu(link.index, mtu).await.map_err(ApplyError::from)?;
         self.netlink.set_up(link.index).await.map_err(ApplyError::from)?;
         self.settings.tunnel = link.index;

@@ -1,6 +1,6 @@
 //! Who encrypts: one trait for kernel WireGuard, user-space WireGuard and IPsec.
 //!
-//! A backend reads what it holds, applies one change at a time and tells its statistics; it is closed by being dropped, which
+//! A backend reads what it holds, applies changes and tells its statistics; it is closed by being dropped, which
 //! leaves the device and what hangs on it. It decides nothing: which peers there are and what they may speak for is the
 //! reconciler's word.
 
@@ -39,11 +39,12 @@ pub trait Backend: Send + Sync {
     /// The tunnel does not answer.
     fn read(&self) -> Result<Vec<Peer>, BackendError>;
 
-    /// Carries out one change; other peers' sessions and packets are not touched.
+    /// Carries out changes, all between two packets, so that what moves from one peer to another is never nobody's; other
+    /// peers' sessions and packets are not touched.
     ///
     /// # Errors
     /// What was refused; nothing has changed then.
-    fn apply(&self, step: PeerStep<'_>) -> Result<(), BackendError>;
+    fn apply(&self, steps: &[PeerStep<'_>]) -> Result<(), BackendError>;
 
     /// What it did so far.
     ///

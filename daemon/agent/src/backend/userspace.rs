@@ -55,11 +55,17 @@ impl Backend for Userspace {
         Ok(self.tunnel.peers()?.into_iter().map(to_peer).collect())
     }
 
-    fn apply(&self, step: PeerStep<'_>) -> Result<(), BackendError> {
-        let changes = match step {
-            PeerStep::Put(peer) => put(peer, &self.tunnel.peers()?),
-            PeerStep::Remove(number) => vec![PeerChange::Remove(PeerId(number.0))],
-        };
+    fn apply(&self, steps: &[PeerStep<'_>]) -> Result<(), BackendError> {
+        let mut present = self.tunnel.peers()?;
+        let mut changes = Vec::new();
+        for step in steps {
+            let more = match step {
+                PeerStep::Put(peer) => put(peer, &present),
+                PeerStep::Remove(number) => vec![PeerChange::Remove(PeerId(number.0))],
+            };
+            follow(&mut present, &more);
+            changes.extend(more);
+        }
         Ok(self.tunnel.apply(changes)?)
     }
 
@@ -133,6 +139,26 @@ fn put(peer: &Peer, present: &[PeerConfig]) -> Vec<PeerChange> {
         allowed: peer.allowed.iter().copied().collect(),
     }));
     changes
+}
+
+/// What the tunnel will hold after these changes.
+fn follow(present: &mut Vec<PeerConfig>, changes: &[PeerChange]) {
+    for change in changes {
+        match change {
+            PeerChange::Put(config) => {
+                present.retain(|other| other.id != config.id);
+                present.push(config.clone());
+            }
+            PeerChange::Remove(id) => present.retain(|other| other.id != *id),
+            PeerChange::Allowed { id, add, remove } => {
+                if let Some(peer) = present.iter_mut().find(|peer| peer.id == *id) {
+                    peer.allowed.retain(|prefix| !remove.contains(prefix));
+                    peer.allowed.extend(add);
+                }
+            }
+            PeerChange::Endpoint { .. } => {}
+        }
+    }
 }
 
 fn to_peer(config: PeerConfig) -> Peer {

@@ -62,7 +62,8 @@ pub(super) fn attach(
     hook: Hook,
     interface: &str,
 ) -> Result<(), DatapathError> {
-    let refused = |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
+    let refused =
+        |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
     let pin = pin_path(links, hook, interface);
     match mode {
         AttachMode::Clsact => attach_clsact(program, &pin, hook, interface).map_err(refused),
@@ -121,10 +122,13 @@ fn is_exists(error: &aya::programs::TcError) -> bool {
 }
 
 pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str) -> Result<(), DatapathError> {
-    let refused = |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
+    let refused =
+        |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
     let pin = pin_path(links, hook, interface);
     let removed = if mode == AttachMode::Clsact {
-        if let Ok(link) = SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, CLSACT_HANDLE, None) {
+        if let Ok(link) =
+            SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, CLSACT_HANDLE, None)
+        {
             // Dropping the handle removes the filter; an error means that it is gone already.
             drop(link);
         }

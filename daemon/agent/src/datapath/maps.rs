@@ -7,8 +7,10 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Ri
 use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::flow::{Flow, FlowKey};
 use hauberk_abi::identity::Identity;
-use hauberk_abi::layout::{self, Attachment, COUNTER_SLOTS, Counter, Interface, LOST_EVENTS, Settings, counter_slot, map};
 use hauberk_abi::layout::Hook;
+use hauberk_abi::layout::{
+    self, Attachment, COUNTER_SLOTS, Counter, Interface, LOST_EVENTS, Settings, counter_slot, map,
+};
 use hauberk_abi::reason::{DropReason, Encryption};
 
 use super::DatapathError;
@@ -68,7 +70,19 @@ impl Maps {
         let counters = typed(find(map::COUNTERS)?, map::COUNTERS)?;
         let flows = typed(find(map::FLOWS)?, map::FLOWS)?;
         let events = Some(typed(find(map::EVENTS)?, map::EVENTS)?);
-        Ok(Maps { settings, endpoints, ranges, attachments, interfaces, peers, drops, counters, flows, events, capacities })
+        Ok(Maps {
+            settings,
+            endpoints,
+            ranges,
+            attachments,
+            interfaces,
+            peers,
+            drops,
+            counters,
+            flows,
+            events,
+            capacities,
+        })
     }
 
     /// Entries a map has room for (the ring buffer: bytes).
@@ -124,7 +138,9 @@ impl Maps {
     pub fn ranges(&self) -> Result<Vec<(Prefix, Identity)>, DatapathError> {
         self.ranges
             .iter()
-            .map(|entry| entry.map(|(key, identity)| (Prefix { length: key.prefix_len(), address: key.data() }, identity)))
+            .map(|entry| {
+                entry.map(|(key, identity)| (Prefix { length: key.prefix_len(), address: key.data() }, identity))
+            })
             .collect::<Result<_, _>>()
             .map_err(failed(map::RANGES))
     }

@@ -64,7 +64,11 @@ impl Bench {
             .unwrap();
         let maps = datapath.maps_mut();
         for base in ["10.0.0.0", "fd00::"] {
-            maps.put_range(Prefix::new(base.parse().unwrap(), 16), Identity::new(Kind::UnknownPod, Protection::Enabled, 0)).unwrap();
+            maps.put_range(
+                Prefix::new(base.parse().unwrap(), 16),
+                Identity::new(Kind::UnknownPod, Protection::Enabled, 0),
+            )
+            .unwrap();
         }
         for node in [HERE, THERE, LOST] {
             for (last, protection) in [(1, Protection::Enabled), (2, Protection::Permissive), (3, Protection::None)] {
@@ -76,11 +80,8 @@ impl Bench {
                     }
                 }
             }
-            maps.put_endpoint(
-                address(&format!("192.168.0.{node}")),
-                Identity::new(Kind::Node, Protection::None, node),
-            )
-            .unwrap();
+            maps.put_endpoint(address(&format!("192.168.0.{node}")), Identity::new(Kind::Node, Protection::None, node))
+                .unwrap();
         }
         maps.put_peer(THERE, Peer { flags: peer_flag::KEY | peer_flag::READY, epoch: 1 }).unwrap();
         Bench { datapath, _pins: folder }

@@ -45,25 +45,51 @@ pub fn drops(world: &Shared, eyes: &Eyes) -> Result<Drops, DatapathError> {
 /// What a datapath reason means and what to do.
 pub fn advice(reason: DropReason) -> &'static str {
     match reason {
-        DropReason::Unspecified => "a reason this agent does not know: programs of another version are attached; restart the agent",
-        DropReason::Malformed => "truncated or contradictory packets; if they are frequent, capture on the sender's interface",
-        DropReason::SpoofedSource => "a pod sent from an address that is not its own; look at the pod: nested containers need their own addresses translated",
-        DropReason::UnknownDestination => "the destination is in clusterRanges or nodeRanges but belongs to no known node; is its Node object missing, or clusterRanges too wide?",
-        DropReason::NoPeer => "the other end's node has published no usable key: is the agent running there? See `hauberk status`",
-        DropReason::PlaintextToProtected => "another node sent plaintext to an opted-in pod: its agent is missing, or does not know of the label yet; or somebody forges packets",
-        DropReason::PlaintextFromProtected => "plaintext arrived that claims to come from an opted-in pod of another node: its agent is missing, or somebody forges packets",
-        DropReason::PlaintextLeaving => "an opted-in pod's packet could not be put into the tunnel: is the tunnel device there, and the packet behind a VLAN tag?",
+        DropReason::Unspecified => {
+            "a reason this agent does not know: programs of another version are attached; restart the agent"
+        }
+        DropReason::Malformed => {
+            "truncated or contradictory packets; if they are frequent, capture on the sender's interface"
+        }
+        DropReason::SpoofedSource => {
+            "a pod sent from an address that is not its own; look at the pod: nested containers need their own addresses translated"
+        }
+        DropReason::UnknownDestination => {
+            "the destination is in clusterRanges or nodeRanges but belongs to no known node; is its Node object missing, or clusterRanges too wide?"
+        }
+        DropReason::NoPeer => {
+            "the other end's node has published no usable key: is the agent running there? See `hauberk status`"
+        }
+        DropReason::PlaintextToProtected => {
+            "another node sent plaintext to an opted-in pod: its agent is missing, or does not know of the label yet; or somebody forges packets"
+        }
+        DropReason::PlaintextFromProtected => {
+            "plaintext arrived that claims to come from an opted-in pod of another node: its agent is missing, or somebody forges packets"
+        }
+        DropReason::PlaintextLeaving => {
+            "an opted-in pod's packet could not be put into the tunnel: is the tunnel device there, and the packet behind a VLAN tag?"
+        }
         DropReason::NotLocal => "for a pod that is not here any more; expected for a moment when pods end",
         DropReason::TunnelSource => "a peer sent a packet with a source that is not on another node; look at that peer",
         DropReason::NotIp => "an opted-in pod sent something that is neither IP nor ARP: it cannot be encrypted",
         DropReason::Multicast => "an opted-in pod sent multicast or broadcast: it cannot be encrypted to one peer",
-        DropReason::NotReady => "an opted-in pod sent to outside the cluster before every object was read: see `hauberk status` for the source",
+        DropReason::NotReady => {
+            "an opted-in pod sent to outside the cluster before every object was read: see `hauberk status` for the source"
+        }
         DropReason::SelfTest => "the agent's own probes; they prove that the programs run",
-        DropReason::RedirectFailed => "the kernel refused to hand a packet to the tunnel or a pod; look for a missing interface in `hauberk bpf`",
-        DropReason::Martian => "packets arrived from the wire that claim to come from this node's own pods; somebody forges packets, or routing loops",
-        DropReason::WorldToProtected => "packets came from outside the cluster straight to an opted-in pod; if that is wanted, set worldIngress: direct",
+        DropReason::RedirectFailed => {
+            "the kernel refused to hand a packet to the tunnel or a pod; look for a missing interface in `hauberk bpf`"
+        }
+        DropReason::Martian => {
+            "packets arrived from the wire that claim to come from this node's own pods; somebody forges packets, or routing loops"
+        }
+        DropReason::WorldToProtected => {
+            "packets came from outside the cluster straight to an opted-in pod; if that is wanted, set worldIngress: direct"
+        }
         DropReason::TooBig => "larger than the tunnel's MTU; does the sender ignore its route's MTU?",
-        DropReason::PacketSocket => "a packet socket on this node sent a frame with a pod's address; find the program: nothing on a node should",
+        DropReason::PacketSocket => {
+            "a packet socket on this node sent a frame with a pod's address; find the program: nothing on a node should"
+        }
     }
 }
 
@@ -72,17 +98,27 @@ fn tunnel_advice(reason: &str) -> &'static str {
     match TunnelDrop::ALL.into_iter().find(|known| known.as_str() == reason) {
         Some(TunnelDrop::NoPeer) => "no peer may receive for that destination; is its pod range in its Node object?",
         Some(TunnelDrop::NoEndpoint) => "the peer's Node object has no address to send to",
-        Some(TunnelDrop::QueueFull) => "more packets waited for a handshake than are kept; the peer does not answer, or is slow",
-        Some(TunnelDrop::HandshakeFailed) => "the peer did not answer for 90 s: is its agent running, and UDP allowed between the nodes?",
+        Some(TunnelDrop::QueueFull) => {
+            "more packets waited for a handshake than are kept; the peer does not answer, or is slow"
+        }
+        Some(TunnelDrop::HandshakeFailed) => {
+            "the peer did not answer for 90 s: is its agent running, and UDP allowed between the nodes?"
+        }
         Some(TunnelDrop::ReplayOrForged) => "a packet came twice or was altered on the way; duplicates are harmless",
-        Some(TunnelDrop::UnknownSender) => "somebody with a key no Node object has sent a packet; expected for a moment after a restart",
+        Some(TunnelDrop::UnknownSender) => {
+            "somebody with a key no Node object has sent a packet; expected for a moment after a restart"
+        }
         Some(TunnelDrop::NotForOurKey) => "a peer still uses a key this node no longer has; it will learn the new one",
-        Some(TunnelDrop::SourceNotAllowed) => "a peer sealed a packet with a source that belongs to another node; look at that peer",
+        Some(TunnelDrop::SourceNotAllowed) => {
+            "a peer sealed a packet with a source that belongs to another node; look at that peer"
+        }
         Some(TunnelDrop::Malformed) => "something that is not WireGuard arrived at its port, or garbage was sealed",
         Some(TunnelDrop::Oversized) => "larger than the tunnel's MTU; does the sender ignore its route's MTU?",
         Some(TunnelDrop::TunWriteFailed) => "the kernel refused a decrypted packet; is the tunnel device up?",
         Some(TunnelDrop::UdpSendFailed) => "the kernel refused a sealed packet; is there a route to the peer?",
-        Some(TunnelDrop::UnderLoadCookie | TunnelDrop::SourceRateLimited) => "more handshakes arrived than tunnel.handshakesPerSecond; senders must prove their address",
+        Some(TunnelDrop::UnderLoadCookie | TunnelDrop::SourceRateLimited) => {
+            "more handshakes arrived than tunnel.handshakesPerSecond; senders must prove their address"
+        }
         Some(TunnelDrop::Multicast) => "multicast was sent into the tunnel: it cannot be encrypted to one peer",
         None => "see the tunnel's documentation",
     }

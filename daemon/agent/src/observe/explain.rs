@@ -111,7 +111,9 @@ fn would_drop(need: Need, peer: Option<&str>) -> Vec<String> {
             format!("{peer} stops publishing a usable key (no_peer)"),
             format!("{peer} does not answer handshakes (handshake_failed, after 90 s)"),
             "this node's tunnel device is removed (plaintext_leaving)".into(),
-            format!("plaintext between the two arrives from the wire at either node (plaintext_to_protected, plaintext_from_protected)"),
+            format!(
+                "plaintext between the two arrives from the wire at either node (plaintext_to_protected, plaintext_from_protected)"
+            ),
         ],
         Need::Prefer => vec!["nothing because of encryption: permissive falls back to plaintext".into()],
         Need::Shelter => vec![format!("{peer} does not answer handshakes (handshake_failed, after 90 s)")],

@@ -123,7 +123,9 @@ fn drain(ring: &mut RingBuf<MapData>) -> Vec<FlowEvent> {
     while let Some(item) = ring.next() {
         match read_event(&item) {
             Some(event) => events.push(event),
-            None => warn!(bytes = item.len(), "a flow event has the wrong size: programs of another version are attached"),
+            None => {
+                warn!(bytes = item.len(), "a flow event has the wrong size: programs of another version are attached")
+            }
         }
     }
     events
@@ -206,7 +208,8 @@ pub fn last_seen(
 ) -> Vec<(Timestamp, Encryption)> {
     let clock = Clock::now();
     let between = |key: &FlowKey| {
-        (key.source == source && key.destination == destination) || (key.source == destination && key.destination == source)
+        (key.source == source && key.destination == destination)
+            || (key.source == destination && key.destination == source)
     };
     let flows = eyes.maps().flows();
     let seen = flows.into_iter().filter(|(key, _)| between(key));

@@ -70,11 +70,21 @@ pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Res
             ("host_routing", now.host_routing.clone()),
         ]),
     );
-    gauge(&mut registry, "ready", "1 if the datapath is attached and a self-test packet proved it", i64::from(now.ready));
+    gauge(
+        &mut registry,
+        "ready",
+        "1 if the datapath is attached and a self-test packet proved it",
+        i64::from(now.ready),
+    );
     gauge(&mut registry, "source_synced", "1 if every object has been read once", i64::from(now.source.synced));
     let since = now.source.unavailable_since.map_or(0, |since| now.now.duration_since(since).as_secs());
     gauge(&mut registry, "source_unavailable_seconds", "How long the source has been unreadable", since);
-    gauge(&mut registry, "source_rejected_objects", "Objects that are rejected at the moment", now.source.rejected as i64);
+    gauge(
+        &mut registry,
+        "source_rejected_objects",
+        "Objects that are rejected at the moment",
+        now.source.rejected as i64,
+    );
     gauge(&mut registry, "attachments", "Pods attached on this node", now.attachments as i64);
 
     let problems = Gauges::<SeverityLabel>::default();
@@ -118,7 +128,12 @@ pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Res
         received.get_or_create(&label).inc_by(peer.received_bytes);
         sent.get_or_create(&label).inc_by(peer.sent_bytes);
     }
-    registry.register_with_unit("peer_latest_handshake", "When the last handshake succeeded, Unix time; 0: never", Unit::Seconds, handshake);
+    registry.register_with_unit(
+        "peer_latest_handshake",
+        "When the last handshake succeeded, Unix time; 0: never",
+        Unit::Seconds,
+        handshake,
+    );
     registry.register("peer_established", "1 if there is a session with the peer", established);
     registry.register_with_unit("peer_received", "Bytes received through the tunnel", Unit::Bytes, received);
     registry.register_with_unit("peer_sent", "Bytes sent through the tunnel", Unit::Bytes, sent);
@@ -131,7 +146,11 @@ pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Res
         converged.get_or_create(&label).set((namespace.nodes - namespace.converged_nodes.min(namespace.nodes)) as i64);
     }
     registry.register("namespace_protected_pods", "Opted-in pods by namespace", protected);
-    registry.register("namespace_unconverged_nodes", "Nodes that do not enforce the namespace's present generation", converged);
+    registry.register(
+        "namespace_unconverged_nodes",
+        "Nodes that do not enforce the namespace's present generation",
+        converged,
+    );
 
     let mut text = String::new();
     encode(&mut text, &registry)?;

@@ -18,7 +18,9 @@ use std::time::Duration;
 use hauberk_abi::layout::probe;
 use hauberk_abi::reason::DropReason;
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, sendto, socket,
+};
 
 use super::Eyes;
 use crate::backend::Backend;
@@ -34,11 +36,15 @@ const LOOK: Duration = Duration::from_millis(10);
 pub async fn run(uplinks: &[(String, u32)], backend: &dyn Backend, eyes: &Eyes) -> Result<(), String> {
     for (name, index) in uplinks {
         let dropped = || self_tests(eyes);
-        let send = |destination| send_frame(*index, destination).map_err(|error| format!("cannot send a probe on {name}: {error}; does the agent have CAP_NET_RAW?"));
+        let send = |destination| {
+            send_frame(*index, destination)
+                .map_err(|error| format!("cannot send a probe on {name}: {error}; does the agent have CAP_NET_RAW?"))
+        };
         expect(dropped, 1, || send(probe::DROP), &format!("to_wire does not run on the egress of {name}")).await?;
         expect(dropped, 1, || send(probe::TURN), &format!("from_wire does not run on the ingress of {name}")).await?;
         let arrived = || backend.stats().map_or(0, |stats| stats.probes);
-        expect(arrived, 1, || send(probe::TUNNEL), &format!("packets redirected on {name} do not reach the tunnel")).await?;
+        expect(arrived, 1, || send(probe::TUNNEL), &format!("packets redirected on {name} do not reach the tunnel"))
+            .await?;
     }
     let inject = || {
         backend.inject(packet(probe::DROP));
@@ -66,9 +72,12 @@ async fn expect(
             tokio::time::sleep(LOOK).await;
         }
     };
-    tokio::time::timeout(PATIENCE, moved)
-        .await
-        .map_err(|_| format!("{failure}: a probe was not seen within {} s; did another program take its place? See `hauberk bpf`", PATIENCE.as_secs()))
+    tokio::time::timeout(PATIENCE, moved).await.map_err(|_| {
+        format!(
+            "{failure}: a probe was not seen within {} s; did another program take its place? See `hauberk bpf`",
+            PATIENCE.as_secs()
+        )
+    })
 }
 
 fn send_frame(index: u32, destination: [u8; 16]) -> io::Result<()> {

@@ -41,8 +41,8 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     problems.extend(not_running(world, silent, &stats));
     problems.extend(peer_problems(&peers, namespaces.iter().any(|namespace| namespace.protected_pods > 0)));
     problems.extend(full_maps(world, eyes));
-    problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(|namespace| {
-        Problem {
+    problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
+        |namespace| Problem {
             severity: Severity::Warning,
             object: format!("namespace/{}", namespace.name),
             message: format!(
@@ -51,8 +51,8 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
                 namespace.nodes,
                 namespace.waiting_for.join(", ")
             ),
-        }
-    }));
+        },
+    ));
     problems.extend(world.desired.events.iter().filter(|event| event.warning).map(|event| Problem {
         severity: Severity::Warning,
         object: event.objects.join(" and "),
@@ -136,26 +136,41 @@ fn peers(world: &World, stats: &Stats) -> Vec<PeerStatus> {
 
 /// Why protected pods cannot be promised what they ask for.
 fn not_running(world: &World, silent: Option<String>, stats: &Stats) -> Vec<Problem> {
-    let critical = |object: &str, message: String| Problem { severity: Severity::Critical, object: object.into(), message };
+    let critical =
+        |object: &str, message: String| Problem { severity: Severity::Critical, object: object.into(), message };
     let mut problems = Vec::new();
     if let Some(reason) = silent.or_else(|| stats.stopped.clone()) {
-        let message = format!("the tunnel has stopped: {reason}; protected pods reach no other node until the agent is restarted");
+        let message = format!(
+            "the tunnel has stopped: {reason}; protected pods reach no other node until the agent is restarted"
+        );
         problems.push(critical("tunnel", message));
     }
     if !world.source.synced {
-        let message = format!("the objects in {} have not all been read yet; opted-in pods cannot reach the world, and nothing is removed", world.source.location);
+        let message = format!(
+            "the objects in {} have not all been read yet; opted-in pods cannot reach the world, and nothing is removed",
+            world.source.location
+        );
         problems.push(critical("source", message));
     } else if let Some(since) = world.source.unavailable_since {
-        let message = format!("{} has been unreadable since {since}; what was known is kept, changes are not seen", world.source.location);
+        let message = format!(
+            "{} has been unreadable since {since}; what was known is kept, changes are not seen",
+            world.source.location
+        );
         problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });
     }
     if world.source.rejected > 0 {
-        let message = format!("{} objects are rejected, their last good version (if any) is used; see `hauberk events`", world.source.rejected);
+        let message = format!(
+            "{} objects are rejected, their last good version (if any) is used; see `hauberk events`",
+            world.source.rejected
+        );
         problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });
     }
     match &world.self_test {
         _ if world.running.is_none() => {
-            let message = format!("the datapath is not up: Node {} has not been read from {}, or has no address; see `hauberk events`", world.policy.node, world.source.location);
+            let message = format!(
+                "the datapath is not up: Node {} has not been read from {}, or has no address; see `hauberk events`",
+                world.policy.node, world.source.location
+            );
             problems.push(critical("datapath", message));
         }
         Some(Err(reason)) => problems.push(critical("datapath", format!("the self-test failed: {reason}"))),

@@ -8,18 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hauberk_core::api::{Problem, Severity};
+use hauberk_core::convergence;
 use hauberk_core::desired::{Desired, desired};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeNumber};
 use hauberk_core::plan::{Actual, Step, plan};
-use hauberk_core::convergence;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::apply::{Kernel, Node, Prepared};
+use crate::apply::{Kernel, Node, Prepared, peer_step};
 use crate::attachments::{self, Attachments};
 use crate::backend::{Progress, UserspaceConfig};
 use crate::config::Config;
@@ -91,7 +91,8 @@ pub struct Parts {
 impl Reconciler {
     /// Ready to run.
     pub fn new(parts: Parts) -> Reconciler {
-        let known_interfaces = lock(&parts.attachments).list().filter_map(|a| Some(a.attach.as_ref()?.host_index)).collect();
+        let known_interfaces =
+            lock(&parts.attachments).list().filter_map(|a| Some(a.attach.as_ref()?.host_index)).collect();
         Reconciler {
             config: parts.config,
             world: parts.world,
@@ -184,11 +185,7 @@ impl Reconciler {
         let failures = self.carry_out(&wanted).await;
         let clean = failures.is_empty();
         self.world.write().failures = failures;
-        if clean {
-            self.after_success(&wanted).await
-        } else {
-            false
-        }
+        if clean { self.after_success(&wanted).await } else { false }
     }
 
     /// From prepared to running, as soon as the node's own object is known.
@@ -278,18 +275,26 @@ impl Reconciler {
         let mut failures = BTreeMap::new();
         let Stage::Running(kernel) = &mut self.stage else { return failures };
         let mut denied = true;
-        for step in plan(&self.actual, wanted) {
-            if !denied && matches!(step, Step::SetSynced(true) | Step::RemoveRange(_)) {
+        let steps = plan(&self.actual, wanted);
+        for group in steps.chunk_by(|a, b| peer_step(a).is_some() && peer_step(b).is_some()) {
+            // What moves from one peer to another moves at once. If that is refused, each is tried for itself.
+            if group.len() > 1 && kernel.apply_peers(group).is_ok() {
+                group.iter().for_each(|step| self.actual.apply(step));
                 continue;
             }
-            match kernel.apply(&step).await {
-                Ok(()) => self.actual.apply(&step),
-                Err(error) => {
-                    denied &= !matches!(step, Step::PutEndpoint(..) | Step::PutRange(..));
-                    let object = concerns(&step);
-                    error!(step = %object, %error, "a step failed; it will be tried again");
-                    let message = format!("{error}; it is tried again");
-                    failures.insert(object.clone(), Problem { severity: Severity::Critical, object, message });
+            for step in group {
+                if !denied && matches!(step, Step::SetSynced(true) | Step::RemoveRange(_)) {
+                    continue;
+                }
+                match kernel.apply(step).await {
+                    Ok(()) => self.actual.apply(step),
+                    Err(error) => {
+                        denied &= !matches!(step, Step::PutEndpoint(..) | Step::PutRange(..));
+                        let object = concerns(step);
+                        error!(step = %object, %error, "a step failed; it will be tried again");
+                        let message = format!("{error}; it is tried again");
+                        failures.insert(object.clone(), Problem { severity: Severity::Critical, object, message });
+                    }
                 }
             }
         }
@@ -321,7 +326,12 @@ impl Reconciler {
                 self.written = annotations;
                 true
             }
-            Err(error) => self.fail("annotations", format!("cannot write this node's annotations, so peers do not learn its key or what it enforces: {error}")),
+            Err(error) => self.fail(
+                "annotations",
+                format!(
+                    "cannot write this node's annotations, so peers do not learn its key or what it enforces: {error}"
+                ),
+            ),
         }
     }
 
