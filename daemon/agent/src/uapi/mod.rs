@@ -5,7 +5,7 @@
 //! shows none; a made-up private key would make it show a wrong public key, and the true one leaves the agent for nobody.
 //! `hauberk status` shows the public key.
 //!
-//! [`request`] reads what a client wants, [`answer`] writes what it gets: both pure. [`serve`] does the talking, bounded in
+//! [`request`] reads what a client wants, [`mod@answer`] writes what it gets: both pure. [`serve`] does the talking, bounded in
 //! time, size and number of clients.
 
 mod answer;

@@ -1,6 +1,6 @@
 //! Clients and servers that run in pods, on nodes and outside.
 //!
-//! [`exchange`] is one request and one reply of any protocol; [`stream`] is traffic that goes on while a test does things
+//! [`mod@exchange`] is one request and one reply of any protocol; [`stream`] is traffic that goes on while a test does things
 //! to the cluster; [`bulk`] is as much as will go.
 
 mod bulk;
