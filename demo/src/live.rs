@@ -39,11 +39,15 @@ pub fn enable(playground: &Playground, notes: &mut Notes<'_>) -> Result<()> {
         // One that does not go on is counted below.
         connection.wait_flowing().ok();
     }
-    let outcomes = talk_again(playground)?;
     let echoed_after = echoed(&connections);
     let markers: BTreeSet<Marker> = connections.iter().map(|connection| connection.marker).collect();
     let opened = connections.len();
     let survived = connections.into_iter().filter_map(|connection| connection.stop().ok()).count();
+    screen::note(format!(
+        "connections open across the change: {survived} of {opened} went on, {} more answers",
+        echoed_after - echoed_before
+    ));
+    let outcomes = talk_again(playground)?;
     table::print(&outcomes, notes.options.verbose);
     screen::line("");
 

@@ -18,11 +18,11 @@ mod summary;
 mod table;
 mod wire;
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use hauberk_netns::programs;
 use nix::sys::prctl;
@@ -57,6 +57,8 @@ fn main() -> ExitCode {
 /// Starts the inner process, waits for it, and removes what it kept on disk.
 fn outside() -> Result<ExitCode> {
     prerequisites()?;
+    // Held, and with it the folder, until this process ends.
+    let _lock = lock()?;
     let directory = fresh_directory()?;
     // Blocked so that Ctrl-C ends the inner process and not the cleaning up; the inner process takes its own block away.
     let mut signals = SigSet::empty();
@@ -68,8 +70,10 @@ fn outside() -> Result<ExitCode> {
     inner.arg("--inside").args(std::env::args_os().skip(1)).stdin(Stdio::null());
     let mut inner = inner.spawn().context("start the demo's inner process")?;
     let ended = wait(&mut inner, &signals)?;
-    // Private keys, among other things: of nodes that are gone.
-    fs::remove_dir_all(directory.join("state")).ok();
+    // Private keys, among other things, of nodes that are gone.
+    for leftover in ["state", "manifests.staging"] {
+        fs::remove_dir_all(directory.join(leftover)).ok();
+    }
     Ok(match ended {
         Some(code) => code,
         // Ended by Ctrl-C: either while the playground was kept, after the verdict, or in the middle.
@@ -104,6 +108,17 @@ fn prerequisites() -> Result<()> {
         programs::ours(program)?;
     }
     Ok(())
+}
+
+/// Takes hold of `target/demo`: a second demo would clear the manifests from under the first.
+fn lock() -> Result<File> {
+    let path = demo_directory()?.with_extension("lock");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("another demo is running: wait for it, or end it with Ctrl-C"),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
 }
 
 /// `target/demo`, emptied: the summary, the manifests, the agents' logs.

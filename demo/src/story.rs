@@ -53,7 +53,7 @@ const ALL_PAIRS: [(Group, Group); 11] = {
 /// Tells it; whether every claim held. Call it while the process has one thread.
 ///
 /// # Errors
-/// The playground could not be built, or broke down under the story.
+/// There is no sandbox to be had. What breaks down later is told, and is no success.
 pub fn tell(directory: &Path, options: &Options) -> Result<bool> {
     let started = Instant::now();
     introduce();
@@ -73,7 +73,7 @@ pub fn tell(directory: &Path, options: &Options) -> Result<bool> {
     if let (true, Some(playground)) = (options.keep, &playground) {
         keep::wait(playground)?;
     }
-    result.map(|()| held)
+    Ok(held)
 }
 
 fn introduce() {

@@ -105,7 +105,7 @@ fn explain_trouble(outcome: &Outcome) {
         Ok(_) => {}
         Err(error) => troubles.push(format!("explain: {error:#}")),
     }
-    if outcome.recorded.keys().any(|encryption| encryption != outcome.expected) || outcome.recorded.is_empty() {
+    if !outcome.records_agree() {
         troubles.push(format!("flow records should all say {}: {:?}", outcome.expected, outcome.recorded));
     }
     for trouble in troubles {
