@@ -137,6 +137,8 @@ pub struct PeerStats {
     pub name: String,
     /// Where it stands.
     pub state: PeerState,
+    /// Initiations sent that nobody has answered yet, whether or not there still is a session to send with.
+    pub unanswered: u32,
     /// When the last handshake was completed.
     pub latest_handshake: Option<SystemTime>,
     /// Epoch of our key in the session used for sending.

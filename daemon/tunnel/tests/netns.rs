@@ -216,7 +216,7 @@ fn a_persistent_device_stays_closed_and_can_be_taken_up_again() {
         assert_eq!(classify(&frame), Frame::Housekeeping, "something left without an agent");
     }
 
-    let a = node.within(|| Tunnel::start(Node::A.config()).unwrap());
+    let a = restart(&playground, Node::A);
     assert_eq!(a.index(), index);
     a.apply(vec![PeerChange::Put(Node::B.as_peer(Node::B.outer_v4()))]).unwrap();
     assert!(node.succeeds(&format!("ping -c 1 -W 10 {}", Node::B.inner_v4())));
@@ -260,7 +260,7 @@ fn a_stream_survives_the_restart_of_either_end() {
                 });
                 assert!(!transfer.is_finished(), "too fast to restart anything");
                 tunnel.close();
-                let tunnel = playground.nodes[node.index].within(move || Tunnel::start(node.config()).unwrap());
+                let tunnel = restart(&playground, node);
                 tunnel.apply(vec![PeerChange::Put(peer)]).unwrap();
                 tunnel
             })

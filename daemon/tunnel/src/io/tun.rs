@@ -132,6 +132,14 @@ impl Device {
     }
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Closing alone is not enough: a child that was forked and has not yet executed its program
+        // holds a copy of the descriptor, and packets would go on into a queue that nobody reads.
+        let _ = syscalls::tun_set_queue(self.file.as_fd(), false);
+    }
+}
+
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

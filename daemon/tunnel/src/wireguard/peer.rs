@@ -214,6 +214,7 @@ impl Peer {
             id: self.config.id,
             name: self.config.name.clone(),
             state: self.state,
+            unanswered: sending.and_then(Pair::attempts).unwrap_or(0),
             latest_handshake: self.latest_handshake,
             local_epoch: sending.map(|pair| pair.local_epoch),
             remote_epoch: sending.map(|pair| pair.remote_epoch),

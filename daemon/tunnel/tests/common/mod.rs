@@ -170,6 +170,10 @@ pub fn classify(frame: &[u8]) -> Frame {
             if frame[23] == 2 {
                 return Frame::Housekeeping;
             }
+            // A closed port's answer, which quotes the sealed packet's beginning.
+            if frame[23] == 1 && frame[34] == 3 && frame[51] == 17 && is_tunnel(&frame[62..]) {
+                return Frame::Tunnel;
+            }
             let fragment_offset = u16::from_be_bytes([frame[20], frame[21]]) & 0x1fff;
             if frame[23] == 17 && (fragment_offset > 0 || is_tunnel(&frame[34..])) {
                 Frame::Tunnel
@@ -269,6 +273,17 @@ impl Node {
         namespace.ip(&format!("route add fd00:244::/32 dev {DEVICE} src {}", self.inner_v6()));
         tunnel
     }
+}
+
+/// Starts a node's tunnel anew, on the device as it was left.
+pub fn restart(playground: &Playground, node: Node) -> Tunnel {
+    let mut tunnel = None;
+    // Another test's child, forked and not yet executing, may still hold our socket's copy.
+    eventually(Duration::from_secs(20), "the port", || {
+        tunnel = playground.nodes[node.index].within(move || Tunnel::start(node.config()).ok());
+        tunnel.is_some()
+    });
+    tunnel.unwrap()
 }
 
 /// Both ends, knowing each other.
