@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::{FutureExt, StreamExt};
 use hauberk_core::api::{Problem, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::model::{Change, Model};
@@ -12,6 +13,7 @@ use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::api::{self, ApiStartError, Context};
@@ -20,6 +22,7 @@ use crate::attachments::{self, Attachments};
 use crate::backend::UserspaceConfig;
 use crate::config::Config;
 use crate::datapath::DatapathError;
+use crate::host::Netlink;
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
 use crate::observe::{Eyes, self_test};
@@ -34,9 +37,13 @@ mod wireguard_view;
 
 /// Inputs that may wait for the reconciler.
 const INPUTS: usize = 1_024;
-/// Between self-tests once one has passed, and before.
+/// How long a burst of device changes may take.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Between self-tests once one has passed, and after one that failed.
 const SELF_TEST: Duration = Duration::from_secs(60);
-const FIRST_SELF_TEST: Duration = Duration::from_millis(200);
+const FAILED_SELF_TEST: Duration = Duration::from_secs(2);
+/// How long something new may wait for its proof.
+const LOOK_FOR_SELF_TEST: Duration = Duration::from_millis(250);
 
 /// The agent could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -144,11 +151,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     };
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(reconciler.run(received));
-    tokio::spawn(tell_reconciler(source, inputs, stopped));
+    tokio::spawn(tell_reconciler(source, inputs.clone(), stopped));
     if let Some(ring) = ring {
         tokio::spawn(reporting("flow events", flows::run(ring, context.flows.clone(), world.clone(), eyes.clone())));
     }
     tokio::spawn(prove(world.clone(), eyes));
+    tokio::spawn(watch_devices(inputs.clone()));
     tokio::spawn(reporting("the API", api::serve(listener, context.clone())));
     if let Some(address) = config.metrics {
         tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));
@@ -255,26 +263,44 @@ async fn tell_reconciler(source: Arc<dyn Source>, inputs: mpsc::Sender<Input>, s
     }
 }
 
-/// Runs the self-test until it passes, then now and again.
+/// Tells the reconciler when devices change: once for a burst, as when pods come.
+async fn watch_devices(inputs: mpsc::Sender<Input>) {
+    let mut changes = match Netlink::watch() {
+        Ok(changes) => changes,
+        Err(error) => return warn!(%error, "new uplinks are found by looking around only"),
+    };
+    while changes.next().await.is_some() {
+        tokio::time::sleep(SETTLE).await;
+        while let Some(Some(())) = changes.next().now_or_never() {}
+        if inputs.send(Input::Devices).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Runs the self-test until it passes, then now and again, and at once when something new has to be proven.
 async fn prove(world: Shared, eyes: Eyes) {
+    let mut last = Instant::now();
     loop {
         let running = world.read().running.clone();
-        let pause = match running {
-            None => FIRST_SELF_TEST,
-            Some(running) => {
-                let outcome = self_test::run(&running.uplinks, running.backend.as_ref(), &eyes).await;
-                if let Err(reason) = &outcome {
-                    warn!(%reason, "the self-test failed");
-                }
-                let passed = outcome.is_ok();
-                let before = world.write().self_test.replace(outcome);
-                if passed && !matches!(before, Some(Ok(()))) {
-                    info!("ready: the self-test passed");
-                }
-                if passed { SELF_TEST } else { FIRST_SELF_TEST * 10 }
-            }
+        let due = match world.read().self_test {
+            None => true,
+            Some(Err(_)) => last.elapsed() > FAILED_SELF_TEST,
+            Some(Ok(())) => last.elapsed() > SELF_TEST,
         };
-        tokio::time::sleep(pause).await;
+        if let Some(running) = running.filter(|_| due) {
+            let outcome = self_test::run(&running.uplinks, running.backend.as_ref(), &eyes).await;
+            last = Instant::now();
+            let passed = outcome.is_ok();
+            if let Err(reason) = &outcome {
+                warn!(%reason, "the self-test failed");
+            }
+            let before = world.write().self_test.replace(outcome);
+            if passed && !matches!(before, Some(Ok(()))) {
+                info!("ready: the self-test passed");
+            }
+        }
+        tokio::time::sleep(LOOK_FOR_SELF_TEST).await;
     }
 }
 

@@ -105,11 +105,7 @@ mod std_conversions {
     impl From<Address> for IpAddr {
         fn from(address: Address) -> IpAddr {
             let b = address.0;
-            if address.is_v4() {
-                Ipv4Addr::new(b[12], b[13], b[14], b[15]).into()
-            } else {
-                Ipv6Addr::from(b).into()
-            }
+            if address.is_v4() { Ipv4Addr::new(b[12], b[13], b[14], b[15]).into() } else { Ipv6Addr::from(b).into() }
         }
     }
 

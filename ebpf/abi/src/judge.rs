@@ -135,7 +135,13 @@ pub fn outgoing(need: Need, destination: &Identity, peer: &Peer) -> Verdict {
 ///
 /// `world_direct`: packets from outside the cluster may come straight to an opted-in pod's address.
 #[inline(always)]
-pub fn arriving_in_clear(need: Need, source: &Identity, destination: &Identity, node: u32, world_direct: bool) -> Verdict {
+pub fn arriving_in_clear(
+    need: Need,
+    source: &Identity,
+    destination: &Identity,
+    node: u32,
+    world_direct: bool,
+) -> Verdict {
     match need {
         // Its source claims to be here, yet it came from the wire.
         Need::Local if source.is_pod() || destination.is_pod() => Verdict::refuse(DropReason::Martian),

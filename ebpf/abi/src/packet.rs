@@ -100,14 +100,14 @@ impl Packet {
     #[inline(always)]
     pub fn is_neighbour_discovery(&self) -> bool {
         let kind = self.destination_port >> 8;
-        self.protocol == protocol::ICMPV6 && kind >= 133 && kind <= 137 && self.hop_limit == 255
+        self.protocol == protocol::ICMPV6 && (133..=137).contains(&kind) && self.hop_limit == 255
     }
 
     /// Multicast listener discovery (RFC 2710, RFC 3810): link-scope by its hop limit of 1.
     #[inline(always)]
     pub fn is_listener_discovery(&self) -> bool {
         let kind = self.destination_port >> 8;
-        self.protocol == protocol::ICMPV6 && ((kind >= 130 && kind <= 132) || kind == 143) && self.hop_limit == 1
+        self.protocol == protocol::ICMPV6 && ((130..=132).contains(&kind) || kind == 143) && self.hop_limit == 1
     }
 
     /// Whether every packet this one stands for is at most `mtu` bytes of IP; `segment` is the GSO segment's payload in
@@ -205,13 +205,19 @@ fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
     }
     let payload = u32::from(u16::from_be_bytes([h[4], h[5]]));
     // A payload of 0 is a jumbogram (RFC 2675) if the packet is larger than any other could be.
-    let length = whole_length(if payload == 0 && bytes.length() > offset + 65_575 { 0 } else { payload + 40 }, bytes.length(), offset)?;
+    let length = whole_length(
+        if payload == 0 && bytes.length() > offset + 65_575 { 0 } else { payload + 40 },
+        bytes.length(),
+        offset,
+    )?;
     let mut packet = Packet {
         source: Address::v6([
-            h[8], h[9], h[10], h[11], h[12], h[13], h[14], h[15], h[16], h[17], h[18], h[19], h[20], h[21], h[22], h[23],
+            h[8], h[9], h[10], h[11], h[12], h[13], h[14], h[15], h[16], h[17], h[18], h[19], h[20], h[21], h[22],
+            h[23],
         ]),
         destination: Address::v6([
-            h[24], h[25], h[26], h[27], h[28], h[29], h[30], h[31], h[32], h[33], h[34], h[35], h[36], h[37], h[38], h[39],
+            h[24], h[25], h[26], h[27], h[28], h[29], h[30], h[31], h[32], h[33], h[34], h[35], h[36], h[37], h[38],
+            h[39],
         ]),
         length,
         header_length: 40,

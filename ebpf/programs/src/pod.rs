@@ -99,7 +99,8 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> 
 /// Link-scope packets reach the node's own stack and nobody else; a protected pod gets what it needs to find its gateway.
 #[inline(always)]
 fn on_link(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
-    let needed = packet.is_neighbour_discovery() || packet.is_listener_discovery() || !packet.destination.is_multicast();
+    let needed =
+        packet.is_neighbour_discovery() || packet.is_listener_discovery() || !packet.destination.is_multicast();
     if !needed && interface_protection(interface(context)) != Protection::None {
         return drop(DropReason::Multicast);
     }

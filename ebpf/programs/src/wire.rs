@@ -48,7 +48,8 @@ fn judge_from_wire(context: &TcContext, settings: &Settings, packet: &Packet) ->
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
-    if settings.flags & flag::STACK == 0 && is_here(&destination, settings.node) && !has_tag(context) && !packet.tagged {
+    if settings.flags & flag::STACK == 0 && is_here(&destination, settings.node) && !has_tag(context) && !packet.tagged
+    {
         if let Some(pod) = attachment(&packet.destination) {
             if !is_translated(&packet.source, &packet.destination) {
                 return carry::frame_to_pod(context, settings, pod);
@@ -130,14 +131,7 @@ fn in_cluster(identity: &Identity) -> bool {
 }
 
 #[inline(always)]
-fn refuse(
-    context: &TcContext,
-    settings: &Settings,
-    hook: Hook,
-    packet: &Packet,
-    reason: DropReason,
-    node: u32,
-) -> i32 {
+fn refuse(context: &TcContext, settings: &Settings, hook: Hook, packet: &Packet, reason: DropReason, node: u32) -> i32 {
     record(context, settings, hook, packet, &Verdict::refuse(reason), node, &Peer { flags: 0, epoch: 0 });
     drop(reason)
 }

@@ -1,6 +1,7 @@
 //! Carries out the plan, step by step: the one place that writes to maps, tunnel, routes and netfilter.
 
 mod startup;
+mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -217,7 +217,7 @@ fn flags(config: &Config) -> u32 {
     flags
 }
 
-fn tunnel_mtu(config: &Config, uplinks: &[Link]) -> Result<u32, StartError> {
+pub(super) fn tunnel_mtu(config: &Config, uplinks: &[Link]) -> Result<u32, StartError> {
     if let Automatic::Value(mtu) = config.tunnel.mtu {
         return Ok(mtu);
     }

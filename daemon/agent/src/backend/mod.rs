@@ -84,6 +84,8 @@ pub struct PeerStats {
     pub number: NodeNumber,
     /// State.
     pub state: Progress,
+    /// Handshakes in a row that went unanswered while the last session still exists.
+    pub unanswered: u32,
     /// When the last handshake succeeded.
     pub latest_handshake: Option<SystemTime>,
     /// Epoch of its key in use.

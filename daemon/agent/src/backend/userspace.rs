@@ -85,6 +85,7 @@ impl Backend for Userspace {
                 .map(|peer| PeerStats {
                     number: NodeNumber(peer.id.0),
                     state: progress(peer.state),
+                    unanswered: peer.unanswered,
                     latest_handshake: peer.latest_handshake,
                     epoch: peer.remote_epoch,
                     received: peer.rx_bytes,

@@ -74,12 +74,12 @@ pub(super) fn attach(
 fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: &str) -> Result<(), String> {
     if pin.exists() {
         let pinned = PinnedLink::from_pin(pin).map_err(|error| chain(&error))?;
-        if let Ok(link) = SchedClassifierLink::try_from(FdLink::from(pinned)) {
-            if let Ok(id) = program.attach_to_link(link) {
-                // The pin holds the link; this handle of it may go.
-                drop(FdLink::try_from(program.take_link(id).map_err(|error| chain(&error))?));
-                return Ok(());
-            }
+        if let Ok(link) = SchedClassifierLink::try_from(FdLink::from(pinned))
+            && let Ok(id) = program.attach_to_link(link)
+        {
+            // The pin holds the link; this handle of it may go.
+            drop(FdLink::try_from(program.take_link(id).map_err(|error| chain(&error))?));
+            return Ok(());
         }
         // The device went and one of the same name came: the old link leads nowhere.
         std::fs::remove_file(pin).map_err(|error| error.to_string())?;
@@ -92,10 +92,11 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
 }
 
 fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, interface: &str) -> Result<(), String> {
-    if let Err(error) = qdisc_add_clsact(interface) {
-        if !matches!(&error, aya::programs::TcError::AlreadyAttached) && !is_exists(&error) {
-            return Err(chain(&error));
-        }
+    if let Err(error) = qdisc_add_clsact(interface)
+        && !matches!(&error, aya::programs::TcError::AlreadyAttached)
+        && !is_exists(&error)
+    {
+        return Err(chain(&error));
     }
     let known = SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, CLSACT_HANDLE, None)
         .map_err(|error| error.to_string())?;

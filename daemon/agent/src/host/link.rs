@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures_util::TryStreamExt;
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::RouteAttribute;
 use nix::errno::Errno;
-use rtnetlink::{LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{LinkUnspec, MulticastGroup, RouteMessageBuilder};
 
 use super::{HostError, Netlink, is_errno, refused};
 use crate::attachments::INTERFACE_PREFIX;
@@ -137,6 +137,19 @@ impl Netlink {
             })
         };
         Ok(messages.iter().filter_map(|m| Some((m.header.index, address(&m.attributes)?))).collect())
+    }
+
+    /// Tells of every change of a device or an address from now on; what exactly changed is to be looked at.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`] if there are no sockets left.
+    pub fn watch() -> Result<impl Stream<Item = ()> + Send + Unpin, HostError> {
+        let groups =
+            [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv4Route];
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)
+            .map_err(|source| HostError::Netlink { action: "watch devices".into(), source })?;
+        tokio::spawn(connection);
+        Ok(messages.map(|_| ()))
     }
 
     /// Brings a device up.

@@ -26,6 +26,10 @@ pub struct Facts {
     pub lasting: Vec<Problem>,
 }
 
+/// A session outlives its peer by up to 180 s. So many handshakes without an answer (5 s each) say that nobody is there;
+/// one is an ordinary renewal, or a lost packet.
+const SILENT: u32 = 2;
+
 /// The status now.
 pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     let stats = world.running.as_ref().map(|running| running.backend.stats());
@@ -116,8 +120,8 @@ fn peers(world: &World, stats: &Stats) -> Vec<PeerStatus> {
                 node: node.name.clone(),
                 state: match (wanted, seen.map(|seen| seen.state)) {
                     (None, _) => PeerState::NoKey,
-                    (_, Some(Progress::Established)) => PeerState::Established,
-                    (_, Some(Progress::Handshaking)) => PeerState::Handshaking,
+                    (_, Some(Progress::Established)) if !seen.is_some_and(is_silent) => PeerState::Established,
+                    (_, Some(Progress::Established | Progress::Handshaking)) => PeerState::Handshaking,
                     (_, Some(Progress::Failed)) => PeerState::Failed,
                     (_, Some(Progress::Idle) | None) => PeerState::Idle,
                 },
@@ -132,6 +136,10 @@ fn peers(world: &World, stats: &Stats) -> Vec<PeerStatus> {
         .collect();
     peers.sort_by(|a, b| a.node.cmp(&b.node));
     peers
+}
+
+fn is_silent(peer: &&PeerStats) -> bool {
+    peer.unanswered >= SILENT
 }
 
 /// Why protected pods cannot be promised what they ask for.

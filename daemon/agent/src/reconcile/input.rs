@@ -16,6 +16,8 @@ pub enum Input {
     Waiting(Box<Change>, Waiter),
     /// A peer's tunnel changed its state.
     Peer(NodeNumber, Progress),
+    /// A device or an address came, changed or went.
+    Devices,
     /// The source's own state, and what it has to say.
     Source(Box<SourceStatus>, Vec<NewEvent>),
 }

@@ -125,6 +125,9 @@ impl Reconciler {
                     continue;
                 }
             }
+            if batch.iter().any(|input| matches!(input, Input::Devices)) && !self.refresh_uplinks().await {
+                retry = Some(Instant::now() + self.pause);
+            }
             let (changed, waiting) = self.absorb(batch);
             if changed || retry.is_some() || !waiting.is_empty() {
                 let clean = self.reconcile().await;
@@ -156,6 +159,7 @@ impl Reconciler {
                     (Some(node), Progress::Failed) => vec![Change::PeerReady { node, ready: false }],
                     _ => Vec::new(),
                 },
+                Input::Devices => Vec::new(),
                 Input::Source(status, events) => {
                     world.source = *status;
                     for event in events {
@@ -366,8 +370,35 @@ impl Reconciler {
         }
     }
 
+    /// Guards follow the uplinks. Returns whether they could.
+    async fn refresh_uplinks(&mut self) -> bool {
+        let Some(node) = self.own_node() else { return true };
+        let Stage::Running(kernel) = &mut self.stage else { return true };
+        match kernel.refresh_uplinks(&self.config, &node).await {
+            Ok(false) => true,
+            Ok(true) => {
+                let uplinks: Vec<_> =
+                    kernel.uplinks().iter().map(|uplink| (uplink.name.clone(), uplink.index)).collect();
+                info!(?uplinks, mtu = kernel.tunnel_mtu(), "uplinks changed");
+                let mut world = self.world.write();
+                world.policy.route_mtu = Some(kernel.tunnel_mtu());
+                if let Some(running) = &mut world.running {
+                    running.uplinks = uplinks;
+                    running.mtu = kernel.tunnel_mtu();
+                }
+                // The new ones have proven nothing yet.
+                world.self_test = None;
+                true
+            }
+            Err(error) => self.fail("uplinks", format!("cannot guard every uplink: {error}")),
+        }
+    }
+
     /// What nobody announces. Returns whether something must be reconciled.
     async fn look_around(&mut self) -> bool {
+        if !self.refresh_uplinks().await {
+            return true;
+        }
         let Stage::Running(kernel) = &self.stage else { return false };
         match kernel.heal_netfilter().await {
             Ok(false) => {}
@@ -377,10 +408,10 @@ impl Reconciler {
                 return true;
             }
         }
-        if let Ok(counters) = kernel.netfilter_counters().await {
-            if let Some(running) = &mut self.world.write().running {
-                running.packet_socket_drops = counters.packet_socket;
-            }
+        if let Ok(counters) = kernel.netfilter_counters().await
+            && let Some(running) = &mut self.world.write().running
+        {
+            running.packet_socket_drops = counters.packet_socket;
         }
         let wanted = self.world.read().desired.clone();
         self.greet(&wanted);

@@ -38,7 +38,8 @@ fn an_opted_in_end_is_never_plain_between_nodes() {
             for stack in [false, true] {
                 for peer in [NONE, KEYED, READY] {
                     let need = need(&source, &destination, &place(stack));
-                    let protected = source.protection() == Protection::Enabled || destination.protection() == Protection::Enabled;
+                    let protected =
+                        source.protection() == Protection::Enabled || destination.protection() == Protection::Enabled;
                     let same_node = is_here(&source, HERE) && is_here(&destination, HERE);
                     let world = source.is_world() || destination.is_world();
                     if protected && !same_node && !world {
@@ -98,7 +99,10 @@ fn permissive_follows_the_peer() {
     let need = need(&pod(Protection::None, HERE), &permissive, &place(false));
     assert_eq!(outgoing(need, &permissive, &READY).why, Why::PermissivePeerReady);
     assert_eq!(outgoing(need, &permissive, &KEYED).encryption, Encryption::Plain);
-    assert!(!arriving_in_clear(need, &pod(Protection::None, THERE), &pod(Protection::Permissive, HERE), HERE, false).is_refused());
+    assert!(
+        !arriving_in_clear(need, &pod(Protection::None, THERE), &pod(Protection::Permissive, HERE), HERE, false)
+            .is_refused()
+    );
 }
 
 #[test]
