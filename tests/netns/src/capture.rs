@@ -1,11 +1,11 @@
 //! Every frame on every cable of the wire, both directions, no exemption.
 //!
-//! One thread reads packet sockets on all ports. A frame between two nodes is seen twice: where it enters the bridge and
-//! where it leaves it. Nothing is filtered here: opinions are [`crate::analysis`]'s.
+//! One thread empties the rings of packet sockets on all ports. A frame between two nodes is seen twice: where it enters the
+//! bridge and where it leaves it. Nothing is filtered here: opinions are [`crate::analysis`]'s.
 
 use std::fs::File;
-use std::io::{BufWriter, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::BufWriter;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, TsResolution};
 
 use crate::netns::Netns;
-use crate::syscalls::{self, Buffers};
+use crate::syscalls::Ring;
 
 /// More than this in one test is a mistake in the test (bytes).
 const LIMIT: u64 = 6 << 30;
@@ -59,7 +59,7 @@ struct Shared {
     lost: AtomicU64,
     tolerate_loss: AtomicBool,
     failure: Mutex<Option<String>>,
-    /// Rounds of emptying all sockets: asked for, and done.
+    /// Rounds of "all that has crossed is here": asked for, and done.
     asked: AtomicU64,
     done: AtomicU64,
 }
@@ -70,18 +70,17 @@ impl Capture {
     /// # Errors
     /// A socket could not be opened.
     pub fn start(ports: &[(Netns, String)]) -> Result<Capture> {
-        let mut sockets = Vec::new();
+        let mut rings = Vec::new();
         for (netns, interface) in ports {
             let index = netns.interface(interface)?;
-            sockets.push(netns.within(|| {
-                syscalls::packet_socket(index)
-                    .with_context(|| format!("packet socket on {interface} in {}", netns.name()))
+            rings.push(netns.within(|| {
+                Ring::open(index).with_context(|| format!("packet socket on {interface} in {}", netns.name()))
             })?);
         }
         let names = ports.iter().map(|(_, interface)| interface.clone()).collect();
         let capture = Capture { ports: Arc::new(names), shared: Arc::new(Shared::default()) };
         let shared = capture.shared.clone();
-        thread::Builder::new().name("capture".into()).spawn(move || shared.read(&sockets)).context("start capture")?;
+        thread::Builder::new().name("capture".into()).spawn(move || shared.read(rings)).context("start capture")?;
         Ok(capture)
     }
 
@@ -162,36 +161,44 @@ impl Capture {
 }
 
 impl Shared {
-    fn read(&self, sockets: &[OwnedFd]) {
-        if let Err(error) = self.read_until_error(sockets) {
+    fn read(&self, rings: Vec<Ring>) {
+        if let Err(error) = self.read_until_error(rings) {
             *locked(&self.failure) = Some(format!("{error:#}"));
         }
     }
 
-    fn read_until_error(&self, sockets: &[OwnedFd]) -> Result<()> {
-        let mut buffers = Buffers::new();
+    fn read_until_error(&self, mut rings: Vec<Ring>) -> Result<()> {
         loop {
             let asked = self.asked.load(Ordering::SeqCst);
-            for (port, socket) in sockets.iter().enumerate() {
-                self.empty(port, socket, &mut buffers)?;
-                self.lost.fetch_add(syscalls::packets_lost(socket)?, Ordering::SeqCst);
+            let mut crossed = Vec::new();
+            let mut lost = 0;
+            for ring in &mut rings {
+                let (count, lost_here) = ring.count().context("count frames")?;
+                crossed.push(count);
+                lost += lost_here;
+            }
+            self.lost.store(lost, Ordering::SeqCst);
+            // A ring hands over whole blocks, or after a moment: what had crossed when it was counted may still be inside.
+            while rings.iter().zip(&crossed).any(|(ring, crossed)| ring.taken() < *crossed) {
+                self.empty(&mut rings)?;
+                wait(&rings)?;
             }
             self.done.store(asked, Ordering::SeqCst);
-            if self.asked.load(Ordering::SeqCst) > asked {
-                continue;
+            while self.asked.load(Ordering::SeqCst) == asked {
+                self.empty(&mut rings)?;
+                wait(&rings)?;
             }
-            let mut waiting: Vec<PollFd<'_>> =
-                sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
-            poll(&mut waiting, PollTimeout::from(5u8)).context("poll packet sockets")?;
         }
     }
 
-    fn empty(&self, port: usize, socket: &OwnedFd, buffers: &mut Buffers) -> Result<()> {
-        loop {
+    fn empty(&self, rings: &mut [Ring]) -> Result<()> {
+        for (port, ring) in rings.iter_mut().enumerate() {
             let mut batch = Vec::new();
+            let mut bytes = 0;
             let mut truncated = false;
-            let result = syscalls::receive(socket, buffers, |received| {
+            ring.take(|received| {
                 truncated |= received.truncated;
+                bytes += received.bytes.len() as u64;
                 batch.push(Arc::new(Frame {
                     port,
                     to_machine: received.outgoing,
@@ -199,21 +206,21 @@ impl Shared {
                     bytes: whole(received.bytes, received.vlan),
                 }));
             });
-            match result {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // The machine at the other end was unplugged; what it sent before has been read.
-                Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => return Ok(()),
-                Err(error) => return Err(error).context("read packet socket"),
-            }
-            ensure!(!truncated, "a frame was larger than the buffer");
-            let bytes: u64 = batch.iter().map(|frame| frame.bytes.len() as u64).sum();
+            ensure!(!truncated, "a frame was larger than a block of the ring");
             let total = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
             ensure!(total < LIMIT, "more than {LIMIT} bytes captured in one test");
             locked(&self.frames).append(&mut batch);
         }
+        Ok(())
     }
+}
+
+/// Until there is something to take, or a moment is over.
+fn wait(rings: &[Ring]) -> Result<()> {
+    let mut waiting: Vec<PollFd<'_>> =
+        rings.iter().map(|ring| PollFd::new(ring.socket().as_fd(), PollFlags::POLLIN)).collect();
+    poll(&mut waiting, PollTimeout::from(2u8)).context("poll packet sockets")?;
+    Ok(())
 }
 
 /// The frame as it was on the cable: the kernel keeps a VLAN tag beside the bytes.

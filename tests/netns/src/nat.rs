@@ -24,8 +24,8 @@ pub fn add_service(node: &Node, service: IpAddr, backend: IpAddr) -> Result<()> 
     let rule = format!("{family} daddr {service} meta l4proto {{ tcp, udp }} dnat to {backend}");
     node.netns.nft(&format!(
         "table {family} services {{
-            chain prerouting {{ type nat hook prerouting priority dstnat; policy accept; {rule}; }}
-            chain output {{ type nat hook output priority dstnat; policy accept; {rule}; }}
+            chain prerouting {{ type nat hook prerouting priority -100; policy accept; {rule}; }}
+            chain output {{ type nat hook output priority -100; policy accept; {rule}; }}
         }}"
     ))
 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -54,28 +55,31 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 /// # Errors
 /// What the kernel says: usually missing privilege or an interface that is gone.
 pub(crate) fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
-    let every = (libc::ETH_P_ALL as u16).to_be();
+    let socket = unbound_packet_socket()?;
+    bind_packet_socket(&socket, interface)?;
+    Ok(socket)
+}
+
+fn unbound_packet_socket() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the result is checked before it is owned.
     let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
     if raw < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: `raw` is a descriptor that was just opened and that nobody else owns.
-    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 512 << 20)?;
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
-    set_option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+fn bind_packet_socket(socket: &OwnedFd, interface: u32) -> io::Result<()> {
     // SAFETY: all zeroes is a valid sockaddr_ll.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = every;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
     address.sll_ifindex = interface as i32;
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the pointer is to a sockaddr_ll of that length, alive during the call.
-    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(socket)
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Sets an integer socket option that `nix` has no name for.
@@ -89,27 +93,6 @@ pub(crate) fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i3
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Packets the kernel could not hand to a packet socket since the last call.
-///
-/// # Errors
-/// What the kernel says.
-pub(crate) fn packets_lost(socket: &OwnedFd) -> io::Result<u64> {
-    // SAFETY: all zeroes is a valid tpacket_stats.
-    let mut statistics: libc::tpacket_stats = unsafe { mem::zeroed() };
-    let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
-    // SAFETY: the pointers are to a tpacket_stats and its length, alive during the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_STATISTICS,
-            (&raw mut statistics).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from(statistics.tp_drops)) }
-}
-
 /// A frame as the kernel handed it over.
 pub(crate) struct Received<'a> {
     /// From the destination MAC address on.
@@ -120,100 +103,165 @@ pub(crate) struct Received<'a> {
     pub outgoing: bool,
     /// A VLAN tag the kernel took out of the bytes.
     pub vlan: Option<u16>,
-    /// Did not fit the buffer.
+    /// Did not fit.
     pub truncated: bool,
 }
 
-/// Frames fetched by one system call.
-const BATCH: usize = 32;
-/// The largest GSO super-packet with its headers.
-const FRAME: usize = 1 << 17;
-/// Room for a timestamp and the auxiliary data.
-const CONTROL: usize = 128;
+/// Blocks of a ring, and bytes of a block.
+const BLOCKS: usize = 64;
+const BLOCK: usize = 1 << 20;
+/// A block that is not full is handed over after this many milliseconds.
+const RETIRE: u32 = 4;
 
-/// Buffers for [`receive`].
-pub(crate) struct Buffers {
-    frames: Vec<u8>,
-    controls: Vec<[u64; CONTROL / 8]>,
+/// A packet socket with a ring the kernel copies each frame into at the moment it passes (TPACKET_V3). Reading from the
+/// socket instead would show frames as they are later: what receives them after us may rewrite the very same memory.
+pub(crate) struct Ring {
+    socket: OwnedFd,
+    memory: *mut u8,
+    next: usize,
+    taken: u64,
+    offered: u64,
+    lost: u64,
 }
 
-impl Buffers {
-    pub(crate) fn new() -> Buffers {
-        Buffers { frames: vec![0; BATCH * FRAME], controls: vec![[0; CONTROL / 8]; BATCH] }
-    }
-}
+// SAFETY: the memory belongs to this value alone, wherever it is moved to.
+unsafe impl Send for Ring {}
 
-/// Takes what waits on a packet socket, up to a batch; the number of frames taken.
-///
-/// # Errors
-/// `WouldBlock` when there is nothing; otherwise what the kernel says.
-pub(crate) fn receive(
-    socket: &OwnedFd,
-    buffers: &mut Buffers,
-    mut each: impl FnMut(Received<'_>),
-) -> io::Result<usize> {
-    // SAFETY: all zeroes is valid for these plain C structures.
-    let mut addresses: [libc::sockaddr_ll; BATCH] = unsafe { mem::zeroed() };
-    // SAFETY: as above.
-    let mut vectors: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
-    // SAFETY: as above.
-    let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
-    for (index, header) in headers.iter_mut().enumerate() {
-        vectors[index].iov_base = buffers.frames[index * FRAME..].as_mut_ptr().cast();
-        vectors[index].iov_len = FRAME;
-        header.msg_hdr.msg_name = (&raw mut addresses[index]).cast();
-        header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        header.msg_hdr.msg_iov = &raw mut vectors[index];
-        header.msg_hdr.msg_iovlen = 1;
-        header.msg_hdr.msg_control = buffers.controls[index].as_mut_ptr().cast();
-        header.msg_hdr.msg_controllen = CONTROL;
+impl Ring {
+    /// Starts capturing on an interface of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// What the kernel says: usually missing privilege or too little memory.
+    pub(crate) fn open(interface: u32) -> io::Result<Ring> {
+        let socket = unbound_packet_socket()?;
+        set_option(&socket, libc::SOL_PACKET, libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V3 as i32)?;
+        // SAFETY: all zeroes is a valid tpacket_req3.
+        let mut request: libc::tpacket_req3 = unsafe { mem::zeroed() };
+        request.tp_block_size = BLOCK as u32;
+        request.tp_block_nr = BLOCKS as u32;
+        request.tp_frame_size = BLOCK as u32;
+        request.tp_frame_nr = BLOCKS as u32;
+        request.tp_retire_blk_tov = RETIRE;
+        let length = size_of::<libc::tpacket_req3>() as libc::socklen_t;
+        // SAFETY: the pointer is to a tpacket_req3 of that length, alive during the call.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_RX_RING,
+                (&raw const request).cast(),
+                length,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping of the ring just made, of its whole size; the result is checked.
+        let memory = unsafe {
+            libc::mmap(std::ptr::null_mut(), BLOCK * BLOCKS, access, libc::MAP_SHARED, socket.as_raw_fd(), 0)
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let ring = Ring { socket, memory: memory.cast(), next: 0, taken: 0, offered: 0, lost: 0 };
+        bind_packet_socket(&ring.socket, interface)?;
+        Ok(ring)
     }
-    // SAFETY: every pointer in `headers` is to a live buffer of the length said beside it.
-    let count = unsafe {
-        libc::recvmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), BATCH as u32, libc::MSG_DONTWAIT, std::ptr::null_mut())
-    };
-    if count < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    for (index, header) in headers.iter().enumerate().take(count as usize) {
-        let length = (header.msg_len as usize).min(FRAME);
-        let (time_ns, vlan) = control_messages(&header.msg_hdr);
-        each(Received {
-            bytes: &buffers.frames[index * FRAME..index * FRAME + length],
-            time_ns,
-            outgoing: addresses[index].sll_pkttype == libc::PACKET_OUTGOING,
-            vlan,
-            truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-        });
-    }
-    Ok(count as usize)
-}
 
-/// Timestamp and VLAN tag from a received message's control data.
-fn control_messages(header: &libc::msghdr) -> (u64, Option<u16>) {
-    let mut time_ns = 0;
-    let mut vlan = None;
-    // SAFETY: the kernel filled `header`; the CMSG macros walk its control buffer within `msg_controllen`.
-    let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
-    while !message.is_null() {
-        // SAFETY: non-null results of the CMSG macros point to a whole cmsghdr; the kinds matched here carry the
-        // structures read, at any alignment.
-        unsafe {
-            match ((*message).cmsg_level, (*message).cmsg_type) {
-                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => {
-                    let time: libc::timespec = libc::CMSG_DATA(message).cast::<libc::timespec>().read_unaligned();
-                    time_ns = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
-                }
-                (libc::SOL_PACKET, libc::PACKET_AUXDATA) => {
-                    let data = libc::CMSG_DATA(message).cast::<libc::tpacket_auxdata>().read_unaligned();
-                    if data.tp_status & libc::TP_STATUS_VLAN_VALID != 0 {
-                        vlan = Some(data.tp_vlan_tci);
-                    }
-                }
-                _ => {}
+    /// The socket, to wait on.
+    pub(crate) fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    /// Frames taken out of the ring so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Asks the kernel for its count: (frames that are or were in the ring, frames for which there was no room).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn count(&mut self) -> io::Result<(u64, u64)> {
+        // SAFETY: all zeroes is a valid tpacket_stats_v3.
+        let mut statistics: libc::tpacket_stats_v3 = unsafe { mem::zeroed() };
+        let mut length = size_of::<libc::tpacket_stats_v3>() as libc::socklen_t;
+        // SAFETY: the pointers are to a tpacket_stats_v3 and its length, alive during the call.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut statistics).cast(),
+                &raw mut length,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // The kernel counts from zero after each call, and the lost ones twice.
+        self.lost += u64::from(statistics.tp_drops);
+        self.offered += u64::from(statistics.tp_packets);
+        Ok((self.offered - self.lost, self.lost))
+    }
+
+    /// Takes all frames of the blocks that have been handed over.
+    pub(crate) fn take(&mut self, mut each: impl FnMut(Received<'_>)) {
+        loop {
+            // SAFETY: `next` is below the number of blocks, so the block lies within the mapping; a block starts with its
+            // descriptor.
+            let block = unsafe { self.memory.add(self.next * BLOCK) };
+            // SAFETY: as above; the status word is shared with the kernel and read atomically.
+            let status = unsafe {
+                let descriptor = block.cast::<libc::tpacket_block_desc>();
+                AtomicU32::from_ptr(&raw mut (*descriptor).hdr.bh1.block_status)
+            };
+            if status.load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
+                return;
             }
-            message = libc::CMSG_NXTHDR(header, message);
+            // SAFETY: the block is ours until its status is set back; nobody else writes to it.
+            let bytes = unsafe { std::slice::from_raw_parts(block, BLOCK) };
+            self.taken += walk(bytes, &mut each);
+            status.store(libc::TP_STATUS_KERNEL, Ordering::Release);
+            self.next = (self.next + 1) % BLOCKS;
         }
     }
-    (time_ns, vlan)
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `open` with this size and nothing refers to it any more.
+        unsafe { libc::munmap(self.memory.cast(), BLOCK * BLOCKS) };
+    }
+}
+
+/// Hands over every frame of a block; how many there are.
+fn walk(block: &[u8], each: &mut impl FnMut(Received<'_>)) -> u64 {
+    let descriptor: libc::tpacket_block_desc = structure(block, 0);
+    // SAFETY: version 3 rings have this member of the union; that is what was asked for.
+    let header = unsafe { descriptor.hdr.bh1 };
+    let mut offset = header.offset_to_first_pkt as usize;
+    for _ in 0..header.num_pkts {
+        let frame: libc::tpacket3_hdr = structure(block, offset);
+        let address: libc::sockaddr_ll =
+            structure(block, offset + size_of::<libc::tpacket3_hdr>().next_multiple_of(16));
+        let start = offset + usize::from(frame.tp_mac);
+        each(Received {
+            bytes: &block[start..start + frame.tp_snaplen as usize],
+            time_ns: u64::from(frame.tp_sec) * 1_000_000_000 + u64::from(frame.tp_nsec),
+            outgoing: address.sll_pkttype == libc::PACKET_OUTGOING,
+            vlan: (frame.tp_status & libc::TP_STATUS_VLAN_VALID != 0).then_some(frame.hv1.tp_vlan_tci as u16),
+            truncated: frame.tp_snaplen < frame.tp_len,
+        });
+        offset += frame.tp_next_offset as usize;
+    }
+    u64::from(header.num_pkts)
+}
+
+/// Reads a C structure at an offset of a block.
+fn structure<T: Copy>(block: &[u8], offset: usize) -> T {
+    let bytes = &block[offset..offset + size_of::<T>()];
+    // SAFETY: the slice has the structure's size; the kernel's structures read here have no invalid bit patterns.
+    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }
