@@ -84,7 +84,7 @@ pub struct PeerStats {
     pub number: NodeNumber,
     /// State.
     pub state: Progress,
-    /// Handshakes in a row that went unanswered while the last session still exists.
+    /// Handshakes begun in a row that nobody has answered yet, whether or not the last session still exists.
     pub unanswered: u32,
     /// When the last handshake succeeded.
     pub latest_handshake: Option<SystemTime>,

@@ -1,6 +1,6 @@
 //! `hauberk status`: what is so, and what is wrong with it, worst first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hauberk_abi::layout::map;
 use hauberk_core::api::{PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
@@ -26,9 +26,9 @@ pub struct Facts {
     pub lasting: Vec<Problem>,
 }
 
-/// A session outlives its peer by up to 180 s. So many handshakes without an answer (5 s each) say that nobody is there;
-/// one is an ordinary renewal, or a lost packet.
-const SILENT: u32 = 2;
+/// So many handshakes begun without an answer, 5 s apart, say that nobody is there; fewer are an ordinary renewal, or a
+/// lost packet. A session alone says nothing: it outlives its peer by up to 180 s.
+const MUTE: u32 = 3;
 
 /// The status now.
 pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
@@ -38,12 +38,13 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
         Some(Err(error)) => (Stats::default(), Some(error.to_string())),
         None => (Stats::default(), None),
     };
-    let peers = peers(world, &stats);
+    let mute = mute_nodes(world, &stats);
+    let peers = peers(world, &stats, &mute);
     let namespaces = convergence(&world.model, &world.policy);
     let mut problems = facts.lasting.clone();
     problems.extend(world.failures.values().cloned());
     problems.extend(not_running(world, silent, &stats));
-    problems.extend(peer_problems(&peers, namespaces.iter().any(|namespace| namespace.protected_pods > 0)));
+    problems.extend(peer_problems(&peers, &mute, namespaces.iter().any(|namespace| namespace.protected_pods > 0)));
     problems.extend(full_maps(world, eyes));
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {
@@ -105,7 +106,7 @@ fn tunnel(world: &World, stats: &Stats, facts: &Facts) -> TunnelStatus {
     }
 }
 
-fn peers(world: &World, stats: &Stats) -> Vec<PeerStatus> {
+fn peers(world: &World, stats: &Stats, mute: &BTreeSet<String>) -> Vec<PeerStatus> {
     let by_number: BTreeMap<_, &PeerStats> = stats.peers.iter().map(|peer| (peer.number, peer)).collect();
     let own = world.model.node();
     let mut peers: Vec<PeerStatus> = world
@@ -120,7 +121,7 @@ fn peers(world: &World, stats: &Stats) -> Vec<PeerStatus> {
                 node: node.name.clone(),
                 state: match (wanted, seen.map(|seen| seen.state)) {
                     (None, _) => PeerState::NoKey,
-                    (_, Some(Progress::Established)) if !seen.is_some_and(is_silent) => PeerState::Established,
+                    (_, Some(Progress::Established)) if !mute.contains(&node.name) => PeerState::Established,
                     (_, Some(Progress::Established | Progress::Handshaking)) => PeerState::Handshaking,
                     (_, Some(Progress::Failed)) => PeerState::Failed,
                     (_, Some(Progress::Idle) | None) => PeerState::Idle,
@@ -138,8 +139,10 @@ fn peers(world: &World, stats: &Stats) -> Vec<PeerStatus> {
     peers
 }
 
-fn is_silent(peer: &&PeerStats) -> bool {
-    peer.unanswered >= SILENT
+/// Nodes that do not answer handshakes.
+fn mute_nodes(world: &World, stats: &Stats) -> BTreeSet<String> {
+    let mute = stats.peers.iter().filter(|peer| peer.unanswered >= MUTE);
+    mute.filter_map(|peer| world.model.node_name(peer.number)).map(str::to_owned).collect()
 }
 
 /// Why protected pods cannot be promised what they ask for.
@@ -192,7 +195,7 @@ fn not_running(world: &World, silent: Option<String>, stats: &Stats) -> Vec<Prob
     problems
 }
 
-fn peer_problems(peers: &[PeerStatus], any_protected: bool) -> Vec<Problem> {
+fn peer_problems(peers: &[PeerStatus], mute: &BTreeSet<String>, any_protected: bool) -> Vec<Problem> {
     if !any_protected {
         return Vec::new();
     }
@@ -205,7 +208,7 @@ fn peer_problems(peers: &[PeerStatus], any_protected: bool) -> Vec<Problem> {
         .iter()
         .filter_map(|peer| match peer.state {
             PeerState::NoKey => Some(problem(peer, "has no usable key, so opted-in pods cannot talk with it (dropped, not in the clear); is the agent running there?")),
-            PeerState::Failed => Some(problem(peer, "does not answer handshakes, so opted-in pods cannot talk with it (dropped, not in the clear); is its agent running, and its UDP port reachable?")),
+            _ if mute.contains(&peer.node) || peer.state == PeerState::Failed => Some(problem(peer, "does not answer handshakes, so opted-in pods cannot talk with it (dropped, not in the clear); is its agent running, and its UDP port reachable?")),
             _ => None,
         })
         .collect()

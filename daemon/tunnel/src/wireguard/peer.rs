@@ -210,11 +210,16 @@ impl Peer {
 
     pub(super) fn stats(&self) -> PeerStats {
         let sending = self.pairs.iter().find(|pair| pair.is_usable());
+        let unanswered = match sending {
+            // Other pairs may be hopeless, for instance with a key that the peer does not use yet.
+            Some(pair) => pair.attempts(),
+            None => self.pairs.iter().filter_map(Pair::attempts).max(),
+        };
         PeerStats {
             id: self.config.id,
             name: self.config.name.clone(),
             state: self.state,
-            unanswered: sending.and_then(Pair::attempts).unwrap_or(0),
+            unanswered: unanswered.unwrap_or(0),
             latest_handshake: self.latest_handshake,
             local_epoch: sending.map(|pair| pair.local_epoch),
             remote_epoch: sending.map(|pair| pair.remote_epoch),
