@@ -233,3 +233,38 @@ fn full_maps(world: &World, eyes: &Eyes) -> Vec<Problem> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(node: &str, state: PeerState) -> PeerStatus {
+        PeerStatus {
+            node: node.into(),
+            state,
+            keys: Vec::new(),
+            endpoint: None,
+            allowed_ips: Vec::new(),
+            latest_handshake: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn a_peer_that_cannot_be_talked_with_is_critical_as_soon_as_somebody_is_protected() {
+        let peers = [
+            peer("dead", PeerState::Handshaking),
+            peer("given-up", PeerState::Failed),
+            peer("keyless", PeerState::NoKey),
+            peer("renewing", PeerState::Handshaking),
+            peer("well", PeerState::Established),
+        ];
+        let mute = BTreeSet::from(["dead".to_owned()]);
+        let problems = peer_problems(&peers, &mute, true);
+        let objects: Vec<&str> = problems.iter().map(|problem| problem.object.as_str()).collect();
+        assert_eq!(objects, ["node/dead", "node/given-up", "node/keyless"]);
+        assert!(problems.iter().all(|problem| problem.severity == Severity::Critical));
+        assert!(peer_problems(&peers, &mute, false).is_empty());
+    }
+}

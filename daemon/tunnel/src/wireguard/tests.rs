@@ -292,6 +292,30 @@ fn both_may_start_at_once() {
 }
 
 #[test]
+fn handshakes_that_nobody_answers_are_counted_while_the_session_lives() {
+    let (mut net, now) = Net::established();
+    let mut initiation = Vec::new();
+    // Nothing is carried: Bob is gone. Alice begins a handshake after 15 s of silence, and again every 5 s or so.
+    for second in 1..40 {
+        let at = now + Duration::from_secs(second);
+        let alice = &mut net.nodes[ALICE];
+        alice.seal(at, &packet(1, 2, b"anybody there?"));
+        if alice.deadline().is_some_and(|deadline| deadline <= at) {
+            initiation = alice.on_deadline(at).into_iter().filter(|sent| sent.bytes[0] == 1).collect();
+        }
+        assert_eq!(alice.stats(2).state, PeerState::Established);
+        assert!(second > 15 || alice.stats(2).unanswered == 0);
+        if !initiation.is_empty() && alice.stats(2).unanswered >= 3 {
+            // He is back.
+            net.carry(at, ALICE, initiation);
+            assert_eq!(net.nodes[ALICE].stats(2).unanswered, 0);
+            return;
+        }
+    }
+    panic!("only {} of Alice's handshakes are counted", net.nodes[ALICE].stats(2).unanswered);
+}
+
+#[test]
 fn replays_forgeries_and_strangers_are_refused() {
     let (mut net, now) = Net::established();
     let sent = net.nodes[ALICE].seal(now, &packet(1, 2, b"once"));
