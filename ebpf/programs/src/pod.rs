@@ -20,15 +20,10 @@ use crate::record::record;
 #[inline(always)]
 pub fn from_pod(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return drop(DropReason::NotReady) };
-    let packet = match parse_frame(&Skb(context)) {
-        Ok(Frame::Ip(packet)) => packet,
-        Ok(Frame::Arp) => return pass(),
-        Ok(Frame::Other) => return not_ip(context),
-        Err(_) => return drop(DropReason::Malformed),
+    let packet = match packet_of(context) {
+        Ok(packet) => packet,
+        Err(action) => return action,
     };
-    if packet.destination == Address::v6(probe::DROP) {
-        return drop(DropReason::SelfTest);
-    }
     if packet.tagged || has_tag(context) {
         return not_ip(context);
     }
@@ -119,15 +114,10 @@ fn on_link(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
 #[inline(always)]
 pub fn to_pod(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return drop(DropReason::NotReady) };
-    let packet = match parse_frame(&Skb(context)) {
-        Ok(Frame::Ip(packet)) => packet,
-        Ok(Frame::Arp) => return pass(),
-        Ok(Frame::Other) => return not_ip(context),
-        Err(_) => return drop(DropReason::Malformed),
+    let packet = match packet_of(context) {
+        Ok(packet) => packet,
+        Err(action) => return action,
     };
-    if packet.destination == Address::v6(probe::DROP) {
-        return drop(DropReason::SelfTest);
-    }
     if packet.destination.is_link_scope() {
         return pass();
     }
@@ -158,6 +148,18 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
         remember_translated(&packet.source, &packet.destination);
     }
     pass()
+}
+
+/// The IP packet in a frame at a pod's interface, or what happens to a frame that holds none.
+#[inline(always)]
+fn packet_of(context: &TcContext) -> Result<Packet, i32> {
+    match parse_frame(&Skb(context)) {
+        Ok(Frame::Ip(packet)) if packet.destination == Address::v6(probe::DROP) => Err(drop(DropReason::SelfTest)),
+        Ok(Frame::Ip(packet)) => Ok(packet),
+        Ok(Frame::Arp) => Err(pass()),
+        Ok(Frame::Other) => Err(not_ip(context)),
+        Err(_) => Err(drop(DropReason::Malformed)),
+    }
 }
 
 const NO_PEER: Peer = Peer { flags: 0, epoch: 0 };

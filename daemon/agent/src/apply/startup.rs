@@ -12,6 +12,7 @@ use hauberk_core::desired::Policy;
 use hauberk_core::model::NodeNumber;
 use ipnet::IpNet;
 
+use super::uplinks::guard;
 use super::{ApplyError, Kernel};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, Config, HostRouting, WorldIngress};
@@ -162,11 +163,7 @@ impl Prepared {
         let uplinks =
             self.netlink.uplinks(&config.uplinks, &addresses, &config.tunnel.device).await.map_err(ApplyError::from)?;
         for uplink in &uplinks {
-            // What leaves is guarded before what arrives: a leak is worse than a loss.
-            for hook in [Hook::ToWire, Hook::FromWire] {
-                fault::point("attach a program to an uplink");
-                self.datapath.attach(hook, &uplink.name).map_err(ApplyError::from)?;
-            }
+            guard(&mut self.datapath, uplink)?;
         }
         let names: Vec<String> = uplinks.iter().map(|uplink| uplink.name.clone()).collect();
         let ruleset = Ruleset {

@@ -7,6 +7,7 @@ use hauberk_abi::layout::{Hook, Settings};
 use super::startup::tunnel_mtu;
 use super::{ApplyError, Kernel, Node, StartError};
 use crate::config::Config;
+use crate::datapath::Datapath;
 use crate::fault;
 use crate::host::{Link, Ruleset};
 
@@ -27,7 +28,7 @@ impl Kernel {
         let new: Vec<Link> = found.iter().filter(|uplink| !is_known(uplink)).cloned().collect();
         let gone: Vec<Link> = self.uplinks.iter().filter(|uplink| !exists(uplink)).cloned().collect();
         for uplink in &new {
-            self.guard(uplink)?;
+            guard(&mut self.datapath, uplink)?;
         }
         let present: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
         for uplink in gone.iter().filter(|uplink| !present.contains(uplink.name.as_str())) {
@@ -56,15 +57,6 @@ impl Kernel {
         Ok(smaller || !new.is_empty() || !gone.is_empty())
     }
 
-    /// What leaves is guarded before what arrives: a leak is worse than a loss.
-    fn guard(&mut self, uplink: &Link) -> Result<(), ApplyError> {
-        for hook in [Hook::ToWire, Hook::FromWire] {
-            fault::point("attach a program to an uplink");
-            self.datapath.attach(hook, &uplink.name)?;
-        }
-        Ok(())
-    }
-
     /// Packets that fitted would be lost on an uplink that became smaller. One that became larger is used at the next start.
     async fn follow_mtu(&mut self, config: &Config) -> Result<bool, StartError> {
         let mtu = tunnel_mtu(config, &self.uplinks)?;
@@ -76,4 +68,13 @@ impl Kernel {
         self.configure(Settings { tunnel_mtu: mtu, ..self.settings })?;
         Ok(true)
     }
+}
+
+/// What leaves is guarded before what arrives: a leak is worse than a loss.
+pub(super) fn guard(datapath: &mut Datapath, uplink: &Link) -> Result<(), ApplyError> {
+    for hook in [Hook::ToWire, Hook::FromWire] {
+        fault::point("attach a program to an uplink");
+        datapath.attach(hook, &uplink.name)?;
+    }
+    Ok(())
 }
