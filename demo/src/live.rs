@@ -49,7 +49,6 @@ pub fn enable(playground: &Playground, notes: &mut Notes<'_>) -> Result<()> {
     ));
     let outcomes = talk_again(playground)?;
     table::print(&outcomes, notes.options.verbose);
-    screen::line("");
 
     let addresses: Vec<IpAddr> = playground.addresses(&[Group::Payments, Group::Public]).into_iter().collect();
     let markers = markers.into_iter().chain(rows::markers(&outcomes, |_| true)).collect();

@@ -37,6 +37,8 @@ pub fn kill_and_recover(playground: &Playground, notes: &mut Notes<'_>) -> Resul
     victim.agent.kill()?;
     let mut markers = streams.markers();
     markers.extend(try_everything(playground)?);
+    let (local_delivered, local) = talk_within_node(playground)?;
+    screen::note(format!("traffic between pods within n2 goes on: {local_delivered} of {local} exchanges"));
     let noticed = operator_sees(playground)?;
     // A moment more under traffic, in which nothing may leak.
     sleep(Duration::from_millis(500));
@@ -67,13 +69,21 @@ pub fn kill_and_recover(playground: &Playground, notes: &mut Notes<'_>) -> Resul
     if !leaks.is_empty() {
         screen::note(screen::styled(screen::BAD, analysis::list(&leaks)));
     }
+    let capture_sees = capture_still_sees(playground)?;
     notes.summary.cleartext_after_kill = leaks.len();
     notes.summary.recovered_ms = took.as_millis();
     let claims = &mut notes.claims;
     claims.make(
         "kill_never_in_clear",
-        leaks.is_empty() && notes.summary.sent_during_outage > 0,
+        leaks.is_empty() && notes.summary.sent_during_outage > 0 && capture_sees,
         format!("agent killed under traffic: {} packets in clear, before, during and after its absence", leaks.len()),
+    );
+    claims.make(
+        "kill_spares_local_traffic",
+        local_delivered == local && local > 0,
+        format!(
+            "its datapath outlived it: pods within the node went on talking, {local_delivered} of {local} exchanges"
+        ),
     );
     claims.make("kill_is_visible", noticed, "the operator sees it: on the other nodes and on the node itself");
     claims.make(
@@ -170,6 +180,20 @@ fn try_everything(playground: &Playground) -> Result<BTreeSet<Marker>> {
         outcomes.len()
     ));
     Ok(outcomes.iter().flat_map(|outcome| [outcome.request, outcome.reply]).collect())
+}
+
+/// Exchanges between two pods of the node without an agent: how many got through, and of how many.
+fn talk_within_node(playground: &Playground) -> Result<(usize, usize)> {
+    let (db, shop) = (playground.talker("payments/db@n2")?, playground.talker("public/shop@n2")?);
+    let said = conversation::all(&[(db, shop), (shop, db)], Effort::LIGHT)?;
+    Ok((said.iter().filter(|said| said.delivered).count(), said.len()))
+}
+
+/// Whether the capture shows what the nodes say to each other in the clear: by now nothing else is.
+fn capture_still_sees(playground: &Playground) -> Result<bool> {
+    let said = conversation::all(&[(playground.talker("n1")?, playground.talker("n3")?)], Effort::LIGHT)?;
+    let seen = analysis::markers(&playground.cluster.capture.all()?);
+    Ok(said.iter().all(|said| said.markers.iter().any(|marker| seen.contains_key(marker))))
 }
 
 /// Shows what `hauberk status` says elsewhere and on the node itself; whether both say that something is wrong.
