@@ -38,11 +38,14 @@ fn main() {
         .status();
     match status {
         Ok(status) if status.success() => {}
-        Ok(status) => panic!("building the eBPF programs failed ({status}); is bpf-linker installed? `make setup` installs what is missing"),
+        Ok(status) => panic!(
+            "building the eBPF programs failed ({status}); is bpf-linker installed? `make setup` installs what is missing"
+        ),
         Err(error) => panic!("cannot run {}: {error}; `make setup` installs it", cargo.display()),
     }
     let object = target.join("bpfel-unknown-none/release/hauberk");
-    std::fs::copy(&object, out.join("hauberk.bpf.o")).unwrap_or_else(|error| panic!("cannot copy {}: {error}", object.display()));
+    std::fs::copy(&object, out.join("hauberk.bpf.o"))
+        .unwrap_or_else(|error| panic!("cannot copy {}: {error}", object.display()));
 }
 
 fn tool(variable: &str, default: &str) -> PathBuf {

@@ -99,8 +99,10 @@ fn check(config: &Config) -> ExitCode {
 
 fn log_to_standard_error(config: &Config, level: Option<&str>) -> anyhow::Result<()> {
     let level = level.unwrap_or(config.log.level.as_str());
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(level).with_context(|| format!("log level {level:?} is not valid"))?;
+    // boringtun calls every session that ends an error; the tunnel tells of peers' states itself.
+    let directives = format!("boringtun=off,{level}");
+    let filter = tracing_subscriber::EnvFilter::try_new(directives)
+        .with_context(|| format!("log level {level:?} is not valid"))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
