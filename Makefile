@@ -47,9 +47,13 @@ fuzz: ## run every fuzz target for FUZZ_SECONDS (default 20) each; FUZZ_TARGETS=
 	@scripts/setup build
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz $(FUZZ_TARGETS)
 
-bench: ## benchmarks: none exist yet, and this says so
-	@echo 'There are no benchmarks yet: nothing in bench/ measures hauberk against anything, so there are no numbers to quote.'
-	@echo 'What the scale test prints (memory, idle CPU, time from a file change to the kernel): make test TIERS=netns'
+bench: ## figures of single parts; comparisons with others do not exist yet, and this says so
+	@scripts/setup build
+	@echo 'There is no benchmark against anything else yet: nothing here says how fast hauberk is beside what you would pick instead.'
+	@echo 'What there is: figures of the source (development build) and of the core, below; and what the scale suite prints (memory, idle CPU, time from a'
+	@echo 'file change to the kernel): make test TIERS=netns, then target/netns/scale.json.'
+	cargo test --locked --workspace --lib -- --ignored --nocapture --test-threads 1 2>&1 | grep -vE '^(running 0|test result: ok. 0 passed|     Running|$$)'
+	cargo run --locked --release -p hauberk-core --example scale
 
 install: ## optimised build into PREFIX (/usr/local), the CNI plugin into CNI_BIN_DIR (/opt/cni/bin)
 	@scripts/setup build
