@@ -122,7 +122,7 @@ impl Netns {
     pub fn nft(&self, ruleset: &str) -> Result<()> {
         let mut command = self.command("nft");
         command.args(["-f", "-"]);
-        feed(command, ruleset).with_context(|| format!("nft in {}:\n{ruleset}", self.name))?;
+        feed(command, &format!("{ruleset}\n")).with_context(|| format!("nft in {}:\n{ruleset}", self.name))?;
         Ok(())
     }
 

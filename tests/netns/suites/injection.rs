@@ -159,7 +159,7 @@ fn spoofed_inside_tunnel(context: &Context) -> Result<()> {
     ];
     for (what, claimed) in liars {
         evil.claim(&claimed)?;
-        let liar = Party { name: what.into(), netns: evil.party.netns.clone(), ..claimed };
+        let liar = Party { name: what.into(), netns: evil.party.netns.clone(), ..claimed.clone() };
         for family in Family::ALL {
             for protocol in [Protocol::Udp, Protocol::Icmp, Protocol::Esp, Protocol::Tcp] {
                 let one = Exchange::new(protocol, family, &liar, victim).patience(Duration::from_millis(500));
@@ -168,6 +168,7 @@ fn spoofed_inside_tunnel(context: &Context) -> Result<()> {
                 ensure!(!outcome.delivered && !arrived, "delivered, although sealed by another node: {one}");
             }
         }
+        evil.disclaim(&claimed)?;
     }
     for address in victim.addresses() {
         let source = playground.protected[1].address(Family::of(address));

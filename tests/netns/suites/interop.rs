@@ -107,6 +107,11 @@ impl Stranger {
         let netns = &self.party.netns;
         netns.ip(&format!("addr add {}/32 dev lo\naddr add {}/128 dev lo nodad", other.v4, other.v6))
     }
+
+    /// Gives them back.
+    pub fn disclaim(&self, other: &Party) -> Result<()> {
+        self.party.netns.ip(&format!("addr del {}/32 dev lo\naddr del {}/128 dev lo", other.v4, other.v6))
+    }
 }
 
 fn foreign_peer(context: &Context, host_routing: HostRouting) -> Result<()> {
