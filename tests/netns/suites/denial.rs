@@ -270,7 +270,9 @@ fn blocked_handshakes(context: &Context) -> Result<()> {
     let playground = Playground::build(context)?;
     // Before any tunnel exists between the first and the third.
     playground.cluster.nodes[2].netns.nft(
-        "table inet block { chain input { type filter hook input priority filter; policy accept; udp dport 51840 drop; } }",
+        "table inet block {
+            chain input { type filter hook input priority filter; policy accept; udp dport 51840 drop; }
+        }",
     )?;
     playground.is_denied()?;
     let bystander = playground.bystander()?;

@@ -132,7 +132,14 @@ fn inventory(cluster: &Cluster, node: usize) -> Result<Vec<String>> {
 fn uninstall(context: &Context) -> Result<()> {
     let cluster = Cluster::build(context, Setup { nodes: 1, start: false, ..Setup::default() })?;
     let node = &cluster.nodes[0];
-    node.netns.nft("table inet theirs { chain input { type filter hook input priority 0; policy accept; } }")?;
+    node.netns.nft(
+        "table inet theirs {
+            chain input { type filter hook input priority 0; policy accept; }
+        }",
+    )?;
+    // Every node of a cluster forwards; others rely on that too, so it is nobody's to switch off.
+    node.netns.sysctl("net.ipv4.ip_forward", "1")?;
+    node.netns.sysctl("net.ipv6.conf.all.forwarding", "1")?;
     node.netns.ip("route add 198.51.100.0/24 via 172.18.0.250")?;
     let before = inventory(&cluster, 0)?;
     node.start_agent()?;
