@@ -180,7 +180,8 @@ impl Attachments {
         if let Some(existing) = self.entries.get(&id) {
             return Ok(existing.reservation.clone());
         }
-        if self.entries.len() >= self.settings.limit {
+        // Before the Node object has been read there is neither a range nor a limit: that passes, a full node does not.
+        if !self.settings.pod_ranges.is_empty() && self.entries.len() >= self.settings.limit {
             return Err(AttachmentError::TooMany { container: request.container.clone(), limit: self.settings.limit });
         }
         let addresses = self.allocate(&request.container, claimed)?;
