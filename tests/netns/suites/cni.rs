@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_core::api::{Attachment as Held, Maps};
@@ -37,7 +39,9 @@ fn many(context: &Context) -> Result<()> {
     let node = &cluster.nodes[0];
     let interfaces = node.netns.interfaces()?.len();
     let entries = attachment_maps(&cluster)?;
+    let retries = AtomicUsize::new(0);
     for round in 0..2 {
+        let started = Instant::now();
         let names: Vec<String> = (0..PODS).map(|number| format!("many{number}")).collect();
         let spaces: Vec<Netns> = names.iter().map(|name| Netns::create(name)).collect::<Result<_>>()?;
         let add = |name: &str, netns: &Netns| -> Result<Vec<IpAddr>> {
@@ -52,6 +56,7 @@ fn many(context: &Context) -> Result<()> {
             started.into_iter().map(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("panic"))).collect()
         });
         let given: Vec<Vec<IpAddr>> = given.into_iter().collect::<Result<_>>().context("parallel ADD")?;
+        println!("{PODS} parallel ADDs: {:?}", started.elapsed());
         let distinct: BTreeSet<&IpAddr> = given.iter().flatten().collect();
         ensure!(distinct.len() == 2 * PODS, "{} distinct addresses for {PODS} pods", distinct.len());
         let held: Vec<Held> = node.agent.ask("/v1/attachments")?;
@@ -59,8 +64,19 @@ fn many(context: &Context) -> Result<()> {
         let delete = |name: &str, netns: &Netns| -> Result<()> {
             let path = netns.path();
             let pod = Some(("payments", name));
-            node.plugin.delete(&Attachment { container: name, netns: &path, interface: "eth0", pod })
+            let attachment = Attachment { container: name, netns: &path, interface: "eth0", pod };
+            // A runtime that is told to try again does.
+            eventually(format!("DEL of {name}"), || {
+                let answer = node.plugin.run("DEL", Some(&attachment), &node.plugin.config)?;
+                if answer.output["code"] == 11 {
+                    retries.fetch_add(1, Ordering::Relaxed);
+                    return Ok(None);
+                }
+                answer.into_result().map(Some)
+            })?;
+            Ok(())
         };
+        let started = Instant::now();
         // Every other pod's namespace is gone before DEL comes, as after a crash of the runtime.
         let deleted: Vec<Result<()>> = thread::scope(|scope| {
             let one = |(number, (name, netns)): (usize, (&String, &Netns))| {
@@ -74,6 +90,7 @@ fn many(context: &Context) -> Result<()> {
             started.into_iter().map(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("panic"))).collect()
         });
         deleted.into_iter().collect::<Result<Vec<()>>>().context("parallel DEL")?;
+        println!("{PODS} parallel DELs: {:?}, {} tried again", started.elapsed(), retries.load(Ordering::Relaxed));
         for netns in spaces.iter().step_by(2) {
             netns.remove()?;
         }

@@ -155,9 +155,12 @@ fn every_operation(context: &Context) -> Result<()> {
             node.start_agent()?;
             node.agent.wait_ready()?;
         }
-        if !added.success {
-            println!("operation {operation}: ADD failed: {} {}", added.output, added.errors.trim());
-        }
+        ensure!(
+            added.success,
+            "killed before operation {operation}, ADD fails: {} {}",
+            added.output,
+            added.errors.trim()
+        );
         node.plugin.delete(&attachment)?;
         cluster.manifests.remove("pod", &format!("payments-{name}"))?;
         netns.remove()?;
