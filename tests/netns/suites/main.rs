@@ -5,6 +5,7 @@ mod births;
 mod cli;
 mod cni;
 mod denial;
+mod fallback;
 mod harness;
 mod injection;
 mod interop;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         labels::TESTS,
         mtu::TESTS,
         restart::TESTS,
+        fallback::TESTS,
         interop::TESTS,
         scale::TESTS,
         cni::TESTS,

@@ -240,7 +240,12 @@ pub async fn uninstall(config: &Config) -> Result<(), ApplyError> {
         .into_iter()
         .filter(|link| link.name.starts_with(crate::attachments::INTERFACE_PREFIX))
         .collect();
-    crate::datapath::remove(Path::new(&config.paths.pins))?;
+    let disciplines = crate::datapath::remove(Path::new(&config.paths.pins))?;
+    for interface in disciplines {
+        if let Some(link) = netlink.link(&interface).await? {
+            netlink.remove_clsact(link.index).await?;
+        }
+    }
     for link in pods {
         netlink.remove_link(link.index).await?;
     }

@@ -16,6 +16,9 @@ use crate::config::AttachMode;
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x6861);
 
+/// Instead of a program's name in the record of a queueing discipline that was made here.
+const QDISC: &str = "clsact";
+
 /// How a program is attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum How {
@@ -92,11 +95,11 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
 }
 
 fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, interface: &str) -> Result<(), String> {
-    if let Err(error) = qdisc_add_clsact(interface)
-        && !matches!(&error, aya::programs::TcError::AlreadyAttached)
-        && !is_exists(&error)
-    {
-        return Err(chain(&error));
+    match qdisc_add_clsact(interface) {
+        Ok(()) => note(&record.with_file_name(format!("{QDISC}@{}", escape(interface))))?,
+        Err(aya::programs::TcError::AlreadyAttached) => {}
+        Err(error) if is_exists(&error) => {}
+        Err(error) => return Err(chain(&error)),
     }
     let known = SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, CLSACT_HANDLE, None)
         .map_err(|error| error.to_string())?;
@@ -112,6 +115,11 @@ fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, inter
     };
     // Dropping the link would detach the filter; it must outlive the agent.
     std::mem::forget(program.take_link(id).map_err(|error| chain(&error))?);
+    note(record)
+}
+
+/// What has no link to pin is recorded by an empty folder.
+fn note(record: &Path) -> Result<(), String> {
     match std::fs::create_dir(record) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.to_string()),
         _ => Ok(()),
@@ -144,36 +152,48 @@ pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str
 }
 
 pub(super) fn list(links: &Path) -> Result<Vec<Attachment>, DatapathError> {
-    let failed = |source| DatapathError::Pins { path: links.to_owned(), source };
     let mut attachments = Vec::new();
-    let entries = match std::fs::read_dir(links) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(attachments),
-        Err(error) => return Err(failed(error)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some((program, interface)) = name.split_once('@') else { continue };
+    for (program, interface, is_folder) in records(links)? {
         let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.as_str() == program) else { continue };
-        let how = if entry.path().is_dir() { How::Clsact } else { How::Tcx };
-        attachments.push(Attachment { hook, interface: unescape(interface), how });
+        let how = if is_folder { How::Clsact } else { How::Tcx };
+        attachments.push(Attachment { hook, interface, how });
     }
     attachments.sort_by(|a, b| (&a.interface, a.hook).cmp(&(&b.interface, b.hook)));
     Ok(attachments)
 }
 
-/// BPF file systems refuse dots in names, which VLAN interfaces have.
+/// Interfaces that had no clsact queueing discipline before an agent made one.
+pub(super) fn made_disciplines(links: &Path) -> Result<Vec<String>, DatapathError> {
+    let records = records(links)?.into_iter();
+    Ok(records.filter(|(program, ..)| program == QDISC).map(|(_, interface, _)| interface).collect())
+}
+
+/// Everything that is pinned or recorded: program, interface, and whether it is a folder.
+fn records(links: &Path) -> Result<Vec<(String, String, bool)>, DatapathError> {
+    let failed = |source| DatapathError::Pins { path: links.to_owned(), source };
+    let mut records = Vec::new();
+    let entries = match std::fs::read_dir(links) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(records),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some((program, interface)) = name.split_once('@') {
+            records.push((program.to_owned(), unescape(interface), entry.path().is_dir()));
+        }
+    }
+    Ok(records)
+}
+
 fn pin_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
-    let name: String = interface
-        .chars()
-        .map(|character| match character {
-            '.' => "%2e".to_owned(),
-            '%' => "%25".to_owned(),
-            other => other.to_string(),
-        })
-        .collect();
-    links.join(format!("{}@{name}", hook.as_str()))
+    links.join(format!("{}@{}", hook.as_str(), escape(interface)))
+}
+
+/// BPF file systems refuse dots in names, which VLAN interfaces have.
+fn escape(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
 }
 
 fn unescape(name: &str) -> String {

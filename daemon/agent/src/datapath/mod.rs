@@ -236,17 +236,20 @@ impl Datapath {
     }
 }
 
-/// Removes every program an agent attached, and every map.
+/// Removes every program an agent attached, and every map. Returns the interfaces on which an agent made a clsact queueing
+/// discipline, which is the caller's to remove.
 ///
 /// # Errors
 /// [`DatapathError`] for the first thing that could not be removed.
-pub fn remove(root: &Path) -> Result<(), DatapathError> {
+pub fn remove(root: &Path) -> Result<Vec<String>, DatapathError> {
     let pins = Pins::new(root);
+    let disciplines = links::made_disciplines(&pins.links())?;
     for attachment in pins.attached()? {
         let mode = if attachment.how == How::Clsact { AttachMode::Clsact } else { AttachMode::Tcx };
         links::detach(&pins.links(), mode, attachment.hook, &attachment.interface)?;
     }
-    pins.remove()
+    pins.remove()?;
+    Ok(disciplines)
 }
 
 fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, DatapathError> {

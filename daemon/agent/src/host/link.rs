@@ -9,6 +9,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::tc::TcHandle;
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, MulticastGroup, RouteMessageBuilder};
 
@@ -177,6 +178,31 @@ impl Netlink {
     pub async fn remove_link(&self, index: u32) -> Result<(), HostError> {
         match self.handle.link().del(index).execute().await {
             Err(error) if !is_errno(&error, Errno::ENODEV) => Err(refused(format!("remove device {index}"))(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a device's clsact queueing discipline, unless it is not there or somebody has filters on it.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn remove_clsact(&self, index: u32) -> Result<(), HostError> {
+        let index = index as i32;
+        for ingress in [true, false] {
+            let mut filters = self.handle.traffic_filter(index);
+            let request = if ingress { filters.get().ingress() } else { filters.get().egress() };
+            let filters: Vec<_> =
+                request.execute().try_collect().await.map_err(refused(format!("list filters of device {index}")))?;
+            if !filters.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut request = self.handle.qdisc().del(index);
+        request.message_mut().header.parent = TcHandle::CLSACT;
+        match request.execute().await {
+            Err(error) if !is_errno(&error, Errno::ENOENT) && !is_errno(&error, Errno::EINVAL) => {
+                Err(refused(format!("remove the clsact queueing discipline of device {index}"))(error))
+            }
             _ => Ok(()),
         }
     }
