@@ -72,7 +72,7 @@ fn line(record: FlowRecord) -> Bytes {
 }
 
 pub(super) async fn drops(State(context): State<Context>) -> Result<Json<Drops>, Refusal> {
-    drops::drops(&context.world, &context.eyes).map(Json).map_err(internal)
+    drops::drops(&context.world, &context.eyes, &context.facts.config.tunnel.device).map(Json).map_err(internal)
 }
 
 pub(super) async fn maps(State(context): State<Context>) -> Result<Json<Maps>, Refusal> {

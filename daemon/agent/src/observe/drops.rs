@@ -8,11 +8,14 @@ use super::Eyes;
 use crate::datapath::DatapathError;
 use crate::world::Shared;
 
-/// Every reason that has dropped something.
+/// What the tunnel device drops by itself: nobody reads from it, and its queue is full.
+const UNREAD: &str = "tunnel_unread";
+
+/// Every reason that has dropped something; `device` is the tunnel's.
 ///
 /// # Errors
 /// [`DatapathError`] if the counters cannot be read.
-pub fn drops(world: &Shared, eyes: &Eyes) -> Result<Drops, DatapathError> {
+pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, DatapathError> {
     let running = world.read().running.clone();
     let sockets = running.as_ref().map_or(0, |running| running.packet_socket_drops);
     let mut reasons: Vec<DropCount> = eyes
@@ -37,9 +40,22 @@ pub fn drops(world: &Shared, eyes: &Eyes) -> Result<Drops, DatapathError> {
             advice: tunnel_advice(reason).into(),
         }));
     }
+    reasons.push(DropCount {
+        reason: UNREAD.into(),
+        place: "tunnel".into(),
+        packets: unread(device),
+        advice: "no agent read from the tunnel device, as between its end and its next start; if it runs, is it ready?"
+            .into(),
+    });
     reasons.retain(|count| count.packets > 0);
     reasons.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.reason.cmp(&b.reason)));
     Ok(Drops { reasons })
+}
+
+/// The device's own count, kept by the kernel across restarts of the agent; 0 while there is no such device.
+fn unread(device: &str) -> u64 {
+    let path = format!("/sys/class/net/{device}/statistics/tx_dropped");
+    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 /// What a datapath reason means and what to do.

@@ -95,7 +95,7 @@ pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Res
     registry.register("problems", "Problems at the moment, as in `hauberk status`", problems);
 
     let dropped = Counters::<Drop>::default();
-    if let Ok(drops) = drops::drops(world, eyes) {
+    if let Ok(drops) = drops::drops(world, eyes, &facts.config.tunnel.device) {
         for count in drops.reasons {
             dropped.get_or_create(&Drop { place: count.place, reason: count.reason }).inc_by(count.packets);
         }

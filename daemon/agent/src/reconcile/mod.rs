@@ -4,12 +4,13 @@
 mod input;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hauberk_core::api::{Problem, Severity};
 use hauberk_core::convergence;
-use hauberk_core::desired::{Desired, desired};
+use hauberk_core::desired::{Desired, Policy, desired};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeNumber};
 use hauberk_core::plan::{Actual, Step, plan};
@@ -247,7 +248,7 @@ impl Reconciler {
         let settings = attachments::Settings {
             pod_ranges: node.pod_ranges,
             excluded: world.model.nodes().flat_map(|node| node.addresses.iter().map(|a| a.address)).collect(),
-            cluster_ranges: world.policy.cluster_ranges.clone(),
+            cluster_ranges: tunnelled_ranges(&world.policy),
             route_mtu: kernel.tunnel_mtu(),
             device_mtu: kernel.uplinks().iter().map(|uplink| uplink.mtu).min().unwrap_or(1_500),
             gso_max_size: GSO_MAX_SIZE,
@@ -465,6 +466,16 @@ fn concerns(step: &Step) -> String {
         Step::SetSynced(_) => "settings".into(),
         Step::SetUntranslated(_) => "netfilter".into(),
     }
+}
+
+/// Where packets of pods may have to go through the tunnel: to other pods and to nodes. Unless `nodeRanges` says where nodes
+/// are, any address may be one's.
+fn tunnelled_ranges(policy: &Policy) -> Vec<IpNet> {
+    if policy.node_ranges.is_empty() {
+        let [v4, v6]: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        return [v4, v6].into_iter().filter_map(|address| IpNet::new(address, 0).ok()).collect();
+    }
+    policy.cluster_ranges.iter().chain(&policy.node_ranges).copied().collect()
 }
 
 fn attachment_object(key: &AttachmentKey) -> String {
