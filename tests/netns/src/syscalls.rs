@@ -107,9 +107,10 @@ pub(crate) struct Received<'a> {
     pub truncated: bool,
 }
 
-/// Blocks of a ring, and bytes of a block.
-const BLOCKS: usize = 64;
-const BLOCK: usize = 1 << 20;
+/// Blocks of a ring, and bytes of a block. A block is handed over after a moment however little is in it, so their number
+/// is what a starved reader lives on; one must hold the largest super-packet.
+const BLOCKS: usize = 512;
+const BLOCK: usize = 1 << 18;
 /// A block that is not full is handed over after this many milliseconds.
 const RETIRE: u32 = 4;
 
