@@ -13,6 +13,7 @@ use serde_json::json;
 pub const TESTS: &[Test] = &[
     Test::new("kill::two_hundred_random_moments_under_traffic", random_moments).limit(700),
     Test::new("kill::before_every_operation_of_an_apply", every_operation).limit(700),
+    Test::new("kill::before_every_operation_of_a_first_start", first_start).limit(300),
 ];
 
 /// Protected pods on two nodes and a plain one on the second, with traffic in every direction that is protected.
@@ -184,4 +185,59 @@ fn every_operation(context: &Context) -> Result<()> {
     let shown = analysis::cleartext_of(&frames, &late.addresses());
     ensure!(shown.is_empty(), "{}", analysis::list(&shown));
     playground.assert_whole()
+}
+
+/// A new node joins, and its agent dies before every operation of its first start in turn, with nobody to tidy up between.
+/// A protected pod elsewhere talks to the node all the while.
+fn first_start(context: &Context) -> Result<()> {
+    let program = programs::tool("hauberkd-fault-injection")?;
+    let cluster = Cluster::build(context, Setup { start: false, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    cluster.nodes[1].start_agent()?;
+    cluster.nodes[1].agent.wait_ready()?;
+    let b = cluster.pod("payments", "b", 1)?;
+    let node = &cluster.nodes[0];
+    let mut streams = Vec::new();
+    for family in Family::ALL {
+        streams.push(UdpStreamer::start(&b, node, family, 120, Duration::from_millis(2))?);
+        streams.push(UdpStreamer::start(node, &b, family, 120, Duration::from_millis(2))?);
+    }
+    let mut deaths = 0;
+    for operation in 1u64.. {
+        ensure!(operation < 2000, "no end of operations");
+        node.start_agent_from(&program, &[("HAUBERK_FAULT_KILL_AT", &operation.to_string())])?;
+        let survived = eventually("hauberkd to end or to be ready", || {
+            let ready = node.agent.get("/readyz").is_ok_and(|(code, _)| code == 200);
+            Ok(if ready { Some(true) } else { (!node.agent.is_running()?).then_some(false) })
+        })?;
+        node.agent.kill()?;
+        if survived {
+            break;
+        }
+        deaths += 1;
+    }
+    println!("killed before each of {deaths} operations");
+    ensure!(deaths > 10, "only {deaths} operations: is hauberkd-fault-injection built with its feature?");
+    // What the node's own sockets sent before it had a guard is plaintext to a protected pod: dropped by that pod's node.
+    let before_guard = [streams[1].marker, streams[3].marker].into();
+    let frames = cluster.capture.all()?;
+    let from_pod = frames
+        .iter()
+        .filter(|frame| analysis::dissect(&frame.bytes).1.is_some_and(|packet| b.addresses().contains(&packet.source)));
+    ensure!(from_pod.count() == 0, "packets of a protected pod in the clear");
+    println!("in the clear from the unguarded node: {}", analysis::payload_of(&frames, &before_guard).len());
+    for stream in streams {
+        stream.stop()?;
+    }
+    node.start_agent()?;
+    cluster.wait_ready()?;
+    let guarded = cluster.capture.sync()?;
+    let a = cluster.pod("payments", "a", 0)?;
+    for family in Family::ALL {
+        for one in [Exchange::new(Protocol::Tcp, family, &a, &b), Exchange::new(Protocol::Tcp, family, node, &b)] {
+            let outcome = exchange(&one)?;
+            ensure!(outcome.answered, "{one}: {outcome:?}");
+        }
+    }
+    cluster.assert_no_cleartext(&[&a, &b], guarded)
 }
