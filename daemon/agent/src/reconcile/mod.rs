@@ -317,7 +317,7 @@ impl Reconciler {
                 Err(error) => warn!(%error, "cannot remove routes of an earlier agent"),
             }
         }
-        self.greet(wanted);
+        self.greet();
         let mut annotations = BTreeMap::from([(KEYS_ANNOTATION.to_owned(), self.published.clone())]);
         if let Some(enforced) = &wanted.enforced {
             annotations.insert(ENFORCED_ANNOTATION.to_owned(), convergence::render(enforced));
@@ -351,8 +351,10 @@ impl Reconciler {
     }
 
     /// Permissive traffic is encrypted once a handshake has succeeded, and nothing else would start one.
-    fn greet(&mut self, wanted: &Desired) {
+    fn greet(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
+        let world = self.world.read();
+        let wanted = &world.desired;
         let permissive = hauberk_abi::identity::Protection::Permissive as u8;
         let kind = hauberk_abi::identity::Kind::Pod as u8;
         if !wanted.endpoints.values().any(|identity| identity.kind == kind && identity.protection == permissive) {
@@ -414,8 +416,7 @@ impl Reconciler {
         {
             running.packet_socket_drops = counters.packet_socket;
         }
-        let wanted = self.world.read().desired.clone();
-        self.greet(&wanted);
+        self.greet();
         false
     }
 
