@@ -7,14 +7,17 @@ export PATH := $(CARGO_HOME)/bin:$(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/
 PREFIX ?= /usr/local
 CNI_BIN_DIR ?= /opt/cni/bin
 FUZZ_SECONDS ?= 20
+# For example "--rounds 10 --systems hauberk-userspace,wireguard-go --measures tcp1,latency"; see target/release/hauberk-bench tunnel --help.
+BENCH_ARGUMENTS ?=
+IMAGE ?= ghcr.io/hauberk-io/hauberk:dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint advisories fuzz bench install uninstall clean
+.PHONY: help setup build demo test test-cluster lint advisories fuzz bench bench-tunnel bench-classify image install uninstall clean
 
 help: ## list the targets
 	@echo 'hauberk: encrypts the traffic of pods between nodes. Targets of make:'
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)$$/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 setup: ## install what building and testing need and is missing (Debian, root)
 	@scripts/preflight
@@ -35,6 +38,11 @@ test: ## every test tier, closed with one line of counts; TIERS="unit netns" run
 	@scripts/setup build test
 	@scripts/test $(TIERS)
 
+test-cluster: ## the tier on a real Kubernetes cluster of namespaces; part of test as well
+	@scripts/preflight
+	@scripts/setup build test
+	@scripts/test cluster
+
 lint: ## format, clippy, dependency rules and documentation build only
 	@scripts/setup build test
 	@scripts/test format clippy deny documentation
@@ -47,13 +55,23 @@ fuzz: ## run every fuzz target for FUZZ_SECONDS (default 20) each; FUZZ_TARGETS=
 	@scripts/setup build
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz $(FUZZ_TARGETS)
 
-bench: ## figures of single parts; comparisons with others do not exist yet, and this says so
+bench-tunnel: ## encrypted traffic beside wireguard-go, boringtun-cli and gotatun-cli (half an hour, root); BENCH_ARGUMENTS chooses
+	@scripts/preflight
+	@scripts/bench tunnel $(BENCH_ARGUMENTS)
+
+bench-classify: ## what hauberk costs namespaces that are not encrypted (ten minutes, root)
+	@scripts/preflight
+	@scripts/bench classify $(BENCH_ARGUMENTS)
+
+bench: ## figures of single parts: the source (development build) and the core; beside others: bench-tunnel, bench-classify
 	@scripts/setup build
-	@echo 'There is no benchmark against anything else yet: nothing here says how fast hauberk is beside what you would pick instead.'
-	@echo 'What there is: figures of the source (development build) and of the core, below; and what the scale suite prints (memory, idle CPU, time from a'
-	@echo 'file change to the kernel): make test TIERS=netns, then target/netns/scale.json.'
 	cargo test --locked --workspace --lib -- --ignored --nocapture --test-threads 1 2>&1 | grep -vE '^(running 0|test result: ok. 0 passed|     Running|$$)'
 	cargo run --locked --release -p hauberk-core --example scale
+
+image: ## the container image target/image/hauberk.tar, without Docker; IMAGE names it
+	@scripts/setup build
+	deploy/image/binaries target/image/programs
+	deploy/image/build --bin-dir target/image/programs --tag $(IMAGE) --output target/image/hauberk.tar
 
 install: ## optimised build into PREFIX (/usr/local), the CNI plugin into CNI_BIN_DIR (/opt/cni/bin)
 	@scripts/setup build

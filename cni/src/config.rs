@@ -36,6 +36,8 @@ pub struct NetworkConfig {
     pub dns: Dns,
     /// The result of the plugin before us (ADD) or of ADD itself (CHECK, DEL).
     pub previous: Option<Value>,
+    /// Another plugin makes the pod's network: without its result there is nothing to do.
+    pub chained: bool,
     /// GC: what must stay. None if the runtime did not say.
     pub valid_attachments: Option<Vec<ValidAttachment>>,
 }
@@ -76,6 +78,8 @@ struct Written {
     name: String,
     socket: Option<PathBuf>,
     timeout_seconds: Option<u64>,
+    #[serde(default)]
+    chained: bool,
     #[serde(default)]
     dns: Option<Dns>,
     #[serde(default)]
@@ -152,6 +156,7 @@ pub fn parse(input: &[u8]) -> Result<NetworkConfig, CniError> {
         timeout,
         dns: written.dns.unwrap_or_default(),
         previous: written.prev_result.filter(|previous| *previous != Value::Null),
+        chained: written.chained,
         valid_attachments: written.valid_attachments,
     })
 }
@@ -181,6 +186,7 @@ mod tests {
         assert_eq!(config.socket, PathBuf::from("/run/hauberk/agent.sock"));
         assert_eq!(config.timeout, Duration::from_secs(30));
         assert_eq!(config.valid_attachments, None);
+        assert!(!config.chained);
     }
 
     #[test]
@@ -211,7 +217,8 @@ mod tests {
             ("{", 6),
             ("[]", 7),
             (r#"{"name":"a"}"#, 1),
-            (r#"{"cniVersion":"0.3.1","name":"a"}"#, 1),
+            (r#"{"cniVersion":"0.3.0","name":"a"}"#, 1),
+            (r#"{"cniVersion":"1.1.0","name":"a","chained":"yes"}"#, 7),
             (r#"{"cniVersion":1,"name":"a"}"#, 7),
             (r#"{"cniVersion":"1.1.0"}"#, 7),
             (r#"{"cniVersion":"1.1.0","name":"a/b"}"#, 7),

@@ -118,11 +118,20 @@ pub(crate) struct PreviousInterface {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct PreviousAddress {
     pub(crate) address: IpNet,
+    #[serde(default)]
+    pub(crate) interface: Option<usize>,
 }
 
 impl PreviousResult {
     pub(crate) fn parse(previous: &serde_json::Value) -> Result<PreviousResult, CniError> {
         PreviousResult::deserialize(previous).map_err(|error| CniError::Config(format!("prevResult: {error}")))
+    }
+
+    /// Addresses of this interface inside the pod. Where the result does not say whose an address is, it is this one's.
+    pub(crate) fn addresses_of(&self, interface: &str) -> Vec<IpAddr> {
+        let own = self.interfaces.iter().position(|one| one.name == interface && !one.sandbox.is_empty());
+        let is_own = |ip: &&PreviousAddress| ip.interface.is_none_or(|index| Some(index) == own);
+        self.ips.iter().filter(is_own).map(|ip| ip.address.addr()).collect()
     }
 }
 
@@ -160,6 +169,19 @@ mod tests {
         assert_eq!(json["routes"][2]["mtu"], serde_json::Value::Null);
         let json = result(Version::V0_4);
         assert_eq!(json["ips"][1]["version"], "6");
+    }
+
+    #[test]
+    fn addresses_of_other_interfaces_are_not_the_pods() {
+        let previous = |ips: &str| {
+            let text = format!(
+                r#"{{"interfaces":[{{"name":"eth0"}},{{"name":"eth0","sandbox":"/x"}},{{"name":"net1","sandbox":"/x"}}],"ips":{ips}}}"#
+            );
+            PreviousResult::parse(&serde_json::from_str(&text).unwrap()).unwrap().addresses_of("eth0").len()
+        };
+        assert_eq!(previous(r#"[{"address":"10.0.0.1/24","interface":1},{"address":"fd00::1/64","interface":1}]"#), 2);
+        assert_eq!(previous(r#"[{"address":"10.0.0.1/24","interface":2},{"address":"10.0.0.2/24","interface":0}]"#), 0);
+        assert_eq!(previous(r#"[{"version":"4","address":"10.0.0.1/24"}]"#), 1);
     }
 
     #[test]

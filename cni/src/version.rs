@@ -7,7 +7,9 @@ use crate::error::CniError;
 /// A version of the CNI specification, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
-    /// ADD, DEL, CHECK; every address says its family's number.
+    /// ADD and DEL; every address says its family's number. Lists of other plugins that we are chained to are often this old.
+    V0_3_1,
+    /// CHECK as well.
     V0_4,
     /// The same without that number.
     V1_0,
@@ -17,13 +19,14 @@ pub enum Version {
 
 impl Version {
     /// Every version, oldest first.
-    pub const ALL: [Version; 3] = [Version::V0_4, Version::V1_0, Version::V1_1];
+    pub const ALL: [Version; 4] = [Version::V0_3_1, Version::V0_4, Version::V1_0, Version::V1_1];
     /// What errors are told in before the caller's version is known.
     pub const LATEST: Version = Version::V1_1;
 
     /// As in `cniVersion`.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Version::V0_3_1 => "0.3.1",
             Version::V0_4 => "0.4.0",
             Version::V1_0 => "1.0.0",
             Version::V1_1 => "1.1.0",
@@ -68,7 +71,8 @@ mod tests {
     #[test]
     fn the_answer_is_in_the_callers_version_where_we_speak_it() {
         assert!(
-            answer(br#"{"cniVersion":"1.0.0"}"#).starts_with(r#"{"cniVersion":"1.0.0","supportedVersions":["0.4.0","#)
+            answer(br#"{"cniVersion":"1.0.0"}"#)
+                .starts_with(r#"{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","#)
         );
         for other in [&br#"{"cniVersion":"9.0.0"}"#[..], b"", b"nonsense"] {
             assert!(answer(other).starts_with(r#"{"cniVersion":"1.1.0""#));

@@ -227,7 +227,7 @@ fn many_at_once_leave_nothing() {
 fn requests_without_sense_are_answered_in_json() {
     let node = Node::without_agent();
     let version = node.plugin("VERSION", "", "", r#"{"cniVersion":"1.0.0"}"#).succeeded();
-    assert_eq!(version["supportedVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
+    assert_eq!(version["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
     node.plugin("FOO", "c1", "/x", "{}").failed(4);
     node.plugin("ADD", "../c1", "/x", "{}").failed(4);
     node.plugin("ADD", "c1", "/x", "{").failed(6);
@@ -235,4 +235,103 @@ fn requests_without_sense_are_answered_in_json() {
     node.plugin("ADD", "c1", "/nonexistent", &node.config("1.1.0", 1, "")).failed(101);
     node.plugin("ADD", "c1", &node.netns.path(), &node.config("1.1.0", 1, "")).failed(101);
     node.plugin("ADD", "c1", "/x", &node.config("1.1.0", 1, r#""prevResult":{}"#)).failed(7);
+}
+
+/// What a plugin like ptp makes of a pod, and says of it.
+fn connect(node: &Node, pod: &Netns, version: &str) -> Value {
+    node.netns.run(&format!("ip link add veth7 type veth peer name eth0 netns {}", pod.name));
+    node.netns.run("ip link set veth7 up");
+    for command in [
+        "ip link set eth0 up",
+        "ip address add 10.9.0.5/24 dev eth0",
+        "ip address add fd09::5/64 dev eth0 nodad",
+        "ip route add default via 10.9.0.1 dev eth0",
+        "ip route add 10.8.0.0/16 via 10.9.0.1 dev eth0 mtu 1300",
+        "ip route add default via fd09::1 dev eth0",
+    ] {
+        pod.run(command);
+    }
+    json!({
+        "cniVersion": version,
+        "interfaces": [{"name": "veth7", "mac": "xx"}, {"name": "eth0", "mac": "xx", "sandbox": pod.path()}],
+        "ips": [{"address": "10.9.0.5/24", "interface": 1}, {"address": "fd09::5/64"}],
+        "routes": [{"dst": "0.0.0.0/0"}], "dns": {}, "more": {"kept": true},
+    })
+}
+
+#[test]
+fn behind_another_plugin_its_interface_is_guarded_and_its_result_passed_on() {
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let (node, pod) = (Node::new(), Netns::new());
+        let previous = connect(&node, &pod, version);
+        let chained = node.config(version, 10, &format!(r#""chained":true,"prevResult":{previous}"#));
+        assert_eq!(node.plugin("ADD", "c1", &pod.path(), &chained).succeeded(), previous, "{version}");
+
+        let host = &node.netns.ip("link show dev veth7")[0];
+        let known = node.agent.lock().unwrap().attachments[&("c1".to_string(), "eth0".to_string())].clone();
+        assert_eq!(known.reservation.host_interface, "veth7");
+        assert_eq!(known.attach.as_ref().unwrap().host_mac, host["address"].as_str().unwrap());
+        assert_eq!(known.attach.as_ref().unwrap().host_index, host["ifindex"].as_u64().unwrap() as u32);
+        assert_eq!(known.reservation.addresses.len(), 2);
+        assert_eq!(known.request.pod.unwrap().name, "api-0");
+
+        // What the tunnel cannot take is not sent; what is on the link or smaller already stays.
+        let (v4, v6) = (pod.ip("-4 route show"), pod.ip("-6 route show"));
+        assert_eq!(route(&v4, "default")["metrics"][0]["mtu"], 1420);
+        assert_eq!(route(&v4, "10.8.0.0/16")["metrics"][0]["mtu"], 1300);
+        assert_eq!(route(&v4, "10.9.0.0/24")["metrics"], Value::Null);
+        assert_eq!(route(&v6, "default")["metrics"][0]["mtu"], 1420);
+        assert_eq!(v4.as_array().unwrap().len(), 3, "{v4}");
+        assert_eq!(pod.ip("link show dev eth0")[0]["mtu"], 1500);
+
+        if version != "0.3.1" {
+            node.plugin("CHECK", "c1", &pod.path(), &chained).succeeded();
+            node.agent.lock().unwrap().attachments.clear();
+            assert!(node.plugin("CHECK", "c1", &pod.path(), &chained).failed(104).contains("knows nothing"));
+        }
+        if version == "1.1.0" {
+            node.plugin("ADD", "c1", &pod.path(), &chained).succeeded();
+            let stale = node.config(version, 10, r#""chained":true,"cni.dev/valid-attachments":[]"#);
+            node.plugin("GC", "", "", &stale).succeeded();
+            assert_eq!(
+                node.agent.lock().unwrap().attachments.len(),
+                1,
+                "what another plugin made is not ours to collect"
+            );
+        }
+        let without = node.config(version, 10, r#""chained":true"#);
+        for config in [&chained, &without] {
+            node.plugin("DEL", "c1", &pod.path(), config).succeeded();
+            assert!(node.agent.lock().unwrap().attachments.is_empty());
+        }
+        assert_eq!((pod.links(), node.netns.links()), (vec!["eth0".to_string()], vec!["veth7".to_string()]));
+    }
+}
+
+#[test]
+fn behind_another_plugin_what_cannot_be_guarded_is_refused() {
+    let (node, pod) = (Node::new(), Netns::new());
+    let chained = |more: &str| node.config("1.0.0", 1, &format!(r#""chained":true{more}"#));
+    assert!(node.plugin("ADD", "c1", &pod.path(), &chained("")).failed(7).contains("prevResult is missing"));
+    let result = |ips: &str| format!(r#","prevResult":{{"cniVersion":"1.0.0","interfaces":[],"ips":{ips}}}"#);
+    assert!(node.plugin("ADD", "c1", &pod.path(), &chained(&result("[]"))).failed(7).contains("no address of eth0"));
+    let config = chained(&result(r#"[{"address":"10.9.0.5/24"}]"#));
+    node.plugin("ADD", "c1", &pod.path(), &config).failed(102);
+    pod.run("ip link add eth0 type bridge");
+    assert!(node.plugin("ADD", "c1", &pod.path(), &config).failed(7).contains("veth pair"));
+    pod.run("ip link del eth0");
+    // Both ends are in the pod.
+    pod.run("ip link add eth0 type veth peer name eth1");
+    assert!(node.plugin("ADD", "c1", &pod.path(), &config).failed(7).contains("veth pair"));
+    assert!(node.agent.lock().unwrap().attachments.is_empty());
+}
+
+#[test]
+fn behind_another_plugin_add_waits_for_the_agent_and_del_does_not() {
+    let (node, pod) = (Node::without_agent(), Netns::new());
+    let previous = connect(&node, &pod, "1.0.0");
+    let config = node.config("1.0.0", 1, &format!(r#""chained":true,"prevResult":{previous}"#));
+    assert!(node.plugin("ADD", "c1", &pod.path(), &config).failed(11).contains("waited 1 s"));
+    node.plugin("DEL", "c1", &pod.path(), &config).succeeded();
+    assert_eq!(pod.links(), ["eth0"]);
 }

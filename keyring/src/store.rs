@@ -4,9 +4,9 @@
 //! read is never replaced: a new key in its place would cut every tunnel of the node and look like an attack from
 //! outside.
 
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -177,8 +177,24 @@ fn open_directory(directory: &Path) -> Result<File, StoreError> {
     if !metadata.is_dir() {
         return Err(StoreError::Type { path: directory.to_owned(), wanted });
     }
+    let metadata = close_if_fresh(directory, &handle, metadata)?;
     check_access(directory, &metadata, 0o700)?;
     Ok(handle)
+}
+
+/// Closes our own directory to others if somebody made it for us (a kubelet, for a `hostPath` volume: mode 0755) and nothing has been
+/// in it to look at yet. One that others may write to is not trusted so far.
+fn close_if_fresh(directory: &Path, handle: &File, metadata: Metadata) -> Result<Metadata, StoreError> {
+    let is_ours = metadata.uid() == nix::unistd::geteuid().as_raw();
+    if !is_ours || metadata.mode() & 0o077 == 0 || metadata.mode() & 0o022 != 0 {
+        return Ok(metadata);
+    }
+    let mut entries = fs::read_dir(directory).map_err(io_error("list", directory))?;
+    if entries.next().is_some() {
+        return Ok(metadata);
+    }
+    handle.set_permissions(Permissions::from_mode(0o700)).map_err(io_error("close to others", directory))?;
+    handle.metadata().map_err(io_error("read the state of", directory))
 }
 
 /// The key file, opened and found to be ours alone; none if there is none.
@@ -323,7 +339,7 @@ fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
     use tempfile::TempDir;
 
     struct Place {
@@ -342,7 +358,7 @@ mod tests {
             let place = Place::new();
             make_directory(&place.directory).unwrap();
             fs::write(place.file(), contents).unwrap();
-            fs::set_permissions(place.file(), fs::Permissions::from_mode(0o600)).unwrap();
+            fs::set_permissions(place.file(), Permissions::from_mode(0o600)).unwrap();
             place
         }
 
@@ -424,14 +440,28 @@ mod tests {
     fn looser_permissions_are_refused_with_what_to_do() {
         for mode in [0o640, 0o604, 0o660, 0o644] {
             let place = Place::with_file(&key_file(&[(1, [1; 32])]));
-            fs::set_permissions(place.file(), fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(place.file(), Permissions::from_mode(mode)).unwrap();
             let error = place.open().unwrap_err().to_string();
             assert!(error.contains("keys.json has mode") && error.contains("chmod 0600"), "{error}");
         }
         let place = Place::with_file(&key_file(&[(1, [1; 32])]));
-        fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o750)).unwrap();
+        fs::set_permissions(&place.directory, Permissions::from_mode(0o750)).unwrap();
         let error = place.open().unwrap_err().to_string();
         assert!(error.contains("chmod 0700"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_directory_that_others_only_read_is_closed_to_them() {
+        let place = Place::new();
+        fs::create_dir_all(&place.directory).unwrap();
+        fs::set_permissions(&place.directory, Permissions::from_mode(0o755)).unwrap();
+        place.open().unwrap();
+        assert_eq!(place.mode(&place.directory), 0o700);
+
+        let place = Place::new();
+        fs::create_dir_all(&place.directory).unwrap();
+        fs::set_permissions(&place.directory, Permissions::from_mode(0o775)).unwrap();
+        assert!(matches!(place.open(), Err(StoreError::Mode { .. })));
     }
 
     #[test]

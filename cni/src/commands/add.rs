@@ -1,11 +1,9 @@
 //! ADD: reserve, make the pair, have the agent attach its programs, then and only then let the pod's end come up.
 
-use std::time::Duration;
-
 use hauberk_core::api::{Attach, Reserve};
 
 use crate::agent::Agent;
-use crate::commands::ALIAS_PREFIX;
+use crate::commands::{ALIAS_PREFIX, UNDO_LIMIT};
 use crate::config::NetworkConfig;
 use crate::environment::PodInterface;
 use crate::error::CniError;
@@ -15,12 +13,9 @@ use crate::network::netlink::{Network, Pair};
 use crate::plan::PodPlan;
 use crate::result::{AddResult, Side};
 
-/// How long undoing may wait for the agent: DEL comes anyway.
-const UNDO_LIMIT: Duration = Duration::from_secs(3);
-
 /// Gives the pod its interface, or leaves nothing behind.
 pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Result<AddResult, CniError> {
-    refuse_chain(config)?;
+    refuse_result(config)?;
     let agent = Agent::new(config);
     let ends = Ends::open(request)?;
     // Before anything is reserved: undoing must not touch an attachment that works.
@@ -47,13 +42,13 @@ pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Resul
     }
 }
 
-/// As one of a chain we would have to adopt the interface that the plugin before us made.
-fn refuse_chain(config: &NetworkConfig) -> Result<(), CniError> {
+/// A result means that the pod has its interface already.
+fn refuse_result(config: &NetworkConfig) -> Result<(), CniError> {
     match &config.previous {
         None => Ok(()),
         Some(_) => Err(CniError::Config(
-            "prevResult is given: hauberk-cni makes the pod's interface itself and cannot follow another plugin; \
-             put it first in the list"
+            "prevResult is given, so another plugin has connected the pod, but hauberk-cni is told to do that itself: set \
+             \"chained\": true to have it guard that plugin's interface, or put it first in the list"
                 .to_string(),
         )),
     }

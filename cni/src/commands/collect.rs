@@ -34,7 +34,9 @@ pub(super) async fn collect(config: &NetworkConfig) -> Result<(), CniError> {
 
 fn is_stale(attachment: &Attachment, valid: &[ValidAttachment]) -> bool {
     let request = &attachment.request;
-    !valid.iter().any(|valid| valid.container == request.container && valid.interface == request.interface)
+    // What another plugin made is that plugin's to collect; the agent forgets it when it is gone.
+    !attachment.adopted
+        && !valid.iter().any(|valid| valid.container == request.container && valid.interface == request.interface)
 }
 
 async fn remove(agent: &Agent, node: &Network, attachment: &Attachment) -> Result<(), CniError> {

@@ -1,10 +1,13 @@
 //! The commands, one file each. Each is a sequence of steps on the agent and on the two namespaces.
 
 mod add;
+mod adopt;
 mod check;
 mod collect;
 mod delete;
 mod status;
+
+use std::time::Duration;
 
 use crate::config::NetworkConfig;
 use crate::environment::Request;
@@ -15,9 +18,17 @@ use crate::version::{self, Version};
 /// failed because another plugin's interface was there.
 const ALIAS_PREFIX: &str = "hauberk:";
 
+/// How long undoing may wait for the agent: DEL comes anyway.
+const UNDO_LIMIT: Duration = Duration::from_secs(3);
+
 /// Runs a command; the text for stdout, which may be empty.
 pub fn run(request: &Request, config: &NetworkConfig) -> Result<String, CniError> {
-    if matches!(request, Request::Status | Request::Gc) && config.version < Version::V1_1 {
+    let came_with = match request {
+        Request::Status | Request::Gc => Version::V1_1,
+        Request::Check(_) => Version::V0_4,
+        _ => Version::V0_3_1,
+    };
+    if config.version < came_with {
         return Err(CniError::Version { asked: config.version.as_str().to_string() });
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|source| {
@@ -26,10 +37,12 @@ pub fn run(request: &Request, config: &NetworkConfig) -> Result<String, CniError
     let nothing = |()| String::new();
     runtime.block_on(async {
         match request {
+            Request::Add(pod) if config.chained => adopt::add(config, pod).await,
             Request::Add(pod) => add::add(config, pod).await.map(|result| result.to_json()),
             Request::Del { container, interface, netns } => {
                 delete::delete(config, container, interface, netns.as_deref()).await.map(nothing)
             }
+            Request::Check(pod) if config.chained => adopt::check(config, pod).await.map(nothing),
             Request::Check(pod) => check::check(config, pod).await.map(nothing),
             Request::Status => status::status(config).await.map(nothing),
             Request::Gc => collect::collect(config).await.map(nothing),

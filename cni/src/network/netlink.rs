@@ -11,7 +11,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -35,6 +35,9 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     pub(crate) veth: bool,
     pub(crate) alias: String,
+    pub(crate) name: String,
+    /// Of a veth: the other end's index, which may be in another namespace.
+    pub(crate) peer: Option<u32>,
 }
 
 /// A veth pair to be made.
@@ -106,6 +109,35 @@ impl Network {
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
             Err(error) => self.told(Err(error), || format!("look up the interface {name}")),
         }
+    }
+
+    /// The link of that index, if there is one.
+    pub(crate) async fn link_at(&self, index: u32) -> Result<Option<Link>, CniError> {
+        match first(self.handle.link().get().match_index(index).execute()).await {
+            Ok(message) => Ok(message.map(link)),
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => self.told(Err(error), || format!("look up interface {index}")),
+        }
+    }
+
+    /// Gives the main table's routes through gateways over a link at most this MTU, bytes; what is on the link keeps the
+    /// link's. Returns how many were changed.
+    pub(crate) async fn limit_route_mtu(&self, index: u32, mtu: u32) -> Result<usize, CniError> {
+        let mut changed = 0;
+        for all in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
+            let messages = self.handle.route().get(all).execute().try_collect::<Vec<_>>().await;
+            let messages = self.told(messages, || "list the routes".to_string())?;
+            for message in messages {
+                let Some(seen) = route(index, &message).filter(|route| route.gateway.is_some()) else { continue };
+                if seen.mtu.is_some_and(|now| now <= mtu) {
+                    continue;
+                }
+                let limited = self.handle.route().add(limited(message, mtu)).replace().execute().await;
+                self.told(limited, || format!("limit the route to {} to {mtu} bytes", seen.destination))?;
+                changed += 1;
+            }
+        }
+        Ok(changed)
     }
 
     /// The link of that name, which must be there.
@@ -242,6 +274,8 @@ fn link(message: LinkMessage) -> Link {
         match attribute {
             LinkAttribute::Address(bytes) => link.mac = Mac::from_slice(&bytes),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Link(index) => link.peer = Some(index),
             LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::LinkInfo(infos) => link.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
             _ => {}
@@ -271,6 +305,25 @@ fn route_message(index: u32, route: &PodRoute) -> RouteMessage {
     if let Some(mtu) = route.mtu {
         message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
     }
+    message
+}
+
+/// The same route with this MTU. What only the kernel says of a route it does not take back.
+fn limited(mut message: RouteMessage, mtu: u32) -> RouteMessage {
+    let mut metrics = Vec::new();
+    message.attributes.retain_mut(|attribute| match attribute {
+        RouteAttribute::Metrics(held) => {
+            metrics = std::mem::take(held);
+            false
+        }
+        RouteAttribute::CacheInfo(_) => false,
+        _ => true,
+    });
+    metrics.retain(|metric| !matches!(metric, RouteMetric::Mtu(_)));
+    metrics.push(RouteMetric::Mtu(mtu));
+    message.attributes.push(RouteAttribute::Metrics(metrics));
+    // Flags such as "the link is up" are told, not taken; only that a gateway is on the link must be said again.
+    message.header.flags &= RouteFlags::Onlink;
     message
 }
 

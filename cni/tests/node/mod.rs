@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use hauberk_core::api::{ApiError, Attach, Attachment, Reservation, Reserve};
+use hauberk_core::api::{Adopt, Adopted, ApiError, Attach, Attachment, Reservation, Reserve};
 use serde_json::Value;
 
 /// A network namespace of this test, removed at its end.
@@ -115,6 +115,7 @@ impl Node {
         let router = Router::new()
             .route("/readyz", get(ready))
             .route("/v1/attachments", get(list).post(reserve))
+            .route("/v1/attachments/adopt", post(adopt))
             .route("/v1/attachments/{container}/{interface}", delete(detach))
             .route("/v1/attachments/{container}/{interface}/attach", post(attach))
             .with_state(self.agent.clone());
@@ -206,7 +207,7 @@ async fn reserve(State(agent): State<Shared>, Json(request): Json<Reserve>) -> J
         gso_max_size: 65000,
     };
     let key = (request.container.clone(), request.interface.clone());
-    let fresh = Attachment { request, reservation, attach: None };
+    let fresh = Attachment { request, reservation, attach: None, adopted: false };
     Json(agent.attachments.entry(key).or_insert(fresh).reservation.clone())
 }
 
@@ -232,6 +233,22 @@ async fn attach(
         }
     }
     StatusCode::NO_CONTENT.into_response()
+}
+
+async fn adopt(State(agent): State<Shared>, Json(adopt): Json<Adopt>) -> Json<Adopted> {
+    let reservation = Reservation {
+        addresses: adopt.addresses.iter().map(|address| (*address).into()).collect(),
+        gateways: Vec::new(),
+        route_mtu: 0,
+        device_mtu: 0,
+        host_interface: adopt.host_interface,
+        cluster_ranges: Vec::new(),
+        gso_max_size: 0,
+    };
+    let key = (adopt.request.container.clone(), adopt.request.interface.clone());
+    let adopted = Attachment { request: adopt.request, reservation, attach: Some(adopt.attach), adopted: true };
+    agent.lock().unwrap().attachments.insert(key, adopted);
+    Json(Adopted { route_mtu: 1420 })
 }
 
 async fn detach(State(agent): State<Shared>, Path(key): Path<(String, String)>) -> StatusCode {

@@ -11,20 +11,27 @@
 //! | [`observe`] | status, flows, drops, metrics, self-test |
 //! | [`api`], [`uapi`] | answers to the CLI, the CNI plugin and `wg show` |
 //! | [`attachments`] | pods' interfaces and addresses on this node |
-//! | [`config`], [`selfcheck`] | before anything else |
+//! | [`install`] | the CNI plugin and its configuration, where the runtime looks for them |
+//! | [`report`] | what is known, told to the cluster |
+//! | [`config`], [`cluster_config`], [`selfcheck`] | before anything else |
 
 pub mod api;
 pub mod apply;
 pub mod attachments;
 pub mod backend;
+pub mod cluster_config;
 pub mod config;
 pub mod datapath;
 pub mod fault;
 pub mod host;
+pub mod install;
 pub mod observe;
 pub mod reconcile;
+pub mod report;
 pub mod run;
 pub mod selfcheck;
 pub mod source;
+#[cfg(test)]
+mod testing;
 pub mod uapi;
 pub mod world;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hauberk_agent::config::{self, Config, LogFormat};
-use hauberk_agent::{apply, run, selfcheck};
+use hauberk_agent::{apply, cluster_config, install, run, selfcheck};
 
 /// hauberk's per-node agent: encrypts opted-in pods' traffic between nodes.
 ///
@@ -71,14 +71,18 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if command == Command::Check {
         return Ok(check(&config));
     }
-    log_to_standard_error(&config, arguments.log_level.as_deref())?;
+    log_to_standard_error(&cluster_config::with_copy(&config), arguments.log_level.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     match command {
-        Command::Uninstall => runtime.block_on(apply::uninstall(&config)).context("cannot uninstall")?,
+        Command::Uninstall => {
+            // First the list, so that no pod comes while the rest goes.
+            install::uninstall(&config.cni).context("cannot uninstall the CNI plugin")?;
+            runtime.block_on(apply::uninstall(&config)).context("cannot uninstall")?;
+        }
         _ => runtime.block_on(run::run(config))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -97,10 +101,13 @@ fn check(config: &Config) -> ExitCode {
     if selfcheck::require(&items).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// What libraries may log. boringtun calls every session that ends an error; the tunnel tells of peers' states itself. The others
+/// have a dozen lines of `debug` for every request to the API server.
+const LIBRARIES: &str = "boringtun=off,aya=info,aya_obj=info,hyper_util=info,kube_client=info,rustls=info,tower=info";
+
 fn log_to_standard_error(config: &Config, level: Option<&str>) -> anyhow::Result<()> {
     let level = level.unwrap_or(config.log.level.as_str());
-    // boringtun calls every session that ends an error; the tunnel tells of peers' states itself.
-    let directives = format!("boringtun=off,{level}");
+    let directives = format!("{LIBRARIES},{level}");
     let filter = tracing_subscriber::EnvFilter::try_new(directives)
         .with_context(|| format!("log level {level:?} is not valid"))?;
     let subscriber = tracing_subscriber::fmt()

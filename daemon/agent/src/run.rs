@@ -18,25 +18,30 @@ use tracing::{error, info, warn};
 
 use crate::api::{self, ApiStartError, Context};
 use crate::apply::{Prepared, StartError};
+use crate::attachments::adoption::Adoption;
 use crate::attachments::{self, Attachments};
 use crate::backend::UserspaceConfig;
-use crate::config::Config;
+use crate::cluster_config;
+use crate::config::{self, Config};
 use crate::datapath::DatapathError;
 use crate::host::Netlink;
+use crate::install::Installer;
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
 use crate::observe::{Eyes, self_test};
 use crate::reconcile::{Input, Parts, Reconciler};
 use crate::selfcheck::{self, SelfCheckError};
-use crate::source::directory::Directory;
 use crate::source::{Batch, Source, SourceError};
 use crate::uapi::{self, UapiError};
 use crate::world::{Shared, World};
 
+mod cluster;
 mod wireguard_view;
 
+pub use cluster::ClusterError;
+
 /// Inputs that may wait for the reconciler.
-const INPUTS: usize = 1_024;
+const INPUTS: usize = 64;
 /// How long a burst of device changes may take.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Between self-tests once one has passed, and after one that failed.
@@ -75,6 +80,9 @@ pub enum RunError {
     /// The source.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// A signal handler could not be installed.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -90,18 +98,20 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     selfcheck::require(&selfcheck::run(&config))?;
     // Whoever answers on the socket owns this node; a second agent must not touch anything.
     let listener = api::bind(&config.paths.socket).await?;
+    // First of all in the state directory: one that a kubelet has made is closed to others only while nothing is in it.
+    let keys = Arc::new(Store::open(&config.paths.state)?);
+    let (config, source, cluster) = cluster::connect(config).await?;
     let config = Arc::new(config);
     let node = config.node.clone().unwrap_or_default();
-    let keys = Arc::new(Store::open(&config.paths.state)?);
     let public: Vec<(u32, [u8; 32])> = keys.keys().iter().map(|key| (key.epoch, key.public)).collect();
-    let policy = Policy {
+    let chained = config.cni.install == config::CniInstall::Chained;
+    let own = Policy {
         node: node.clone(),
-        cluster_ranges: config.cluster_ranges.clone(),
-        node_ranges: config.node_ranges.clone(),
-        allow_pod_opt_out: config.allow_pod_opt_out,
         own_keys: public.iter().map(|(_, key)| *key).collect(),
-        route_mtu: None,
+        chained,
+        ..Policy::default()
     };
+    let policy = cluster_config::policy(&own, &config);
     info!(node, version = env!("CARGO_PKG_VERSION"), "hauberkd starts");
 
     let number = Model::new(&node).own_number();
@@ -122,14 +132,17 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         keys: public,
         attach: prepared.datapath_mut().how().as_str(),
         lasting,
+        cluster: cluster.as_ref().map(cluster::Connected::facts),
     });
 
-    let source: Arc<dyn Source> = Arc::new(Directory::new(config.source.directory.clone(), node));
     let world = Shared::new(World::new(policy, source.status()));
     let (inputs, received) = mpsc::channel(INPUTS);
     let held: Vec<Change> = lock(&attachments).list().cloned().map(Change::Attachment).collect();
     // What this node gave away comes first: nothing else tells which pods are here.
     let _ = inputs.send(Input::Changes(held)).await;
+
+    let results = chained.then(|| config.cni.results_directory.clone());
+    let (adoption, adopted) = Adoption::new(attachments.clone(), inputs.clone(), world.clone(), results);
 
     let reconciler = Reconciler::new(Parts {
         config: config.clone(),
@@ -151,6 +164,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     };
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(reconciler.run(received));
+    let cni_in_place = watch::Sender::new(config.cni.install == config::CniInstall::None);
+    tokio::spawn(Installer::new(&config, world.clone(), adopted, cni_in_place.clone()).run());
+    let reports = cluster.map(|cluster| {
+        cluster.spawn(&config, &world, source.clone(), inputs.clone(), cni_in_place.subscribe(), stopped.clone())
+    });
+    tokio::spawn(reporting("the search for pods that another plugin connected", adoption.run()));
     tokio::spawn(tell_reconciler(source, inputs.clone(), stopped));
     if let Some(ring) = ring {
         tokio::spawn(reporting("flow events", flows::run(ring, context.flows.clone(), world.clone(), eyes.clone())));
@@ -171,6 +190,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     wait_for_signal().await?;
     let _ = stop.send(true);
+    if let Some(reports) = reports {
+        reports.finish().await;
+    }
     info!("hauberkd stops; the datapath stays and goes on denying");
     Ok(())
 }
@@ -194,6 +216,12 @@ async fn restore_attachments(
             }
         }
         Err(error) => warn!(%error, "cannot note that interfaces are gone"),
+    }
+    for (container, interface) in attachments.vanished(exists) {
+        info!(container, interface, "its interface, which another plugin made, is gone");
+        if let Err(error) = attachments.release(&container, &interface) {
+            warn!(%error, "cannot forget an interface that is gone");
+        }
     }
     let problems = sentences.into_iter().map(|sentence| warning("attachments", sentence)).collect();
     Ok((Arc::new(Mutex::new(attachments)), problems))
@@ -223,6 +251,8 @@ fn tunnel_maker(
                 .map(|key| hauberk_tunnel::LocalKey { epoch: key.epoch, secret: key.secret.expose() })
                 .collect(),
             handshakes_per_second: u64::from(tunnel.handshakes_per_second),
+            spin: Duration::from_micros(tunnel.spin_microseconds.into()),
+            copy_dscp: tunnel.copy_dscp,
             // On the tunnel's own thread, which must not wait: a state that finds the queue full is told again by the next
             // change, and permissive traffic waits for it until then.
             on_state: Box::new(move |number, progress| {
@@ -245,7 +275,8 @@ async fn tell_reconciler(source: Arc<dyn Source>, inputs: mpsc::Sender<Input>, s
             batch = batches.recv() => {
                 let Some(batch) = batch else { break };
                 let status = Input::Source(Box::new(source.status()), batch.events);
-                if inputs.send(Input::Changes(batch.changes)).await.is_err() || inputs.send(status).await.is_err() {
+                let told = Input::Told(batch.changes, std::time::Instant::now());
+                if inputs.send(told).await.is_err() || inputs.send(status).await.is_err() {
                     return;
                 }
             }

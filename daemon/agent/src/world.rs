@@ -5,15 +5,19 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hauberk_abi::address::Address;
 use hauberk_core::api::{Event, KeyStatus, Problem, SourceStatus};
-use hauberk_core::desired::{Desired, Owner, Policy};
+use hauberk_core::desired::{Incremental, Owner, Policy};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::Model;
 use jiff::Timestamp;
+use prometheus_client::metrics::histogram::Histogram;
 
 use crate::backend::Backend;
 
 /// Events remembered.
 const EVENTS: usize = 1_000;
+
+/// Buckets of the time from a change to the kernel, seconds: to be below a tenth of a second.
+const APPLY_SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 /// What the agent knows at one moment.
 pub struct World {
@@ -22,7 +26,7 @@ pub struct World {
     /// The configuration's part.
     pub policy: Policy,
     /// What the kernel should hold.
-    pub desired: Desired,
+    pub desired: Incremental,
     /// What happened.
     pub events: EventLog,
     /// The source of objects.
@@ -31,6 +35,8 @@ pub struct World {
     pub failures: BTreeMap<String, Problem>,
     /// The tunnel and the uplinks, once there are any.
     pub running: Option<Running>,
+    /// From when the source told of a change to when the kernel held it, seconds.
+    pub apply_seconds: Histogram,
     /// What the last self-test found wrong; none before the first.
     pub self_test: Option<Result<(), String>>,
 }
@@ -48,6 +54,8 @@ pub struct Running {
     pub packet_socket_guard: bool,
     /// Frames that netfilter kept packet sockets from sending.
     pub packet_socket_drops: u64,
+    /// Packets that netfilter kept from leaving by an overlay without a guard.
+    pub unguarded_overlay_drops: u64,
 }
 
 impl World {
@@ -56,11 +64,12 @@ impl World {
         World {
             model: Model::new(&policy.node),
             policy,
-            desired: Desired::default(),
+            desired: Incremental::default(),
             events: EventLog::default(),
             source,
             failures: BTreeMap::new(),
             running: None,
+            apply_seconds: Histogram::new(APPLY_SECONDS),
             self_test: None,
         }
     }
@@ -72,11 +81,11 @@ impl World {
 
     /// Who has `address`, for people: `namespace/name` of a pod or a node's name.
     pub fn name_of(&self, address: &Address) -> Option<String> {
-        match self.desired.owners.get(address)? {
-            Owner::Pod(pod) => Some(format!("{}/{}", pod.namespace, pod.name)),
-            Owner::Node(name) => Some(name.clone()),
-            Owner::Attachment(key) => Some(format!("container {}", key.container)),
-        }
+        Some(match self.desired.owner(&self.model, &self.policy, *address)? {
+            Owner::Pod(pod) => pod.to_string(),
+            Owner::Node(name) => name,
+            Owner::Attachment(key) => format!("container {}", key.container),
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hauberk_core::api::{
-    Attach, Attachment, Drops, Event, Explanation, FlowRecord, Maps, Reservation, Reserve, Status,
+    Adopt, Adopted, Attach, Attachment, Drops, Event, Explanation, FlowRecord, Maps, Reservation, Reserve, Status,
 };
 use hyper::{Method, StatusCode};
 
@@ -109,6 +109,12 @@ impl Client {
         let body = transport::encode(attach)?;
         self.call(Method::POST, &format!("{}/attach", attachment_path(container, interface)), Some(body)).await?;
         Ok(())
+    }
+
+    /// `POST /v1/attachments/adopt`: returns when the datapath holds the interface that another plugin made.
+    pub async fn adopt(&self, request: &Adopt) -> Result<Adopted, ClientError> {
+        let body = transport::encode(request)?;
+        self.answer(Method::POST, "/v1/attachments/adopt", Some(body)).await
     }
 
     /// `DELETE /v1/attachments/...`: also succeeds when there was none.

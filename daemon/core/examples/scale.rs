@@ -1,39 +1,71 @@
-//! How long the pure core takes for a large cluster: `cargo run --release -p hauberk-core --example scale`.
+//! What the pure core costs in a large cluster, in time and memory: `cargo run --release -p hauberk-core --example scale`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
-use hauberk_core::desired::{Policy, desired};
-use hauberk_core::model::{Change, Model, NamespaceObject, NodeAddress, NodeObject, PodObject};
-use hauberk_core::plan::{Actual, plan};
+use hauberk_core::desired::{Incremental, Policy, desired};
+use hauberk_core::model::{Change, Model, NamespaceObject, NodeAddress, NodeObject, PodName, PodObject};
+use hauberk_core::plan::{Actual, Scope, plan, plan_within};
 use hauberk_keyring::published::{PublicKey, Published, render};
 
 const NODES: u32 = 1_000;
-const PODS: u32 = 20_000;
+const PODS: u32 = 50_000;
+const NAMESPACES: u32 = 100;
+/// Pods that come, and go again.
+const CHURN: u32 = 10_000;
 
 fn main() {
-    let changes: Vec<Change> = (0..NODES).map(node).chain([namespace()]).chain((0..PODS).map(pod)).collect();
     let mut model = Model::new("node-0");
     let policy = Policy {
         node: "node-0".into(),
-        cluster_ranges: ["10.0.0.0/8"].iter().flat_map(|range| range.parse()).collect(),
+        cluster_ranges: ["10.0.0.0/8", "fd00::/16"].iter().flat_map(|range| range.parse()).collect(),
         ..Policy::default()
     };
     let mut actual = Actual::default();
+    let mut known = Incremental::default();
+    let empty = resident();
     measure("read the whole cluster", || {
-        for change in changes.into_iter().chain([Change::Synced]) {
+        let changes = (0..NODES).map(node).chain((0..NAMESPACES).map(namespace)).chain((0..PODS).map(pod));
+        for change in changes.chain([Change::Synced]) {
             let _ = model.apply(change);
         }
     });
-    measure("desired from scratch", || desired(&model, &policy));
-    let first = desired(&model, &policy);
-    let steps = measure("plan from nothing", || plan(&actual, &first));
+    println!("the model: {:.1} MiB", resident() - empty);
+    let _ = measure("desired, from nothing", || known.follow(&mut model, &policy));
+    println!("the model and what is desired: {:.1} MiB", resident() - empty);
+    let steps = measure("plan, from nothing", || plan(&actual, &known));
+    measure("take note of the steps", || steps.iter().for_each(|step| actual.apply(step)));
     println!("{} steps", steps.len());
-    measure("apply the steps to the actual state", || steps.iter().for_each(|step| actual.apply(step)));
-    let _ = model.apply(Change::Pod(PodObject { encryption: Some("enabled".into()), ..pod_object(4711) }));
-    let changed = measure("desired after one label", || desired(&model, &policy));
-    let steps = measure("plan after one label", || plan(&actual, &changed));
-    println!("{} step", steps.len());
+    drop(steps);
+    println!("the model, what is desired and what there is: {:.1} MiB", resident() - empty);
+
+    let start = Instant::now();
+    let mut steps = 0;
+    for number in 0..CHURN {
+        let object = pod_object(PODS + number);
+        let name = PodName { namespace: object.namespace.clone(), name: object.name.clone() };
+        for change in [Change::Pod(object), Change::PodGone(name)] {
+            let _ = model.apply(change);
+            let followed = known.follow(&mut model, &policy);
+            for step in plan_within(&actual, &known, &followed.scope) {
+                actual.apply(&step);
+                steps += 1;
+            }
+        }
+    }
+    let each = start.elapsed().as_secs_f64() * 1e6 / f64::from(2 * CHURN);
+    println!("a pod that comes or goes: {each:.1} us, {} steps in all", steps);
+    println!("after that: {:.1} MiB", resident() - empty);
+
+    let Change::Node(mut changed) = node(4_711 % NODES) else { return };
+    changed.addresses.push(NodeAddress { address: [198, 51, 200, 1].into(), internal: false });
+    let _ = model.apply(Change::Node(changed));
+    let followed = measure("desired, after a node changed", || known.follow(&mut model, &policy));
+    let steps = measure("plan, after a node changed", || plan_within(&actual, &known, &followed.scope));
+    println!("{} steps", steps.len());
+    let scratch = measure("desired, from scratch", || desired(&model, &policy));
+    assert_eq!(scratch, *known);
+    assert_eq!(plan_within(&actual, &known, &Scope::everything()), steps);
 }
 
 fn measure<T>(what: &str, work: impl FnOnce() -> T) -> T {
@@ -43,20 +75,29 @@ fn measure<T>(what: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Resident memory of this process, MiB.
+fn resident() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or_default() / 1024.0
+}
+
 fn node(number: u32) -> Change {
     let mut bytes = [0x11; 32];
     bytes[..4].copy_from_slice(&number.to_le_bytes());
+    let ranges = [format!("10.{}.{}.0/24", number / 256, number % 256), format!("fd00:0:0:{number:x}::/64")];
     Change::Node(NodeObject {
         name: format!("node-{number}"),
         addresses: vec![NodeAddress { address: IpAddr::V4(Ipv4Addr::from_bits(0xc633_0000 + number)), internal: true }],
-        pod_ranges: format!("10.{}.{}.0/24", number / 256, number % 256).parse().into_iter().collect(),
+        pod_ranges: ranges.iter().flat_map(|range| range.parse()).collect(),
         keys: Some(render(&Published { port: 51840, keys: vec![PublicKey { epoch: 1, bytes }] })),
         ..NodeObject::default()
     })
 }
 
-fn namespace() -> Change {
-    Change::Namespace(NamespaceObject { name: "default".into(), ..NamespaceObject::default() })
+fn namespace(number: u32) -> Change {
+    let encryption = number.is_multiple_of(2).then(|| "enabled".to_owned());
+    Change::Namespace(NamespaceObject { name: format!("team-{number}"), encryption, ..NamespaceObject::default() })
 }
 
 fn pod(number: u32) -> Change {
@@ -66,11 +107,13 @@ fn pod(number: u32) -> Change {
 fn pod_object(number: u32) -> PodObject {
     let node = number % NODES;
     let host = 2 + number / NODES;
+    let v6 = Ipv6Addr::new(0xfd00, 0, 0, node as u16, 0, 0, 0, host as u16);
     PodObject {
-        namespace: "default".into(),
-        name: format!("pod-{number}"),
+        namespace: format!("team-{}", number % NAMESPACES),
+        name: format!("checkout-7d9c6b5f4-{number:05}"),
+        uid: Some(format!("0f1e2d3c-4b5a-4978-8695-a4b3c2d1{number:08x}")),
         node: Some(format!("node-{node}")),
-        addresses: vec![Ipv4Addr::from_bits(0x0a00_0000 + node * 256 + host).into()],
+        addresses: vec![Ipv4Addr::from_bits(0x0a00_0000 + node * 256 + host).into(), v6.into()],
         ..PodObject::default()
     }
 }

@@ -11,6 +11,7 @@
 //! | `GET /v1/attachments` | | list of [`Attachment`] |
 //! | `POST /v1/attachments` | [`Reserve`] | [`Reservation`]; again with the same id: the same answer |
 //! | `POST /v1/attachments/{container}/{interface}/attach` | [`Attach`] | 204 when the datapath holds it |
+//! | `POST /v1/attachments/adopt` | [`Adopt`] | [`Adopted`] when the datapath holds it |
 //! | `DELETE /v1/attachments/{container}/{interface}` | | 204, also when there was none |
 //! | `GET /healthz`, `/readyz`, `/metrics` | | text |
 //!
@@ -64,6 +65,9 @@ pub struct Status {
     pub attachments: usize,
     /// Where objects come from.
     pub source: SourceStatus,
+    /// Where the cluster-wide part of the configuration comes from; none without a cluster.
+    #[serde(default)]
+    pub configuration: Option<ConfigurationStatus>,
 }
 
 /// Something an operator should know of.
@@ -169,6 +173,9 @@ pub struct NamespaceStatus {
     pub nodes: usize,
     /// Names of those that do not yet.
     pub waiting_for: Vec<String>,
+    /// Since when every node does, where that is known.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
 }
 
 /// The source of objects.
@@ -182,8 +189,24 @@ pub struct SourceStatus {
     pub synced: bool,
     /// When it was last readable, if it is not now.
     pub unavailable_since: Option<Timestamp>,
+    /// Why; none while it can be read, or where `hauberk events` says it.
+    #[serde(default)]
+    pub unavailable_because: Option<String>,
     /// Objects rejected at the moment.
     pub rejected: usize,
+}
+
+/// The cluster-wide part of the configuration: the object HauberkConfig named `cluster`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationStatus {
+    /// `object`: as the API server has it; `copy`: the last accepted object, kept by this node; `file`: this node's file alone.
+    pub origin: String,
+    /// The object's generation that is in force.
+    pub generation: Option<i64>,
+    /// The object's generation that is refused, if the present one is.
+    pub refused: Option<i64>,
+    /// What is wrong, the likely cause and what to do; none if all is well.
+    pub message: Option<String>,
 }
 
 /// `GET /v1/explain`.
@@ -414,4 +437,28 @@ pub struct Attachment {
     pub reservation: Reservation,
     /// How it was attached; none while it is only reserved.
     pub attach: Option<Attach>,
+    /// Another CNI plugin made the interface and gave the addresses ([`Adopt`]): neither is ours to take away.
+    #[serde(default)]
+    pub adopted: bool,
+}
+
+/// `POST /v1/attachments/adopt`: an interface that another CNI plugin made and gave addresses. Again with the same id: what
+/// is said now counts. The pair may be up; until the answer the pod must not be started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopt {
+    /// Whose interface it is.
+    pub request: Reserve,
+    /// The pod's addresses, as the other plugin gave them.
+    pub addresses: Vec<IpAddr>,
+    /// Name of the host side.
+    pub host_interface: String,
+    /// Both sides of the pair.
+    pub attach: Attach,
+}
+
+/// The answer to [`Adopt`]: the datapath holds the interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Largest packet inside the tunnel, bytes of IP: for the pod's routes.
+    pub route_mtu: u32,
 }

@@ -4,7 +4,7 @@
 //! opted-in namespace: `{"version":1,"namespaces":{"payments":"0123456789abcdef"}}`. A namespace has converged when every
 //! node that has a tunnel acknowledges the digest this node computes itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use blake2::{Blake2s256, Digest};
 use hauberk_abi::identity::Protection;
@@ -86,6 +86,11 @@ pub fn enforced(model: &Model, policy: &Policy) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// The digest to acknowledge of one namespace; none if neither it nor any of its pods is opted in.
+pub(crate) fn enforced_in(model: &Model, policy: &Policy, namespace: &str) -> Option<String> {
+    summary(model, policy, namespace).filter(Summary::opted_in).map(|summary| summary.digest())
+}
+
 /// The state of each namespace that is opted in or holds a pod that is, by name.
 pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
     let own = model.node();
@@ -111,6 +116,7 @@ pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
                 converged_nodes: nodes.len() - waiting_for.len(),
                 nodes: nodes.len(),
                 waiting_for,
+                since: None,
             }
         })
         .collect()
@@ -144,24 +150,25 @@ impl Summary<'_> {
 }
 
 fn summaries<'a>(model: &'a Model, policy: &Policy) -> BTreeMap<&'a str, Summary<'a>> {
-    let empty = |name: &str| Summary {
-        protection: protection::of_namespace(model.namespace(name)).protection,
-        pods: 0,
-        protected_pods: 0,
-        different: Vec::new(),
-    };
-    let mut summaries: BTreeMap<&str, Summary<'_>> =
-        model.namespaces.keys().map(|name| (name.as_str(), empty(name))).collect();
-    for pod in model.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
-        let summary = summaries.entry(&pod.namespace).or_insert_with(|| empty(&pod.namespace));
-        let protection = protection::of_pod(model, policy, pod).protection;
+    let names: BTreeSet<&str> = model.namespaces.keys().map(String::as_str).chain(model.pods.namespaces()).collect();
+    names.into_iter().filter_map(|name| Some((name, summary(model, policy, name)?))).collect()
+}
+
+/// None of a namespace that has neither an object nor a pod of its own network.
+fn summary<'a>(model: &'a Model, policy: &Policy, name: &str) -> Option<Summary<'a>> {
+    let namespace = model.namespace(name);
+    let ruling = protection::of_namespace(policy, namespace);
+    let mut summary = Summary { protection: ruling.protection, pods: 0, protected_pods: 0, different: Vec::new() };
+    for pod in model.pods.of_namespace(name).filter(|pod| pod.has_network()) {
+        let label = pod.encryption.as_deref();
+        let protection = protection::strengthen(ruling, label, policy.allow_pod_opt_out).protection;
         summary.pods += 1;
         summary.protected_pods += usize::from(protection > Protection::None);
         if protection != summary.protection {
             summary.different.push((&pod.name, protection));
         }
     }
-    summaries
+    (namespace.is_some() || summary.pods > 0).then_some(summary)
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 
 mod attachments;
 mod claims;
+mod incremental;
 mod ranges;
+mod standing;
 mod tunnels;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,13 +19,11 @@ use hauberk_abi::identity::{Identity, Protection};
 use hauberk_abi::layout;
 use ipnet::IpNet;
 
-use crate::convergence;
-use crate::desired::claims::Parties;
-use crate::desired::ranges::PodRanges;
-use crate::desired::tunnels::Tunnels;
-use crate::events::{Collector, NewEvent};
+use crate::events::NewEvent;
 use crate::lookup::Ranges;
 use crate::model::{AttachmentKey, Model, NodeNumber, PodName};
+
+pub use incremental::{Followed, Incremental};
 
 /// What the configuration says about the cluster and this node.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -36,10 +36,17 @@ pub struct Policy {
     pub node_ranges: Vec<IpNet>,
     /// Whether a pod's label may weaken its namespace's choice.
     pub allow_pod_opt_out: bool,
+    /// How pods are protected where neither their namespace nor they have a label.
+    pub default_protection: Protection,
     /// This node's public keys: whoever publishes one of them is refused.
     pub own_keys: Vec<[u8; 32]>,
     /// MTU of routes to other nodes' pods, bytes; none leaves the device's.
     pub route_mtu: Option<u32>,
+    /// Another CNI plugin routes to pods: no routes of ours to other nodes' pod ranges.
+    pub chained: bool,
+    /// Addresses of this node's devices that its object does not tell: of another plugin's bridge or overlay, in the
+    /// middle of its pod range.
+    pub host_addresses: BTreeSet<IpAddr>,
 }
 
 /// The state to reach.
@@ -66,8 +73,8 @@ pub struct Desired {
     /// What to acknowledge in the annotation `hauberk.io/enforced` once the plan is carried out, by namespace; none
     /// while `prune` is false: the annotation then stays as it is.
     pub enforced: Option<BTreeMap<String, String>>,
-    /// Who has an endpoint's address, for flow records and explanations.
-    pub owners: BTreeMap<Address, Owner>,
+    /// Number of ENDPOINTS that are permissive pods'.
+    pub permissive_endpoints: usize,
     /// How objects stand to each other and should not. All that hold now: what was not in here before is news.
     pub events: BTreeSet<NewEvent>,
 }
@@ -102,6 +109,8 @@ pub struct LocalPod {
     pub addresses: Vec<IpAddr>,
     /// The strictest protection of any of them.
     pub protection: Protection,
+    /// Another CNI plugin made the interface: only programs and map entries are ours.
+    pub adopted: bool,
 }
 
 impl LocalPod {
@@ -137,36 +146,10 @@ pub struct Route {
     pub mtu: Option<u32>,
 }
 
-/// The state to reach. Pure: the same model and policy give the same answer.
+/// The state to reach, from scratch. Pure: the same model and policy give the same answer. Who sees the model change keeps
+/// an [`Incremental`] instead.
 pub fn desired(model: &Model, policy: &Policy) -> Desired {
-    let mut events = Collector::default();
-    let ranges = PodRanges::claimed(model, policy, &mut events);
-    let parties = Parties::claimed(model, policy, &mut events);
-    let tunnels = Tunnels::derive(model, policy, &ranges, &parties, &mut events);
-    let attachments = attachments::local_pods(model, policy, &parties, &mut events);
-    Desired {
-        node: model.own_number(),
-        endpoints: parties.endpoints(model),
-        ranges: ranges.identities(model, policy),
-        attachments,
-        peers: tunnels.peers,
-        peer_entries: tunnels.entries,
-        routes: tunnels.routes,
-        untranslated: untranslated(policy, &ranges, &parties),
-        prune: model.synced(),
-        enforced: model.synced().then(|| convergence::enforced(model, policy)),
-        owners: parties.owners(),
-        events: events.finish(),
-    }
-}
-
-/// Everything that is inside the cluster, in as few prefixes as its ranges allow.
-fn untranslated(policy: &Policy, ranges: &PodRanges<'_>, parties: &Parties<'_>) -> BTreeSet<IpNet> {
-    let mut inside: BTreeSet<IpNet> = policy.cluster_ranges.iter().map(IpNet::trunc).collect();
-    let outside_cluster = |range: &IpNet| !policy.in_cluster(*range);
-    inside.extend(ranges.all().filter(outside_cluster));
-    inside.extend(parties.addresses().map(IpNet::from).filter(outside_cluster));
-    inside
+    Incremental::computed(model, policy)
 }
 
 impl Policy {
@@ -182,6 +165,15 @@ impl Desired {
         let address = Address::from(address);
         let endpoint = self.endpoints.get(&address).copied();
         endpoint.unwrap_or_else(|| Ranges::new(&self.ranges).identity(address))
+    }
+
+    /// Who has the address, if somebody is known to.
+    pub fn owner(&self, model: &Model, policy: &Policy, address: Address) -> Option<Owner> {
+        let identity = self.endpoints.get(&address)?;
+        if identity.is_node() {
+            return model.node_name(NodeNumber(identity.node)).map(|name| Owner::Node(name.to_owned()));
+        }
+        claims::owner(model, policy, address)
     }
 
     /// The longest range that holds the address.

@@ -52,14 +52,24 @@ pub mod reason {
     pub const NODE_NUMBER_TAKEN: &str = "NodeNumberTaken";
 }
 
+/// Number of events by reason.
+pub(crate) type Counts = BTreeMap<&'static str, usize>;
+
 /// Collects events, bounded per reason: a mistake in one place can touch every pod of a cluster.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Collector {
     events: BTreeSet<NewEvent>,
     seen: BTreeMap<&'static str, usize>,
+    /// Events are counted, but none is made.
+    counts_only: bool,
 }
 
 impl Collector {
+    /// One that only counts.
+    pub(crate) fn counting() -> Collector {
+        Collector { counts_only: true, ..Collector::default() }
+    }
+
     /// Adds a warning. The message is only made when it is kept.
     pub(crate) fn warn<const N: usize>(
         &mut self,
@@ -69,9 +79,30 @@ impl Collector {
     ) {
         let seen = self.seen.entry(reason).or_default();
         *seen += 1;
-        if *seen <= LIMIT_PER_REASON {
+        if *seen <= LIMIT_PER_REASON && !self.counts_only {
             self.events.insert(NewEvent { warning: true, reason, objects: objects.to_vec(), message: message() });
         }
+    }
+
+    /// Whether nothing was seen.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.seen.is_empty()
+    }
+
+    /// How many were seen, by reason.
+    pub(crate) fn counts(self) -> Counts {
+        self.seen
+    }
+
+    /// Adds events of which only the number is known, if none of them would be kept. Returns whether that is so.
+    pub(crate) fn add_counts(&mut self, counts: &Counts) -> bool {
+        let full = counts.keys().all(|reason| self.seen.get(reason).is_some_and(|seen| *seen >= LIMIT_PER_REASON));
+        if full {
+            for (reason, count) in counts {
+                *self.seen.entry(reason).or_default() += count;
+            }
+        }
+        full
     }
 
     /// What was collected, plus one event for each reason that had more than its share.

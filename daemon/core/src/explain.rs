@@ -7,7 +7,7 @@ use hauberk_abi::identity::{Identity, Kind};
 
 use crate::api::{Party, Protection};
 use crate::desired::{Desired, Owner, Policy};
-use crate::model::{Model, PodName, PodObject, read_from};
+use crate::model::{Model, Pod, PodName, read_from};
 use crate::protection;
 
 /// A party: in words, and as the datapath knows it.
@@ -99,7 +99,7 @@ fn addresses(model: &Model, asked: &str) -> Result<Vec<IpAddr>, ResolveError> {
 /// A node's addresses, or those of the only pod of this name.
 fn by_bare_name(model: &Model, asked: &str) -> Result<Option<Vec<IpAddr>>, ResolveError> {
     let node = model.nodes.get(asked).map(|node| &node.object);
-    let mut pods: Vec<PodName> = model.pods.keys().filter(|name| name.name == asked).cloned().collect();
+    let mut pods: Vec<PodName> = model.pods().filter(|pod| *pod.name == *asked).map(Pod::full_name).collect();
     let attached = model.attachments.values().filter_map(|attachment| attachment.request.pod.as_ref());
     pods.extend(attached.filter(|pod| pod.name == asked).map(PodName::from));
     pods.sort();
@@ -132,23 +132,24 @@ fn pod_addresses(model: &Model, name: &PodName) -> Option<Vec<IpAddr>> {
         return Some(Vec::new());
     }
     if pod.host_network && pod.addresses.is_empty() {
-        let node = pod.node.as_ref().and_then(|node| model.nodes.get(node));
-        return Some(node.into_iter().flat_map(|node| node.object.addresses.iter().map(|a| a.address)).collect());
+        let node = pod.node.as_deref().and_then(|node| model.node_object(node));
+        return Some(node.into_iter().flat_map(|node| node.addresses.iter().map(|a| a.address)).collect());
     }
-    Some(pod.addresses.clone())
+    Some(pod.addresses.to_vec())
 }
 
 fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address: IpAddr) -> Resolved {
     let identity = desired.identity(address);
-    let owner = desired.owners.get(&Address::from(address));
+    let owner = desired.owner(model, policy, Address::from(address));
     let (name, rule) = match owner {
-        Some(Owner::Pod(name)) => (Some(name.to_string()), pod_rule(model, policy, name, identity.protection())),
+        Some(Owner::Pod(name)) => (Some(name.to_string()), pod_rule(model, policy, &name, identity.protection())),
         Some(Owner::Attachment(key)) => {
             (None, format!("interface {key} on this node: {}", protection::Rule::PodUnnamed))
         }
         Some(Owner::Node(name)) => {
-            let origin = model.nodes.get(name).map(|node| read_from(&node.object.origin)).unwrap_or_default();
-            (Some(name.clone()), format!("an address of Node {name}{origin}: encrypted towards opted-in pods"))
+            let origin = model.node_object(&name).map(|node| read_from(&node.origin)).unwrap_or_default();
+            let rule = format!("an address of Node {name}{origin}: encrypted towards opted-in pods");
+            (Some(name), rule)
         }
         None => (None, range_rule(desired, address, identity)),
     };
@@ -173,7 +174,7 @@ fn pod_rule(model: &Model, policy: &Policy, name: &PodName, enforced: Protection
         None => protection::of_attached(model, policy, Some((name, None))),
     };
     let value = protection::label_value(ruling.protection);
-    let origin = object.map(|pod: &PodObject| read_from(&pod.origin)).unwrap_or_default();
+    let origin = object.map(|pod| read_from(&pod.origin)).unwrap_or_default();
     let mut text = format!("Pod {name}{origin} is {value}: {}", ruling.rule);
     if enforced > ruling.protection {
         text.push_str("; another pod claims the same address, and the stricter protection of the two holds");
@@ -222,7 +223,7 @@ pub fn kind_in_words(identity: Identity) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Change, NodeAddress};
+    use crate::model::{Change, NodeAddress, PodObject};
     use crate::testing::{World, attachment, ip, node, pod};
 
     fn world() -> World {

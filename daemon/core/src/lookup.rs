@@ -1,6 +1,7 @@
 //! Longest-prefix look-up, as the kernel's trie does it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
 
 use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::identity::Identity;
@@ -13,7 +14,15 @@ pub(crate) struct Ranges<'a> {
 
 impl<'a> Ranges<'a> {
     pub(crate) fn new(ranges: &'a BTreeMap<Prefix, Identity>) -> Ranges<'a> {
-        Ranges { ranges, lengths: ranges.keys().map(|prefix| prefix.length).collect() }
+        // A prefix sorts by its length first, so that each length begins right behind the last prefix of the one before.
+        let mut lengths = BTreeSet::new();
+        let mut next = ranges.keys().next();
+        while let Some(prefix) = next {
+            lengths.insert(prefix.length);
+            let last = Prefix { length: prefix.length, address: Address([u8::MAX; 16]) };
+            next = ranges.range((Excluded(last), Unbounded)).next().map(|(prefix, _)| prefix);
+        }
+        Ranges { ranges, lengths }
     }
 
     /// The longest range that holds the address.

@@ -4,17 +4,27 @@
 //! [`crate::desired`]'s, from the whole of it. Two things have a history and are therefore decided here: the keys a node
 //! had before it published a broken annotation, and who had a key first.
 
+mod claims;
+mod pods;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use hauberk_abi::address::Address;
 use hauberk_keyring::published::{self, Published};
 use ipnet::IpNet;
 
 use crate::api::{Attachment, PodReference};
 use crate::events::{NewEvent, reason};
+use crate::model::claims::Claims;
+use crate::model::pods::Pods;
 use crate::numbers::Numbers;
-use crate::{convergence, protection};
+use crate::{convergence, protection, reserved};
+
+pub(crate) use claims::Claimant;
+pub use pods::Pod;
 
 /// The label on namespaces and pods.
 pub const ENCRYPTION_LABEL: &str = "hauberk.io/encryption";
@@ -155,12 +165,33 @@ pub struct Model {
     node: String,
     pub(crate) nodes: BTreeMap<String, Node>,
     pub(crate) namespaces: BTreeMap<String, NamespaceObject>,
-    pub(crate) pods: BTreeMap<PodName, PodObject>,
-    pub(crate) attachments: BTreeMap<AttachmentKey, Attachment>,
+    pub(crate) pods: Pods,
+    pub(crate) attachments: BTreeMap<Arc<AttachmentKey>, Attachment>,
+    pub(crate) claims: Claims,
     pub(crate) ready: BTreeSet<String>,
     pub(crate) synced: bool,
+    touched: Touched,
     numbers: Numbers,
     arrivals: u64,
+}
+
+/// What changes have touched since it was last asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    /// Nodes came or went.
+    pub(crate) node_set: bool,
+    /// Anything of any node that other nodes could be concerned by.
+    pub(crate) nodes: bool,
+    /// Nodes whose tunnel became, or is no longer, ready.
+    pub(crate) ready: BTreeSet<String>,
+    /// Namespaces: their labels, or any of their pods.
+    pub(crate) namespaces: BTreeSet<Arc<str>>,
+    /// Pods, by namespace and name.
+    pub(crate) pods: BTreeSet<(Arc<str>, Box<str>)>,
+    /// Interfaces on this node, or the pods behind them.
+    pub(crate) attachments: BTreeSet<Arc<AttachmentKey>>,
+    /// Addresses somebody claims, or claimed.
+    pub(crate) addresses: BTreeSet<Address>,
 }
 
 /// A node, and what is remembered of it.
@@ -192,10 +223,12 @@ impl Model {
             node: node.to_owned(),
             nodes: BTreeMap::new(),
             namespaces: BTreeMap::new(),
-            pods: BTreeMap::new(),
+            pods: Pods::default(),
             attachments: BTreeMap::new(),
+            claims: Claims::default(),
             ready: BTreeSet::new(),
             synced: false,
+            touched: Touched::default(),
             numbers,
             arrivals: 0,
         }
@@ -211,28 +244,49 @@ impl Model {
                 if name != self.node {
                     self.numbers.release(&name);
                 }
-                self.nodes.remove(&name).is_some() || was_ready
+                let changed = self.nodes.remove(&name).is_some() || was_ready;
+                self.touched.node_set |= changed;
+                changed
             }
             Change::Namespace(object) => {
                 let changed = self.namespaces.get(&object.name) != Some(&object);
                 if changed {
-                    events.extend(unknown_label("Namespace", &object.name, &object.encryption, &object.origin));
+                    events.extend(unknown_label(
+                        "Namespace",
+                        &object.name,
+                        object.encryption.as_deref(),
+                        &object.origin,
+                    ));
+                    self.touch_namespace(&object.name);
                     self.namespaces.insert(object.name.clone(), object);
                 }
                 changed
             }
-            Change::NamespaceGone(name) => self.namespaces.remove(&name).is_some(),
-            Change::Pod(object) => self.put_pod(object, &mut events),
-            Change::PodGone(name) => self.pods.remove(&name).is_some(),
-            Change::Attachment(attachment) => {
-                let key = AttachmentKey::of(&attachment);
-                let changed = self.attachments.get(&key) != Some(&attachment);
-                self.attachments.insert(key, attachment);
+            Change::NamespaceGone(name) => {
+                let changed = self.namespaces.remove(&name).is_some();
+                if changed {
+                    self.touch_namespace(&name);
+                }
                 changed
             }
-            Change::AttachmentGone(key) => self.attachments.remove(&key).is_some(),
-            Change::PeerReady { node, ready: true } => self.ready.insert(node),
-            Change::PeerReady { node, ready: false } => self.ready.remove(&node),
+            Change::Pod(object) => self.put_pod(object, &mut events),
+            Change::PodGone(name) => match self.pods.remove(&name) {
+                Some(pod) => {
+                    self.withdraw(&pod);
+                    self.touch_pod(&pod);
+                    true
+                }
+                None => false,
+            },
+            Change::Attachment(attachment) => self.put_attachment(attachment),
+            Change::AttachmentGone(key) => self.remove_attachment(&key),
+            Change::PeerReady { node, ready } => {
+                let changed = if ready { self.ready.insert(node.clone()) } else { self.ready.remove(&node) };
+                if changed {
+                    self.touched.ready.insert(node);
+                }
+                changed
+            }
             Change::Synced => !std::mem::replace(&mut self.synced, true),
         };
         Applied { changed, events }
@@ -263,14 +317,29 @@ impl Model {
         self.namespaces.get(name)
     }
 
+    /// The node of this name.
+    pub fn node_object(&self, name: &str) -> Option<&NodeObject> {
+        self.nodes.get(name).map(|node| &node.object)
+    }
+
     /// The pod of this name.
-    pub fn pod(&self, name: &PodName) -> Option<&PodObject> {
-        self.pods.get(name)
+    pub fn pod(&self, name: &PodName) -> Option<&Pod> {
+        self.pods.find(&name.namespace, &name.name).map(|pod| &**pod)
+    }
+
+    /// The pods, in the order of their names.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.iter().map(|pod| &**pod)
     }
 
     /// The pods' interfaces on this node.
     pub fn attachments(&self) -> impl Iterator<Item = (&AttachmentKey, &Attachment)> {
-        self.attachments.iter()
+        self.attachments.iter().map(|(key, attachment)| (&**key, attachment))
+    }
+
+    /// What changes have touched since the last call.
+    pub(crate) fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
     }
 
     /// The name of the node with this number.
@@ -293,6 +362,11 @@ impl Model {
         if let Some(other) = self.numbers.assign(&object.name) {
             events.push(number_taken(&object.name, &other));
         }
+        // What a node acknowledges concerns nobody but who asks.
+        self.touched.node_set |= before.is_none();
+        self.touched.nodes |= before.as_ref().is_some_and(|before| {
+            NodeObject { enforced: None, ..before.object.clone() } != NodeObject { enforced: None, ..object.clone() }
+        });
         let was_held = before.and_then(|node| node.held);
         let held = self.hold_keys(&object, was_held, events);
         let enforced = match object.enforced.as_deref().map(convergence::parse) {
@@ -332,17 +406,90 @@ impl Model {
     }
 
     fn put_pod(&mut self, object: PodObject, events: &mut Vec<NewEvent>) -> bool {
-        let name = PodName { namespace: object.namespace.clone(), name: object.name.clone() };
-        let before = self.pods.get(&name);
-        let changed = before != Some(&object);
-        if changed {
-            if before.is_none_or(|before| before.encryption != object.encryption) {
-                events.extend(unknown_label("Pod", &name.to_string(), &object.encryption, &object.origin));
-            }
-            self.pods.insert(name, object);
+        let Some((before, pod)) = self.pods.put(object) else { return false };
+        if before.as_ref().is_none_or(|before| before.encryption != pod.encryption) {
+            let label = pod.encryption.as_deref();
+            events.extend(unknown_label("Pod", &pod.full_name().to_string(), label, &pod.origin));
         }
-        changed
+        if let Some(before) = &before {
+            self.withdraw(before);
+        }
+        for address in possible(pod.own_addresses()) {
+            self.claims.insert(address, Claimant::Pod(Arc::clone(&pod)));
+            self.touched.addresses.insert(address);
+        }
+        self.touch_pod(&pod);
+        true
     }
+
+    /// Takes the pod's claims back.
+    fn withdraw(&mut self, pod: &Arc<Pod>) {
+        for address in possible(pod.own_addresses()) {
+            self.claims.remove(address, Claimant::Pod(Arc::clone(pod)));
+            self.touched.addresses.insert(address);
+        }
+    }
+
+    fn put_attachment(&mut self, attachment: Attachment) -> bool {
+        let key = AttachmentKey::of(&attachment);
+        if self.attachments.get(&key) == Some(&attachment) {
+            return false;
+        }
+        self.remove_attachment(&key);
+        let key = Arc::new(key);
+        for address in possible(&reserved_for(&attachment)) {
+            self.claims.insert(address, Claimant::Attachment(Arc::clone(&key)));
+            self.touched.addresses.insert(address);
+        }
+        self.touched.attachments.insert(Arc::clone(&key));
+        self.attachments.insert(key, attachment);
+        true
+    }
+
+    fn remove_attachment(&mut self, key: &AttachmentKey) -> bool {
+        let Some((key, attachment)) = self.attachments.remove_entry(key) else { return false };
+        for address in possible(&reserved_for(&attachment)) {
+            self.claims.remove(address, Claimant::Attachment(Arc::clone(&key)));
+            self.touched.addresses.insert(address);
+        }
+        self.touched.attachments.insert(key);
+        true
+    }
+
+    /// The pod, its namespace, and the interfaces that say they are its own.
+    fn touch_pod(&mut self, pod: &Pod) {
+        self.touched.pods.insert((Arc::clone(&pod.namespace), pod.name.clone()));
+        self.touched.namespaces.insert(Arc::clone(&pod.namespace));
+        self.touch_attachments(|reference| *reference.name == *pod.name && *reference.namespace == *pod.namespace);
+    }
+
+    /// The namespace, and every pod in it.
+    fn touch_namespace(&mut self, name: &str) {
+        self.touched.namespaces.insert(name.into());
+        for pod in self.pods.of_namespace(name) {
+            self.touched.pods.insert((Arc::clone(&pod.namespace), pod.name.clone()));
+            self.touched.addresses.extend(possible(pod.own_addresses()));
+        }
+        self.touch_attachments(|reference| reference.namespace == name);
+    }
+
+    fn touch_attachments(&mut self, of_pod: impl Fn(&PodReference) -> bool) {
+        for (key, attachment) in &self.attachments {
+            if attachment.request.pod.as_ref().is_some_and(&of_pod) {
+                self.touched.attachments.insert(Arc::clone(key));
+                self.touched.addresses.extend(possible(&reserved_for(attachment)));
+            }
+        }
+    }
+}
+
+/// The addresses that a pod can have.
+fn possible(addresses: &[IpAddr]) -> impl Iterator<Item = Address> {
+    addresses.iter().filter(|address| reserved::address(**address).is_none()).map(|address| Address::from(*address))
+}
+
+fn reserved_for(attachment: &Attachment) -> Vec<IpAddr> {
+    attachment.reservation.addresses.iter().map(IpNet::addr).collect()
 }
 
 impl AttachmentKey {
@@ -377,8 +524,8 @@ impl fmt::Display for NodeNumber {
     }
 }
 
-fn unknown_label(kind: &str, name: &str, label: &Option<String>, origin: &str) -> Option<NewEvent> {
-    let value = label.as_deref().filter(|value| protection::parse_label(value).is_none())?;
+fn unknown_label(kind: &str, name: &str, label: Option<&str>, origin: &str) -> Option<NewEvent> {
+    let value = label.filter(|value| protection::parse_label(value).is_none())?;
     Some(NewEvent {
         warning: true,
         reason: reason::UNKNOWN_LABEL_VALUE,

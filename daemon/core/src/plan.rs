@@ -7,6 +7,7 @@
 
 mod identities;
 mod peers;
+mod scope;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,6 +20,9 @@ use ipnet::IpNet;
 use crate::desired::{Desired, LocalPod, Peer, Route};
 use crate::explain::{identity_in_words as in_words, prefix_in_words};
 use crate::model::{AttachmentKey, NodeNumber};
+use crate::plan::identities::Order;
+
+pub use scope::Scope;
 
 /// One operation of the reconciler. Each can fail and be repeated; each leaves a state that is no more open than the one
 /// before or the one the plan leads to.
@@ -106,24 +110,38 @@ pub struct Actual {
 /// The steps from `actual` to `desired`. Carried out in order, none leaves an address weaker than both before and after.
 /// Once all are carried out, the next plan is empty.
 pub fn plan(actual: &Actual, desired: &Desired) -> Vec<Step> {
-    let identities = identities::order(actual, desired);
-    let peers = peers::order(actual, desired);
+    plan_within(actual, desired, &Scope::everything())
+}
+
+/// The same steps, when the two differ nowhere else.
+pub fn plan_within(actual: &Actual, desired: &Desired, scope: &Scope) -> Vec<Step> {
+    let identities = identities::order(actual, desired, scope);
+    let peers = if scope.has_peers() { peers::order(actual, desired, scope) } else { Order::default() };
     let mut steps = identities.stricter;
-    let both: BTreeSet<IpNet> = actual.untranslated.union(&desired.untranslated).copied().collect();
-    if both != actual.untranslated {
-        steps.push(Step::SetUntranslated(both));
+    let untranslated = scope.is_everything() || scope.untranslated;
+    if untranslated && !desired.untranslated.is_subset(&actual.untranslated) {
+        steps.push(Step::SetUntranslated(actual.untranslated.union(&desired.untranslated).copied().collect()));
     }
-    put_attachments(actual, desired, &mut steps);
+    let attachments = scope.is_everything() || scope.attachments;
+    if attachments {
+        put_attachments(actual, desired, &mut steps);
+    }
     steps.extend(peers.stricter);
-    let routes = desired.routes.values().filter(|route| actual.routes.get(&route.destination) != Some(route));
-    steps.extend(routes.copied().map(Step::PutRoute));
+    if scope.has_nodes() {
+        let routes = desired.routes.values().filter(|route| actual.routes.get(&route.destination) != Some(route));
+        steps.extend(routes.copied().map(Step::PutRoute));
+    }
     if desired.prune {
         steps.extend(identities.weaker);
-        weaken_attachments(actual, desired, &mut steps);
+        if attachments {
+            weaken_attachments(actual, desired, &mut steps);
+        }
         steps.extend(peers.weaker);
-        let gone = actual.routes.values().filter(|route| !desired.routes.contains_key(&route.destination));
-        steps.extend(gone.copied().map(Step::RemoveRoute));
-        if !actual.untranslated.is_subset(&desired.untranslated) {
+        if scope.has_nodes() {
+            let gone = actual.routes.values().filter(|route| !desired.routes.contains_key(&route.destination));
+            steps.extend(gone.copied().map(Step::RemoveRoute));
+        }
+        if untranslated && !actual.untranslated.is_subset(&desired.untranslated) {
             steps.push(Step::SetUntranslated(desired.untranslated.clone()));
         }
         if !actual.synced {

@@ -7,7 +7,7 @@ use std::fmt;
 pub use hauberk_abi::identity::Protection;
 
 use crate::desired::Policy;
-use crate::model::{ENCRYPTION_LABEL, Model, NamespaceObject, PodName, PodObject};
+use crate::model::{ENCRYPTION_LABEL, Model, NamespaceObject, Pod, PodName};
 
 /// A pod's protection and the rule it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +21,10 @@ pub struct Ruling {
 /// Which label or missing object decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// Neither the namespace nor the pod has a label.
+    /// Neither the namespace nor the pod has a label, and without one nobody is opted in.
     NoLabel,
+    /// Neither the namespace nor the pod has a label; the configuration opts such pods in.
+    Default,
     /// The namespace's label.
     NamespaceLabel,
     /// The namespace's label has a value nobody knows.
@@ -31,7 +33,7 @@ pub enum Rule {
     PodLabel,
     /// The pod's label, weaker than its namespace's, and the configuration lets pods opt out.
     PodOptOut,
-    /// The namespace's label: the pod's own would weaken it and is refused.
+    /// The namespace's label, or the configuration's default: the pod's own would weaken it and is refused.
     PodOptOutRefused,
     /// The pod's label has a value nobody knows.
     PodLabelUnknown,
@@ -65,20 +67,24 @@ pub fn label_value(protection: Protection) -> &'static str {
 }
 
 /// How a namespace protects its pods.
-pub fn of_namespace(namespace: Option<&NamespaceObject>) -> Ruling {
+pub fn of_namespace(policy: &Policy, namespace: Option<&NamespaceObject>) -> Ruling {
     let Some(namespace) = namespace else {
         return Ruling { protection: Protection::Enabled, rule: Rule::NamespaceUnknown };
     };
     match namespace.encryption.as_deref().map(parse_label) {
-        None => Ruling { protection: Protection::None, rule: Rule::NoLabel },
+        None if policy.default_protection == Protection::None => {
+            Ruling { protection: Protection::None, rule: Rule::NoLabel }
+        }
+        None => Ruling { protection: policy.default_protection, rule: Rule::Default },
         Some(None) => Ruling { protection: Protection::Enabled, rule: Rule::NamespaceLabelUnknown },
         Some(Some(protection)) => Ruling { protection, rule: Rule::NamespaceLabel },
     }
 }
 
 /// How a pod is protected.
-pub fn of_pod(model: &Model, policy: &Policy, pod: &PodObject) -> Ruling {
-    strengthen(of_namespace(model.namespace(&pod.namespace)), pod.encryption.as_deref(), policy.allow_pod_opt_out)
+pub fn of_pod(model: &Model, policy: &Policy, pod: &Pod) -> Ruling {
+    let namespace = of_namespace(policy, model.namespace(&pod.namespace));
+    strengthen(namespace, pod.encryption.as_deref(), policy.allow_pod_opt_out)
 }
 
 /// How the pod of an interface on this node is protected, by the name and uid the runtime gave.
@@ -92,7 +98,8 @@ pub fn of_attached(model: &Model, policy: &Policy, pod: Option<(&PodName, Option
     }
 }
 
-fn strengthen(namespace: Ruling, label: Option<&str>, allow_opt_out: bool) -> Ruling {
+/// How a pod with this label is protected in such a namespace.
+pub(crate) fn strengthen(namespace: Ruling, label: Option<&str>, allow_opt_out: bool) -> Ruling {
     let Some(value) = label.filter(|_| namespace.rule != Rule::NamespaceUnknown) else { return namespace };
     let Some(protection) = parse_label(value) else {
         return Ruling { protection: Protection::Enabled, rule: Rule::PodLabelUnknown };
@@ -109,17 +116,21 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Rule::NoLabel => write!(f, "neither its namespace nor the pod has the label {ENCRYPTION_LABEL}"),
+            Rule::Default => write!(
+                f,
+                "neither its namespace nor the pod has the label {ENCRYPTION_LABEL}, and the configuration protects such pods (defaults.encryption)"
+            ),
             Rule::NamespaceLabel => write!(f, "its namespace's label {ENCRYPTION_LABEL}"),
             Rule::NamespaceLabelUnknown => {
                 write!(f, "its namespace's label {ENCRYPTION_LABEL} has an unknown value, which counts as enabled")
             }
-            Rule::PodLabel => write!(f, "the pod's own label {ENCRYPTION_LABEL}, stricter than its namespace's"),
+            Rule::PodLabel => write!(f, "the pod's own label {ENCRYPTION_LABEL}, stricter than its namespace"),
             Rule::PodOptOut => {
-                write!(f, "the pod's own label {ENCRYPTION_LABEL}, weaker than its namespace's (allowPodOptOut)")
+                write!(f, "the pod's own label {ENCRYPTION_LABEL}, weaker than its namespace (allowPodOptOut)")
             }
             Rule::PodOptOutRefused => write!(
                 f,
-                "its namespace's label {ENCRYPTION_LABEL}; the pod's own would weaken it and is refused (allowPodOptOut is off)"
+                "its namespace's label {ENCRYPTION_LABEL}, or the configuration's default; the pod's own label would weaken it and is refused (allowPodOptOut is off)"
             ),
             Rule::PodLabelUnknown => {
                 write!(f, "the pod's own label {ENCRYPTION_LABEL} has an unknown value, which counts as enabled")
@@ -131,5 +142,72 @@ impl fmt::Display for Rule {
             }
             Rule::PodUnnamed => f.write_str("the runtime did not name the pod, and unknown is protected"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convergence::{convergence, enforced};
+    use crate::model::{Change, PodObject};
+    use crate::testing::{World, namespace, pod};
+
+    fn world(default: Protection) -> World {
+        let mut world = World::new();
+        world.policy.default_protection = default;
+        world.apply(namespace("unlabelled", None));
+        world.apply(namespace("off", Some("disabled")));
+        for name in ["unlabelled/plain", "off/plain", "nowhere/plain"] {
+            world.apply(Change::Pod(pod(name, 2, &["10.0.2.5"])));
+        }
+        for (name, label) in [("unlabelled/weak", "disabled"), ("unlabelled/strong", "enabled")] {
+            world.apply(Change::Pod(PodObject { encryption: Some(label.into()), ..pod(name, 2, &["10.0.2.6"]) }));
+        }
+        world
+    }
+
+    fn ruling(world: &World, pod: &str) -> (Protection, Rule) {
+        let (namespace, name) = pod.split_once('/').unwrap();
+        let name = PodName { namespace: namespace.into(), name: name.into() };
+        let ruling = of_pod(&world.model, &world.policy, world.model.pod(&name).unwrap());
+        (ruling.protection, ruling.rule)
+    }
+
+    #[test]
+    fn the_default_holds_where_no_label_says_anything() {
+        for default in [Protection::Permissive, Protection::Enabled] {
+            let world = world(default);
+            assert_eq!(ruling(&world, "unlabelled/plain"), (default, Rule::Default));
+            assert_eq!(ruling(&world, "off/plain"), (Protection::None, Rule::NamespaceLabel), "a label is a word");
+            assert_eq!(ruling(&world, "nowhere/plain"), (Protection::Enabled, Rule::NamespaceUnknown));
+        }
+        assert_eq!(ruling(&world(Protection::None), "unlabelled/plain"), (Protection::None, Rule::NoLabel));
+        assert!(Rule::Default.to_string().contains("defaults.encryption"));
+    }
+
+    #[test]
+    fn a_pod_weakens_the_default_no_more_than_its_namespace() {
+        let mut world = world(Protection::Permissive);
+        assert_eq!(ruling(&world, "unlabelled/weak"), (Protection::Permissive, Rule::PodOptOutRefused));
+        assert_eq!(ruling(&world, "unlabelled/strong"), (Protection::Enabled, Rule::PodLabel));
+        world.policy.allow_pod_opt_out = true;
+        assert_eq!(ruling(&world, "unlabelled/weak"), (Protection::None, Rule::PodOptOut));
+    }
+
+    #[test]
+    fn what_is_opted_in_by_default_is_acknowledged_as_if_by_label() {
+        let by_default = world(Protection::Enabled);
+        let mut by_label = world(Protection::None);
+        by_label.apply(namespace("unlabelled", Some("enabled")));
+        let word = |world: &World| enforced(&world.model, &world.policy).remove("unlabelled");
+        assert!(word(&by_default).is_some());
+        assert_eq!(word(&by_default), word(&by_label));
+        let names = |world: &World| {
+            let all = convergence(&world.model, &world.policy);
+            all.into_iter().map(|status| (status.name, status.protection, status.protected_pods)).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&by_default), names(&by_label));
+        assert!(word(&world(Protection::None)).is_some(), "one of its pods has a label");
+        assert_ne!(word(&world(Protection::None)), word(&by_default));
     }
 }

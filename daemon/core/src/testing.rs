@@ -6,7 +6,7 @@ use hauberk_keyring::published::{self, PublicKey, Published};
 use ipnet::IpNet;
 
 use crate::api::{Attach, Attachment, PodReference, Reservation, Reserve};
-use crate::desired::{Desired, Policy, desired};
+use crate::desired::{Desired, Followed, Incremental, Policy, desired};
 use crate::events::NewEvent;
 use crate::model::{Change, Model, NamespaceObject, NodeAddress, NodeObject, PodName, PodObject};
 
@@ -94,6 +94,7 @@ pub(crate) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str])
             host_mac: "02:00:00:00:00:01".into(),
             pod_mac: "02:00:00:00:00:02".into(),
         }),
+        adopted: false,
     }
 }
 
@@ -113,11 +114,12 @@ pub(crate) struct World {
     pub(crate) model: Model,
     pub(crate) policy: Policy,
     pub(crate) told: Vec<NewEvent>,
+    pub(crate) incremental: Incremental,
 }
 
 impl World {
     pub(crate) fn new() -> World {
-        World { model: Model::new("n1"), policy: policy(), told: Vec::new() }
+        World { model: Model::new("n1"), policy: policy(), told: Vec::new(), incremental: Incremental::default() }
     }
 
     /// Nodes n1 to n3, namespaces `secret` (enabled), `soft` (permissive) and `open` (no label), synced.
@@ -133,10 +135,23 @@ impl World {
         world
     }
 
+    /// Puts the change in, and holds what is kept in step against what is computed from scratch.
     pub(crate) fn apply(&mut self, change: Change) -> bool {
+        let changed = self.hear(change);
+        let _ = self.follow();
+        assert_eq!(*self.incremental, self.desired());
+        changed
+    }
+
+    /// Puts the change in, and no more.
+    pub(crate) fn hear(&mut self, change: Change) -> bool {
         let applied = self.model.apply(change);
         self.told.extend(applied.events);
         applied.changed
+    }
+
+    pub(crate) fn follow(&mut self) -> Followed {
+        self.incremental.follow(&mut self.model, &self.policy)
     }
 
     pub(crate) fn desired(&self) -> Desired {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use x25519_dalek::StaticSecret;
@@ -105,6 +106,11 @@ pub struct TunnelConfig {
     /// Handshake messages per second and key above which senders must first prove their address
     /// with a cookie (WireGuard paper, 5.3). Zero asks for the proof always.
     pub handshake_limit_per_second: u64,
+    /// For how long after a packet the engine looks for the next one before it sleeps, while that pays: latency for CPU time.
+    /// Zero for never.
+    pub spin: Duration,
+    /// Whether the outer packet has the inner one's DSCP (RFC 2983, 3.1: at ingress; the inner one is never changed).
+    pub copy_dscp: bool,
     /// Told of every change of a peer's state.
     pub on_state: Option<StateCallback>,
 }

@@ -4,6 +4,7 @@
 //! knows no protocol and takes no decision about a packet beyond its form.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -21,15 +22,18 @@ use crate::offload::coalesce::Coalescer;
 use crate::offload::ip;
 use crate::offload::segment::Segments;
 use crate::offload::virtio;
-use crate::protocol::{Datagram, Inbox, Protocol};
+use crate::protocol::{Datagrams, Inbox, Protocol};
+use crate::spin::Spin;
 use crate::stats::{Counters, TunnelDrop};
 
 /// Destination of self-test packets: in the discard prefix (RFC 6666), so no other packet has it.
 /// What reaches the tunnel with this destination is counted and goes no further.
 pub const SELF_TEST_DESTINATION: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0x6861, 0x7562);
 
-/// Reads per turn from each side, so that neither starves the other.
-const READS_PER_TURN: usize = 16;
+/// Packets per turn from each side, so that neither starves the other; a super-packet counts as all it is made of.
+const PACKETS_PER_TURN: usize = 768;
+/// Reads per turn, however little each brings.
+const READS_PER_TURN: usize = 64;
 /// A virtio header, and the longest packet an IPv6 length field can describe.
 const READ_BUFFER: usize = virtio::HEADER_LENGTH + ip::V6_HEADER + 65_535;
 
@@ -67,9 +71,9 @@ pub(crate) struct Engine<P> {
     counters: Arc<Counters>,
     batch: Batch,
     coalescer: Coalescer,
+    spin: Spin,
     read_buffer: Vec<u8>,
     receive_buffer: Vec<u8>,
-    opened: Vec<u8>,
 }
 
 impl<P: Protocol> Engine<P> {
@@ -80,6 +84,7 @@ impl<P: Protocol> Engine<P> {
         commands: Receiver<Command<P>>,
         wake: Arc<EventFd>,
         counters: Arc<Counters>,
+        spin: Duration,
     ) -> Result<Engine<P>, Error> {
         let failed = |step| move |errno: Errno| Error::Engine { step, source: errno.into() };
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("make an epoll instance"))?;
@@ -107,9 +112,9 @@ impl<P: Protocol> Engine<P> {
             counters,
             batch: Batch::new(),
             coalescer,
+            spin: Spin::new(spin),
             read_buffer: vec![0; READ_BUFFER],
             receive_buffer: vec![0; 1 << 16],
-            opened: vec![0; 1 << 16],
         })
     }
 
@@ -117,26 +122,37 @@ impl<P: Protocol> Engine<P> {
     pub(crate) fn run(mut self) -> io::Result<()> {
         loop {
             let mut events = [EpollEvent::empty(); 4];
-            let timeout = self.timeout();
+            let now = Instant::now();
+            let timeout = if self.spin.looks_again(now) {
+                // Whoever the packet was for, or its answer is from, may need this CPU.
+                std::thread::yield_now();
+                EpollTimeout::ZERO
+            } else {
+                self.timeout(now)
+            };
             let ready = match self.epoll.wait(&mut events, timeout) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(errno.into()),
             };
-            // The one clock reading of this turn.
+            // The one clock reading of what this turn carries.
             let now = Instant::now();
             let is_ready = |source: Source| events[..ready].iter().any(|event| event.data() == source as u64);
             if is_ready(Source::Commands) && !self.take_commands(now) {
                 return Ok(());
             }
+            let mut packets = 0;
             if is_ready(Source::SocketV4) {
-                self.receive(now, Source::SocketV4);
+                packets += self.receive(now, Source::SocketV4);
             }
             if is_ready(Source::SocketV6) {
-                self.receive(now, Source::SocketV6);
+                packets += self.receive(now, Source::SocketV6);
             }
             if is_ready(Source::Device) {
-                self.read_device(now)?;
+                packets += self.read_device(now)?;
+            }
+            if packets > 0 {
+                self.spin.carried(now, packets);
             }
             let mut outbox = Outbox::new(&mut self.batch, &mut self.sockets, &self.counters);
             self.protocol.on_deadline(now, &mut outbox);
@@ -144,19 +160,23 @@ impl<P: Protocol> Engine<P> {
         }
     }
 
-    fn timeout(&mut self) -> EpollTimeout {
+    fn timeout(&mut self, now: Instant) -> EpollTimeout {
         let Some(deadline) = self.protocol.next_deadline() else { return EpollTimeout::NONE };
-        let wait = deadline.saturating_duration_since(Instant::now());
+        let wait = deadline.saturating_duration_since(now);
         // Rounded up: waking early would only mean waking twice.
         let wait = wait + Duration::from_micros(999);
         EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
     }
 
-    /// Device to network.
-    fn read_device(&mut self, now: Instant) -> io::Result<()> {
+    /// Device to network; how many packets.
+    fn read_device(&mut self, now: Instant) -> io::Result<usize> {
         let Engine { device, sockets, protocol, counters, batch, read_buffer, .. } = self;
         let mut outbox = Outbox::new(batch, sockets, counters);
-        for _ in 0..READS_PER_TURN {
+        let mut packets = 0;
+        for read in 0..READS_PER_TURN {
+            if packets >= PACKETS_PER_TURN {
+                break;
+            }
             let length = match device.read(read_buffer) {
                 Ok(length) => length,
                 Err(error) if is_temporary(&error) => break,
@@ -169,29 +189,46 @@ impl<P: Protocol> Engine<P> {
                 Some((header, packet)) if device.features().vnet_header => (virtio::Header::parse(*header), packet),
                 _ => (Some(virtio::Header::PLAIN), &mut read_buffer[..length]),
             };
-            seal_packet(device.mtu(), header, packet, counters, &mut |packet| {
-                protocol.seal(now, packet, &mut outbox);
+            packets += seal_packet(device.mtu(), header, packet, counters, &mut |destination, packets| {
+                protocol.seal(now, destination, packets, &mut outbox);
             });
+            if read == 0 {
+                // It may be alone: then it need not wait for the answer that there is no other.
+                outbox.flush();
+            }
         }
         outbox.flush();
-        Ok(())
+        Ok(packets)
     }
 
-    /// Network to device.
-    fn receive(&mut self, now: Instant, source: Source) {
-        let Engine { device, sockets, protocol, counters, batch, coalescer, receive_buffer, opened, .. } = self;
-        for _ in 0..READS_PER_TURN {
+    /// Network to device; how many packets.
+    fn receive(&mut self, now: Instant, source: Source) -> usize {
+        let Engine { device, sockets, protocol, counters, batch, coalescer, receive_buffer, .. } = self;
+        let mut packets = 0;
+        for read in 0..READS_PER_TURN {
+            if packets >= PACKETS_PER_TURN {
+                break;
+            }
             let socket = if source == Source::SocketV4 { &mut sockets.v4 } else { &mut sockets.v6 };
             let Some(run) = socket.as_mut().and_then(|socket| receive_run(socket, receive_buffer)) else { break };
             let mut outbox = Outbox::new(batch, sockets, counters);
-            let mut inbox = DeviceInbox { device, coalescer, opened, counters };
-            for bytes in receive_buffer[..run.length].chunks(run.size) {
-                let datagram = Datagram { from: run.from, ecn: run.ecn, bytes };
-                protocol.open(now, datagram, &mut inbox, &mut outbox);
-            }
+            let mut inbox = DeviceInbox { device, coalescer, counters };
+            let bytes = &receive_buffer[..run.length];
+            protocol.open(
+                now,
+                Datagrams { from: run.from, ecn: run.ecn, bytes, size: run.size },
+                &mut inbox,
+                &mut outbox,
+            );
             outbox.flush();
+            packets += run.length.div_ceil(run.size);
+            if read == 0 && packets == 1 {
+                // As with what is sent: nothing it could be joined to may follow.
+                inbox.flush();
+            }
         }
-        DeviceInbox { device, coalescer, opened, counters }.flush();
+        DeviceInbox { device, coalescer, counters }.flush();
+        packets
     }
 
     /// False once told to stop.
@@ -221,7 +258,6 @@ impl<P: Protocol> Engine<P> {
 struct DeviceInbox<'a> {
     device: &'a Device,
     coalescer: &'a mut Coalescer,
-    opened: &'a mut Vec<u8>,
     counters: &'a Counters,
 }
 
@@ -234,39 +270,45 @@ impl DeviceInbox<'_> {
 
 impl Inbox for DeviceInbox<'_> {
     fn room(&mut self) -> &mut [u8] {
-        self.opened
+        self.coalescer.room()
     }
 
     fn deliver(&mut self, length: usize) {
-        let DeviceInbox { device, coalescer, opened, counters } = self;
-        coalescer.push(&opened[..length], &mut |packet| write_device(device, counters, packet));
+        let DeviceInbox { device, coalescer, counters } = self;
+        coalescer.deliver(length, &mut |packet| write_device(device, counters, packet));
     }
 }
 
-/// Checks the form of what was read, cuts it, and hands over each packet.
+/// Checks the form of what was read, and hands over the packets it stands for; how many.
 fn seal_packet(
     mtu: usize,
     header: Option<virtio::Header>,
     packet: &mut [u8],
     counters: &Counters,
-    seal: &mut dyn FnMut(&[u8]),
-) {
+    seal: &mut dyn FnMut(IpAddr, &mut Segments<'_>),
+) -> usize {
     let (Some(header), Some(envelope)) = (header, ip::envelope(packet)) else {
-        return counters.drop_packet(TunnelDrop::Malformed);
+        counters.drop_packet(TunnelDrop::Malformed);
+        return 1;
     };
     if envelope.destination == SELF_TEST_DESTINATION {
-        return counters.see_probe();
+        counters.see_probe();
+        return 1;
     }
+    // What is a fragment already was cut by a node for the device it was to leave by; nobody could make it smaller for us. The
+    // socket lets the kernel cut what is sealed.
+    let is_fragment = ip::is_fragment(packet);
     let Ok(mut segments) = Segments::new(header, &mut packet[..envelope.length]) else {
-        return counters.drop_packet(TunnelDrop::Malformed);
+        counters.drop_packet(TunnelDrop::Malformed);
+        return 1;
     };
-    while let Some(segment) = segments.next() {
-        if segment.len() > mtu {
-            counters.drop_packet(TunnelDrop::Oversized);
-        } else {
-            seal(segment);
-        }
+    let (longest, count) = segments.extent();
+    if longest > mtu && !is_fragment {
+        counters.drop_packets(TunnelDrop::Oversized, count as u64);
+    } else {
+        seal(envelope.destination, &mut segments);
     }
+    count
 }
 
 /// Errors on the socket (an ICMP answer, say) concern one packet, never the engine.
@@ -300,7 +342,11 @@ mod tests {
     fn sealed(header: Option<Header>, mut packet: Vec<u8>) -> (Vec<Vec<u8>>, Counters) {
         let counters = Counters::default();
         let mut packets = Vec::new();
-        seal_packet(1420, header, &mut packet, &counters, &mut |packet| packets.push(packet.to_vec()));
+        seal_packet(1420, header, &mut packet, &counters, &mut |_, segments| {
+            while let Some(packet) = segments.next() {
+                packets.push(packet.to_vec());
+            }
+        });
         (packets, counters)
     }
 
@@ -319,6 +365,11 @@ mod tests {
         let (packets, counters) = sealed(Some(Header::PLAIN), Tcp::new(Family::V4, 1, &[0; 1400]).build());
         assert!(packets.is_empty());
         assert_eq!(counters.drops().of(TunnelDrop::Oversized), 1);
+
+        let mut fragment = samples::udp(Family::V4, 1, 2, &[0; 1422]);
+        fragment[6] |= 0x20;
+        let (packets, counters) = sealed(Some(Header::PLAIN), fragment);
+        assert_eq!((packets.len(), counters.drops().total()), (1, 0), "a fragment goes as it is");
 
         for (header, packet) in [
             (Some(Header::PLAIN), vec![0x45; 10]),

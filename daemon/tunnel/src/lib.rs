@@ -9,7 +9,8 @@
 //! from the device (`io::tun`), cuts them (`offload::segment`), has each piece sealed by the
 //! protocol (`protocol`, `wireguard`) right into a batch (`io::outbox`) that leaves in one send
 //! (`io::udp`); and the same backwards, joining what belongs together (`offload::coalesce`).
-//! `allowed` says which inner address is whose, `schedule` who is to be woken when.
+//! `allowed` says which inner address is whose, `schedule` who is to be woken when, `spin` whether the
+//! engine sleeps until then.
 //!
 //! The agent holds a [`Tunnel`] and knows nothing of the rest. Nothing here opens a way that the
 //! configuration did not name: no peer, no endpoint, no session means that the packet is dropped
@@ -24,6 +25,7 @@ mod io;
 mod offload;
 mod protocol;
 mod schedule;
+mod spin;
 mod stats;
 mod tunnel;
 mod wireguard;

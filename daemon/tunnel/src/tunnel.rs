@@ -42,6 +42,7 @@ impl Tunnel {
             config.keys,
             config.handshake_limit_per_second,
             config.device.mtu as usize,
+            config.copy_dscp,
             config.on_state,
             counters.clone(),
         )?;
@@ -60,7 +61,7 @@ impl Tunnel {
         let wake = Arc::new(wake);
         let (commands, received) = channel();
         device.attach()?;
-        let engine = Engine::new(device, sockets, protocol, received, wake.clone(), counters.clone())?;
+        let engine = Engine::new(device, sockets, protocol, received, wake.clone(), counters.clone(), config.spin)?;
 
         let health = Arc::new(Mutex::new(Health::Running));
         let thread = std::thread::Builder::new()

@@ -4,6 +4,7 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -60,6 +61,65 @@ fn everything_crosses_sealed_over_ipv4() {
 #[test]
 fn everything_crosses_sealed_over_ipv6() {
     everything_crosses_sealed(Node::outer_v6);
+}
+
+/// Every packet that a bad wire does not lose arrives once, whatever else it does to it.
+#[test]
+fn a_wire_that_loses_repeats_and_reorders_costs_no_more_than_it_loses() {
+    const COUNT: u32 = 20_000;
+    let playground = Playground::new();
+    let wire = BadWire::start(&playground);
+    let [_a, b] = connected(&playground, |_| BadWire::ADDRESS);
+    let (sender, receiver) = udp_sockets(&playground, Node::A.inner_v4(), Node::B.inner_v4());
+    sender.send(b"a session first").unwrap();
+    receiver.recv(&mut [0; 64]).unwrap();
+
+    wire.badness.lost.store(10, Ordering::Relaxed);
+    wire.badness.repeated.store(30, Ordering::Relaxed);
+    wire.badness.delayed.store(50, Ordering::Relaxed);
+    let sending = std::thread::spawn(move || {
+        for number in 0..COUNT {
+            sender.send(&number.to_be_bytes()).unwrap();
+            if number % 32 == 31 {
+                // Slower than the relay: what is lost shall be lost by it.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    });
+    receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut arrived = vec![0u32; COUNT as usize];
+    let mut number = [0; 4];
+    while receiver.recv(&mut number).is_ok() {
+        arrived[u32::from_be_bytes(number) as usize] += 1;
+    }
+    sending.join().unwrap();
+    assert!(arrived.iter().all(|times| *times <= 1), "a repeated packet was delivered twice");
+    let missing = arrived.iter().filter(|times| **times == 0).count() as u64;
+    assert_eq!(missing, wire.badness.losses.load(Ordering::Relaxed), "more was lost than the wire lost");
+    assert!(missing > 0 && wire.badness.others.load(Ordering::Relaxed) > 0, "it was not a bad wire");
+    assert!(drops(&b, TunnelDrop::ReplayOrForged) > 0, "repeated packets are counted");
+
+    let bytes = pattern(SECRET, 2 << 20);
+    assert!(tcp_transfer(&playground, Node::B.inner_v4(), bytes.clone()) == bytes, "TCP was damaged");
+}
+
+/// The class of a packet shows outside only where that is asked for.
+#[test]
+fn the_inner_class_is_copied_when_configured() {
+    for (copy_dscp, shown) in [(false, 0x01), (true, 0xb9)] {
+        let playground = Playground::new();
+        let a = Node::A.start(&playground, TunnelConfig { copy_dscp, ..Node::A.config() });
+        let b = Node::B.start(&playground, Node::B.config());
+        a.apply(vec![PeerChange::Put(Node::B.as_peer(Node::B.outer_v4()))]).unwrap();
+        b.apply(vec![PeerChange::Put(Node::A.as_peer(Node::A.outer_v4()))]).unwrap();
+        let capture = playground.capture();
+        // Expedited forwarding, and a transport that understands congestion marks.
+        assert!(playground.nodes[0].succeeds(&format!("ping -c 1 -W 10 -s 700 -Q 0xb9 {}", Node::B.inner_v4())));
+        let frames = capture.finish();
+        let from_a = |frame: &&Vec<u8>| frame[12..14] == [8, 0] && frame[26..30] == [192, 0, 2, 1] && frame.len() > 700;
+        let classes: Vec<u8> = frames.iter().filter(from_a).map(|frame| frame[15]).collect();
+        assert!(!classes.is_empty() && classes.iter().all(|class| *class == shown), "{copy_dscp}: {classes:02x?}");
+    }
 }
 
 #[test]

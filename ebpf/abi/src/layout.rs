@@ -99,7 +99,7 @@ pub mod mark {
     pub const SEEN: u32 = 1;
     /// Carries traffic of an opted-in pod, whatever the addresses say after translation.
     pub const PROTECTED: u32 = 2;
-    /// Came out of the tunnel.
+    /// Came out of the tunnel; without `SEEN`: is the node's own answer to what the tunnel cannot take.
     pub const DECRYPTED: u32 = 4;
     /// Went through the IP stack (set by netfilter): what lacks it at the uplink came from a packet socket.
     pub const STACK: u32 = 8;

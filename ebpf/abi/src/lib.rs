@@ -12,6 +12,7 @@
 //! | [`judge`] | the rules: encrypt, deliver, pass or drop, and why |
 //! | [`reason`] | drop reasons, encryption values and their reasons |
 //! | [`flow`] | flow keys, flow entries and the events sent to the agent |
+//! | [`too_big`] | the answer to what the tunnel cannot take |
 //! | [`layout`] | the remaining map values: settings, attachments, peers, marks |
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
@@ -23,6 +24,7 @@ pub mod judge;
 pub mod layout;
 pub mod packet;
 pub mod reason;
+pub mod too_big;
 #[cfg(feature = "user")]
 mod user;
 

@@ -11,6 +11,7 @@ use hauberk_abi::{
     identity::Identity,
     layout::{Attachment, COUNTER_SLOTS, Counter, Interface, Pair, Peer, Settings},
     reason::DROP_SLOTS,
+    too_big::{HEAD_V6, QUOTE},
 };
 
 #[map]
@@ -39,3 +40,7 @@ pub static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
 /// Not pinned: nobody outside a program run looks at it.
 #[map]
 pub static SCRATCH: PerCpuArray<crate::record::Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Not pinned, likewise: an answer under construction.
+#[map]
+pub static ANSWER: PerCpuArray<[u8; HEAD_V6 + QUOTE]> = PerCpuArray::with_max_entries(1, 0);

@@ -6,7 +6,7 @@ use hauberk_abi::{
     identity::Protection,
     judge::{self, Need, Verdict},
     layout::{Hook, Peer, Settings, flag, mark, probe},
-    packet::{Frame, Packet, parse_frame},
+    packet::{Frame, Packet, parse_frame, protocol},
     reason::{DropReason, Encryption},
 };
 
@@ -27,7 +27,9 @@ pub fn from_pod(context: &TcContext) -> i32 {
     if packet.tagged || has_tag(context) {
         return not_ip(context);
     }
-    if packet.destination.is_link_scope() {
+    // A neighbour that is thought to be there is asked at its own address, from a link-local one (RFC 4861 section 7.3.3).
+    let asks_neighbour = packet.source.is_link_scope() && packet.is_neighbour_discovery();
+    if packet.destination.is_link_scope() || asks_neighbour {
         return on_link(context, settings, &packet);
     }
     match attachment(&packet.source) {
@@ -136,7 +138,14 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     let need = judge::need(&source, &destination, &place(settings, 0));
-    let decrypted = marks(context, settings) & mark::DECRYPTED != 0;
+    let marked = marks(context, settings);
+    if marked & (mark::DECRYPTED | mark::SEEN) == mark::DECRYPTED
+        && matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6)
+    {
+        // The node's own word that a packet was too big: it came from nowhere.
+        return pass();
+    }
+    let decrypted = marked & mark::DECRYPTED != 0;
     let verdict = judge::entering_pod(need, &destination, decrypted);
     let tunnel = peer(source.node);
     record(context, settings, Hook::ToPod, packet, &verdict, source.node, &tunnel);

@@ -10,7 +10,7 @@ use hauberk_abi::{
     reason::DropReason,
 };
 
-use crate::carry::{self, drop, pass, set_marks};
+use crate::carry::{self, drop, marks, pass, set_marks};
 use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, settings};
 use crate::record::record;
 
@@ -21,6 +21,10 @@ pub fn from_tunnel(context: &TcContext) -> i32 {
     let Ok(packet) = parse_ip(&Skb(context)) else { return drop(DropReason::Malformed) };
     if packet.destination == Address::v6(probe::DROP) {
         return drop(DropReason::SelfTest);
+    }
+    // What the tunnel itself writes has no mark.
+    if marks(context, settings) & mark::DECRYPTED != 0 {
+        return pass();
     }
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);

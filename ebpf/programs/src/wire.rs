@@ -7,13 +7,14 @@ use hauberk_abi::{
     identity::{Identity, Protection},
     judge::{self, Need, Verdict, is_here},
     layout::{Hook, Peer, Settings, flag, mark, probe},
-    packet::{Frame, Packet, parse_frame},
+    packet::{Fragment, Frame, Packet, parse_frame},
     reason::{DropReason, Encryption},
 };
 
 use crate::carry::{self, drop, has_tag, marks, pass, segment};
 use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, remember_translated, settings};
 use crate::record::record;
+use crate::too_big;
 
 /// What arrives: plaintext for or from opted-in pods is dropped, plaintext for plain pods goes straight in.
 #[inline(always)]
@@ -119,7 +120,13 @@ fn judge_to_wire(context: &TcContext, settings: &Settings, packet: &Packet) -> i
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
         Encryption::Encrypted if packet.tagged || has_tag(context) => drop(DropReason::PlaintextLeaving),
-        Encryption::Encrypted if !packet.fits(settings.tunnel_mtu, segment(context)) => drop(DropReason::TooBig),
+        // A fragment that is too large was not cut by its sender, who could do nothing about it: a node's netfilter puts fragments
+        // together and cuts anew for the device they leave by. It is sealed as it is, and what is sealed is cut.
+        Encryption::Encrypted
+            if !packet.fits(settings.tunnel_mtu, segment(context)) && matches!(packet.fragment, Fragment::Whole) =>
+        {
+            too_big::refuse(context, settings, packet)
+        }
         Encryption::Encrypted => carry::to_tunnel(context, settings),
         _ => pass(),
     }

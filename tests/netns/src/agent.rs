@@ -27,7 +27,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn new(node: &str, socket: &Path, log: &Path) -> Agent {
+    /// The agent of `node` that listens at `socket`; what one that is started here says goes to `log`.
+    pub fn new(node: &str, socket: &Path, log: &Path) -> Agent {
         Agent { node: node.into(), socket: socket.into(), log: log.into(), process: Mutex::new(None) }
     }
 

@@ -174,14 +174,36 @@ pub fn cleartext_of(frames: &[Arc<Frame>], addresses: &[IpAddr]) -> Vec<Sighting
                 return Some(format!("in the clear to {}", packet.destination));
             }
         }
-        // Four bytes turn up in ciphertext by chance, sixteen do not.
+        // Four bytes turn up in ciphertext by chance, sixteen do not. In TCP, where TLS is, they are a packet's address only where a
+        // header is around them.
+        let in_stream = packet.is_some_and(|packet| packet.protocol == TCP);
         finders
             .iter()
             .filter(|(address, _)| kind != Kind::Tunnel || address.is_ipv6())
-            .find(|(_, finder)| finder.find(&frame.bytes).is_some())
+            .find(|(address, finder)| {
+                let mut found = finder.find_iter(&frame.bytes);
+                found.any(|at| !in_stream || address.is_ipv6() || is_in_header(&frame.bytes, at))
+            })
             .map(|(address, _)| format!("{address} inside"))
     };
     frames.iter().filter_map(|frame| judge(frame).map(|why| Sighting { frame: frame.clone(), why })).collect()
+}
+
+/// The protocol number of TCP.
+const TCP: u8 = 6;
+
+/// Whether four bytes are the source or the destination in an IPv4 header whose checksum is right (RFC 791).
+fn is_in_header(bytes: &[u8], at: usize) -> bool {
+    [12, 16].iter().any(|offset| {
+        let Some(header) = at.checked_sub(*offset).and_then(|start| bytes.get(start..)) else { return false };
+        let length = usize::from(header[0] & 0x0f) * 4;
+        if header[0] >> 4 != 4 || length < 20 || header.len() < length {
+            return false;
+        }
+        let words = header[..length].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        (sum & 0xffff) + (sum >> 16) == 0xffff
+    })
 }
 
 /// Frames that show one of `markers`.
@@ -263,6 +285,29 @@ mod tests {
         assert_eq!(cleartext_of(&[frame(udp((1, 2), &[0, 10, 9, 9, 9]))], &[quoted]).len(), 1);
         let sealed = udp((TUNNEL_PORT, TUNNEL_PORT), &[4, 0, 0, 0, 10, 9, 9, 9]);
         assert_eq!(cleartext_of(&[frame(sealed)], &[quoted]).len(), 0);
+    }
+
+    #[test]
+    fn in_a_stream_an_address_counts_only_in_a_header() {
+        let stream = |payload: &[u8]| {
+            let mut bytes = Vec::new();
+            let builder =
+                PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64).tcp(1, 2, 3, 4);
+            builder.write(&mut bytes, payload).unwrap();
+            frame(bytes)
+        };
+        let by_chance = IpAddr::from([10, 9, 9, 9]);
+        assert_eq!(cleartext_of(&[stream(&[0, 10, 9, 9, 9, 1])], &[by_chance]).len(), 0);
+        // A packet of another pod in it, from and to.
+        let carried = udp((1, 2), b"payload");
+        for end in [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from) {
+            let mut inner = carried[14..].to_vec();
+            inner.insert(0, 7);
+            let outer = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([10, 1, 0, 1], [10, 1, 0, 2], 64).tcp(1, 2, 3, 4);
+            let mut bytes = Vec::new();
+            outer.write(&mut bytes, &inner).unwrap();
+            assert_eq!(cleartext_of(&[frame(bytes)], &[end]).len(), 1, "{end}");
+        }
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Capture {
         }
         let names = ports.iter().map(|(_, interface)| interface.clone()).collect();
         let capture = Capture { ports: Arc::new(names), shared: Arc::new(Shared::default()) };
+        if rings.is_empty() {
+            // Then nobody may draw conclusions from it.
+            *locked(&capture.shared.failure) = Some("nothing is captured here".into());
+            return Ok(capture);
+        }
         let shared = capture.shared.clone();
         thread::Builder::new().name("capture".into()).spawn(move || shared.read(rings)).context("start capture")?;
         Ok(capture)

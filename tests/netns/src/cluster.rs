@@ -60,6 +60,8 @@ pub struct Setup {
     pub uplink_mtu: u32,
     /// Nodes with an even number are behind a router whose far side has this MTU.
     pub narrow: Option<u32>,
+    /// Whether what crosses the wire is recorded.
+    pub capture: bool,
     /// More configuration for all agents, laid over the rest.
     pub config: Value,
 }
@@ -73,6 +75,7 @@ impl Default for Setup {
             host_routing: HostRouting::Bpf,
             uplink_mtu: 1500,
             narrow: None,
+            capture: true,
             config: json!({}),
         }
     }
@@ -117,8 +120,9 @@ impl Cluster {
             node.configure(manifests.directory(), &agent_config(&setup))?;
             nodes.push(Arc::new(node));
         }
-        let capture = Capture::start(wire.ports())?;
+        let capture = Capture::start(if setup.capture { wire.ports() } else { &[] })?;
         context.watch(&capture);
+        context.attend(&nodes);
         let directory = context.directory.clone();
         let plain_pods = AtomicU32::new(0);
         let cluster = Cluster { nodes, outside, manifests, capture, wire, setup, directory, plain_pods };

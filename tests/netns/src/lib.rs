@@ -10,14 +10,19 @@
 //! | [`runner`] | one process per test, time limits, what to say after a failure |
 //! | [`cluster`], [`node`], [`pod`], [`wire`] | the machines and the cables |
 //! | [`agent`], [`plugin`], [`manifests`] | our programs and their input |
+//! | [`chain`] | other people's CNI plugins, with ours behind them |
 //! | [`nat`] | other people's netfilter rules on the nodes |
+//! | [`endpoints`] | which addresses the kernel knows, past every cache of the agent |
 //! | [`traffic`] | clients and servers of every protocol |
+//! | [`usage`] | memory and CPU time, of a process and of the machine |
 //! | [`capture`], [`analysis`] | what crossed the wire, and an opinion of it that owes nothing to the product's parser |
 
 pub mod agent;
 pub mod analysis;
 pub mod capture;
+pub mod chain;
 pub mod cluster;
+pub mod endpoints;
 pub mod inject;
 pub mod manifests;
 pub mod marker;
@@ -33,6 +38,7 @@ pub mod runner;
 pub mod sandbox;
 mod syscalls;
 pub mod traffic;
+pub mod usage;
 pub mod wait;
 pub mod wire;
 

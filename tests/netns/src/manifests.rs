@@ -121,6 +121,11 @@ pub fn node(name: &str, addresses: &[IpAddr], pod_ranges: &[String]) -> Value {
     })
 }
 
+/// What a node's agent would publish for its only key, given in base64: the text of the annotation [`KEYS`].
+pub fn keys(public: &str) -> String {
+    json!({"version": 1, "port": 51840, "keys": [{"epoch": 1, "publicKey": public}]}).to_string()
+}
+
 /// A Namespace, opted in or not.
 pub fn namespace(name: &str, encryption: Option<&str>) -> Value {
     let mut labels = json!({"kubernetes.io/metadata.name": name});

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -46,6 +46,25 @@ impl Netns {
         let netns = Netns { name: name.into(), file: Arc::new(file) };
         netns.ip("link set lo up")?;
         Ok(netns)
+    }
+
+    /// Gives a namespace that somebody else made a name, for example `/proc/<process>/ns/net`; a name that is taken is given
+    /// to it instead.
+    ///
+    /// # Errors
+    /// There is no namespace at `namespace`, or the kernel refuses.
+    pub fn adopt(name: &str, namespace: &Path) -> Result<Netns> {
+        let path = PathBuf::from(sandbox::NETNS).join(name);
+        if path.exists() {
+            umount2(&path, MntFlags::MNT_DETACH).ok();
+        } else {
+            File::create_new(&path).with_context(|| format!("network namespace {name}: create {}", path.display()))?;
+        }
+        let none: Option<&str> = None;
+        mount(Some(namespace), &path, none, MsFlags::MS_BIND, none)
+            .with_context(|| format!("bind {} to {}", namespace.display(), path.display()))?;
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        Ok(Netns { name: name.into(), file: Arc::new(file) })
     }
 
     /// Its name.
@@ -97,8 +116,8 @@ impl Netns {
         command
     }
 
-    /// The namespace's open file, for [`crate::node::Node::command`].
-    pub(crate) fn file(&self) -> Arc<File> {
+    /// The namespace's open file: for commands that enter more than it.
+    pub fn file(&self) -> Arc<File> {
         self.file.clone()
     }
 

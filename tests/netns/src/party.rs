@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use anyhow::{Result, bail};
+
 use crate::netns::Netns;
 
 /// IPv4 or IPv6.
@@ -47,6 +49,19 @@ pub struct Party {
 }
 
 impl Party {
+    /// A party with an address of each family among those given.
+    ///
+    /// # Errors
+    /// A family has none.
+    pub fn new(name: String, netns: Netns, addresses: &[IpAddr]) -> Result<Party> {
+        let v4 = addresses.iter().find_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None });
+        let v6 = addresses.iter().find_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None });
+        match (v4, v6) {
+            (Some(v4), Some(v6)) => Ok(Party { name, netns, v4, v6 }),
+            _ => bail!("{name} has the addresses {addresses:?}, not one of each family"),
+        }
+    }
+
     /// Its address in a family.
     pub fn address(&self, family: Family) -> IpAddr {
         match family {

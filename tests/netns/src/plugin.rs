@@ -58,7 +58,11 @@ impl Answer {
 }
 
 impl Plugin {
-    pub(crate) fn new(party: &Party, run: &Path, socket: &Path) -> Result<Plugin> {
+    /// On the node of this network namespace, with the agent that listens at `socket`; its configuration is written below `run`.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn new(party: &Party, run: &Path, socket: &Path) -> Result<Plugin> {
         let config = json!({
             "cniVersion": "1.1.0", "name": "hauberk", "type": "hauberk-cni", "socket": socket, "timeoutSeconds": 30
         });

@@ -1,6 +1,6 @@
 //! A pod: a network namespace that the CNI plugin (or, without hauberk, the harness) connected to its node.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -73,15 +73,7 @@ impl Pod {
         container: String,
         addresses: &[IpAddr],
     ) -> Result<Pod> {
-        let v4: Ipv4Addr = addresses
-            .iter()
-            .find_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None })
-            .context("no IPv4 address")?;
-        let v6: Ipv6Addr = addresses
-            .iter()
-            .find_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None })
-            .context("no IPv6 address")?;
-        let party = Party { name: format!("{namespace}/{name}"), netns, v4, v6 };
+        let party = Party::new(format!("{namespace}/{name}"), netns, addresses)?;
         Ok(Pod { party, namespace: namespace.into(), name: name.into(), node: node.clone(), container })
     }
 

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::capture::Capture;
+use crate::node::Node;
 use crate::programs;
 use crate::sandbox;
 use crate::syscalls;
@@ -48,17 +49,23 @@ pub struct Context {
     /// The test's own folder, `target/netns/<test>`: logs, manifests, captures.
     pub directory: PathBuf,
     captures: Mutex<Vec<Capture>>,
+    nodes: Mutex<Vec<Arc<Node>>>,
 }
 
 impl Context {
     /// For a program that is no test: what it builds leaves its logs in `directory`.
     pub fn new(directory: PathBuf) -> Context {
-        Context { directory, captures: Mutex::new(Vec::new()) }
+        Context { directory, captures: Mutex::default(), nodes: Mutex::default() }
     }
 
     /// Has a capture written to the folder if the test fails.
     pub(crate) fn watch(&self, capture: &Capture) {
         self.captures.lock().unwrap_or_else(PoisonError::into_inner).push(capture.clone());
+    }
+
+    /// Has what the agents on these nodes drop told if the test fails.
+    pub(crate) fn attend(&self, nodes: &[Arc<Node>]) {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(nodes);
     }
 
     /// `target/netns`, where results that outlive a test go.
@@ -74,7 +81,7 @@ impl Context {
 pub fn sandboxed(directory: &Path) -> Result<Context> {
     sandbox::enter()?;
     fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-    Ok(Context { directory: directory.to_owned(), captures: Mutex::new(Vec::new()) })
+    Ok(Context::new(directory.to_owned()))
 }
 
 /// The test program's `main`.
@@ -191,6 +198,12 @@ fn explain(context: &Context) {
         match capture.write(&path) {
             Ok(()) => println!("what crossed the wire: {} (ports: {})", path.display(), capture.ports().join(", ")),
             Err(error) => println!("the capture could not be written: {error:#}"),
+        }
+    }
+    for node in context.nodes.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        // An agent that does not run is no further news.
+        if let Ok((_, drops)) = node.agent.get("/v1/drops") {
+            println!("dropped on {}: {}", node.name, drops.trim());
         }
     }
     println!("logs and manifests: {}", context.directory.display());

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hauberk_core::api::{Event, FlowRecord, PeerState};
 use hauberk_netns::capture::Moment;
-use hauberk_netns::manifests::KEYS;
+use hauberk_netns::manifests::{self, KEYS};
 use hauberk_netns::traffic::{Exchange, Protocol, UdpStreamer, exchange};
 use hauberk_netns::{Cluster, Context, Family, Pod, Setup, Test, eventually};
 use serde_json::json;
@@ -120,7 +120,7 @@ impl Playground {
 
 /// The annotation's text for a key.
 fn published(key: &[u8; 32]) -> String {
-    json!({"version": 1, "port": 51840, "keys": [{"epoch": 1, "publicKey": BASE64.encode(key)}]}).to_string()
+    manifests::keys(&BASE64.encode(key))
 }
 
 /// A well-formed public key that belongs to nobody here.
@@ -384,8 +384,8 @@ fn malformed_objects(context: &Context) -> Result<()> {
         Ok(Some(()))
     })?;
     // Two pods with one address: the protected one wins, and an event names both.
-    let mut thief = hauberk_netns::manifests::pod("public", "thief", "n2");
-    hauberk_netns::manifests::set_addresses(&mut thief, &playground.b.addresses());
+    let mut thief = manifests::pod("public", "thief", "n2");
+    manifests::set_addresses(&mut thief, &playground.b.addresses());
     manifests.put("pod", "public-thief", &thief)?;
     eventually("an event that names both pods", || {
         let events = agent.events()?;

@@ -79,8 +79,7 @@ impl Stranger {
         let addresses: [IpAddr; 2] = [format!("172.18.0.{NUMBER}").parse()?, format!("fd00:18::{NUMBER}").parse()?];
         let ranges = [format!("10.244.{NUMBER}.0/24"), format!("fd00:10:244:{NUMBER}::/64")];
         let mut node = manifests::node("stranger", &addresses, &ranges);
-        let keys = json!({"version": 1, "port": PORT, "keys": [{"epoch": 1, "publicKey": public}]});
-        node["metadata"]["annotations"] = json!({manifests::KEYS: keys.to_string()});
+        node["metadata"]["annotations"] = json!({manifests::KEYS: manifests::keys(&public)});
         cluster.manifests.put("node", "stranger", &node)?;
         for node in &cluster.nodes {
             eventually(format!("{} to have the stranger as a peer", node.name), || {

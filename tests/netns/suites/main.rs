@@ -2,6 +2,7 @@
 //! can the harness see a leak at all, does every pair talk as the policy says, and then everything that can go wrong.
 
 mod births;
+mod chained;
 mod cli;
 mod cni;
 mod denial;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         interop::TESTS,
         scale::TESTS,
         cni::TESTS,
+        chained::TESTS,
         cli::TESTS,
     ];
     runner::main(&suites.concat())

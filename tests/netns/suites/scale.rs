@@ -3,16 +3,16 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use hauberk_netns::endpoints::Endpoints;
 use hauberk_netns::manifests::{self, KEYS};
-use hauberk_netns::{Cluster, Context, Setup, Test, wait};
+use hauberk_netns::{Cluster, Context, Setup, Test, usage, wait};
 use serde_json::json;
 
 pub const TESTS: &[Test] = &[Test::new("scale::thousand_peers_twenty_thousand_pods", scale).limit(600)];
@@ -36,7 +36,7 @@ fn scale(context: &Context) -> Result<()> {
     })
     .with_context(|| node.agent.log_tail())?;
     let ready = started.elapsed();
-    let endpoints = Endpoints::open(&node.name)?;
+    let endpoints = Endpoints::open(Path::new(&format!("/run/bpf/{}", node.name)))?;
     let last = pod_address(PODS - 1);
     wait::within(Duration::from_secs(300), "the last pod to be in the kernel", || {
         Ok(endpoints.find(last)?.then_some(()))
@@ -45,11 +45,11 @@ fn scale(context: &Context) -> Result<()> {
     let peers = node.agent.status()?.peers.len();
     ensure!(peers == PEERS, "{peers} peers");
     let id = node.agent.id().context("the agent runs")?;
-    settle(id)?;
-    let memory = memory(id)?;
-    let (cpu_before, since) = (cpu(id)?, Instant::now());
+    usage::settle(id)?;
+    let memory = usage::memory(id, "VmRSS")?;
+    let (cpu_before, since) = (usage::cpu(id)?, Instant::now());
     thread::sleep(Duration::from_secs(10));
-    let idle = (cpu(id)? - cpu_before) / since.elapsed().as_secs_f64() * 100.0;
+    let idle = (usage::cpu(id)? - cpu_before) / since.elapsed().as_secs_f64() * 100.0;
     let latencies = change_latencies(&cluster, &endpoints)?;
     let median = latencies[latencies.len() / 2];
     let worst = latencies[latencies.len() - 1];
@@ -91,9 +91,7 @@ fn write_objects(cluster: &Cluster) -> Result<()> {
         let mut secret = [1; 32];
         secret[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
         let public = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(secret));
-        let keys =
-            json!({"version": 1, "port": 51840, "keys": [{"epoch": 1, "publicKey": BASE64.encode(public.as_bytes())}]});
-        node["metadata"]["annotations"] = json!({KEYS: keys.to_string()});
+        node["metadata"]["annotations"] = json!({KEYS: manifests::keys(&BASE64.encode(public.as_bytes()))});
         cluster.manifests.put("node", &name, &node)?;
     }
     for number in 0..20 {
@@ -111,49 +109,6 @@ fn write_objects(cluster: &Cluster) -> Result<()> {
         fs::write(directory.join(format!("pod-{namespace}-{name}.yaml")), pod.to_string()).context("write pod")?;
     }
     Ok(())
-}
-
-/// The kernel's own map, past every cache of the agent.
-struct Endpoints {
-    map: HashMap<MapData, [u8; 16], [u8; 8]>,
-}
-
-impl Endpoints {
-    fn open(node: &str) -> Result<Endpoints> {
-        let found = find(Path::new(&format!("/run/bpf/{node}")), "ENDPOINTS")?;
-        let data = MapData::from_pin(&found).with_context(|| format!("open {}", found.display()))?;
-        let map = HashMap::try_from(Map::HashMap(data)).context("ENDPOINTS is a hash map")?;
-        Ok(Endpoints { map })
-    }
-
-    fn find(&self, address: IpAddr) -> Result<bool> {
-        // IPv4 addresses are kept as ::ffff:a.b.c.d.
-        let key = match address {
-            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-            IpAddr::V6(address) => address.octets(),
-        };
-        match self.map.get(&key, 0) {
-            Ok(_) => Ok(true),
-            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
-            Err(error) => Err(error).context("look up ENDPOINTS"),
-        }
-    }
-}
-
-/// A file of this name below a folder.
-fn find(directory: &Path, name: &str) -> Result<PathBuf> {
-    let mut folders = vec![directory.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
-            let path = entry?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.file_name().is_some_and(|file| file == name) {
-                return Ok(path);
-            }
-        }
-    }
-    anyhow::bail!("no {name} below {}", directory.display())
 }
 
 /// From the rename of a new pod's file to its entry in the kernel, sorted.
@@ -174,29 +129,4 @@ fn change_latencies(cluster: &Cluster, endpoints: &Endpoints) -> Result<Vec<Dura
     }
     latencies.sort();
     Ok(latencies)
-}
-
-/// Waits until the agent has nothing left to do.
-fn settle(id: u32) -> Result<()> {
-    wait::within(Duration::from_secs(120), "the agent to come to rest", || {
-        let before = cpu(id)?;
-        thread::sleep(Duration::from_secs(1));
-        Ok((cpu(id)? - before < 0.1).then_some(()))
-    })
-}
-
-/// Resident memory, KiB.
-fn memory(id: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{id}/status")).context("read status")?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
-    line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).context("VmRSS in KiB")
-}
-
-/// CPU time so far, seconds.
-fn cpu(id: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).context("read stat")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().filter_map(|field| field.parse::<u64>().ok()).sum();
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).context("sysconf")?.context("CLK_TCK")?;
-    Ok(ticks as f64 / per_second as f64)
 }

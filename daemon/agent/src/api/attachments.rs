@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use hauberk_abi::address::Address;
-use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
+use hauberk_core::api::{Adopt, Adopted, Attach, Attachment, Reservation, Reserve};
 use hauberk_core::model::{AttachmentKey, Change};
 
 use super::{Context, Refusal};
@@ -27,7 +27,7 @@ pub(super) async fn reserve(
         let claimed = |address| world.desired.endpoints.contains_key(&Address::from(address));
         let reservation = attachments.reserve(&request, claimed)?;
         let attach = attachments.find(&request.container, &request.interface).and_then(|known| known.attach.clone());
-        Ok(Attachment { request, reservation, attach })
+        Ok(Attachment { request, reservation, attach, adopted: false })
     })
     .await?;
     let reservation = attachment.reservation.clone();
@@ -44,6 +44,23 @@ pub(super) async fn attach(
     let (input, answer) = Input::attach(attachment);
     tell(&context, input).await?;
     wait(answer).await
+}
+
+/// Answered with the tunnel's MTU, hence only once there is a tunnel.
+pub(super) async fn adopt(
+    State(context): State<Context>,
+    Json(request): Json<Adopt>,
+) -> Result<Json<Adopted>, Refusal> {
+    let (attachment, superseded) = with(&context, move |attachments, _| attachments.adopt(&request)).await?;
+    for gone in superseded {
+        tell(&context, Input::Changes(vec![Change::AttachmentGone(AttachmentKey::of(&gone))])).await?;
+    }
+    let (input, answer) = Input::attach(attachment);
+    tell(&context, input).await?;
+    wait(answer).await?;
+    let running = context.world.read().running.as_ref().map(|running| running.mtu);
+    let route_mtu = running.ok_or_else(|| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "there is no tunnel yet"))?;
+    Ok(Json(Adopted { route_mtu }))
 }
 
 pub(super) async fn release(
@@ -79,7 +96,7 @@ async fn with<T: Send + 'static>(
 
 fn status_of(error: &AttachmentError) -> StatusCode {
     match error {
-        AttachmentError::Name { .. } => StatusCode::BAD_REQUEST,
+        AttachmentError::Name { .. } | AttachmentError::NotAdoptable { .. } => StatusCode::BAD_REQUEST,
         AttachmentError::Unknown { .. } => StatusCode::NOT_FOUND,
         AttachmentError::NoRanges { .. } => StatusCode::SERVICE_UNAVAILABLE,
         AttachmentError::Exhausted { .. } | AttachmentError::TooMany { .. } => StatusCode::INSUFFICIENT_STORAGE,

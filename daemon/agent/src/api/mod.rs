@@ -100,6 +100,7 @@ pub async fn serve(listener: UnixListener, context: Context) -> std::io::Result<
             .route("/v1/maps", get(read::maps))
             .route("/v1/events", get(read::events))
             .route("/v1/attachments", get(attachments::list).post(attachments::reserve))
+            .route("/v1/attachments/adopt", post(attachments::adopt))
             .route(&format!("{attachment}/attach"), post(attachments::attach))
             .route(attachment, delete(attachments::release))
             .with_state(context),

@@ -259,6 +259,9 @@ impl Kernel {
             fault::point("put an attachment entry");
             maps.put_attachment((*address).into(), attachment)?;
         }
+        if pod.adopted {
+            return Ok(());
+        }
         let has = |v4: bool| pod.addresses.iter().any(|address| address.is_ipv4() == v4);
         fault::point("prepare a pod interface");
         host::sysctl::prepare_pod_interface(&pod.host_interface, has(false))?;
@@ -294,7 +297,7 @@ impl Kernel {
                 // Another pod's by now; its programs stay.
                 return Ok(());
             }
-            if pod.host_interface.starts_with(INTERFACE_PREFIX) {
+            if !pod.adopted && pod.host_interface.starts_with(INTERFACE_PREFIX) {
                 fault::point("remove a pod interface");
                 self.netlink.remove_link(link.index).await?;
             }
@@ -334,5 +337,7 @@ fn leftover(index: u32, name: Option<&String>, protection: u8) -> LocalPod {
             1 => Protection::Permissive,
             _ => Protection::Enabled,
         },
+        // Ours are known by their interface's name.
+        adopted: name.is_none_or(|name| !name.starts_with(INTERFACE_PREFIX)),
     }
 }

@@ -1,6 +1,7 @@
 //! From nothing, or from what an earlier agent left, to a [`Kernel`] that steps can be applied to. Deny first: the cluster's
 //! ranges are closed before any program is attached, programs are attached before the tunnel starts.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use hauberk_core::desired::Policy;
 use hauberk_core::model::NodeNumber;
 use ipnet::IpNet;
 
-use super::uplinks::guard;
+use super::uplinks::{beside, chained, guard};
 use super::{ApplyError, Kernel};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, Config, HostRouting, WorldIngress};
 use crate::datapath::Datapath;
 use crate::fault;
-use crate::host::{Link, Netfilter, Netlink, Ruleset, sysctl};
+use crate::host::{Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 
 /// What an outer IPv6 header, UDP and WireGuard take of a packet, bytes (IPv4: 60; a node's peers may have either).
 const OVERHEAD: u32 = 80;
@@ -160,8 +161,10 @@ impl Prepared {
         tunnel: impl FnOnce(u32) -> UserspaceConfig,
     ) -> Result<(Arc<dyn Backend>, Vec<Link>, Netfilter, Ruleset), StartError> {
         let addresses = node.addresses.iter().copied().collect();
-        let uplinks =
-            self.netlink.uplinks(&config.uplinks, &addresses, &config.tunnel.device).await.map_err(ApplyError::from)?;
+        let chained = chained(config, &policy.cluster_ranges, node);
+        let uplinks = self.netlink.uplinks(&config.uplinks, &addresses, &config.tunnel.device, chained);
+        let uplinks = uplinks.await.map_err(ApplyError::from)?;
+        let mtu = tunnel_mtu(config, &uplinks)?;
         for uplink in &uplinks {
             guard(&mut self.datapath, uplink)?;
         }
@@ -169,16 +172,17 @@ impl Prepared {
         let ruleset = Ruleset {
             mark_shift: config.mark_shift,
             uplinks: names.clone(),
-            local: node.pod_ranges.iter().copied().collect(),
+            // Who else routes to pods also says what of theirs is masqueraded.
+            local: if policy.chained { BTreeSet::new() } else { node.pod_ranges.iter().copied().collect() },
             untranslated: policy.cluster_ranges.iter().chain(&policy.node_ranges).copied().collect(),
             guarded: policy.cluster_ranges.iter().copied().collect(),
+            chained: beside(config, &uplinks, mtu),
         };
         fault::point("install the netfilter rules");
         let netfilter = Netfilter::install(&ruleset).await.map_err(ApplyError::from)?;
         fault::point("prepare the host");
         sysctl::prepare_host(&names).map_err(ApplyError::from)?;
 
-        let mtu = tunnel_mtu(config, &uplinks)?;
         fault::point("start the tunnel");
         let backend = Userspace::start(tunnel(mtu)).map_err(ApplyError::from)?;
         let device = &config.tunnel.device;
@@ -218,7 +222,8 @@ pub(super) fn tunnel_mtu(config: &Config, uplinks: &[Link]) -> Result<u32, Start
     if let Automatic::Value(mtu) = config.tunnel.mtu {
         return Ok(mtu);
     }
-    let smallest = uplinks.iter().min_by_key(|uplink| uplink.mtu);
+    // An overlay's packets are in packets of the others; the tunnel's are not in its.
+    let smallest = uplinks.iter().filter(|uplink| uplink.kind != LinkKind::Overlay).min_by_key(|uplink| uplink.mtu);
     let Some(uplink) = smallest else { return Ok(MIN_MTU) };
     let left = uplink.mtu.saturating_sub(OVERHEAD);
     // WireGuard pads to 16 bytes: an MTU that is a multiple of 16 plus 12 wastes nothing, but any works.

@@ -1,15 +1,17 @@
 //! Uplinks come and go; a guard must be on each before anything uses it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use hauberk_abi::layout::{Hook, Settings};
+use ipnet::IpNet;
 
 use super::startup::tunnel_mtu;
 use super::{ApplyError, Kernel, Node, StartError};
-use crate::config::Config;
+use crate::config::{CniInstall, Config};
 use crate::datapath::Datapath;
 use crate::fault;
-use crate::host::{Link, Ruleset};
+use crate::host::{Beside, Chained, Link, Ruleset};
 
 impl Kernel {
     /// Guards uplinks that are new, forgets those that are gone, and follows a smaller MTU. What is no uplink any more but
@@ -17,10 +19,16 @@ impl Kernel {
     ///
     /// # Errors
     /// [`StartError`]; guards that are there stay.
-    pub async fn refresh_uplinks(&mut self, config: &Config, node: &Node) -> Result<bool, StartError> {
+    pub async fn refresh_uplinks(
+        &mut self,
+        config: &Config,
+        cluster_ranges: &[IpNet],
+        node: &Node,
+    ) -> Result<bool, StartError> {
         let addresses = node.addresses.iter().copied().collect();
-        let found =
-            self.netlink.uplinks(&config.uplinks, &addresses, &config.tunnel.device).await.map_err(ApplyError::from)?;
+        let chained = chained(config, cluster_ranges, node);
+        let found = self.netlink.uplinks(&config.uplinks, &addresses, &config.tunnel.device, chained);
+        let found = found.await.map_err(ApplyError::from)?;
         let links = self.netlink.links().await.map_err(ApplyError::from)?;
         let exists = |uplink: &Link| links.iter().any(|link| link.index == uplink.index && link.name == uplink.name);
         let is_known =
@@ -45,16 +53,26 @@ impl Kernel {
                 *uplink = link.clone();
             }
         }
-        if !new.is_empty() || !gone.is_empty() {
-            let names = uplinks.iter().map(|uplink| uplink.name.clone()).collect();
-            let ruleset = Ruleset { uplinks: names, ..self.ruleset.clone() };
+        self.uplinks = uplinks;
+        let smaller = self.follow_mtu(config).await?;
+        let names = self.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
+        let beside = beside(config, &self.uplinks, self.settings.tunnel_mtu);
+        let ruleset = Ruleset { uplinks: names, chained: beside, ..self.ruleset.clone() };
+        if ruleset != self.ruleset {
             fault::point("change the netfilter rules");
             self.netfilter.apply(&ruleset).await.map_err(ApplyError::from)?;
             self.ruleset = ruleset;
         }
-        self.uplinks = uplinks;
-        let smaller = self.follow_mtu(config).await?;
         Ok(smaller || !new.is_empty() || !gone.is_empty())
+    }
+
+    /// Addresses inside the cluster's ranges that are this host's: of another plugin's bridge or overlay.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn host_addresses(&self, cluster_ranges: &[IpNet]) -> Result<BTreeSet<IpAddr>, ApplyError> {
+        let addresses = self.netlink.addresses().await?.into_iter().map(|(_, address)| address);
+        Ok(addresses.filter(|address| cluster_ranges.iter().any(|range| range.contains(address))).collect())
     }
 
     /// Packets that fitted would be lost on an uplink that became smaller. One that became larger is used at the next start.
@@ -68,6 +86,18 @@ impl Kernel {
         self.configure(Settings { tunnel_mtu: mtu, ..self.settings })?;
         Ok(true)
     }
+}
+
+/// Where another plugin's network is to be looked for, if there is one.
+pub(super) fn chained<'a>(config: &Config, cluster_ranges: &'a [IpNet], node: &'a Node) -> Option<Chained<'a>> {
+    let is_chained = config.cni.install == CniInstall::Chained;
+    is_chained.then_some(Chained { cluster_ranges, own_ranges: &node.pod_ranges })
+}
+
+/// What netfilter has to know of another plugin's network, if there is one.
+pub(super) fn beside(config: &Config, uplinks: &[Link], tunnel_mtu: u32) -> Option<Beside> {
+    let is_chained = config.cni.install == CniInstall::Chained;
+    is_chained.then(|| Beside { guarded: uplinks.iter().map(|uplink| uplink.index).collect(), tunnel_mtu })
 }
 
 /// What leaves is guarded before what arrives: a leak is worse than a loss.

@@ -5,9 +5,15 @@
 //! because the agent thought that its pod was gone. Every change is on disk before it is answered ([`store`]), so that an
 //! agent that was killed knows after its restart what it gave away. The addresses themselves come from [`pool`].
 //!
+//! Interfaces that another CNI plugin made are only adopted ([`Attachments::adopt`]): their addresses are that plugin's, and
+//! they are forgotten with their interface. [`results`] and [`adoption`] find those that were there before this agent.
+//!
 //! The calls write files and belong on a blocking thread.
 
+mod adopt;
+pub mod adoption;
 mod pool;
+mod results;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +86,14 @@ pub enum AttachmentError {
         /// What it should look like.
         expected: &'static str,
     },
+    /// An interface that another plugin made cannot be told to be what is said.
+    #[error("container {container} cannot be adopted: {problem}")]
+    NotAdoptable {
+        /// Container id.
+        container: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// What was decided could not be written down, so it was undone.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -115,6 +129,8 @@ pub struct Attachments {
     taken: BTreeSet<IpAddr>,
     pools: Pools,
     store: Store,
+    /// Adopted ones that were released while their interface was still there: not to be adopted again.
+    released: BTreeSet<Id>,
 }
 
 impl Attachments {
@@ -129,7 +145,7 @@ impl Attachments {
         let mut taken = BTreeSet::new();
         let mut entries = BTreeMap::new();
         for attachment in stored {
-            for address in &attachment.reservation.addresses {
+            for address in attachment.reservation.addresses.iter().filter(|_| !attachment.adopted) {
                 if !taken.insert(address.addr()) {
                     problems.push(format!(
                         "attachment {} has address {}, which another attachment has too: delete one of the two pods",
@@ -141,7 +157,7 @@ impl Attachments {
             entries.insert((attachment.request.container.clone(), attachment.request.interface.clone()), attachment);
         }
         let pools = Pools::new(store.load_cursors());
-        Ok((Attachments { settings, entries, taken, pools, store }, problems))
+        Ok((Attachments { settings, entries, taken, pools, store, released: BTreeSet::new() }, problems))
     }
 
     /// What reservations have in common from now on.
@@ -194,7 +210,8 @@ impl Attachments {
             gso_max_size: self.settings.gso_max_size,
             addresses,
         };
-        let attachment = Attachment { request: request.clone(), reservation: reservation.clone(), attach: None };
+        let attachment =
+            Attachment { request: request.clone(), reservation: reservation.clone(), attach: None, adopted: false };
         self.store.save(&attachment)?;
         self.taken.extend(reservation.addresses.iter().map(IpNet::addr));
         self.entries.insert(id, attachment);
@@ -233,11 +250,15 @@ impl Attachments {
         let Some(entry) = self.entries.get(&id) else { return Ok(None) };
         self.store.remove(entry)?;
         let Some(removed) = self.entries.remove(&id) else { return Ok(None) };
-        self.taken = self.entries.values().flat_map(|e| &e.reservation.addresses).map(IpNet::addr).collect();
+        if removed.adopted {
+            self.released.insert(id);
+        }
+        let given = self.entries.values().filter(|entry| !entry.adopted);
+        self.taken = given.flat_map(|entry| &entry.reservation.addresses).map(IpNet::addr).collect();
         Ok(Some(removed))
     }
 
-    /// Forgets the interfaces that do not exist any more (`exists(name, index)`), as after a reboot: their addresses stay
+    /// Forgets our interfaces that do not exist any more (`exists(name, index)`), as after a reboot: their addresses stay
     /// reserved until the runtime deletes the container. Returns those attachments, as they are now.
     ///
     /// # Errors
@@ -245,7 +266,7 @@ impl Attachments {
     pub fn detach_missing(&mut self, exists: impl Fn(&str, u32) -> bool) -> Result<Vec<Attachment>, AttachmentError> {
         let mut detached = Vec::new();
         for entry in self.entries.values_mut() {
-            let Some(attach) = &entry.attach else { continue };
+            let Some(attach) = entry.attach.as_ref().filter(|_| !entry.adopted) else { continue };
             if exists(&entry.reservation.host_interface, attach.host_index) {
                 continue;
             }

@@ -1,6 +1,7 @@
 //! User-space WireGuard: `hauberk-tunnel` behind the [`Backend`] trait.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use hauberk_core::desired::Peer;
 use hauberk_core::model::NodeNumber;
@@ -22,6 +23,10 @@ pub struct UserspaceConfig {
     pub keys: Vec<LocalKey>,
     /// Handshakes per second before senders must prove their address.
     pub handshakes_per_second: u64,
+    /// For how long to look for the next packet before sleeping.
+    pub spin: Duration,
+    /// Whether outer packets have the DSCP of what is inside.
+    pub copy_dscp: bool,
     /// Told whenever a peer's state changes.
     pub on_state: Box<dyn Fn(NodeNumber, Progress) + Send>,
 }
@@ -44,6 +49,8 @@ impl Userspace {
             keys: config.keys,
             fwmark: None,
             handshake_limit_per_second: config.handshakes_per_second,
+            spin: config.spin,
+            copy_dscp: config.copy_dscp,
             on_state: Some(Box::new(move |id, state| on_state(NodeNumber(id.0), progress(state)))),
         })?;
         Ok(Userspace { tunnel })

@@ -4,7 +4,9 @@
 //! everything that is wrong, not only the first. Nothing in it is secret: `hauberkd --check-config` prints it whole.
 
 mod automatic;
+mod cni;
 mod names;
+mod source;
 mod validate;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,6 +16,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use automatic::Automatic;
+pub use cni::{Cni, CniInstall};
+use hauberk_core::protection::Protection;
+pub use source::{Kubernetes, Source};
 
 /// Where the configuration is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/hauberk/hauberkd.yaml";
@@ -71,6 +76,8 @@ pub struct Config {
     pub world_ingress: WorldIngress,
     /// Whether a pod's label may weaken its namespace's.
     pub allow_pod_opt_out: bool,
+    /// What holds where no label says anything.
+    pub defaults: Defaults,
     /// The tunnel to other nodes.
     pub tunnel: Tunnel,
     /// Devices that lead to other nodes.
@@ -79,6 +86,8 @@ pub struct Config {
     pub attach: AttachMode,
     /// How far left hauberk's four bits of `skb->mark` are shifted: 0..=28.
     pub mark_shift: u32,
+    /// What is installed of the CNI plugin.
+    pub cni: Cni,
     /// Files, sockets and pins.
     pub paths: Paths,
     /// TCP address that serves `/metrics`, `/healthz` and `/readyz`; none: the unix socket alone does.
@@ -89,12 +98,35 @@ pub struct Config {
     pub log: Log,
 }
 
-/// Where objects come from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What holds where no label says anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Source {
-    /// A folder of Kubernetes manifests.
-    pub directory: PathBuf,
+pub struct Defaults {
+    /// For pods without the label `hauberk.io/encryption` in namespaces without it.
+    pub encryption: Encryption,
+}
+
+/// The values that the label `hauberk.io/encryption` has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encryption {
+    /// Not opted in.
+    #[default]
+    Disabled,
+    /// Encrypted when the peer can.
+    Permissive,
+    /// Encrypted or dropped.
+    Enabled,
+}
+
+impl From<Encryption> for Protection {
+    fn from(encryption: Encryption) -> Protection {
+        match encryption {
+            Encryption::Disabled => Protection::None,
+            Encryption::Permissive => Protection::Permissive,
+            Encryption::Enabled => Protection::Enabled,
+        }
+    }
 }
 
 /// How packets cross this node.
@@ -143,6 +175,11 @@ pub struct Tunnel {
     pub mtu: Automatic<u32>,
     /// Handshakes answered per second before senders must prove their address.
     pub handshakes_per_second: u32,
+    /// For how long after a packet the tunnel looks for the next one before it sleeps, while that pays; microseconds, zero for never.
+    pub spin_microseconds: u32,
+    /// Whether the outer packet has the inner one's DSCP, for networks that give some traffic precedence; whoever sees the wire
+    /// then sees the class of what is inside. Congestion marks are carried over either way (RFC 6040).
+    pub copy_dscp: bool,
 }
 
 /// Who encrypts.
@@ -304,21 +341,17 @@ impl Default for Config {
             host_routing: HostRouting::Bpf,
             world_ingress: WorldIngress::Translated,
             allow_pod_opt_out: false,
+            defaults: Defaults::default(),
             tunnel: Tunnel::default(),
             uplinks: Automatic::Auto,
             attach: AttachMode::Auto,
             mark_shift: 20,
+            cni: Cni::default(),
             paths: Paths::default(),
             metrics: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9551)),
             limits: Limits::default(),
             log: Log::default(),
         }
-    }
-}
-
-impl Default for Source {
-    fn default() -> Self {
-        Source { directory: "/etc/hauberk/manifests".into() }
     }
 }
 
@@ -330,6 +363,8 @@ impl Default for Tunnel {
             port: 51840,
             mtu: Automatic::Auto,
             handshakes_per_second: 100,
+            spin_microseconds: 50,
+            copy_dscp: false,
         }
     }
 }
@@ -358,128 +393,4 @@ impl Default for Log {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const SMALLEST: &str = "clusterRanges: [10.244.0.0/16, \"fd00:10:244::/48\"]\n";
-
-    fn problems(text: &str) -> Vec<String> {
-        match parse(text) {
-            Err(ConfigError::Invalid(problems)) => problems,
-            other => panic!("expected a list of problems, got {other:?}"),
-        }
-    }
-
-    #[test]
-    fn cluster_ranges_alone_are_enough() {
-        let config = parse(SMALLEST).unwrap();
-        assert_eq!(config.tunnel.device, "hauberk0");
-        assert_eq!(config.metrics, "127.0.0.1:9551".parse().ok());
-    }
-
-    #[test]
-    fn every_field_of_the_effective_configuration_is_read_back() {
-        let config = parse(SMALLEST).unwrap();
-        assert_eq!(parse(&config.to_yaml().unwrap()).unwrap(), config);
-        let text = "node: n1\nclusterRanges: [10.0.0.0/8]\nnodeRanges: [192.168.0.0/24]\nhostRouting: stack\nworldIngress: direct\n\
-            allowPodOptOut: true\ntunnel: {backend: userspace, device: h1, port: 1, mtu: 1400, handshakesPerSecond: 1}\n\
-            uplinks: [eth0, eth1]\nattach: clsact\nmarkShift: 0\nmetrics: null\nlog: {level: debug, format: json}\n\
-            paths: {state: /a, socket: /b, uapi: /c, pins: /d}\nsource: {directory: /m}\n\
-            limits: {endpoints: 1, ranges: 1, flows: 1, attachments: 1, events: 4096}\n";
-        let config = parse(text).unwrap();
-        assert_eq!(config.tunnel.mtu, Automatic::Value(1400));
-        assert_eq!(config.metrics, None);
-        assert_eq!(parse(&config.to_yaml().unwrap()).unwrap(), config);
-    }
-
-    #[test]
-    fn an_empty_file_is_told_how_to_find_the_cluster_ranges() {
-        for text in ["", "---\n", "{}", "# nothing\n"] {
-            let problems = problems(text);
-            assert_eq!(problems.len(), 1, "{text:?}");
-            assert!(problems[0].contains("clusterRanges") && problems[0].contains("--cluster-cidr"), "{problems:?}");
-        }
-    }
-
-    #[test]
-    fn unknown_fields_are_all_named_with_path_and_nearest() {
-        let problems = problems("clusterRange: []\ntunnel: {prot: 1, device: x}\nlimits: {endpoint: 1, xyzzy: 2}\n");
-        assert_eq!(problems.len(), 4, "{problems:?}");
-        assert!(problems[0].contains("`clusterRange`") && problems[0].contains("`clusterRanges`"), "{problems:?}");
-        assert!(problems[1].contains("`tunnel.prot`") && problems[1].contains("`tunnel.port`"), "{problems:?}");
-        assert!(
-            problems[2].contains("`limits.endpoint`") && problems[2].contains("`limits.endpoints`"),
-            "{problems:?}"
-        );
-        assert!(problems[3].contains("`limits.xyzzy`") && problems[3].contains("attachments"), "{problems:?}");
-    }
-
-    #[test]
-    fn a_wrong_type_is_named_with_its_path() {
-        for (text, part) in [
-            ("tunnel: {port: many}", "tunnel.port"),
-            ("tunnel: {mtu: small}", "tunnel.mtu"),
-            ("uplinks: eth0", "uplinks"),
-            ("clusterRanges: [10.0.0.0/33]", "clusterRanges"),
-            ("hostRouting: xdp", "hostRouting"),
-            ("[1, 2]", "fields"),
-        ] {
-            let error = parse(text).unwrap_err().to_string();
-            assert!(error.contains(part), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn every_impossible_value_is_listed() {
-        let text = "node: Not_A_Name\nclusterRanges: [10.0.0.1/8, 0.0.0.0/0, \"::ffff:10.0.0.0/104\", 224.0.0.0/8]\n\
-            nodeRanges: [10.1.0.0/16]\ntunnel: {device: a/b, port: 0, mtu: 100, handshakesPerSecond: 0}\n\
-            uplinks: [\"\", eth0, eth0, a/b]\nmarkShift: 29\npaths: {state: relative, socket: /s, uapi: /s}\n\
-            limits: {endpoints: 0, events: 5000}\nsource: {directory: x}\n";
-        let problems = problems(text);
-        for part in [
-            "`node`",
-            "10.0.0.1/8",
-            "0.0.0.0/0",
-            "::ffff:",
-            "224.0.0.0/8",
-            "10.1.0.0/16",
-            "tunnel.device",
-            "tunnel.port",
-            "tunnel.mtu",
-            "handshakesPerSecond",
-            "`uplinks`",
-            "eth0",
-            "markShift",
-            "paths.state",
-            "paths.uapi",
-            "limits.endpoints",
-            "limits.events",
-            "source.directory",
-        ] {
-            assert!(problems.iter().any(|p| p.contains(part)), "{part} is missing in {problems:#?}");
-        }
-    }
-
-    #[test]
-    fn the_node_is_named_by_flag_file_or_host_in_this_order() {
-        let mut config = parse(&format!("node: from-file\n{SMALLEST}")).unwrap();
-        assert_eq!(config.clone().settle_node(Some("from-flag")).unwrap(), "from-flag");
-        assert_eq!(config.settle_node(None).unwrap(), "from-file");
-        assert!(config.settle_node(Some("No Name")).is_err());
-        assert!(!parse(SMALLEST).unwrap().settle_node(None).unwrap().is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_panics(text in "\\PC*") {
-            let _ = parse(&text);
-        }
-
-        #[test]
-        fn no_yaml_panics(text in "((clusterRanges|tunnel|mtu|uplinks|paths|limits|node|x): ?|[\\[\\]{},&*a!\"'|>-]|auto|1|10.0.0.0/8|\n|  ){0,40}") {
-            let _ = parse(&text);
-        }
-    }
-}
+mod tests;

@@ -1,16 +1,20 @@
 //! Finds fields that do not exist and says which one was probably meant.
 //!
-//! What exists is read off the default configuration, in which every field is present: nothing to keep in step.
+//! What exists is read off the default configuration, in which every field but one is present: nothing to keep in step.
 
 use serde_json::Value;
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, Kubernetes};
 
 /// One sentence for each field of `text` that no configuration has, in the order of the text.
 pub(super) fn unknown_fields(text: &str) -> Result<Vec<String>, ConfigError> {
     let given: Value = serde_yaml_ng::from_str(text)?;
     // Serializing the defaults cannot fail; if it did, serde's own check of the names would still stand.
-    let known = serde_json::to_value(Config::default()).unwrap_or(Value::Null);
+    let mut known = serde_json::to_value(Config::default()).unwrap_or(Value::Null);
+    // The one field whose alternatives exclude each other.
+    if let Ok(kubernetes) = serde_json::to_value(Kubernetes::default()) {
+        known["source"]["kubernetes"] = kubernetes;
+    }
     let mut problems = Vec::new();
     compare("", &given, &known, &mut problems);
     Ok(problems)

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::{Automatic, Config, ConfigError};
+use super::{Automatic, CniInstall, Config, ConfigError, HostRouting, Source};
 
 /// Longest path of a unix socket (`sun_path` holds 108 bytes, the last one zero: unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -16,15 +16,42 @@ const MAX_DEVICE_NAME: usize = 15;
 const MIN_MTU: u32 = 1280;
 /// Largest tunnel MTU: what fits in one UDP datagram with WireGuard's 32 bytes.
 const MAX_MTU: u32 = 65_455;
+/// Longest time to look for the next packet, microseconds.
+const MAX_SPIN: u32 = 1000;
+const NO_CLUSTER_RANGES: &str = "`clusterRanges` is required: the ranges that all nodes' pod addresses come from, because an address \
+    in them that belongs to nobody known is protected; they are kube-controller-manager's --cluster-cidr, or cover every node's \
+    spec.podCIDRs (kubectl get nodes -o jsonpath='{.items[*].spec.podCIDRs}')";
+/// Longest label of a DNS name (RFC 1123), hence longest name of a namespace.
+const MAX_LABEL: usize = 63;
+/// Longest name of a file, bytes (`NAME_MAX`).
+const MAX_FILE_NAME: usize = 255;
 /// More entries than this would lock gigabytes of kernel memory.
 const MAX_ENTRIES: u32 = 1 << 24;
 
 impl Config {
+    /// Checks what is in force once the cluster's own configuration is laid over the file's: [`Config::validate`], and that
+    /// one of the two has the cluster's ranges.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with every problem.
+    pub fn validate_effective(&self) -> Result<(), ConfigError> {
+        let mut problems = self.problems();
+        if self.cluster_ranges.is_empty() && !problems.iter().any(|problem| problem == NO_CLUSTER_RANGES) {
+            problems.push(NO_CLUSTER_RANGES.into());
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+    }
+
     /// Checks what the types cannot.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with every problem.
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let problems = self.problems();
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+    }
+
+    fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         problems.extend(self.node.as_deref().and_then(node_name));
         self.ranges(&mut problems);
@@ -36,19 +63,17 @@ impl Config {
                 self.mark_shift
             ));
         }
+        self.source(&mut problems);
+        self.cni(&mut problems);
         self.paths(&mut problems);
         self.limits(&mut problems);
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+        problems
     }
 
     fn ranges(&self, problems: &mut Vec<String>) {
-        if self.cluster_ranges.is_empty() {
-            problems.push(
-                "`clusterRanges` is required: the ranges that all nodes' pod addresses come from, because an address in them that \
-                 belongs to nobody known is protected; they are kube-controller-manager's --cluster-cidr, or cover every node's \
-                 spec.podCIDRs (kubectl get nodes -o jsonpath='{.items[*].spec.podCIDRs}')"
-                    .into(),
-            );
+        // The cluster's own configuration may have them where there is one.
+        if self.cluster_ranges.is_empty() && matches!(self.source, Source::Directory(_)) {
+            problems.push(NO_CLUSTER_RANGES.into());
         }
         for (field, ranges) in [("clusterRanges", &self.cluster_ranges), ("nodeRanges", &self.node_ranges)] {
             let mut seen = BTreeSet::new();
@@ -84,6 +109,10 @@ impl Config {
         if tunnel.handshakes_per_second == 0 {
             problems.push("`tunnel.handshakesPerSecond` is 0: no peer could ever connect; 100 is the default".into());
         }
+        if tunnel.spin_microseconds > MAX_SPIN {
+            let value = tunnel.spin_microseconds;
+            problems.push(format!("`tunnel.spinMicroseconds` is {value}: at most {MAX_SPIN}, or a CPU does nothing else; 50 is the default"));
+        }
     }
 
     fn uplinks(&self, problems: &mut Vec<String>) {
@@ -103,16 +132,53 @@ impl Config {
         }
     }
 
+    fn source(&self, problems: &mut Vec<String>) {
+        let Source::Kubernetes(kubernetes) = &self.source else { return };
+        if let Some(kubeconfig) = &kubernetes.kubeconfig {
+            problems.extend(path_problem("source.kubernetes.kubeconfig", kubeconfig));
+        }
+        if kubernetes.namespace.len() > MAX_LABEL || !dns_label(&kubernetes.namespace) {
+            problems.push(format!(
+                "`source.kubernetes.namespace` is {:?}, which no namespace can be named: name the one hauberk is installed in",
+                kubernetes.namespace
+            ));
+        }
+    }
+
+    fn cni(&self, problems: &mut Vec<String>) {
+        let cni = &self.cni;
+        let name = &cni.configuration_name;
+        // The runtime reads no other names (libcni's ConfFiles), and as a list only this one.
+        if !name.ends_with(".conflist") || name.starts_with('.') || name.contains('/') || name.len() > MAX_FILE_NAME {
+            problems.push(format!(
+                "`cni.configurationName` is {name:?}: a file's name that ends in .conflist is needed, such as 05-hauberk.conflist"
+            ));
+        }
+        if cni.install == CniInstall::Chained && self.host_routing != HostRouting::Stack {
+            problems.push(
+                "`cni.install` is chained and `hostRouting` is bpf: the other plugin's routes and translations are in the IP stack, \
+                 which bpf goes past; write hostRouting: stack"
+                    .into(),
+            );
+        }
+    }
+
     fn paths(&self, problems: &mut Vec<String>) {
         let paths = &self.paths;
         let mut seen = BTreeSet::new();
-        for (field, path) in [
-            ("source.directory", &self.source.directory),
+        let manifests = match &self.source {
+            Source::Directory(directory) => Some(("source.directory", directory)),
+            Source::Kubernetes(_) => None,
+        };
+        for (field, path) in manifests.into_iter().chain([
             ("paths.state", &paths.state),
             ("paths.socket", &paths.socket),
             ("paths.uapi", &paths.uapi),
             ("paths.pins", &paths.pins),
-        ] {
+            ("cni.binaryDirectory", &self.cni.binary_directory),
+            ("cni.configurationDirectory", &self.cni.configuration_directory),
+            ("cni.resultsDirectory", &self.cni.results_directory),
+        ]) {
             problems.extend(path_problem(field, path));
             if !seen.insert(path) {
                 problems.push(format!("`{field}` is {}, which another field already has", path.display()));
@@ -151,18 +217,20 @@ impl Config {
 
 /// What is wrong with a node's name (RFC 1123 subdomain, as Kubernetes has it), if anything.
 pub(super) fn node_name(name: &str) -> Option<String> {
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if name.len() <= 253 && name.split('.').all(label) {
+    if name.len() <= 253 && name.split('.').all(dns_label) {
         return None;
     }
     Some(format!(
         "`node` is {name:?}, which no Node object can be named: lower-case letters, digits, '-' and '.' only, at most 253"
     ))
+}
+
+/// Whether it has the form of one label of a DNS name, lower case (RFC 1123).
+fn dns_label(label: &str) -> bool {
+    !label.is_empty()
+        && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !label.starts_with('-')
+        && !label.ends_with('-')
 }
 
 fn range_problem(field: &str, range: &IpNet) -> Option<String> {

@@ -247,7 +247,13 @@ fn packets_larger_than_the_tunnel_take_the_way_that_tells_the_sender() {
     };
     assert_eq!(bench.run_frame(Hook::FromPod, &big(1420 - 28), 0), REDIRECT);
     assert_eq!(bench.run_frame(Hook::FromPod, &big(1421 - 28), 0), OK);
-    assert_eq!(bench.run_frame(Hook::ToWire, &big(1421 - 28), 0), SHOT);
+    // The packet itself is dropped: what goes up the stack in its place is the answer.
+    assert_eq!(bench.run_frame(Hook::ToWire, &big(1421 - 28), 0), REDIRECT);
+    assert_eq!(bench.drops(DropReason::TooBig), 1);
+    // Nobody can be told to cut a fragment smaller: it is sealed as it is.
+    let mut fragment = big(1421 - 28);
+    fragment[14 + 6] |= 0x20;
+    assert_eq!(bench.run_frame(Hook::ToWire, &fragment, 0), REDIRECT);
     assert_eq!(bench.drops(DropReason::TooBig), 1);
 }
 

@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
+use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::RouteAttribute;
 use netlink_packet_route::tc::TcHandle;
 use nix::errno::Errno;
@@ -32,6 +33,34 @@ pub struct Link {
     pub up: bool,
     /// Whether it is the loopback device.
     pub loopback: bool,
+    /// Whether its packets have Ethernet headers.
+    pub ethernet: bool,
+    /// What kind of virtual device it is.
+    pub kind: LinkKind,
+    /// Of a veth: the other end's index, and the id of the network namespace that is in.
+    pub peer: Option<(u32, i32)>,
+}
+
+/// What the difference is for hauberk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// One end of a pair.
+    Veth,
+    /// A bridge.
+    Bridge,
+    /// Puts Ethernet frames into UDP or GRE packets: other nodes are behind it, but it is itself carried by an uplink.
+    Overlay,
+    /// Anything else.
+    Other,
+}
+
+/// Of another CNI plugin's network: where to look for the devices by which it reaches other nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Chained<'a> {
+    /// Ranges pods' addresses come from, in the whole cluster.
+    pub cluster_ranges: &'a [IpNet],
+    /// Those of this node.
+    pub own_ranges: &'a [IpNet],
 }
 
 impl From<LinkMessage> for Link {
@@ -43,16 +72,37 @@ impl From<LinkMessage> for Link {
             mac: None,
             up: message.header.flags.contains(LinkFlags::Up),
             loopback: message.header.flags.contains(LinkFlags::Loopback),
+            // The loopback device has them too.
+            ethernet: matches!(message.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback),
+            kind: LinkKind::Other,
+            peer: None,
         };
+        let (mut lower, mut namespace) = (None, None);
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
+                LinkAttribute::Link(index) => lower = Some(index),
+                LinkAttribute::LinkNetNsId(id) => namespace = Some(id),
+                LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
                 _ => {}
             }
         }
+        if link.kind == LinkKind::Veth {
+            link.peer = lower.zip(namespace);
+        }
         link
+    }
+}
+
+fn kind(infos: &[LinkInfo]) -> LinkKind {
+    let kind = infos.iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
+    match kind {
+        Some(InfoKind::Veth) => LinkKind::Veth,
+        Some(InfoKind::Bridge) => LinkKind::Bridge,
+        Some(InfoKind::Vxlan | InfoKind::Geneve | InfoKind::GreTap | InfoKind::GreTap6) => LinkKind::Overlay,
+        _ => LinkKind::Other,
     }
 }
 
@@ -86,15 +136,31 @@ impl Netlink {
     }
 
     /// The devices that lead to other nodes: those configured, or those that have one of the node's addresses or a default
-    /// route.
+    /// route; behind another CNI plugin also every overlay, and whatever leads to pods elsewhere.
     ///
     /// # Errors
-    /// [`HostError::NoSuchUplink`], [`HostError::NoUplink`], [`HostError::Netlink`].
+    /// [`HostError::NoSuchUplink`], [`HostError::NoUplink`], [`HostError::NotEthernet`], [`HostError::Netlink`].
     pub async fn uplinks(
         &self,
         configured: &Automatic<Vec<String>>,
         node_addresses: &BTreeSet<IpAddr>,
         tunnel: &str,
+        chained: Option<Chained<'_>>,
+    ) -> Result<Vec<Link>, HostError> {
+        let uplinks = self.find_uplinks(configured, node_addresses, tunnel, chained).await?;
+        // The programs there expect Ethernet headers: without, they would take addresses from the wrong bytes.
+        match uplinks.iter().find(|uplink| !uplink.ethernet) {
+            Some(uplink) => Err(HostError::NotEthernet { name: uplink.name.clone() }),
+            None => Ok(uplinks),
+        }
+    }
+
+    async fn find_uplinks(
+        &self,
+        configured: &Automatic<Vec<String>>,
+        node_addresses: &BTreeSet<IpAddr>,
+        tunnel: &str,
+        chained: Option<Chained<'_>>,
     ) -> Result<Vec<Link>, HostError> {
         let links = self.links().await?;
         if let Automatic::Value(names) = configured {
@@ -106,9 +172,19 @@ impl Netlink {
             };
             return names.iter().map(find).collect();
         }
-        let mut indices = self.default_route_devices().await?;
+        let routes = self.device_routes().await?;
+        let is_default = |route: &&DeviceRoute| route.destination.is_none_or(|range| range.prefix_len() == 0);
+        let mut indices: BTreeSet<u32> = routes.iter().filter(is_default).map(|route| route.device).collect();
         let own = self.addresses().await?;
         indices.extend(own.iter().filter(|(_, address)| node_addresses.contains(address)).map(|(index, _)| *index));
+        if let Some(chained) = chained {
+            let leads_away = |link: &&Link| {
+                let mut its = routes.iter().filter(|route| route.device == link.index);
+                link.kind == LinkKind::Overlay
+                    || (link.kind != LinkKind::Bridge && its.any(|route| chained.leads_away(route)))
+            };
+            indices.extend(links.iter().filter(leads_away).map(|link| link.index));
+        }
         let uplinks: Vec<Link> = links
             .into_iter()
             .filter(|link| indices.contains(&link.index) && !link.loopback)
@@ -145,8 +221,13 @@ impl Netlink {
     /// # Errors
     /// [`HostError::Netlink`] if there are no sockets left.
     pub fn watch() -> Result<impl Stream<Item = ()> + Send + Unpin, HostError> {
-        let groups =
-            [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv4Route];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|source| HostError::Netlink { action: "watch devices".into(), source })?;
         tokio::spawn(connection);
@@ -235,8 +316,9 @@ impl Netlink {
         request.execute().await.map_err(refused(format!("add the neighbour {address} on device {index}")))
     }
 
-    async fn default_route_devices(&self) -> Result<BTreeSet<u32>, HostError> {
-        let mut devices = BTreeSet::new();
+    /// The main table's unicast routes.
+    async fn device_routes(&self) -> Result<Vec<DeviceRoute>, HostError> {
+        let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessageBuilder::<Ipv4Addr>::new().build();
             message.header.address_family = family;
@@ -244,21 +326,54 @@ impl Netlink {
                 self.handle.route().get(message).execute().try_collect().await.map_err(refused("list routes"))?;
             for route in routes.iter().filter(|route| {
                 // The IPv6 table has an all-covering multicast and "unreachable" route besides the real ones.
-                route.header.destination_prefix_length == 0
-                    && route.header.kind == netlink_packet_route::route::RouteType::Unicast
+                route.header.kind == netlink_packet_route::route::RouteType::Unicast
                     && route.header.table == netlink_packet_route::route::RouteHeader::RT_TABLE_MAIN
             }) {
+                let destination = super::route::destination(route);
                 for attribute in &route.attributes {
                     match attribute {
-                        RouteAttribute::Oif(index) => {
-                            devices.insert(*index);
-                        }
-                        RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| hop.interface_index)),
+                        RouteAttribute::Oif(device) => found.push(DeviceRoute { device: *device, destination }),
+                        RouteAttribute::MultiPath(hops) => found
+                            .extend(hops.iter().map(|hop| DeviceRoute { device: hop.interface_index, destination })),
                         _ => {}
                     }
                 }
             }
         }
-        Ok(devices)
+        Ok(found)
+    }
+
+    /// The other end of a pod's pair, seen from this end: needs no way into the pod's namespace. None if it is gone.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn peer(&self, link: &Link) -> Result<Option<Link>, HostError> {
+        let Some((index, namespace)) = link.peer else { return Ok(None) };
+        // Asked for one device, not for all: the first answer would be another's.
+        let mut request = self.handle.link().get().match_index(index);
+        request.message_mut().attributes.push(LinkAttribute::IfNetnsId(namespace));
+        match request.execute().map_ok(Link::from).try_next().await {
+            Ok(peer) => Ok(peer.filter(|peer| peer.index == index)),
+            Err(error) if is_errno(&error, Errno::ENODEV) || is_errno(&error, Errno::EINVAL) => Ok(None),
+            Err(error) => Err(refused(format!("look up the other end of {}", link.name))(error)),
+        }
+    }
+}
+
+/// A route by a device; no destination: everywhere.
+struct DeviceRoute {
+    device: u32,
+    destination: Option<IpNet>,
+}
+
+impl Chained<'_> {
+    /// Whether the route is to pods of other nodes.
+    fn leads_away(&self, route: &DeviceRoute) -> bool {
+        let Some(destination) = route.destination else { return false };
+        let covers = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&destination));
+        // A single address is a pod's here, by its own pair.
+        destination.prefix_len() < destination.max_prefix_len()
+            && covers(self.cluster_ranges)
+            && !covers(self.own_ranges)
     }
 }

@@ -14,8 +14,8 @@ use std::io;
 
 use tokio::task::JoinHandle;
 
-pub use link::Link;
-pub use netfilter::{Netfilter, Ruleset};
+pub use link::{Chained, Link, LinkKind};
+pub use netfilter::{Beside, Netfilter, Ruleset};
 pub use route::{ROUTE_PROTOCOL, Route, Via};
 
 /// Something on the host could not be set or read.
@@ -44,6 +44,14 @@ pub enum HostError {
     NoUplink {
         /// The Node object's addresses.
         addresses: String,
+    },
+    /// A device that leads to other nodes cannot be guarded.
+    #[error(
+        "uplink {name} has no Ethernet headers (an IP-in-IP or WireGuard device?), and hauberk cannot guard such a one: use an overlay of VXLAN or Geneve or none, or name other devices in `uplinks`"
+    )]
+    NotEthernet {
+        /// Its name.
+        name: String,
     },
     /// A kernel setting could not be read or written.
     #[error("cannot set {name} to {value}: {source}; is /proc/sys mounted read-only?")]

@@ -163,7 +163,7 @@ fn to_attribute(address: IpAddr) -> RouteAddress {
     }
 }
 
-fn destination(route: &RouteMessage) -> Option<IpNet> {
+pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
     route.attributes.iter().find_map(|attribute| {
         let address: IpAddr = match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(v4)) => (*v4).into(),

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use super::HostError;
 
-const ROOT: &str = "/proc/sys";
+/// Where the settings are. A container's own /proc/sys is read-only: there the host's is mounted under the first path.
+const ROOTS: [&str; 2] = ["/host/proc/sys", "/proc/sys"];
 
 /// Lets the host forward packets of both families. Uplinks that took their address from router advertisements go on doing
 /// so: a forwarding host stops to, unless told otherwise (`accept_ra` 2).
@@ -66,11 +67,15 @@ pub fn prepare_pod_interface(device: &str, ipv6: bool) -> Result<(), HostError> 
 }
 
 fn has_ipv6() -> bool {
-    Path::new(ROOT).join("net/ipv6").exists()
+    root().join("net/ipv6").exists()
+}
+
+fn root() -> &'static Path {
+    Path::new(if Path::new(ROOTS[0]).exists() { ROOTS[0] } else { ROOTS[1] })
 }
 
 fn read(name: &str) -> Option<String> {
-    fs::read_to_string(Path::new(ROOT).join(name)).ok().map(|value| value.trim().to_owned())
+    fs::read_to_string(root().join(name)).ok().map(|value| value.trim().to_owned())
 }
 
 fn write(name: &str, value: &str) -> Result<(), HostError> {
@@ -78,5 +83,5 @@ fn write(name: &str, value: &str) -> Result<(), HostError> {
         return Ok(());
     }
     let failed = |source: io::Error| HostError::Sysctl { name: name.to_owned(), value: value.to_owned(), source };
-    fs::write(Path::new(ROOT).join(name), value).map_err(failed)
+    fs::write(root().join(name), value).map_err(failed)
 }

@@ -64,19 +64,19 @@ fn uplinks_are_found_by_address_by_default_route_and_by_name() {
         let netlink = Netlink::connect().unwrap();
         let auto = Automatic::Auto;
         let names = |links: Vec<Link>| links.into_iter().map(|link| link.name).collect::<Vec<_>>();
-        let none = netlink.uplinks(&auto, &BTreeSet::new(), "hauberk0").await.unwrap_err();
+        let none = netlink.uplinks(&auto, &BTreeSet::new(), "hauberk0", None).await.unwrap_err();
         assert!(matches!(none, HostError::NoUplink { .. }), "{none}");
-        let by_address = netlink.uplinks(&auto, &[address("fd99::1")].into(), "hauberk0").await.unwrap();
+        let by_address = netlink.uplinks(&auto, &[address("fd99::1")].into(), "hauberk0", None).await.unwrap();
         assert_eq!(names(by_address), ["up0"]);
         ip("route add default via 192.168.9.254");
-        let by_route = netlink.uplinks(&auto, &BTreeSet::new(), "hauberk0").await.unwrap();
+        let by_route = netlink.uplinks(&auto, &BTreeSet::new(), "hauberk0", None).await.unwrap();
         assert_eq!((by_route[0].mtu, by_route[0].up), (1500, true));
         assert_eq!(names(by_route), ["up0"]);
-        assert!(netlink.uplinks(&auto, &BTreeSet::new(), "up0").await.is_err(), "the tunnel is no uplink");
+        assert!(netlink.uplinks(&auto, &BTreeSet::new(), "up0", None).await.is_err(), "the tunnel is no uplink");
         let named = Automatic::Value(vec!["wire0".to_owned()]);
-        assert_eq!(names(netlink.uplinks(&named, &BTreeSet::new(), "hauberk0").await.unwrap()), ["wire0"]);
+        assert_eq!(names(netlink.uplinks(&named, &BTreeSet::new(), "hauberk0", None).await.unwrap()), ["wire0"]);
         let missing = Automatic::Value(vec!["eth9".to_owned()]);
-        let error = netlink.uplinks(&missing, &BTreeSet::new(), "hauberk0").await.unwrap_err().to_string();
+        let error = netlink.uplinks(&missing, &BTreeSet::new(), "hauberk0", None).await.unwrap_err().to_string();
         assert!(error.contains("eth9") && error.contains("up0"), "{error}");
         assert_eq!(netlink.link("eth9").await.unwrap(), None);
     });
@@ -164,6 +164,7 @@ fn ruleset() -> Ruleset {
         local: [net("10.244.1.0/24"), net("fd00:1::/64")].into(),
         untranslated: [net("10.244.0.0/16"), net("fd00::/16"), net("192.168.9.1/32")].into(),
         guarded: [net("10.244.0.0/16"), net("fd00::/16")].into(),
+        chained: None,
     }
 }
 
@@ -206,6 +207,88 @@ fn rules_are_installed_changed_in_place_kept_over_a_restart_and_removed() {
         Netfilter::remove().await.unwrap();
         Netfilter::remove().await.unwrap();
         assert_eq!(nft("list tables\n").trim(), "table inet theirs");
+    });
+}
+
+#[test]
+fn beside_another_plugin_overlays_are_uplinks_and_their_absence_from_the_rules_drops() {
+    in_namespace(|| async {
+        for line in [
+            "link add cni0 type bridge",
+            "link set cni0 up",
+            "address add 10.244.1.1/24 dev cni0",
+            "route add 10.245.0.0/24 via 192.168.9.7 dev up0",
+            "link add flannel.1 type vxlan id 1 dev up0 dstport 8472",
+        ] {
+            ip(line);
+        }
+        let netlink = Netlink::connect().unwrap();
+        let (cluster_ranges, own_ranges) = ([net("10.244.0.0/15")], [net("10.244.1.0/24")]);
+        let chained = Chained { cluster_ranges: &cluster_ranges, own_ranges: &own_ranges };
+        let names = |links: Vec<Link>| links.into_iter().map(|link| link.name).collect::<BTreeSet<_>>();
+        let found = netlink.uplinks(&Automatic::Auto, &BTreeSet::new(), "hauberk0", Some(chained)).await.unwrap();
+        assert_eq!(names(found), ["flannel.1".to_owned(), "up0".to_owned()].into());
+        let overlay = netlink.link("flannel.1").await.unwrap().unwrap();
+        assert_eq!((overlay.kind, overlay.ethernet), (LinkKind::Overlay, true));
+
+        let beside = |guarded: &[u32]| Ruleset {
+            chained: Some(Beside { guarded: guarded.iter().copied().collect(), tunnel_mtu: 1420 }),
+            ..ruleset()
+        };
+        let mut netfilter = Netfilter::install(&beside(&[])).await.unwrap();
+        ip("link set flannel.1 up");
+        ip("address add 10.244.1.0/32 dev flannel.1");
+        ip("route add 10.244.2.0/24 dev flannel.1");
+        let send = || {
+            let socket = std::net::UdpSocket::bind("10.244.1.0:0").unwrap();
+            socket.send_to(b"x", "10.244.2.5:9").is_ok()
+        };
+        send();
+        assert_eq!(netfilter.counters().await.unwrap().unguarded_overlay, 1);
+        netfilter.apply(&beside(&[overlay.index])).await.unwrap();
+        send();
+        assert_eq!(
+            netfilter.counters().await.unwrap().unguarded_overlay,
+            1,
+            "it is guarded now, and the count goes on"
+        );
+        let listed = nft("list table inet hauberk\n");
+        for part in ["tcp option maxseg size set 1380", "size set 1360", "snat ip to ip saddr", "snat ip6 to ip6 saddr"]
+        {
+            assert!(listed.contains(part), "{part} is missing in\n{listed}");
+        }
+        let mut wider = beside(&[overlay.index]);
+        wider.guarded.insert(net("172.30.0.0/16"));
+        netfilter.apply(&wider).await.unwrap();
+        assert!(nft("list set inet hauberk pods4\n").contains("172.30.0.0/16"));
+
+        // Without Ethernet headers the programs would read the wrong bytes.
+        let named = Automatic::Value(vec!["lo".to_owned(), "tun9".to_owned()]);
+        ip("tuntap add tun9 mode tun");
+        let error = netlink.uplinks(&named, &BTreeSet::new(), "hauberk0", None).await.unwrap_err();
+        assert!(matches!(&error, HostError::NotEthernet { name } if name == "tun9"), "{error}");
+    });
+}
+
+#[test]
+fn the_other_end_of_a_pair_is_found_in_the_namespace_it_is_in() {
+    in_namespace(|| async {
+        let ((tell, told), (end, ended)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+        let pod = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            tell.send(nix::unistd::gettid()).unwrap();
+            let _ = ended.recv();
+        });
+        ip(&format!("link set pod0 netns {}", told.recv().unwrap()));
+        let netlink = Netlink::connect().unwrap();
+        let link = netlink.links().await.unwrap().into_iter().find(|link| link.name == "hbkpod").unwrap();
+        let peer = netlink.peer(&link).await.unwrap().expect("it is there");
+        assert_eq!((peer.name.as_str(), Some(peer.index)), ("pod0", link.peer.map(|(index, _)| index)));
+        // One in this namespace is nobody's pod.
+        let up = netlink.links().await.unwrap().into_iter().find(|link| link.name == "up0").unwrap();
+        assert_eq!(netlink.peer(&up).await.unwrap().map(|peer| peer.name), None);
+        drop(end);
+        pod.join().unwrap();
     });
 }
 

@@ -10,6 +10,8 @@ use crate::world::Shared;
 
 /// What the tunnel device drops by itself: nobody reads from it, and its queue is full.
 const UNREAD: &str = "tunnel_unread";
+/// What netfilter drops while another plugin's overlay has no guard.
+const UNGUARDED_OVERLAY: &str = "unguarded_overlay";
 
 /// Every reason that has dropped something; `device` is the tunnel's.
 ///
@@ -18,6 +20,7 @@ const UNREAD: &str = "tunnel_unread";
 pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, DatapathError> {
     let running = world.read().running.clone();
     let sockets = running.as_ref().map_or(0, |running| running.packet_socket_drops);
+    let unguarded = running.as_ref().map_or(0, |running| running.unguarded_overlay_drops);
     let mut reasons: Vec<DropCount> = eyes
         .maps()
         .drops()?
@@ -45,6 +48,14 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
         place: "tunnel".into(),
         packets: unread(device),
         advice: "no agent read from the tunnel device, as between its end and its next start; if it runs, is it ready?"
+            .into(),
+    });
+    reasons.push(DropCount {
+        reason: UNGUARDED_OVERLAY.into(),
+        place: "netfilter".into(),
+        packets: unguarded,
+        advice: "another plugin made its overlay anew, and pods' packets came before the agent had guarded it; if it goes on, is \
+                 the device missing in `uplinks`?"
             .into(),
     });
     reasons.retain(|count| count.packets > 0);

@@ -85,6 +85,12 @@ pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Res
         "Objects that are rejected at the moment",
         now.source.rejected as i64,
     );
+    registry.register_with_unit(
+        "apply",
+        "From when the source told of a change to when the kernel held it",
+        Unit::Seconds,
+        world.read().apply_seconds.clone(),
+    );
     gauge(&mut registry, "attachments", "Pods attached on this node", now.attachments as i64);
 
     let problems = Gauges::<SeverityLabel>::default();

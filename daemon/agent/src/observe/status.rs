@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hauberk_abi::layout::map;
-use hauberk_core::api::{PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
+use hauberk_core::api::{ConfigurationStatus, PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
 use hauberk_core::convergence::convergence;
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::Eyes;
 use crate::backend::{PeerStats, Progress, Stats};
@@ -24,6 +25,16 @@ pub struct Facts {
     pub attach: &'static str,
     /// Problems found at start that only a restart can change.
     pub lasting: Vec<Problem>,
+    /// What a cluster adds; none with a source that has no cluster behind it.
+    pub cluster: Option<ClusterFacts>,
+}
+
+/// What a cluster adds to the status.
+pub struct ClusterFacts {
+    /// Its own configuration's state.
+    pub configuration: watch::Receiver<ConfigurationStatus>,
+    /// Since when namespaces have been enforced everywhere.
+    pub since: watch::Receiver<BTreeMap<String, Timestamp>>,
 }
 
 /// So many handshakes begun without an answer, 5 s apart, say that nobody is there; fewer are an ordinary renewal, or a
@@ -40,7 +51,13 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     };
     let mute = mute_nodes(world, &stats);
     let peers = peers(world, &stats, &mute);
-    let namespaces = convergence(&world.model, &world.policy);
+    let mut namespaces = convergence(&world.model, &world.policy);
+    if let Some(cluster) = &facts.cluster {
+        let since = cluster.since.borrow();
+        for namespace in namespaces.iter_mut().filter(|namespace| namespace.waiting_for.is_empty()) {
+            namespace.since = since.get(&namespace.name).copied();
+        }
+    }
     let mut problems = facts.lasting.clone();
     problems.extend(world.failures.values().cloned());
     problems.extend(not_running(world, silent, &stats));
@@ -63,6 +80,14 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
         object: event.objects.join(" and "),
         message: event.message.clone(),
     }));
+    let configuration = facts.cluster.as_ref().map(|cluster| cluster.configuration.borrow().clone());
+    problems.extend(
+        configuration.as_ref().and_then(|configuration| configuration.message.clone()).map(|message| Problem {
+            severity: Severity::Warning,
+            object: "configuration".into(),
+            message,
+        }),
+    );
     problems.sort_by(|a, b| (a.severity, &a.object, &a.message).cmp(&(b.severity, &b.object, &b.message)));
     problems.dedup();
     Status {
@@ -88,6 +113,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
         namespaces,
         attachments: world.model.attachments().filter(|(_, attachment)| attachment.attach.is_some()).count(),
         source: world.source.clone(),
+        configuration,
     }
 }
 
@@ -156,15 +182,16 @@ fn not_running(world: &World, silent: Option<String>, stats: &Stats) -> Vec<Prob
         );
         problems.push(critical("tunnel", message));
     }
+    let why = world.source.unavailable_because.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
     if !world.source.synced {
         let message = format!(
-            "the objects in {} have not all been read yet; opted-in pods cannot reach the world, and nothing is removed",
+            "the objects in {} have not all been read yet{why}; opted-in pods cannot reach the world, and nothing is removed",
             world.source.location
         );
         problems.push(critical("source", message));
     } else if let Some(since) = world.source.unavailable_since {
         let message = format!(
-            "{} has been unreadable since {since}; what was known is kept, changes are not seen",
+            "{} has been unreadable since {since}{why}; what was known is kept, changes are not seen",
             world.source.location
         );
         problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });

@@ -1,17 +1,22 @@
 //! What the reconciler is told.
 
+use std::time::Instant;
+
 use hauberk_core::api::{Attachment, SourceStatus};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, NodeNumber};
 use tokio::sync::oneshot;
 
 use crate::backend::Progress;
+use crate::config::Config;
 
 /// Something the reconciler should know.
 #[derive(Debug)]
 pub enum Input {
     /// Objects changed.
     Changes(Vec<Change>),
+    /// Objects changed, as the source told at this time.
+    Told(Vec<Change>, Instant),
     /// A change somebody waits for.
     Waiting(Box<Change>, Waiter),
     /// A peer's tunnel changed its state.
@@ -20,6 +25,8 @@ pub enum Input {
     Devices,
     /// The source's own state, and what it has to say.
     Source(Box<SourceStatus>, Vec<NewEvent>),
+    /// The configuration changed in what the running agent can take over.
+    Configuration(Box<Config>),
 }
 
 /// Somebody who waits until an attachment is, or is not, in force.

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use hauberk_core::api::{Problem, Severity};
 use hauberk_core::convergence;
-use hauberk_core::desired::{Desired, Policy, desired};
+use hauberk_core::desired::Policy;
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeNumber};
-use hauberk_core::plan::{Actual, Step, plan};
+use hauberk_core::plan::{Actual, Scope, Step, plan_within};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 use crate::apply::{Kernel, Node, Prepared, peer_step};
 use crate::attachments::{self, Attachments};
 use crate::backend::{Progress, UserspaceConfig};
+use crate::cluster_config;
 use crate::config::Config;
 use crate::source::Source;
 use crate::world::{Running, Shared};
@@ -57,6 +58,12 @@ pub struct Reconciler {
     world: Shared,
     stage: Stage,
     actual: Actual,
+    /// Where what is desired may not be in the kernel yet.
+    pending: Scope,
+    /// When the source told what is not in the kernel yet.
+    waiting_since: Vec<std::time::Instant>,
+    /// What new pods are given may have changed.
+    settings_due: bool,
     attachments: Arc<Mutex<Attachments>>,
     source: Arc<dyn Source>,
     make_tunnel: TunnelMaker,
@@ -67,6 +74,8 @@ pub struct Reconciler {
     /// Interfaces of attachments on record when the agent started.
     known_interfaces: BTreeSet<u32>,
     pause: Duration,
+    /// What the node should hold has changed without an input saying so.
+    stale: bool,
     foreign_routes_removed: bool,
     greeted: BTreeMap<NodeNumber, Instant>,
 }
@@ -99,6 +108,9 @@ impl Reconciler {
             world: parts.world,
             stage: Stage::Prepared(Box::new(parts.prepared)),
             actual: Actual::default(),
+            pending: Scope::everything(),
+            waiting_since: Vec::new(),
+            settings_due: true,
             attachments: parts.attachments,
             source: parts.source,
             make_tunnel: parts.make_tunnel,
@@ -106,6 +118,7 @@ impl Reconciler {
             written: BTreeMap::new(),
             known_interfaces,
             pause: FIRST_PAUSE,
+            stale: false,
             foreign_routes_removed: false,
             greeted: BTreeMap::new(),
         }
@@ -130,10 +143,14 @@ impl Reconciler {
                 retry = Some(Instant::now() + self.pause);
             }
             let (changed, waiting) = self.absorb(batch);
-            if changed || retry.is_some() || !waiting.is_empty() {
+            if changed || retry.is_some() || !waiting.is_empty() || self.stale {
+                self.stale = false;
                 let clean = self.reconcile().await;
                 self.pause = if clean { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
                 retry = (!clean).then(|| Instant::now() + self.pause);
+            } else {
+                // What was told is so already.
+                self.waiting_since.clear();
             }
             for waiter in waiting {
                 let answer = self.answer(&waiter);
@@ -151,6 +168,13 @@ impl Reconciler {
         for input in batch {
             let changes = match input {
                 Input::Changes(changes) => changes,
+                Input::Told(changes, at) => {
+                    // Before everything is known, most of it waits for the rest.
+                    if world.model.synced() && self.waiting_since.len() < BATCH {
+                        self.waiting_since.push(at);
+                    }
+                    changes
+                }
                 Input::Waiting(change, waiter) => {
                     waiting.push(waiter);
                     vec![*change]
@@ -166,6 +190,12 @@ impl Reconciler {
                     for event in events {
                         note(&mut world, &event, now);
                     }
+                    Vec::new()
+                }
+                Input::Configuration(config) => {
+                    let policy = cluster_config::policy(&world.policy, &config);
+                    changed |= policy != world.policy;
+                    world.policy = policy;
                     Vec::new()
                 }
             };
@@ -185,12 +215,20 @@ impl Reconciler {
         if !self.settle().await {
             return false;
         }
+        self.follow();
         self.take_settings();
-        let wanted = self.compute();
-        let failures = self.carry_out(&wanted).await;
+        let failures = self.carry_out().await;
         let clean = failures.is_empty();
-        self.world.write().failures = failures;
-        if clean { self.after_success(&wanted).await } else { false }
+        {
+            let mut world = self.world.write();
+            world.failures = failures;
+            if clean {
+                for since in self.waiting_since.drain(..) {
+                    world.apply_seconds.observe(since.elapsed().as_secs_f64());
+                }
+            }
+        }
+        if clean { self.after_success().await } else { false }
     }
 
     /// From prepared to running, as soon as the node's own object is known.
@@ -213,36 +251,44 @@ impl Reconciler {
             }
         };
         match kernel.read(&self.known_interfaces).await {
-            Ok(actual) => self.actual = actual,
+            Ok(actual) => {
+                self.actual = actual;
+                self.pending = Scope::everything();
+            }
             Err(error) => warn!(%error, "cannot read the kernel's state back; everything is written anew"),
         }
         info!(uplinks = ?kernel.uplinks().iter().map(|u| &u.name).collect::<Vec<_>>(), mtu = kernel.tunnel_mtu(), "datapath attached");
-        let mut world = self.world.write();
-        world.policy.route_mtu = Some(kernel.tunnel_mtu());
-        world.running = Some(Running {
-            backend: kernel.backend(),
-            uplinks: kernel.uplinks().iter().map(|uplink| (uplink.name.clone(), uplink.index)).collect(),
-            mtu: kernel.tunnel_mtu(),
-            packet_socket_guard: kernel.has_packet_socket_guard(),
-            packet_socket_drops: 0,
-        });
-        drop(world);
+        {
+            let mut world = self.world.write();
+            world.policy.route_mtu = Some(kernel.tunnel_mtu());
+            world.running = Some(Running {
+                backend: kernel.backend(),
+                uplinks: in_use(&kernel),
+                mtu: kernel.tunnel_mtu(),
+                packet_socket_guard: kernel.has_packet_socket_guard(),
+                packet_socket_drops: 0,
+                unguarded_overlay_drops: 0,
+            });
+        }
         self.stage = Stage::Running(Box::new(kernel));
-        true
+        self.take_host_addresses().await
     }
 
     fn own_node(&self) -> Option<Node> {
         let world = self.world.read();
-        let name = world.model.node().to_owned();
-        let object = world.model.nodes().find(|node| node.name == name)?;
+        let object = world.model.node_object(world.model.node())?;
         let mut addresses = object.addresses.clone();
         addresses.sort_by_key(|address| !address.internal);
         Some(Node { addresses: addresses.iter().map(|a| a.address).collect(), pod_ranges: object.pod_ranges.clone() })
     }
 
     /// What new pods are given follows the node's object.
-    fn take_settings(&self) {
+    fn take_settings(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
+        // A change that concerns nodes or the policy concerns everything.
+        if !std::mem::take(&mut self.settings_due) && !self.pending.is_everything() {
+            return;
+        }
         let Some(node) = self.own_node() else { return };
         let world = self.world.read();
         let settings = attachments::Settings {
@@ -261,26 +307,25 @@ impl Reconciler {
         }
     }
 
-    fn compute(&mut self) -> Desired {
-        let world = self.world.read();
-        let wanted = desired(&world.model, &world.policy);
-        drop(world);
+    /// What is desired follows what is known.
+    fn follow(&mut self) {
         let now = Timestamp::now();
         let mut world = self.world.write();
-        let news: Vec<NewEvent> = wanted.events.difference(&world.desired.events).cloned().collect();
-        for event in &news {
-            note(&mut world, event, now);
+        let world = &mut *world;
+        let followed = world.desired.follow(&mut world.model, &world.policy);
+        for event in &followed.news {
+            note(world, event, now);
         }
-        world.desired = wanted.clone();
-        wanted
+        self.pending.extend(followed.scope);
     }
 
     /// Every step of the plan, those that fail set aside. After a failed deny nothing is opened.
-    async fn carry_out(&mut self, wanted: &Desired) -> BTreeMap<String, Problem> {
+    async fn carry_out(&mut self) -> BTreeMap<String, Problem> {
         let mut failures = BTreeMap::new();
         let Stage::Running(kernel) = &mut self.stage else { return failures };
         let mut denied = true;
-        let steps = plan(&self.actual, wanted);
+        let scope = std::mem::take(&mut self.pending);
+        let steps = plan_within(&self.actual, &self.world.read().desired, &scope);
         for group in steps.chunk_by(|a, b| peer_step(a).is_some() && peer_step(b).is_some()) {
             // What moves from one peer to another moves at once. If that is refused, each is tried for itself.
             if group.len() > 1 && kernel.apply_peers(group).is_ok() {
@@ -303,15 +348,18 @@ impl Reconciler {
                 }
             }
         }
+        if !failures.is_empty() {
+            self.pending = Scope::everything();
+        }
         failures
     }
 
     /// Acknowledges what is enforced now, and tidies up once.
-    async fn after_success(&mut self, wanted: &Desired) -> bool {
+    async fn after_success(&mut self) -> bool {
         let Stage::Running(kernel) = &self.stage else { return true };
-        if wanted.prune && !self.foreign_routes_removed {
-            let pods = wanted.attachments.values().flat_map(|pod| pod.addresses.iter().map(|a| IpNet::from(*a)));
-            let routes: BTreeSet<IpNet> = wanted.routes.keys().copied().chain(pods).collect();
+        if !self.foreign_routes_removed
+            && let Some(routes) = self.own_routes()
+        {
             match kernel.remove_foreign_routes(&routes).await {
                 Ok(()) => self.foreign_routes_removed = true,
                 Err(error) => warn!(%error, "cannot remove routes of an earlier agent"),
@@ -319,7 +367,7 @@ impl Reconciler {
         }
         self.greet();
         let mut annotations = BTreeMap::from([(KEYS_ANNOTATION.to_owned(), self.published.clone())]);
-        if let Some(enforced) = &wanted.enforced {
+        if let Some(enforced) = &self.world.read().desired.enforced {
             annotations.insert(ENFORCED_ANNOTATION.to_owned(), convergence::render(enforced));
         }
         if annotations == self.written && self.holds(&annotations) {
@@ -340,11 +388,18 @@ impl Reconciler {
         }
     }
 
+    /// Every route that is to be there, once that is known.
+    fn own_routes(&self) -> Option<BTreeSet<IpNet>> {
+        let world = self.world.read();
+        let desired = &world.desired;
+        let pods = desired.attachments.values().flat_map(|pod| pod.addresses.iter().map(|a| IpNet::from(*a)));
+        desired.prune.then(|| desired.routes.keys().copied().chain(pods).collect())
+    }
+
     /// Whether the node's object, as last read, still carries these annotations.
     fn holds(&self, annotations: &BTreeMap<String, String>) -> bool {
         let world = self.world.read();
-        let own = world.model.node();
-        world.model.nodes().find(|node| node.name == own).is_none_or(|node| {
+        world.model.node_object(world.model.node()).is_none_or(|node| {
             node.keys.as_ref() == annotations.get(KEYS_ANNOTATION)
                 && annotations.get(ENFORCED_ANNOTATION).is_none_or(|e| node.enforced.as_ref() == Some(e))
         })
@@ -355,9 +410,7 @@ impl Reconciler {
         let Stage::Running(kernel) = &self.stage else { return };
         let world = self.world.read();
         let wanted = &world.desired;
-        let permissive = hauberk_abi::identity::Protection::Permissive as u8;
-        let kind = hauberk_abi::identity::Kind::Pod as u8;
-        if !wanted.endpoints.values().any(|identity| identity.kind == kind && identity.protection == permissive) {
+        if wanted.permissive_endpoints == 0 {
             return;
         }
         let now = Instant::now();
@@ -377,23 +430,47 @@ impl Reconciler {
     async fn refresh_uplinks(&mut self) -> bool {
         let Some(node) = self.own_node() else { return true };
         let Stage::Running(kernel) = &mut self.stage else { return true };
-        match kernel.refresh_uplinks(&self.config, &node).await {
-            Ok(false) => true,
+        let cluster_ranges = self.world.read().policy.cluster_ranges.clone();
+        match kernel.refresh_uplinks(&self.config, &cluster_ranges, &node).await {
+            Ok(false) => self.take_host_addresses().await,
             Ok(true) => {
-                let uplinks: Vec<_> =
-                    kernel.uplinks().iter().map(|uplink| (uplink.name.clone(), uplink.index)).collect();
+                let uplinks = in_use(kernel);
                 info!(?uplinks, mtu = kernel.tunnel_mtu(), "uplinks changed");
-                let mut world = self.world.write();
-                world.policy.route_mtu = Some(kernel.tunnel_mtu());
-                if let Some(running) = &mut world.running {
-                    running.uplinks = uplinks;
-                    running.mtu = kernel.tunnel_mtu();
+                self.settings_due = true;
+                {
+                    let mut world = self.world.write();
+                    world.policy.route_mtu = Some(kernel.tunnel_mtu());
+                    if let Some(running) = &mut world.running {
+                        running.uplinks = uplinks;
+                        running.mtu = kernel.tunnel_mtu();
+                    }
+                    // The new ones have proven nothing yet.
+                    world.self_test = None;
                 }
-                // The new ones have proven nothing yet.
-                world.self_test = None;
-                true
+                self.take_host_addresses().await
             }
             Err(error) => self.fail("uplinks", format!("cannot guard every uplink: {error}")),
+        }
+    }
+
+    /// Behind another CNI plugin, this node has addresses that its object does not tell. Returns whether they could be read.
+    async fn take_host_addresses(&mut self) -> bool {
+        let Stage::Running(kernel) = &self.stage else { return true };
+        let cluster_ranges = {
+            let policy = &self.world.read().policy;
+            if !policy.chained {
+                return true;
+            }
+            policy.cluster_ranges.clone()
+        };
+        match kernel.host_addresses(&cluster_ranges).await {
+            Ok(addresses) => {
+                let known = &mut self.world.write().policy.host_addresses;
+                self.stale |= addresses != *known;
+                *known = addresses;
+                true
+            }
+            Err(error) => self.fail("addresses", format!("cannot tell this node's own addresses: {error}")),
         }
     }
 
@@ -415,9 +492,10 @@ impl Reconciler {
             && let Some(running) = &mut self.world.write().running
         {
             running.packet_socket_drops = counters.packet_socket;
+            running.unguarded_overlay_drops = counters.unguarded_overlay;
         }
         self.greet();
-        false
+        self.stale
     }
 
     /// Whether what a waiter asked for is now in force.
@@ -440,6 +518,12 @@ impl Reconciler {
         self.world.write().failures.insert(object.to_owned(), problem);
         false
     }
+}
+
+/// The uplinks that can prove that they are guarded, by name and index.
+fn in_use(kernel: &Kernel) -> Vec<(String, u32)> {
+    let up = kernel.uplinks().iter().filter(|uplink| uplink.up);
+    up.map(|uplink| (uplink.name.clone(), uplink.index)).collect()
 }
 
 /// Notes an event; news are logged.

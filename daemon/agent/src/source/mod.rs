@@ -8,6 +8,8 @@
 //! becomes unavailable: absence is not deletion. It also writes this node's annotations back.
 
 pub mod directory;
+pub mod kubernetes;
+pub mod objects;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +40,8 @@ impl Batch {
 pub mod reason {
     /// A document could not be used; its last good version stays in force.
     pub const MANIFEST_REJECTED: &str = "ManifestRejected";
+    /// An object of the API server could not be used; its last good version stays in force.
+    pub const OBJECT_REJECTED: &str = "ObjectRejected";
     /// An object is there more than once.
     pub const DUPLICATE_OBJECT: &str = "DuplicateObject";
     /// The source cannot be read; what it told stays in force.
@@ -88,6 +92,18 @@ pub enum SourceError {
         node: String,
         /// The file.
         path: String,
+    },
+    /// The API server did not take them.
+    #[error(
+        "the API server {location} did not take the annotations of node {node}: {reason}; if it says forbidden, is the agent's token bound to a pod on this node?"
+    )]
+    Server {
+        /// This node.
+        node: String,
+        /// The server.
+        location: String,
+        /// What it said.
+        reason: String,
     },
     /// The thread that reads could not be started.
     #[error("cannot start reading: {0}")]

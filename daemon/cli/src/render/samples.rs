@@ -93,6 +93,7 @@ pub(crate) fn status() -> Status {
                 converged_nodes: 3,
                 nodes: 3,
                 waiting_for: Vec::new(),
+                since: Some(at("2026-11-20T08:30:00Z")),
             },
             NamespaceStatus {
                 name: "payments".to_string(),
@@ -102,6 +103,7 @@ pub(crate) fn status() -> Status {
                 converged_nodes: 2,
                 nodes: 3,
                 waiting_for: vec!["n3".to_string()],
+                since: None,
             },
         ],
         attachments: 4,
@@ -110,8 +112,10 @@ pub(crate) fn status() -> Status {
             location: "/etc/hauberk/manifests".to_string(),
             synced: true,
             unavailable_since: None,
+            unavailable_because: None,
             rejected: 1,
         },
+        configuration: None,
     }
 }
 

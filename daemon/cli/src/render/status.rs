@@ -1,7 +1,8 @@
 //! `hauberk status`: problems, this node, its peers, the namespaces.
 
 use hauberk_core::api::{
-    KeyStatus, NamespaceStatus, PeerState, PeerStatus, Problem, Protection, Severity, SourceStatus, Status,
+    ConfigurationStatus, KeyStatus, NamespaceStatus, PeerState, PeerStatus, Problem, Protection, Severity,
+    SourceStatus, Status,
 };
 use jiff::Timestamp;
 
@@ -63,6 +64,9 @@ fn node(page: &mut Page, status: &Status, verbose: bool) {
     page.field("programs", format_args!("attached with {} to {}", status.attach, words_of(&status.uplinks)));
     page.field("pods attached", status.attachments);
     page.field("source", source(&status.source, status.now));
+    if let Some(state) = &status.configuration {
+        page.field("configuration", configuration(state));
+    }
     page.field("agent", format_args!("version {}, started {}", status.version, ago(status.started, status.now)));
     if verbose {
         page.field("started at", status.started);
@@ -95,7 +99,11 @@ fn one_namespace(page: &mut Page, namespace: &NamespaceStatus, limit: usize) {
     page.field("pods", format_args!("{}, of which {} opted in", namespace.pods, namespace.protected_pods));
     let (converged, nodes) = (namespace.converged_nodes, namespace.nodes);
     if converged >= nodes {
-        page.field("converged", painted(page::GOOD, format_args!("{converged}/{nodes} nodes")));
+        let since = namespace.since.map(|since| format!(", since {since}")).unwrap_or_default();
+        page.field(
+            "converged",
+            format_args!("{}{since}", painted(page::GOOD, format_args!("{converged}/{nodes} nodes"))),
+        );
     } else {
         let waiting = shortened(&namespace.waiting_for, limit);
         let style = if namespace.protection == Protection::None { page::NEUTRAL } else { page::DOUBTFUL };
@@ -144,6 +152,20 @@ fn source(source: &SourceStatus, now: Timestamp) -> String {
     format!("{} {}, {state}{rejected}", source.kind, source.location)
 }
 
+/// What is wrong with it is among the problems.
+fn configuration(state: &ConfigurationStatus) -> String {
+    let generation = state.generation.map(|generation| format!(" generation {generation}")).unwrap_or_default();
+    let origin = match state.origin.as_str() {
+        "object" => format!("HauberkConfig cluster,{generation}"),
+        "copy" => format!("this node's copy of HauberkConfig cluster,{generation}"),
+        _ => "this node's file alone".to_string(),
+    };
+    match state.refused {
+        Some(refused) => format!("{origin}; {}", painted(page::BAD, format_args!("generation {refused} is refused"))),
+        None => origin,
+    }
+}
+
 fn words_of(items: &[String]) -> String {
     if items.is_empty() { "none".to_string() } else { items.join(", ") }
 }
@@ -174,6 +196,28 @@ mod tests {
         troubled.peers[0].latest_handshake = None;
         assert_eq!(Outcome::of_status(&troubled), Outcome::Unprotected);
         golden("status-troubled-verbose", &page(&troubled, true));
+    }
+
+    #[test]
+    fn the_cluster_s_configuration_is_named_with_what_is_refused() {
+        let words = |origin: &str, generation, refused| {
+            let state = ConfigurationStatus { origin: origin.to_string(), generation, refused, message: None };
+            anstream::adapter::strip_str(&configuration(&state)).to_string()
+        };
+        assert_eq!(words("object", Some(3), None), "HauberkConfig cluster, generation 3");
+        assert_eq!(
+            words("copy", Some(3), Some(4)),
+            "this node's copy of HauberkConfig cluster, generation 3; generation 4 is refused"
+        );
+        assert_eq!(words("file", None, None), "this node's file alone");
+        let mut status = status();
+        status.configuration = Some(ConfigurationStatus {
+            origin: "object".to_string(),
+            generation: Some(3),
+            refused: Some(4),
+            message: Some("generation 4 of HauberkConfig cluster is refused: `tunnel.port` is 0".to_string()),
+        });
+        golden("status-cluster", &page(&status, false));
     }
 
     #[test]

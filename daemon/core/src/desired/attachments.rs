@@ -1,65 +1,74 @@
 //! The pods' interfaces on this node, as the datapath is to have them.
 
-use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::api::Attachment;
-use crate::desired::claims::Parties;
+use crate::api::{Attach, Attachment};
+use crate::desired::claims::{self, NodeAddresses, Party};
 use crate::desired::{LocalPod, Policy};
 use crate::events::{Collector, reason};
-use crate::model::{AttachmentKey, Model, PodName};
-use crate::protection;
+use crate::model::{AttachmentKey, Model};
 
-/// Every interface whose veth exists. One that is only reserved has addresses, but nothing to attach to yet.
-pub(super) fn local_pods(
+/// The interface, if its veth exists. One that is only reserved has addresses, but nothing to attach to yet.
+pub(super) fn local_pod(
     model: &Model,
     policy: &Policy,
-    parties: &Parties<'_>,
-    events: &mut Collector,
-) -> BTreeMap<AttachmentKey, LocalPod> {
-    let mut pods = BTreeMap::new();
-    for (key, attachment) in model.attachments() {
-        let Some(attach) = &attachment.attach else { continue };
-        let (Some(host_mac), Some(pod_mac), 1..) = (mac(&attach.host_mac), mac(&attach.pod_mac), attach.host_index)
-        else {
-            events.warn(reason::ATTACHMENT_INVALID, [format!("Attachment/{key}")], || {
-                format!(
-                    "interface {key} cannot be attached: host side index {}, MAC addresses {:?} and {:?} are not all \
-                     those of an Ethernet device; the CNI plugin and the agent may be of different versions",
-                    attach.host_index, attach.host_mac, attach.pod_mac
-                )
-            });
-            continue;
-        };
-        let mut protection = ruling(model, policy, attachment);
-        let mut addresses = Vec::new();
-        for address in attachment.reservation.addresses.iter().map(IpNet::addr) {
-            let Some(claim) = parties.pod(address) else { continue };
-            protection = protection.max(claim.protection);
-            // An address that two interfaces have is entered once: the map has one entry.
-            if claim.attachment == Some(key) && !addresses.contains(&address) {
-                addresses.push(address);
-            }
+    nodes: &NodeAddresses,
+    key: &AttachmentKey,
+    attachment: &Attachment,
+) -> Option<LocalPod> {
+    let attach = attachment.attach.as_ref()?;
+    let (host_mac, pod_mac) = devices(attach)?;
+    let mut protection = claims::protection_of(model, policy, attachment);
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in attachment.reservation.addresses.iter().map(IpNet::addr) {
+        let settled = claims::settle(model, policy, nodes, address.into(), &mut Collector::counting());
+        let Party::Pod(claim) = settled else { continue };
+        protection = protection.max(claim.protection);
+        // An address that two interfaces have is entered once: the map has one entry.
+        if claim.attachment == Some(key) && !addresses.contains(&address) {
+            addresses.push(address);
         }
-        let pod = LocalPod {
-            container: key.container.clone(),
-            interface: key.interface.clone(),
-            host_interface: attachment.reservation.host_interface.clone(),
-            host_index: attach.host_index,
-            host_mac,
-            pod_mac,
-            addresses,
-            protection,
-        };
-        pods.insert(key.clone(), pod);
     }
-    pods
+    Some(LocalPod {
+        container: key.container.clone(),
+        interface: key.interface.clone(),
+        host_interface: attachment.reservation.host_interface.clone(),
+        host_index: attach.host_index,
+        host_mac,
+        pod_mac,
+        addresses,
+        protection,
+        adopted: attachment.adopted,
+    })
 }
 
-fn ruling(model: &Model, policy: &Policy, attachment: &Attachment) -> protection::Protection {
-    let pod = attachment.request.pod.as_ref().map(|pod| (PodName::from(pod), pod.uid.as_deref()));
-    protection::of_attached(model, policy, pod.as_ref().map(|(name, uid)| (name, *uid))).protection
+/// What is to be said of an interface on this node.
+pub(super) fn tell(
+    model: &Model,
+    policy: &Policy,
+    key: &AttachmentKey,
+    attachment: &Attachment,
+    events: &mut Collector,
+) {
+    claims::tell_attachment(model, policy, key, attachment, events);
+    let Some(attach) = attachment.attach.as_ref().filter(|attach| devices(attach).is_none()) else { return };
+    events.warn(reason::ATTACHMENT_INVALID, [format!("Attachment/{key}")], || {
+        format!(
+            "interface {key} cannot be attached: host side index {}, MAC addresses {:?} and {:?} are not all those of an \
+             Ethernet device; the CNI plugin and the agent may be of different versions",
+            attach.host_index, attach.host_mac, attach.pod_mac
+        )
+    });
+}
+
+/// The MAC addresses of the host's and the pod's side, if both sides can be devices.
+fn devices(attach: &Attach) -> Option<([u8; 6], [u8; 6])> {
+    match (mac(&attach.host_mac), mac(&attach.pod_mac), attach.host_index) {
+        (Some(host), Some(pod), 1..) => Some((host, pod)),
+        _ => None,
+    }
 }
 
 /// A device's MAC address, `aa:bb:cc:dd:ee:ff`: not all zero and not a group's.

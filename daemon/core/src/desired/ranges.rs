@@ -1,6 +1,7 @@
 //! Which node owns which pod range, and what an address in a range is while nobody is known to have it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use hauberk_abi::address::Prefix;
 use hauberk_abi::identity::{Identity, Kind, Protection};
@@ -12,20 +13,21 @@ use crate::model::{Model, NodeObject, read_from};
 use crate::reserved;
 
 /// The nodes' pod ranges.
-pub(super) struct PodRanges<'a> {
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct PodRanges {
     /// Each node's own, by node name. No two of different nodes overlap.
-    owned: BTreeMap<&'a str, BTreeSet<IpNet>>,
+    owned: BTreeMap<String, BTreeSet<IpNet>>,
     /// Ranges that overlap another node's.
     contested: BTreeSet<IpNet>,
 }
 
-impl<'a> PodRanges<'a> {
+impl PodRanges {
     /// What the nodes claim, less what they cannot have.
     ///
     /// A range that overlaps another node's is nobody's, whoever claimed it first: a guess could hand one node's traffic
     /// to another. Pods in there are reached by their own addresses all the same; only what has no Pod object is not.
-    pub(super) fn claimed(model: &'a Model, policy: &Policy, events: &mut Collector) -> PodRanges<'a> {
-        let mut claims: BTreeMap<IpNet, Vec<&'a NodeObject>> = BTreeMap::new();
+    pub(super) fn claimed(model: &Model, policy: &Policy, events: &mut Collector) -> PodRanges {
+        let mut claims: BTreeMap<IpNet, Vec<&NodeObject>> = BTreeMap::new();
         for node in model.nodes() {
             for range in node.pod_ranges.iter().map(IpNet::trunc) {
                 if let Some(what) = reserved::range(range) {
@@ -42,10 +44,10 @@ impl<'a> PodRanges<'a> {
             }
         }
         let contested = contested(&claims, events);
-        let mut owned: BTreeMap<&str, BTreeSet<IpNet>> = BTreeMap::new();
+        let mut owned: BTreeMap<String, BTreeSet<IpNet>> = BTreeMap::new();
         for (range, nodes) in claims.iter().filter(|(range, _)| !contested.contains(range)) {
             for node in nodes {
-                owned.entry(&node.name).or_default().insert(*range);
+                owned.entry(node.name.clone()).or_default().insert(*range);
             }
         }
         PodRanges { owned, contested }
@@ -54,6 +56,11 @@ impl<'a> PodRanges<'a> {
     /// The node's own ranges.
     pub(super) fn of(&self, node: &str) -> impl Iterator<Item = IpNet> {
         self.owned.get(node).into_iter().flatten().copied()
+    }
+
+    /// Whether the address is in one of the node's own ranges.
+    pub(super) fn covers(&self, node: &str, address: IpAddr) -> bool {
+        self.of(node).any(|range| range.contains(&address))
     }
 
     /// Every range, contested or not.

@@ -421,6 +421,7 @@ fn an_interface_here_counts_before_the_pods_object_does() {
         pod_mac: [2, 0, 0, 0, 0, 2],
         addresses: vec![ip("10.0.1.5"), ip("fd00::1:5")],
         protection: Protection::None,
+        adopted: false,
     };
     assert_eq!(local, expected);
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use hauberk_abi::layout::{self, peer_flag};
 use ipnet::IpNet;
 
-use crate::desired::claims::Parties;
+use crate::desired::claims::NodeAddresses;
 use crate::desired::ranges::PodRanges;
 use crate::desired::{Peer, Policy, Route};
 use crate::events::{Collector, reason};
@@ -25,26 +25,29 @@ impl Tunnels {
     pub(super) fn derive(
         model: &Model,
         policy: &Policy,
-        ranges: &PodRanges<'_>,
-        parties: &Parties<'_>,
+        ranges: &PodRanges,
+        nodes: &NodeAddresses,
+        speakers: &Speakers,
         events: &mut Collector,
     ) -> Tunnels {
         let holders = Holders::collect(model);
-        let mut allowed = allowed(model, ranges, parties);
-        let own = model.nodes.get(model.node()).and_then(|node| parties.of_node(&node.object).next());
+        let mut allowed = speakers.by_node();
+        let own = model.nodes.get(model.node()).and_then(|node| nodes.of_node(&node.object).next());
         let mut tunnels = Tunnels::default();
         for (name, node) in model.nodes.iter().filter(|(name, _)| *name != model.node()) {
             let number = model.node_number(name).unwrap_or_default();
-            tunnels.route(policy, &node.object, ranges, parties, events);
+            if !policy.chained {
+                tunnels.route(policy, &node.object, ranges, nodes, events);
+            }
             let Some(held) = &node.held else { continue };
             let keys = holders.usable(policy, &node.object, held, events);
             let Some((epoch, _)) = keys.first().copied() else { continue };
-            let endpoint = endpoint(&node.object, own, parties, held.published.port);
+            let endpoint = endpoint(&node.object, own, nodes, held.published.port);
             if endpoint.is_none() {
                 events.warn(reason::NO_ENDPOINT, [object(&node.object)], || no_endpoint(&node.object));
             }
             let entry = layout::Peer { flags: flags(endpoint.is_some(), model.ready.contains(name)), epoch };
-            let allowed = allowed.remove(name.as_str()).unwrap_or_default();
+            let allowed = allowed.remove(&number).unwrap_or_default();
             tunnels.entries.insert(number, entry);
             tunnels.peers.insert(number, Peer { number, name: name.clone(), keys, endpoint, allowed });
         }
@@ -56,14 +59,14 @@ impl Tunnels {
         &mut self,
         policy: &Policy,
         node: &NodeObject,
-        ranges: &PodRanges<'_>,
-        parties: &Parties<'_>,
+        ranges: &PodRanges,
+        nodes: &NodeAddresses,
         events: &mut Collector,
     ) {
         for destination in ranges.of(&node.name) {
             // An address inside the range would be reached by the route itself.
             let usable = |via: &IpAddr| same_family(*via, destination.addr()) && !destination.contains(via);
-            match parties.of_node(node).find(usable) {
+            match nodes.of_node(node).find(usable) {
                 Some(via) => {
                     self.routes.insert(destination, Route { destination, via, mtu: policy.route_mtu });
                 }
@@ -122,43 +125,68 @@ impl<'a> Holders<'a> {
     }
 }
 
-/// What each other node may speak for. Unique by construction: a prefix has one place in the map, and what is more
-/// certain - a pod's own object - comes last.
-fn allowed<'a>(model: &'a Model, ranges: &PodRanges<'_>, parties: &Parties<'a>) -> HashMap<&'a str, BTreeSet<IpNet>> {
-    let mut owners: BTreeMap<IpNet, &str> = BTreeMap::new();
-    for node in model.nodes() {
-        owners.extend(ranges.of(&node.name).map(|range| (range, node.name.as_str())));
-        owners.extend(parties.of_node(node).map(|address| (IpNet::from(address), node.name.as_str())));
-    }
-    let own_ranges: HashMap<&str, Vec<IpNet>> =
-        model.nodes.keys().map(|name| (name.as_str(), ranges.of(name).collect())).collect();
-    for (address, claim) in parties.pods() {
-        let covered = claim.node.and_then(|node| own_ranges.get(node));
-        if covered.is_some_and(|ranges| ranges.iter().any(|range| range.contains(&address))) {
-            continue;
+/// Who may speak for what. Unique by construction: a prefix has one place in each map, and what is more certain - a pod's
+/// own object - comes first.
+#[derive(Debug, Default)]
+pub(super) struct Speakers {
+    /// For the nodes' own ranges and addresses.
+    nodes: BTreeMap<IpNet, NodeNumber>,
+    /// For pods' addresses outside of their node's ranges. Nobody may speak for a pod that is nowhere, even if its address
+    /// alone is some node's whole range.
+    pods: BTreeMap<IpNet, Option<NodeNumber>>,
+}
+
+impl Speakers {
+    /// As the nodes say.
+    pub(super) fn set_nodes(&mut self, model: &Model, ranges: &PodRanges, nodes: &NodeAddresses) {
+        self.nodes.clear();
+        for node in model.nodes() {
+            let number = model.node_number(&node.name).unwrap_or_default();
+            self.nodes.extend(ranges.of(&node.name).map(|range| (range, number)));
+            self.nodes.extend(nodes.of_node(node).map(|address| (IpNet::from(address), number)));
         }
-        match claim.node {
-            Some(node) => owners.insert(address.into(), node),
-            // Nobody may speak for a pod that is nowhere, even if its address alone is some node's whole range.
-            None => owners.remove(&address.into()),
+    }
+
+    /// As a pod says. Returns who spoke for the address and who does now, if that is not the same.
+    pub(super) fn set_pod(
+        &mut self,
+        address: IpAddr,
+        outside: Option<Option<NodeNumber>>,
+    ) -> Option<[Option<NodeNumber>; 2]> {
+        let prefix = IpNet::from(address);
+        let before = self.of(&prefix);
+        match outside {
+            Some(node) => self.pods.insert(prefix, node),
+            None => self.pods.remove(&prefix),
         };
+        let now = self.of(&prefix);
+        (before != now).then_some([before, now])
     }
-    let mut allowed: HashMap<&str, BTreeSet<IpNet>> = HashMap::new();
-    for (prefix, node) in owners {
-        allowed.entry(node).or_default().insert(prefix);
+
+    fn of(&self, prefix: &IpNet) -> Option<NodeNumber> {
+        self.pods.get(prefix).copied().unwrap_or_else(|| self.nodes.get(prefix).copied())
     }
-    allowed
+
+    fn by_node(&self) -> HashMap<NodeNumber, BTreeSet<IpNet>> {
+        let mut allowed: HashMap<NodeNumber, BTreeSet<IpNet>> = HashMap::new();
+        let nodes = self.nodes.iter().filter(|(prefix, _)| !self.pods.contains_key(prefix));
+        let pods = self.pods.iter().filter_map(|(prefix, node)| Some((prefix, node.as_ref()?)));
+        for (prefix, node) in nodes.chain(pods) {
+            allowed.entry(*node).or_default().insert(*prefix);
+        }
+        allowed
+    }
 }
 
 /// Where the node's tunnel listens: an address of the family this node's own first address has, if there is one.
-fn endpoint(node: &NodeObject, own: Option<IpAddr>, parties: &Parties<'_>, port: u16) -> Option<SocketAddr> {
+fn endpoint(node: &NodeObject, own: Option<IpAddr>, nodes: &NodeAddresses, port: u16) -> Option<SocketAddr> {
     let internal = |address: &IpAddr| node.addresses.iter().any(|other| other.internal && other.address == *address);
     let other_family = |address: &IpAddr| own.is_some_and(|own| !same_family(own, *address));
-    let best = parties.of_node(node).min_by_key(|address| (!internal(address), other_family(address)));
+    let best = nodes.of_node(node).min_by_key(|address| (!internal(address), other_family(address)));
     best.map(|address| SocketAddr::new(address, port))
 }
 
-fn flags(reachable: bool, ready: bool) -> u32 {
+pub(super) fn flags(reachable: bool, ready: bool) -> u32 {
     match (reachable, ready) {
         (false, _) => 0,
         (true, false) => peer_flag::KEY,

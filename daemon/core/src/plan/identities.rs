@@ -6,7 +6,8 @@
 //! - Then the others. Longer prefixes are put before shorter ones, and shorter ones are removed before longer ones, so that
 //!   whenever an entry becomes visible for an address it is the one that decides in the end: each address changes once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 #[cfg(test)]
 use hauberk_abi::address::Address;
@@ -15,7 +16,7 @@ use hauberk_abi::identity::Identity;
 
 use crate::desired::Desired;
 use crate::lookup::{Ranges, truncate};
-use crate::plan::{Actual, Step};
+use crate::plan::{Actual, Scope, Step};
 
 /// Steps in two halves.
 #[derive(Default)]
@@ -32,13 +33,16 @@ pub(crate) fn strictness(identity: Identity) -> u8 {
 }
 
 /// The steps from one pair of maps to the other.
-pub(super) fn order(actual: &Actual, desired: &Desired) -> Order {
+pub(super) fn order(actual: &Actual, desired: &Desired, scope: &Scope) -> Order {
     let mut order = Order::default();
-    let mut ranges = actual.ranges.clone();
-    let late_ranges = put_strict_ranges(desired, &mut ranges, &mut order.stricter);
+    let mut ranges = Cow::Borrowed(&actual.ranges);
+    let mut late_ranges = Vec::new();
+    if scope.is_everything() {
+        late_ranges = put_strict_ranges(desired, ranges.to_mut(), &mut order.stricter);
+    }
     let lookup = Ranges::new(&ranges);
     let mut late_endpoints = Vec::new();
-    for (address, identity) in &desired.endpoints {
+    for (address, identity) in scope.endpoints_of(&desired.endpoints) {
         let now = actual.endpoints.get(address).copied();
         if now == Some(*identity) {
             continue;
@@ -51,8 +55,8 @@ pub(super) fn order(actual: &Actual, desired: &Desired) -> Order {
         }
     }
     let mut late_removals = Vec::new();
-    for (address, identity) in actual.endpoints.iter().filter(|(address, _)| !desired.endpoints.contains_key(*address))
-    {
+    let gone = scope.endpoints_of(&actual.endpoints).filter(|(address, _)| !desired.endpoints.contains_key(*address));
+    for (address, identity) in gone {
         let step = Step::RemoveEndpoint(*address);
         // A plain pod that is gone leaves an unknown, hence protected address behind.
         if desired.prune && strictness(lookup.identity(*address)) > strictness(*identity) {
@@ -63,10 +67,11 @@ pub(super) fn order(actual: &Actual, desired: &Desired) -> Order {
     }
     order.weaker.extend(late_endpoints);
     order.weaker.extend(late_ranges.into_iter().map(|(prefix, identity)| Step::PutRange(prefix, identity)));
-    let gone: BTreeSet<Prefix> =
-        actual.ranges.keys().filter(|prefix| !desired.ranges.contains_key(prefix)).copied().collect();
-    // A prefix sorts by its length first.
-    order.weaker.extend(gone.into_iter().map(Step::RemoveRange));
+    if scope.is_everything() {
+        // A prefix sorts by its length first.
+        let gone = actual.ranges.keys().filter(|prefix| !desired.ranges.contains_key(prefix));
+        order.weaker.extend(gone.copied().map(Step::RemoveRange));
+    }
     order.weaker.extend(late_removals);
     order
 }

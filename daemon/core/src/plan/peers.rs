@@ -10,26 +10,30 @@ use ipnet::IpNet;
 use crate::desired::{Desired, Peer};
 use crate::model::NodeNumber;
 use crate::plan::identities::Order;
-use crate::plan::{Actual, Step};
+use crate::plan::{Actual, Scope, Step};
 
-/// The steps from one set of peers to the other.
-pub(super) fn order(actual: &Actual, desired: &Desired) -> Order {
+/// The steps from one set of peers to the other. A peer out of scope is as desired, and so has nothing of another's; but before
+/// every source has been read peers are kept that are not desired, and any of them may have what another is to get.
+pub(super) fn order(actual: &Actual, desired: &Desired, scope: &Scope) -> Order {
+    let all = Scope::all_nodes();
+    let scope = if desired.prune { scope } else { &all };
     let mut order = Order::default();
-    let owners = Owners::of(desired);
-    let mut peers = actual.peers.clone();
-    for peer in actual.peers.values() {
+    let owners = Owners::of(desired, scope);
+    let mut peers: BTreeMap<NodeNumber, Peer> =
+        scope.peers_of(&actual.peers).map(|(number, peer)| (*number, peer.clone())).collect();
+    for (_, peer) in scope.peers_of(&actual.peers) {
         if let Some(step) = give_up(peer, desired, &owners) {
             apply(&mut peers, &step);
             order.stricter.push(step);
         }
     }
-    for (number, peer) in &desired.peers {
+    for (number, peer) in scope.peers_of(&desired.peers) {
         let put = if desired.prune { peer.clone() } else { keep_allowed(peer, peers.get(number), &owners) };
         if peers.get(number) != Some(&put) {
             order.stricter.push(Step::PutPeer(put));
         }
     }
-    entries(actual, desired, &mut order);
+    entries(actual, desired, scope, &mut order);
     let gone = peers.keys().filter(|number| !desired.peers.contains_key(number));
     order.weaker.extend(gone.copied().map(Step::RemovePeer));
     order
@@ -42,9 +46,10 @@ struct Owners {
 }
 
 impl Owners {
-    fn of(desired: &Desired) -> Owners {
-        let prefixes = desired.peers.values().flat_map(|peer| peer.allowed.iter().map(|prefix| (*prefix, peer.number)));
-        let keys = desired.peers.values().flat_map(|peer| peer.keys.iter().map(|(_, key)| (*key, peer.number)));
+    fn of(desired: &Desired, scope: &Scope) -> Owners {
+        let peers = || scope.peers_of(&desired.peers).map(|(_, peer)| peer);
+        let prefixes = peers().flat_map(|peer| peer.allowed.iter().map(|prefix| (*prefix, peer.number)));
+        let keys = peers().flat_map(|peer| peer.keys.iter().map(|(_, key)| (*key, peer.number)));
         Owners { prefixes: prefixes.collect(), keys: keys.collect() }
     }
 
@@ -79,8 +84,8 @@ fn keep_allowed(peer: &Peer, before: Option<&Peer>, owners: &Owners) -> Peer {
 }
 
 /// A flag that goes lets permissive traffic out in the clear, so it goes late; one that comes waits for the peer.
-fn entries(actual: &Actual, desired: &Desired, order: &mut Order) {
-    for (number, entry) in &desired.peer_entries {
+fn entries(actual: &Actual, desired: &Desired, scope: &Scope, order: &mut Order) {
+    for (number, entry) in scope.peers_of(&desired.peer_entries) {
         let before = actual.peer_entries.get(number);
         let kept = before.map_or(0, |before| before.flags & (peer_flag::KEY | peer_flag::READY));
         let first = layout::Peer { flags: entry.flags | kept, ..*entry };
@@ -91,8 +96,8 @@ fn entries(actual: &Actual, desired: &Desired, order: &mut Order) {
             order.weaker.push(Step::PutPeerEntry(*number, *entry));
         }
     }
-    let gone = actual.peer_entries.keys().filter(|number| !desired.peer_entries.contains_key(number));
-    order.weaker.extend(gone.copied().map(Step::RemovePeerEntry));
+    let gone = scope.peers_of(&actual.peer_entries).filter(|(number, _)| !desired.peer_entries.contains_key(number));
+    order.weaker.extend(gone.map(|(number, _)| Step::RemovePeerEntry(*number)));
 }
 
 fn apply(peers: &mut BTreeMap<NodeNumber, Peer>, step: &Step) {

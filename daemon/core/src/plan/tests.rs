@@ -270,9 +270,29 @@ proptest! {
 
 /// What a source can come up with, in a universe small enough for contradictions.
 fn any_change() -> impl Strategy<Value = Change> {
+    any_change_of((0..5u8, 0..4u8).prop_map(|(range, host)| std::net::IpAddr::from([10, 0, range, host])).boxed())
+}
+
+/// The same, where pods also claim addresses of nodes, outside of the cluster, and such as nobody can have.
+fn any_odd_change() -> impl Strategy<Value = Change> {
+    let odd = [
+        "192.0.2.1",
+        "192.0.2.2",
+        "192.0.2.3",
+        "203.0.113.5",
+        "fd00::5",
+        "2001:db8::5",
+        "127.0.0.1",
+        "::ffff:10.0.1.1",
+    ];
+    let inside = (0..4u8, 0..3u8).prop_map(|(range, host)| std::net::IpAddr::from([10, 0, range, host]));
+    any_change_of(prop_oneof![2 => inside, 1 => prop::sample::select(odd.map(ip).to_vec())].boxed())
+}
+
+fn any_change_of(address: BoxedStrategy<std::net::IpAddr>) -> impl Strategy<Value = Change> {
     let label = prop::sample::select(vec![None, Some("enabled"), Some("permissive"), Some("disabled"), Some("bogus")]);
     let label = label.prop_map(|label| label.map(str::to_owned));
-    let address = || (0..5u8, 0..4u8).prop_map(|(range, host)| std::net::IpAddr::from([10, 0, range, host]));
+    let address = || address.clone();
     let ranges = prop::sample::subsequence(
         vec!["10.0.1.0/24", "10.0.2.0/24", "10.0.2.0/31", "10.0.3.1/32", "10.0.0.0/22"],
         0..3,
@@ -351,13 +371,16 @@ proptest! {
         let mut actual = Actual::default();
         for batch in batches {
             for change in batch {
-                world.apply(change);
+                world.hear(change);
             }
+            let followed = world.follow();
             let desired = world.desired();
-            prop_assert_eq!(&desired, &world.desired());
+            prop_assert_eq!(&*world.incremental, &desired);
             let before = strictnesses(&actual);
             let start = actual.clone();
+            let within = plan_within(&actual, &desired, &followed.scope);
             let steps = reach(&mut actual, &desired);
+            prop_assert_eq!(&within, &steps);
             let after = strictnesses(&actual);
             let mut state = start;
             for step in &steps {
@@ -369,9 +392,9 @@ proptest! {
             }
             // Whoever claims an address is protected at least as its labels say, and what nobody claims is unknown.
             let claimed: BTreeSet<Address> = desired.endpoints.keys().copied().collect();
-            for pod in world.model.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
+            for pod in world.model.pods().filter(|pod| pod.has_network()) {
                 let ruling = crate::protection::of_pod(&world.model, &world.policy, pod);
-                for address in &pod.addresses {
+                for address in pod.own_addresses() {
                     prop_assert!(desired.identity(*address).protection() >= ruling.protection, "{address} {pod:?}");
                     prop_assert!(resolve(&actual, (*address).into()).protection() >= ruling.protection);
                 }
@@ -394,6 +417,40 @@ proptest! {
                 prop_assert_eq!(&actual.untranslated, &desired.untranslated);
                 prop_assert!(actual.synced);
             }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    /// Change by change, policies that change in between included: the same as from scratch, in the same steps.
+    #[test]
+    fn what_is_kept_in_step_is_what_is_computed_from_scratch(
+        batches in prop::collection::vec((prop::collection::vec(any_odd_change(), 1..4), 0u8..12), 1..25),
+    ) {
+        let mut world = World::new();
+        let mut actual = Actual::default();
+        for (batch, odd) in batches {
+            match odd {
+                0 => world.policy.allow_pod_opt_out ^= true,
+                1 => world.policy.chained ^= true,
+                2 => world.policy.default_protection = Protection::Permissive,
+                3 => world.policy.cluster_ranges.truncate(1),
+                4 => world.policy.host_addresses = [ip("10.0.1.1")].into(),
+                _ => {}
+            }
+            let before = world.incremental.events.clone();
+            for change in batch {
+                world.hear(change);
+            }
+            let followed = world.follow();
+            let desired = world.desired();
+            prop_assert_eq!(&*world.incremental, &desired);
+            let news: Vec<_> = desired.events.difference(&before).cloned().collect();
+            prop_assert_eq!(followed.news, news);
+            let within = plan_within(&actual, &desired, &followed.scope);
+            prop_assert_eq!(&within, &reach(&mut actual, &desired));
         }
     }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Batch {
     size: usize,
     count: usize,
     to: Option<SocketAddr>,
-    ecn: u8,
+    class: u8,
     /// The last datagram is smaller, so none may follow.
     full: bool,
 }
@@ -42,7 +42,7 @@ impl Batch {
             size: 0,
             count: 0,
             to: None,
-            ecn: 0,
+            class: 0,
             full: false,
         }
     }
@@ -67,9 +67,9 @@ impl Batch {
         self.count
     }
 
-    /// ECN code point of them all.
-    pub(crate) fn ecn(&self) -> u8 {
-        self.ecn
+    /// Traffic class of them all: DSCP and ECN.
+    pub(crate) fn class(&self) -> u8 {
+        self.class
     }
 
     /// Where they go.
@@ -77,9 +77,9 @@ impl Batch {
         self.to
     }
 
-    fn takes(&self, to: SocketAddr, ecn: u8, size: usize) -> bool {
+    fn takes(&self, to: SocketAddr, class: u8, size: usize) -> bool {
         self.to == Some(to)
-            && self.ecn == ecn
+            && self.class == class
             && size <= self.size
             && !self.full
             && self.count < MOST_DATAGRAMS
@@ -110,7 +110,7 @@ impl<'a> Outbox<'a> {
     pub(crate) fn post_with(
         &mut self,
         to: SocketAddr,
-        ecn: u8,
+        class: u8,
         size: usize,
         fill: impl FnOnce(&mut [u8]) -> bool,
     ) -> bool {
@@ -118,7 +118,7 @@ impl<'a> Outbox<'a> {
             self.counters.drop_packet(TunnelDrop::Oversized);
             return false;
         }
-        let fits = self.batch.count > 0 && self.batch.takes(to, ecn, size) && self.sink.takes_batches();
+        let fits = self.batch.count > 0 && self.batch.takes(to, class, size) && self.sink.takes_batches();
         if !fits {
             self.flush();
         }
@@ -128,7 +128,7 @@ impl<'a> Outbox<'a> {
         }
         if batch.count == 0 {
             batch.to = Some(to);
-            batch.ecn = ecn;
+            batch.class = class;
             batch.size = size;
         }
         batch.full = size < batch.size;
@@ -169,7 +169,7 @@ mod tests {
         fn send(&mut self, batch: &Batch) -> usize {
             let datagrams: Vec<_> = batch.datagrams().map(<[u8]>::to_vec).collect();
             assert_eq!(datagrams.len(), batch.count());
-            self.sent.push((batch.to().unwrap(), batch.ecn(), datagrams));
+            self.sent.push((batch.to().unwrap(), batch.class(), datagrams));
             0
         }
 

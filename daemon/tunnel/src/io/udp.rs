@@ -173,7 +173,7 @@ impl Socket {
         let to = SockaddrStorage::from(to);
         if batch.count() > 1 {
             let size = batch.size() as u16;
-            match self.send_message(batch.bytes(), Some(size), batch.ecn(), &to) {
+            match self.send_message(batch.bytes(), Some(size), batch.class(), &to) {
                 Ok(()) => return 0,
                 // The interface does no checksums for us: it will not change its mind.
                 Err(Errno::EIO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => self.gso = false,
@@ -184,7 +184,7 @@ impl Socket {
         }
         let mut refused = 0;
         for (index, datagram) in batch.datagrams().enumerate() {
-            match self.send_message(datagram, None, batch.ecn(), &to) {
+            match self.send_message(datagram, None, batch.class(), &to) {
                 Ok(()) => {}
                 // No room even after waiting: waiting again for each would hold up everyone.
                 Err(Errno::EAGAIN) => return refused + batch.count() - index,
@@ -194,17 +194,17 @@ impl Socket {
         refused
     }
 
-    fn send_message(&self, bytes: &[u8], size: Option<u16>, ecn: u8, to: &SockaddrStorage) -> Result<(), Errno> {
+    fn send_message(&self, bytes: &[u8], size: Option<u16>, class: u8, to: &SockaddrStorage) -> Result<(), Errno> {
         let slices = [IoSlice::new(bytes)];
-        let class = i32::from(ecn);
+        let class_v6 = i32::from(class);
         let segments = size.as_ref().map(ControlMessage::UdpGsoSegments);
-        let congestion = (ecn != 0).then_some(match self.family {
-            AddressFamily::Inet => ControlMessage::Ipv4Tos(&ecn),
-            _ => ControlMessage::Ipv6TClass(&class),
+        let marks = (class != 0).then_some(match self.family {
+            AddressFamily::Inet => ControlMessage::Ipv4Tos(&class),
+            _ => ControlMessage::Ipv6TClass(&class_v6),
         });
-        let mut control = [ControlMessage::Ipv6TClass(&class), ControlMessage::Ipv6TClass(&class)];
+        let mut control = [ControlMessage::Ipv6TClass(&class_v6), ControlMessage::Ipv6TClass(&class_v6)];
         let mut used = 0;
-        for message in segments.into_iter().chain(congestion) {
+        for message in segments.into_iter().chain(marks) {
             control[used] = message;
             used += 1;
         }

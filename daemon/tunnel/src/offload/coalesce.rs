@@ -17,23 +17,53 @@ const TCP_PSH: u8 = 0x08;
 const TCP_ACK: u8 = 0x10;
 const TCP_ECE: u8 = 0x40;
 
+/// Longest that is ever put behind a super-packet: a datagram, of which a part is the packet.
+const LONGEST_ROOM: usize = 1 << 16;
+/// Longest headers in front of a payload that is joined to others: IPv6, and TCP with all its options.
+const LONGEST_HEADERS: usize = ip::V6_HEADER + 60;
+
 /// Super-packets in the making.
+///
+/// A packet is opened right where it belongs if it is the next one of the flow that had the last one ([`Coalescer::room`]): its
+/// payload then lies behind that flow's other payloads, and its headers over the last bytes of them, which are kept aside until it
+/// is delivered. So payloads are not copied.
 pub(crate) struct Coalescer {
     open: Vec<Joined>,
+    /// Which of them had the last packet.
+    recent: Option<usize>,
+    /// Where packets are opened that do not land behind others.
+    apart: Joined,
+    /// What the packet now in the room lies over.
+    covered: [u8; LONGEST_HEADERS],
+    /// Where the room is, once it was asked for.
+    place: Option<Place>,
     /// Buffers of packets already written.
     spare: Vec<Joined>,
     tcp: bool,
     udp: bool,
 }
 
+/// Where the room for the next packet is.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Behind what is held of the flow that had the last packet.
+    Behind(usize),
+    /// In a buffer of its own.
+    Apart,
+}
+
 /// One super-packet in the making.
 struct Joined {
-    /// A virtio header's room, then the packet.
-    buffer: Vec<u8>,
+    /// A virtio header's room, then the packet, then room for more.
+    buffer: Box<[u8]>,
+    /// Where the packet ends.
+    end: usize,
     shape: Shape,
     count: usize,
     /// Whether the checksums of the first packet were looked at; the others' always are.
     verified: bool,
+    /// Nothing may follow: the last payload was a smaller one, or the end of a burst.
+    is_closed: bool,
 }
 
 /// Where things are in a packet that can be joined to others.
@@ -60,32 +90,112 @@ enum Class {
 impl Coalescer {
     /// Joins TCP and UDP as far as the device takes such packets.
     pub(crate) fn new(tcp: bool, udp: bool) -> Coalescer {
-        Coalescer { open: Vec::with_capacity(FLOWS), spare: Vec::new(), tcp, udp }
+        Coalescer {
+            open: Vec::with_capacity(FLOWS),
+            recent: None,
+            apart: Joined::empty(),
+            covered: [0; LONGEST_HEADERS],
+            place: None,
+            spare: Vec::new(),
+            tcp,
+            udp,
+        }
     }
 
-    /// Takes one packet, whose envelope was read and which is as long as it says. Gives `write`
-    /// what is complete: a virtio header, then a packet.
-    pub(crate) fn push(&mut self, packet: &[u8], write: &mut dyn FnMut(&[u8])) {
-        match classify(packet) {
-            Class::Joinable(shape) if self.joins(shape.protocol) => self.join(packet, shape, write),
-            Class::Joinable(Shape { protocol, transport, .. }) | Class::Alone { protocol, transport } => {
-                if let Some(index) = self.position(packet, protocol, transport) {
+    /// Room for the next packet: longer than any datagram. The same one until a packet is delivered.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        let place = *self.place.get_or_insert_with(|| {
+            let recent = self.recent.and_then(|index| Some((index, self.open.get_mut(index)?)));
+            let Some((index, joined)) = recent.filter(|(_, joined)| joined.has_room_behind()) else {
+                return Place::Apart;
+            };
+            // Once it is covered it is too late to look at it.
+            if !joined.verify() {
+                return Place::Apart;
+            }
+            let headers = joined.shape.headers;
+            self.covered[..headers].copy_from_slice(&joined.buffer[joined.end - headers..joined.end]);
+            Place::Behind(index)
+        });
+        match place {
+            Place::Behind(index) => {
+                let joined = &mut self.open[index];
+                &mut joined.buffer[joined.end - joined.shape.headers..][..LONGEST_ROOM]
+            }
+            Place::Apart => &mut self.apart.buffer[HEADER_LENGTH..][..LONGEST_ROOM],
+        }
+    }
+
+    /// Takes the packet that is in the room now, whose envelope was read and which is as long as it says. Gives `write` what is
+    /// complete: a virtio header, then a packet.
+    pub(crate) fn deliver(&mut self, length: usize, write: &mut dyn FnMut(&[u8])) {
+        match self.place.take() {
+            Some(Place::Behind(index)) if self.deliver_behind(index, length) => {
+                if self.open[index].is_closed {
                     self.finish(index, write);
                 }
-                self.write_alone(packet, write);
             }
-            Class::Obscure => {
-                self.flush(write);
-                self.write_alone(packet, write);
-            }
-            Class::Other => self.write_alone(packet, write),
+            _ => self.push(length, write),
         }
     }
 
     /// Writes everything that is held.
     pub(crate) fn flush(&mut self, write: &mut dyn FnMut(&[u8])) {
+        // Something may have been put into the room that was nothing to deliver.
+        if let Some(Place::Behind(index)) = self.place.take() {
+            self.uncover(index);
+        }
         while !self.open.is_empty() {
             self.finish(0, write);
+        }
+    }
+
+    /// Joins the packet to what it lies behind. If it does not belong there it is moved, and left to be pushed.
+    fn deliver_behind(&mut self, index: usize, length: usize) -> bool {
+        let joined = &mut self.open[index];
+        let start = joined.end - joined.shape.headers;
+        let (held, packet) = joined.buffer[..start + length].split_at(start);
+        let fits = match classify(packet) {
+            Class::Joinable(shape) => joined.takes(&held[HEADER_LENGTH..], packet, shape).then_some(shape),
+            _ => None,
+        };
+        match fits {
+            Some(shape) => {
+                let pushes = has_push(packet, shape);
+                self.uncover(index);
+                self.open[index].grow(shape, pushes);
+                true
+            }
+            None => {
+                self.apart.buffer[HEADER_LENGTH..][..length].copy_from_slice(packet);
+                self.uncover(index);
+                false
+            }
+        }
+    }
+
+    fn uncover(&mut self, index: usize) {
+        let joined = &mut self.open[index];
+        let headers = joined.shape.headers;
+        joined.buffer[joined.end - headers..joined.end].copy_from_slice(&self.covered[..headers]);
+    }
+
+    /// Takes the packet that lies apart.
+    fn push(&mut self, length: usize, write: &mut dyn FnMut(&[u8])) {
+        self.apart.end = HEADER_LENGTH + length;
+        match classify(self.apart.packet()) {
+            Class::Joinable(shape) if self.joins(shape.protocol) => self.join(shape, write),
+            Class::Joinable(Shape { protocol, transport, .. }) | Class::Alone { protocol, transport } => {
+                if let Some(index) = self.position(protocol, transport) {
+                    self.finish(index, write);
+                }
+                self.write_alone(write);
+            }
+            Class::Obscure => {
+                self.flush(write);
+                self.write_alone(write);
+            }
+            Class::Other => self.write_alone(write),
         }
     }
 
@@ -93,92 +203,121 @@ impl Coalescer {
         if protocol == ip::TCP { self.tcp } else { self.udp }
     }
 
-    fn join(&mut self, packet: &[u8], shape: Shape, write: &mut dyn FnMut(&[u8])) {
-        if let Some(index) = self.position(packet, shape.protocol, shape.transport) {
-            if self.open[index].append(packet, shape) {
-                let ends = shape.payload < self.open[index].shape.payload || has_push(packet, shape);
-                if ends {
+    fn join(&mut self, shape: Shape, write: &mut dyn FnMut(&[u8])) {
+        let pushes = has_push(self.apart.packet(), shape);
+        if let Some(index) = self.position(shape.protocol, shape.transport) {
+            let packet = self.apart.packet();
+            let joined = &mut self.open[index];
+            if joined.verify() && joined.takes(joined.packet(), packet, shape) {
+                let end = joined.end;
+                joined.buffer[end..end + shape.payload].copy_from_slice(&packet[shape.headers..]);
+                joined.grow(shape, pushes);
+                self.recent = Some(index);
+                if self.open[index].is_closed {
                     self.finish(index, write);
                 }
                 return;
             }
             self.finish(index, write);
         }
-        if has_push(packet, shape) {
+        if pushes {
             // The end of a burst: nothing follows that it could wait for.
-            return self.write_alone(packet, write);
+            return self.write_alone(write);
         }
         if self.open.len() == FLOWS {
             self.finish(0, write);
         }
-        let buffer = self.spare.pop().map(|joined| joined.buffer).unwrap_or_default();
-        self.open.push(Joined::new(buffer, packet, shape));
+        let next = self.spare.pop().unwrap_or_else(Joined::empty);
+        let mut joined = std::mem::replace(&mut self.apart, next);
+        joined.begin(shape);
+        self.recent = Some(self.open.len());
+        self.open.push(joined);
     }
 
-    /// The super-packet that this flow is joined into.
-    fn position(&self, packet: &[u8], protocol: u8, transport: usize) -> Option<usize> {
-        self.open.iter().position(|joined| {
-            let held = &joined.buffer[HEADER_LENGTH..];
-            joined.shape.protocol == protocol
-                && joined.shape.transport == transport
-                && addresses(held) == addresses(packet)
-                && held[transport..transport + 4] == packet[transport..transport + 4]
-        })
+    /// The super-packet that the flow of the packet apart is joined into.
+    fn position(&self, protocol: u8, transport: usize) -> Option<usize> {
+        let packet = self.apart.packet();
+        self.open.iter().position(|joined| joined.has_flow(packet, protocol, transport))
     }
 
     fn finish(&mut self, index: usize, write: &mut dyn FnMut(&[u8])) {
         let mut joined = self.open.remove(index);
+        self.recent = None;
         joined.complete();
-        write(&joined.buffer);
+        write(joined.bytes());
         self.spare.push(joined);
     }
 
-    fn write_alone(&mut self, packet: &[u8], write: &mut dyn FnMut(&[u8])) {
-        let mut buffer = self.spare.pop().map(|joined| joined.buffer).unwrap_or_default();
-        buffer.clear();
-        buffer.extend_from_slice(&Header::PLAIN.to_bytes());
-        buffer.extend_from_slice(packet);
-        write(&buffer);
-        let shape = Shape { protocol: 0, transport: 0, headers: 0, payload: 0 };
-        self.spare.push(Joined { buffer, shape, count: 0, verified: false });
+    fn write_alone(&mut self, write: &mut dyn FnMut(&[u8])) {
+        self.apart.buffer[..HEADER_LENGTH].copy_from_slice(&Header::PLAIN.to_bytes());
+        write(self.apart.bytes());
     }
 }
 
 impl Joined {
-    fn new(mut buffer: Vec<u8>, packet: &[u8], shape: Shape) -> Joined {
-        buffer.clear();
-        buffer.extend_from_slice(&Header::PLAIN.to_bytes());
-        buffer.extend_from_slice(packet);
-        Joined { buffer, shape, count: 1, verified: false }
+    fn empty() -> Joined {
+        // Zeroed pages that nobody touches cost no memory.
+        let buffer = vec![0; HEADER_LENGTH + LONGEST + LONGEST_ROOM].into_boxed_slice();
+        let shape = Shape { protocol: 0, transport: 0, headers: 0, payload: 0 };
+        Joined { buffer, end: HEADER_LENGTH, shape, count: 0, verified: false, is_closed: false }
     }
 
-    /// Appends the payload, if segmentation would make the very same packet of it again.
-    fn append(&mut self, packet: &[u8], shape: Shape) -> bool {
+    /// Makes the first packet of a super-packet of what is in the buffer.
+    fn begin(&mut self, shape: Shape) {
+        self.buffer[..HEADER_LENGTH].copy_from_slice(&Header::PLAIN.to_bytes());
+        self.shape = shape;
+        self.count = 1;
+        self.verified = false;
+        self.is_closed = false;
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.end]
+    }
+
+    fn packet(&self) -> &[u8] {
+        &self.buffer[HEADER_LENGTH..self.end]
+    }
+
+    fn has_flow(&self, packet: &[u8], protocol: u8, transport: usize) -> bool {
         let held = &self.buffer[HEADER_LENGTH..];
-        if shape.headers != self.shape.headers
-            || shape.payload > self.shape.payload
-            || held.len() + shape.payload > LONGEST
-            || (shape.protocol == ip::UDP && self.count == MOST_DATAGRAMS)
-            || !self.continues(held, packet)
-        {
-            return false;
-        }
-        if !self.verified {
-            let first = &held[..self.shape.headers + self.shape.payload];
-            if !is_sound(first, self.shape) {
-                return false;
-            }
-            self.verified = true;
-        }
-        if !is_sound(packet, shape) {
-            return false;
-        }
-        self.buffer.extend_from_slice(&packet[shape.headers..]);
+        self.shape.protocol == protocol
+            && self.shape.transport == transport
+            && addresses(held) == addresses(packet)
+            && held[transport..transport + 4] == packet[transport..transport + 4]
+    }
+
+    /// Whether headers may lie over the end of it without touching its own.
+    fn has_room_behind(&self) -> bool {
+        self.end >= HEADER_LENGTH + 2 * self.shape.headers
+    }
+
+    /// Whether the first packet's checksums are right. Nothing is joined to one that its sender spoilt.
+    fn verify(&mut self) -> bool {
+        self.verified = self.verified || (self.count == 1 && is_sound(self.packet(), self.shape));
+        self.verified
+    }
+
+    /// Whether segmentation would make the very same packet again, were it joined. `held` is the packet so far, of which the end may
+    /// be covered.
+    fn takes(&self, held: &[u8], packet: &[u8], shape: Shape) -> bool {
+        shape.headers == self.shape.headers
+            && shape.payload <= self.shape.payload
+            && self.end - HEADER_LENGTH + shape.payload <= LONGEST
+            && (shape.protocol != ip::UDP || self.count < MOST_DATAGRAMS)
+            && self.has_flow(packet, shape.protocol, shape.transport)
+            && self.continues(held, packet)
+            && is_sound(packet, shape)
+    }
+
+    /// Takes note of a payload that was put behind the others.
+    fn grow(&mut self, shape: Shape, pushes: bool) {
+        self.end += shape.payload;
         self.count += 1;
-        if has_push(packet, shape) {
+        if pushes {
             self.buffer[HEADER_LENGTH + shape.transport + 13] |= TCP_PSH;
         }
-        true
+        self.is_closed = pushes || shape.payload < self.shape.payload;
     }
 
     /// Whether the packet's headers are those that come next.
@@ -214,7 +353,7 @@ impl Joined {
             return;
         }
         let shape = self.shape;
-        let (header, packet) = self.buffer.split_at_mut(HEADER_LENGTH);
+        let (header, packet) = self.buffer[..self.end].split_at_mut(HEADER_LENGTH);
         let length = packet.len();
         let version = packet[0] >> 4;
         if version == 4 {
@@ -318,193 +457,4 @@ fn addresses(packet: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::samples::{self, Family, Tcp};
-    use super::super::segment::Segments;
-    use super::*;
-    use proptest::prelude::*;
-
-    /// What the coalescer writes for these packets.
-    fn joined(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
-        let mut written = Vec::new();
-        let mut coalescer = Coalescer::new(true, true);
-        let mut write = |bytes: &[u8]| written.push(bytes.to_vec());
-        for packet in packets {
-            coalescer.push(packet, &mut write);
-        }
-        coalescer.flush(&mut write);
-        written
-    }
-
-    /// What the kernel would make of what was written.
-    fn cut_again(written: &[Vec<u8>]) -> Vec<Vec<u8>> {
-        let mut packets = Vec::new();
-        for bytes in written {
-            let (header, packet) = bytes.split_first_chunk::<HEADER_LENGTH>().unwrap();
-            let mut packet = packet.to_vec();
-            let mut segments = Segments::new(Header::parse(*header).unwrap(), &mut packet).unwrap();
-            while let Some(segment) = segments.next() {
-                packets.push(segment.to_vec());
-            }
-        }
-        packets
-    }
-
-    fn stream(family: Family, source_port: u16, sizes: &[usize]) -> Vec<Vec<u8>> {
-        let mut sequence = u32::MAX - 2000;
-        sizes
-            .iter()
-            .enumerate()
-            .map(|(index, size)| {
-                let mut tcp = Tcp::new(family, sequence, &vec![index as u8; *size]);
-                tcp.id = index as u16;
-                tcp.source_port = source_port;
-                sequence = sequence.wrapping_add(*size as u32);
-                tcp.build()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn a_stream_becomes_one_write() {
-        for family in [Family::V4, Family::V6] {
-            let packets = stream(family, 1, &[1000, 1000, 1000, 400]);
-            let written = joined(&packets);
-            assert_eq!(written.len(), 1);
-            assert_eq!(cut_again(&written), packets);
-        }
-    }
-
-    #[test]
-    fn a_datagram_flow_becomes_one_write() {
-        for family in [Family::V4, Family::V6] {
-            let packets: Vec<_> = (0..4u8).map(|n| samples::udp(family, 1, 2, &[n; 500])).collect();
-            let written = joined(&packets);
-            // IPv4 datagrams that may be fragmented need ascending ids to be the same again.
-            assert_eq!(written.len(), if family == Family::V4 { 4 } else { 1 });
-            assert_eq!(cut_again(&written), packets);
-        }
-    }
-
-    #[test]
-    fn a_spoilt_checksum_stays_spoilt() {
-        for spoilt in 0..3 {
-            let mut packets = stream(Family::V6, 1, &[1000, 1000, 1000]);
-            *packets[spoilt].last_mut().unwrap() ^= 1;
-            let out = cut_again(&joined(&packets));
-            assert_eq!(out, packets, "packet {spoilt} was repaired or lost");
-        }
-        let mut packets = stream(Family::V4, 1, &[1000, 1000]);
-        packets[1][10] ^= 1;
-        assert_eq!(cut_again(&joined(&packets)), packets);
-    }
-
-    #[test]
-    fn push_ends_a_burst_and_other_flags_go_alone() {
-        let mut packets = stream(Family::V4, 1, &[1000, 1000, 1000]);
-        let rebuild = |packets: &mut Vec<Vec<u8>>, index: usize, flags: u8| {
-            let mut tcp = Tcp::new(Family::V4, 0, &[index as u8; 1000]);
-            tcp.sequence = (u32::MAX - 2000).wrapping_add(1000 * index as u32);
-            tcp.id = index as u16;
-            tcp.source_port = 1;
-            tcp.flags = flags;
-            packets[index] = tcp.build();
-        };
-        rebuild(&mut packets, 1, TCP_ACK | TCP_PSH);
-        let written = joined(&packets);
-        assert_eq!(written.len(), 2);
-        assert_eq!(cut_again(&written), packets);
-        for flags in [TCP_ACK | 1, TCP_ACK | 2, TCP_ACK | 4, TCP_ACK | 0x20, TCP_ACK | 0x80] {
-            rebuild(&mut packets, 1, flags);
-            let written = joined(&packets);
-            assert_eq!(written.len(), 3);
-            assert_eq!(cut_again(&written), packets);
-        }
-    }
-
-    #[test]
-    fn more_flows_than_slots_lose_nothing() {
-        let flows: Vec<_> = (0..20).map(|port| stream(Family::V4, port, &[100; 5])).collect();
-        let packets: Vec<_> = (0..5).flat_map(|n| flows.iter().map(move |flow| flow[n].clone())).collect();
-        let out = cut_again(&joined(&packets));
-        assert_eq!(out.len(), packets.len());
-        for flow in flows {
-            let ordered: Vec<_> = out.iter().filter(|packet| flow.contains(packet)).cloned().collect();
-            assert_eq!(ordered, flow);
-        }
-    }
-
-    #[test]
-    fn does_not_grow_past_what_a_length_field_says() {
-        for family in [Family::V4, Family::V6] {
-            let packets = stream(family, 1, &[1400; 100]);
-            let written = joined(&packets);
-            assert!(written.iter().all(|bytes| bytes.len() <= HEADER_LENGTH + LONGEST));
-            assert_eq!(written.len(), 3);
-            assert_eq!(cut_again(&written), packets);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn cutting_undoes_joining(
-            v4 in any::<bool>(),
-            steps in prop::collection::vec((0u16..3, 1usize..1400, any::<bool>(), 0u8..20), 1..80),
-        ) {
-            let family = if v4 { Family::V4 } else { Family::V6 };
-            let mut next = [(0u32, 0u16); 3];
-            let mut packets = Vec::new();
-            for (flow, size, repeat, odd) in steps {
-                let (sequence, id) = &mut next[usize::from(flow)];
-                let size = if repeat { 1000 } else { size };
-                let mut tcp = Tcp::new(family, *sequence, &vec![odd; size]);
-                tcp.id = *id;
-                tcp.source_port = flow;
-                match odd {
-                    0 => tcp.flags |= TCP_PSH,
-                    1 => tcp.flags |= 1,
-                    2 => tcp.sequence = tcp.sequence.wrapping_sub(5000),
-                    3 => tcp.options = vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
-                    _ => {}
-                }
-                *sequence = sequence.wrapping_add(size as u32);
-                *id = id.wrapping_add(1);
-                let mut packet = tcp.build();
-                if odd == 4 {
-                    *packet.last_mut().unwrap() ^= 0x55;
-                }
-                packets.push((flow, packet));
-            }
-            let all: Vec<_> = packets.iter().map(|(_, packet)| packet.clone()).collect();
-            let out = cut_again(&joined(&all));
-            prop_assert_eq!(out.len(), all.len());
-            for flow in 0..3u16 {
-                let before: Vec<_> = packets.iter().filter(|(of, _)| *of == flow).map(|(_, packet)| packet.clone()).collect();
-                let at = family.ip_header();
-                let after: Vec<_> = out.iter().filter(|packet| packet[at..at + 2] == flow.to_be_bytes()).cloned().collect();
-                prop_assert_eq!(before, after);
-            }
-        }
-
-        #[test]
-        fn never_panics_and_never_loses(packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..120), 0..20)) {
-            let mut written = 0;
-            let mut coalescer = Coalescer::new(true, true);
-            let mut shaped = packets;
-            for (index, packet) in shaped.iter_mut().enumerate() {
-                if packet.len() >= 20 {
-                    packet[0] = if index % 2 == 0 { 0x45 } else { 0x60 };
-                    let next = if index % 2 == 0 { 9 } else { 6 };
-                    packet[next] = if index % 3 == 0 { ip::TCP } else { ip::UDP };
-                    packet[6] &= 0x40;
-                    packet[7] = 0;
-                }
-            }
-            for packet in &shaped {
-                coalescer.push(packet, &mut |_| written += 1);
-            }
-            coalescer.flush(&mut |_| written += 1);
-            prop_assert!(written <= shaped.len());
-        }
-    }
-}
+mod tests;

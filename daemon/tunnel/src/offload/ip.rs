@@ -55,11 +55,27 @@ pub(crate) fn envelope(packet: &[u8]) -> Option<Envelope> {
     }
 }
 
+/// Whether a packet whose envelope was read is a fragment: IPv4's "more" or offset, or IPv6's header of it right behind the first one
+/// (RFC 8200 section 4.5), where the kernel puts it unless there are options for every hop.
+pub(crate) fn is_fragment(packet: &[u8]) -> bool {
+    const V6_FRAGMENT: u8 = 44;
+    match packet {
+        [first, _, _, _, _, _, high, low, ..] if first >> 4 == 4 => u16::from_be_bytes([*high, *low]) & 0x3fff != 0,
+        [_, _, _, _, _, _, next, ..] => *next == V6_FRAGMENT,
+        _ => false,
+    }
+}
+
 /// The ECN code point of a packet whose envelope was read.
 pub(crate) fn ecn(packet: &[u8]) -> u8 {
+    traffic_class(packet) & 0b11
+}
+
+/// DSCP and ECN of a packet whose envelope was read (RFC 2474, 3).
+pub(crate) fn traffic_class(packet: &[u8]) -> u8 {
     match packet {
-        [first, second, ..] if first >> 4 == 4 => second & 0b11,
-        [_, second, ..] => (second >> 4) & 0b11,
+        [first, second, ..] if first >> 4 == 4 => *second,
+        [first, second, ..] => first << 4 | second >> 4,
         _ => 0,
     }
 }
@@ -135,12 +151,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_traffic_class_is_where_each_family_has_it() {
+        assert_eq!(traffic_class(&[0x45, 0xb8, 0, 0]), 0xb8);
+        assert_eq!(traffic_class(&[0x6b, 0x8f, 0xff, 0xff]), 0xb8);
+    }
+
     proptest! {
         #[test]
         fn never_panics(mut bytes in prop::collection::vec(any::<u8>(), 0..100), outer in any::<u8>()) {
             if let Some(envelope) = envelope(&bytes) {
                 prop_assert!(envelope.length <= bytes.len());
             }
+            is_fragment(&bytes);
             mark_congestion(outer, &mut bytes);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::virtio::{Gso, Header};
 use super::{checksum, ip};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,30 @@ pub(crate) fn udp(family: Family, source_port: u16, destination_port: u16, paylo
     datagram.extend_from_slice(&[0, 0]);
     datagram.extend_from_slice(payload);
     packet(family, 1, ip::UDP, 6, datagram)
+}
+
+/// Makes a super-packet of a finished packet, as the kernel hands it over: its checksum is the pseudo header's sum alone.
+pub(crate) fn as_super_packet(packet: &mut [u8], size: u16) -> Header {
+    let (family, addresses, protocol) = match packet[0] >> 4 {
+        4 => (Family::V4, packet[12..20].to_vec(), packet[9]),
+        _ => (Family::V6, packet[8..40].to_vec(), packet[6]),
+    };
+    let start = family.ip_header();
+    let (offset, gso) = match (protocol, family) {
+        (ip::TCP, Family::V4) => (16, Gso::TcpV4),
+        (ip::TCP, Family::V6) => (16, Gso::TcpV6),
+        _ => (6, Gso::Udp),
+    };
+    let pseudo = checksum::fold(checksum::pseudo_header(&addresses, protocol, packet.len() - start));
+    packet[start + offset..start + offset + 2].copy_from_slice(&pseudo.to_ne_bytes());
+    Header {
+        needs_checksum: true,
+        gso,
+        header_length: 0,
+        gso_size: size,
+        checksum_start: start as u16,
+        checksum_offset: offset as u16,
+    }
 }
 
 /// Sets the ECN code point, keeping the checksum right.

@@ -86,6 +86,17 @@ impl<'a> Segments<'a> {
         Ok(Segments::Run(run))
     }
 
+    /// Length of the longest packet, and how many there are; before the first was asked for.
+    pub(crate) fn extent(&self) -> (usize, usize) {
+        match self {
+            Segments::Single(packet) => (packet.as_ref().map_or(0, |packet| packet.len()), 1),
+            Segments::Run(run) => {
+                let payload = run.packet.len() - run.headers_length;
+                (run.headers_length + run.size.min(payload), payload.div_ceil(run.size))
+            }
+        }
+    }
+
     /// The next finished packet.
     pub(crate) fn next(&mut self) -> Option<&mut [u8]> {
         match self {
@@ -201,30 +212,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Makes of a finished packet what the kernel would hand over: only the pseudo header summed.
-    pub(super) fn as_super_packet(packet: &mut [u8], size: u16) -> Header {
-        let (family, addresses, protocol) = match packet[0] >> 4 {
-            4 => (Family::V4, packet[12..20].to_vec(), packet[9]),
-            _ => (Family::V6, packet[8..40].to_vec(), packet[6]),
-        };
-        let start = family.ip_header();
-        let (offset, gso) = match (protocol, family) {
-            (ip::TCP, Family::V4) => (16, Gso::TcpV4),
-            (ip::TCP, Family::V6) => (16, Gso::TcpV6),
-            _ => (6, Gso::Udp),
-        };
-        let pseudo = checksum::fold(checksum::pseudo_header(&addresses, protocol, packet.len() - start));
-        packet[start + offset..start + offset + 2].copy_from_slice(&pseudo.to_ne_bytes());
-        Header {
-            needs_checksum: true,
-            gso,
-            header_length: 0,
-            gso_size: size,
-            checksum_start: start as u16,
-            checksum_offset: offset as u16,
-        }
-    }
-
     fn cut(header: Header, packet: &mut [u8]) -> Result<Vec<Vec<u8>>, Malformed> {
         let mut segments = Segments::new(header, packet)?;
         let mut cut = Vec::new();
@@ -242,7 +229,7 @@ mod tests {
             whole.flags = 0x10 | TCP_PSH | TCP_FIN | TCP_CWR;
             whole.options = vec![1; 12];
             let mut packet = whole.build();
-            let header = as_super_packet(&mut packet, 1000);
+            let header = samples::as_super_packet(&mut packet, 1000);
             let segments = cut(header, &mut packet).unwrap();
 
             let expected: Vec<_> =
@@ -269,7 +256,7 @@ mod tests {
         for family in [Family::V4, Family::V6] {
             let finished = samples::udp(family, 1, 2, b"odd");
             let mut packet = finished.clone();
-            let header = as_super_packet(&mut packet, 0);
+            let header = samples::as_super_packet(&mut packet, 0);
             assert!(!samples::is_sound(&packet));
             let header = Header { gso: Gso::None, ..header };
             assert_eq!(cut(header, &mut packet).unwrap(), vec![finished]);
@@ -279,7 +266,7 @@ mod tests {
     #[test]
     fn refuses_headers_that_do_not_fit() {
         let packet = Tcp::new(Family::V4, 1, &[7; 2500]).build();
-        let good = as_super_packet(&mut packet.clone(), 1000);
+        let good = samples::as_super_packet(&mut packet.clone(), 1000);
         for bad in [
             Header { checksum_start: 9000, ..good },
             Header { checksum_start: 0, ..good },
@@ -308,7 +295,7 @@ mod tests {
                 samples::udp(family, 1, 2, &payload)
             };
             let headers = packet.len() - payload.len();
-            let header = as_super_packet(&mut packet, size);
+            let header = samples::as_super_packet(&mut packet, size);
             let segments = cut(header, &mut packet).unwrap();
             prop_assert!(segments.iter().all(|segment| samples::is_sound(segment)));
             prop_assert!(segments.iter().all(|segment| segment.len() <= headers + usize::from(size)));

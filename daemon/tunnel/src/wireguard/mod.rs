@@ -14,7 +14,8 @@ mod tests;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::net::SocketAddr;
+use std::iter::Peekable;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,7 +31,8 @@ use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, StateCallback};
 use crate::error::Error;
 use crate::io::outbox::Outbox;
 use crate::offload::ip;
-use crate::protocol::{Datagram, Inbox, Protocol};
+use crate::offload::segment::Segments;
+use crate::protocol::{Datagram, Datagrams, Inbox, Protocol};
 use crate::schedule::Schedule;
 use crate::stats::{Counters, PeerStats, TunnelDrop};
 
@@ -59,6 +61,7 @@ pub(crate) struct Surroundings {
     schedule: Schedule<PeerId>,
     on_state: Option<StateCallback>,
     mtu: usize,
+    copy_dscp: bool,
     padded: Vec<u8>,
 }
 
@@ -81,6 +84,7 @@ impl WireGuard {
         keys: Vec<LocalKey>,
         handshake_limit: u64,
         mtu: usize,
+        copy_dscp: bool,
         on_state: Option<StateCallback>,
         counters: Arc<Counters>,
     ) -> Result<WireGuard, Error> {
@@ -95,7 +99,7 @@ impl WireGuard {
             next_index: RandomState::new().build_hasher().finish() as u32,
             handshake_limit,
             sources: SourceLimit::new(),
-            around: Surroundings { counters, schedule: Schedule::new(), on_state, mtu, padded: Vec::new() },
+            around: Surroundings { counters, schedule: Schedule::new(), on_state, mtu, copy_dscp, padded: Vec::new() },
         })
     }
 
@@ -292,15 +296,17 @@ impl WireGuard {
             .ok_or(TunnelDrop::UnknownSender)?;
         let mut room = [0; 256];
         peer.receive(now, pair, datagram, &mut room, &mut self.around, outbox);
+        peer.settle(&mut self.around);
         Ok(())
     }
 
-    /// A message for a session or a handshake of ours.
-    fn open_known(
+    /// Messages for a session or a handshake of ours: the first, and as many of the rest as are data for the same.
+    fn open_known<'d>(
         &mut self,
         now: Instant,
         receiver: u32,
-        datagram: Datagram<'_>,
+        first: Datagram<'d>,
+        rest: &mut Peekable<impl Iterator<Item = Datagram<'d>>>,
         inbox: &mut dyn Inbox,
         outbox: &mut Outbox<'_>,
     ) -> Result<(), TunnelDrop> {
@@ -308,28 +314,36 @@ impl WireGuard {
         let id = *self.by_index.get(&index).ok_or(TunnelDrop::UnknownSender)?;
         let peer = self.peers.get_mut(&id).ok_or(TunnelDrop::UnknownSender)?;
         let pair = peer.pairs.iter().position(|pair| pair.index == index).ok_or(TunnelDrop::UnknownSender)?;
-        let length = {
-            let room = inbox.room();
-            peer.receive(now, pair, datagram, room, &mut self.around, outbox)
-        };
-        let Some(length) = length else { return Ok(()) };
-        let packet = &mut inbox.room()[..length];
-        // boringtun has trimmed the padding; whether the header agrees with itself is ours to see.
-        match ip::envelope(packet) {
-            Some(envelope) if envelope.length == length => {
-                if self.allowed.lookup(envelope.source) != Some(id) {
-                    peer.drop_packet(TunnelDrop::SourceNotAllowed, &self.around);
-                    return Ok(());
+        // Packets of one flow come together: the last source need not be looked up again.
+        let mut source = None;
+        let mut next = Some(first);
+        while let Some(datagram) = next {
+            let length = peer.receive(now, pair, datagram, inbox.room(), &mut self.around, outbox);
+            if let Some(length) = length {
+                let packet = &mut inbox.room()[..length];
+                let allowed = &self.allowed;
+                let mut is_allowed = |address: IpAddr| {
+                    if source.is_none_or(|(known, _)| known != address) {
+                        source = Some((address, allowed.lookup(address) == Some(id)));
+                    }
+                    source.is_some_and(|(_, is_allowed)| is_allowed)
+                };
+                // boringtun has trimmed the padding; whether the header agrees with itself is ours to see.
+                match ip::envelope(packet).filter(|envelope| envelope.length == length) {
+                    None => peer.drop_packet(TunnelDrop::Malformed, &self.around),
+                    Some(envelope) if !is_allowed(envelope.source) => {
+                        peer.drop_packet(TunnelDrop::SourceNotAllowed, &self.around);
+                    }
+                    Some(_) => {
+                        ip::mark_congestion(datagram.ecn, packet);
+                        peer.count_received();
+                        inbox.deliver(length);
+                    }
                 }
             }
-            _ => {
-                peer.drop_packet(TunnelDrop::Malformed, &self.around);
-                return Ok(());
-            }
+            next = rest.next_if(|datagram| is_data_for(datagram.bytes, receiver));
         }
-        ip::mark_congestion(datagram.ecn, packet);
-        peer.count_received();
-        inbox.deliver(length);
+        peer.settle(&mut self.around);
         Ok(())
     }
 
@@ -380,39 +394,44 @@ impl WireGuard {
 }
 
 impl Protocol for WireGuard {
-    fn seal(&mut self, now: Instant, packet: &[u8], outbox: &mut Outbox<'_>) {
-        let Some(envelope) = ip::envelope(packet) else {
-            return self.around.counters.drop_packet(TunnelDrop::Malformed);
-        };
-        let peer = self.allowed.lookup(envelope.destination).and_then(|id| self.peers.get_mut(&id));
+    fn seal(&mut self, now: Instant, destination: IpAddr, packets: &mut Segments<'_>, outbox: &mut Outbox<'_>) {
+        let peer = self.allowed.lookup(destination).and_then(|id| self.peers.get_mut(&id));
         match peer {
-            Some(peer) => peer.send(now, packet, &mut self.around, outbox),
-            None if envelope.destination.is_multicast() => self.around.counters.drop_packet(TunnelDrop::Multicast),
-            None => self.around.counters.drop_packet(TunnelDrop::NoPeer),
+            Some(peer) => peer.send(now, packets, &mut self.around, outbox),
+            None => {
+                let reason = if destination.is_multicast() { TunnelDrop::Multicast } else { TunnelDrop::NoPeer };
+                self.around.counters.drop_packets(reason, packets.extent().1 as u64);
+            }
         }
     }
 
-    fn open(&mut self, now: Instant, datagram: Datagram<'_>, inbox: &mut dyn Inbox, outbox: &mut Outbox<'_>) {
-        let opened = match Tunn::parse_incoming_packet(datagram.bytes) {
-            Ok(Packet::HandshakeInit(_)) => self.open_initiation(now, datagram, outbox),
-            Ok(Packet::HandshakeResponse(response)) => match self.epoch_of(response.receiver_idx) {
-                Some(epoch) => self
-                    .pass_gate(datagram, Some(epoch), outbox)
-                    .and_then(|_| self.open_known(now, response.receiver_idx, datagram, inbox, outbox)),
-                None => Err(TunnelDrop::UnknownSender),
-            },
-            Ok(Packet::PacketCookieReply(reply)) => self.open_known(now, reply.receiver_idx, datagram, inbox, outbox),
-            Ok(Packet::PacketData(data)) => {
-                let opened = self.open_known(now, data.receiver_idx, datagram, inbox, outbox);
-                if opened == Err(TunnelDrop::UnknownSender) {
-                    self.greet_sender(now, datagram.from, outbox);
+    fn open(&mut self, now: Instant, datagrams: Datagrams<'_>, inbox: &mut dyn Inbox, outbox: &mut Outbox<'_>) {
+        let mut datagrams = datagrams.iter().peekable();
+        while let Some(datagram) = datagrams.next() {
+            let rest = &mut datagrams;
+            let opened = match Tunn::parse_incoming_packet(datagram.bytes) {
+                Ok(Packet::HandshakeInit(_)) => self.open_initiation(now, datagram, outbox),
+                Ok(Packet::HandshakeResponse(response)) => match self.epoch_of(response.receiver_idx) {
+                    Some(epoch) => self
+                        .pass_gate(datagram, Some(epoch), outbox)
+                        .and_then(|_| self.open_known(now, response.receiver_idx, datagram, rest, inbox, outbox)),
+                    None => Err(TunnelDrop::UnknownSender),
+                },
+                Ok(Packet::PacketCookieReply(reply)) => {
+                    self.open_known(now, reply.receiver_idx, datagram, rest, inbox, outbox)
                 }
-                opened
+                Ok(Packet::PacketData(data)) => {
+                    let opened = self.open_known(now, data.receiver_idx, datagram, rest, inbox, outbox);
+                    if opened == Err(TunnelDrop::UnknownSender) {
+                        self.greet_sender(now, datagram.from, outbox);
+                    }
+                    opened
+                }
+                Err(_) => Err(TunnelDrop::Malformed),
+            };
+            if let Err(reason) = opened {
+                self.around.counters.drop_packet(reason);
             }
-            Err(_) => Err(TunnelDrop::Malformed),
-        };
-        if let Err(reason) = opened {
-            self.around.counters.drop_packet(reason);
         }
     }
 
@@ -437,6 +456,11 @@ fn free_index(next: &mut u32, taken: &HashMap<u32, PeerId>) -> u32 {
             return *next;
         }
     }
+}
+
+/// Whether a message is data, and for this session.
+fn is_data_for(message: &[u8], receiver: u32) -> bool {
+    message.first_chunk::<8>().is_some_and(|start| start[..4] == [4, 0, 0, 0] && start[4..] == receiver.to_le_bytes())
 }
 
 /// Whether a handshake message carries a second MAC, that is, a cookie.

@@ -183,6 +183,10 @@ impl Pair {
         {
             return Opened::Refused(TunnelDrop::ReplayOrForged);
         }
+        if data_counter(message).is_none() {
+            // `Tunn` tells which of two sessions is the newer one by the time it was last shown.
+            self.touched = None;
+        }
         self.touch(now, post);
         match self.tunn.decapsulate(Some(from), message, room) {
             TunnResult::WriteToTunnelV4(packet, _) => {

@@ -9,6 +9,7 @@ use super::pair::{OVERHEAD, Opened, Pair, RESPONSE};
 use crate::config::{PeerConfig, PeerId};
 use crate::io::outbox::Outbox;
 use crate::offload::ip;
+use crate::offload::segment::Segments;
 use crate::protocol::Datagram;
 use crate::stats::{DropCounts, PeerState, PeerStats, TunnelDrop};
 
@@ -51,10 +52,16 @@ impl Peer {
         }
     }
 
-    /// Seals a packet for this peer, or lets it wait for a session.
-    pub(super) fn send(&mut self, now: Instant, packet: &[u8], around: &mut Surroundings, outbox: &mut Outbox<'_>) {
+    /// Seals packets for this peer, or lets them wait for a session.
+    pub(super) fn send(
+        &mut self,
+        now: Instant,
+        packets: &mut Segments<'_>,
+        around: &mut Surroundings,
+        outbox: &mut Outbox<'_>,
+    ) {
         let Some(to) = self.config.endpoint else {
-            return self.drop_packet(TunnelDrop::NoEndpoint, around);
+            return self.drop_packets(TunnelDrop::NoEndpoint, packets.extent().1 as u64, around);
         };
         for pair in &mut self.pairs {
             pair.touch(now, &mut |message| {
@@ -62,18 +69,21 @@ impl Peer {
                 outbox.post(to, message);
             });
         }
-        if !self.seal(now, to, packet, around, outbox) {
-            if self.waiting.len() == MOST_WAITING {
-                self.drop_packet(TunnelDrop::QueueFull, around);
-            } else {
-                self.waiting.push_back(packet.to_vec());
+        while let Some(packet) = packets.next() {
+            if !self.seal(now, to, packet, around, outbox) {
+                if self.waiting.len() == MOST_WAITING {
+                    self.drop_packet(TunnelDrop::QueueFull, around);
+                } else {
+                    self.waiting.push_back(packet.to_vec());
+                }
+                self.start_handshakes(now, outbox);
             }
-            self.start_handshakes(now, outbox);
         }
         self.settle(around);
     }
 
-    /// Opens a message for one of the pairs. Returns the length of the packet it carried.
+    /// Opens a message for one of the pairs. Returns the length of the packet it carried. Whoever calls it settles the peer after
+    /// the last one.
     pub(super) fn receive(
         &mut self,
         now: Instant,
@@ -96,15 +106,12 @@ impl Peer {
         });
         if let Opened::Refused(reason) = opened {
             self.drop_packet(reason, around);
-            // Even so the time may have passed over a session.
-            self.settle(around);
             return None;
         }
         self.rx_bytes += message.len() as u64;
         if let Opened::Established(_) = opened {
             self.established(now, index, to, message.first() == Some(&RESPONSE), around, outbox);
         }
-        self.settle(around);
         match opened {
             Opened::Packet(length) => Some(length),
             Opened::Established(packet) => packet,
@@ -181,15 +188,18 @@ impl Peer {
     }
 
     pub(super) fn drop_packet(&mut self, reason: TunnelDrop, around: &Surroundings) {
-        self.drops.add(reason, 1);
-        around.counters.drop_packet(reason);
+        self.drop_packets(reason, 1, around);
+    }
+
+    fn drop_packets(&mut self, reason: TunnelDrop, packets: u64, around: &Surroundings) {
+        self.drops.add(reason, packets);
+        around.counters.drop_packets(reason, packets);
     }
 
     pub(super) fn drop_waiting(&mut self, reason: TunnelDrop, around: &Surroundings) {
         let packets = self.waiting.len() as u64;
         self.waiting.clear();
-        self.drops.add(reason, packets);
-        around.counters.drop_packets(reason, packets);
+        self.drop_packets(reason, packets, around);
     }
 
     /// Arms the next deadline and tells of a new state. Last step of whatever happens to a peer.
@@ -242,11 +252,11 @@ impl Peer {
         outbox: &mut Outbox<'_>,
     ) -> bool {
         while let Some(pair) = self.pairs.iter_mut().find(|pair| pair.is_usable()) {
-            let ecn = ip::ecn(packet);
+            let class = if around.copy_dscp { ip::traffic_class(packet) } else { ip::ecn(packet) };
             let padded = around.pad(packet);
             let size = padded.len() + OVERHEAD;
             // A pair that fails is not usable any more, so this ends.
-            if outbox.post_with(to, ecn, size, |room| pair.seal(now, padded, room)) {
+            if outbox.post_with(to, class, size, |room| pair.seal(now, padded, room)) {
                 self.tx_bytes += size as u64;
                 self.tx_packets += 1;
                 return true;

@@ -6,6 +6,8 @@
 //! The wire is a namespace of its own, so that a capture in it sees everything that leaves a node
 //! and nothing else.
 
+mod bad_wire;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -22,6 +24,8 @@ use hauberk_tunnel::{
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt};
 use x25519_dalek::{PublicKey, StaticSecret};
+
+pub use bad_wire::BadWire;
 
 pub const PORT: u16 = 51840;
 pub const DEVICE: &str = "hauberk0";
@@ -259,6 +263,8 @@ impl Node {
             keys: vec![LocalKey { epoch: 1, secret: StaticSecret::from([self.secret; 32]) }],
             fwmark: None,
             handshake_limit_per_second: 100,
+            spin: Duration::from_micros(50),
+            copy_dscp: false,
             on_state: None,
         }
     }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{datagram, echo, raw, segment};
 use crate::marker::Marker;
@@ -247,4 +247,19 @@ pub fn exchange_all(exchanges: &[Exchange<'_>]) -> Result<Vec<Outcome>> {
     });
     let outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
     outcomes.into_iter().map(|outcome| outcome.context("not done")?).collect()
+}
+
+/// Fails unless one party answers the other over both families, by each of the protocols.
+///
+/// # Errors
+/// Which exchange was not answered, and what the client said.
+pub fn assert_answered(from: &Party, to: &Party, protocols: &[Protocol]) -> Result<()> {
+    for family in Family::ALL {
+        for protocol in protocols {
+            let one = Exchange::new(*protocol, family, from, to);
+            let outcome = exchange(&one)?;
+            ensure!(outcome.answered, "{one}: {}", outcome.said);
+        }
+    }
+    Ok(())
 }

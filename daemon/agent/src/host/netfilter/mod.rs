@@ -5,6 +5,9 @@
 //! neither mark did not come from the stack nor through a pod's interface, so somebody on the node wrote it by hand. That
 //! hook runs before any queueing discipline and before TCX: it sees `PACKET_QDISC_BYPASS`, which nothing else does.
 //!
+//! Beside another CNI plugin's network, `inet hauberk` also keeps that plugin's masquerading off what goes through the tunnel,
+//! tells TCP of the tunnel's size, and drops what would leave by an overlay that is not guarded (yet).
+//!
 //! [`text`] writes the rules, [`read`] understands `nft`'s JSON, this module runs it.
 
 mod read;
@@ -35,6 +38,17 @@ pub struct Ruleset {
     pub untranslated: BTreeSet<IpNet>,
     /// Addresses that no packet socket may send from or to: the cluster's ranges, and pods outside of them.
     pub guarded: BTreeSet<IpNet>,
+    /// Another CNI plugin's network, if pods are connected by one.
+    pub chained: Option<Beside>,
+}
+
+/// What the rules must know beside another CNI plugin's network.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Beside {
+    /// Indices of the devices that are guarded. By name, one that was replaced would pass for its predecessor.
+    pub guarded: BTreeSet<u32>,
+    /// Largest packet inside the tunnel, bytes of IP: pods may not have been told.
+    pub tunnel_mtu: u32,
 }
 
 /// What the rules have counted.
@@ -42,6 +56,8 @@ pub struct Ruleset {
 pub struct Counters {
     /// Frames of packet sockets that were dropped.
     pub packet_socket: u64,
+    /// Packets of pods that were about to leave by an overlay that is not guarded.
+    pub unguarded_overlay: u64,
 }
 
 /// The rules as they are in the kernel.
@@ -78,7 +94,9 @@ impl Netfilter {
     /// # Errors
     /// [`HostError::Nft`]; the earlier rules are then in force unchanged.
     pub async fn apply(&mut self, ruleset: &Ruleset) -> Result<(), HostError> {
-        let same_rules = self.installed.mark_shift == ruleset.mark_shift && self.installed.uplinks == ruleset.uplinks;
+        let same_rules = self.installed.mark_shift == ruleset.mark_shift
+            && self.installed.uplinks == ruleset.uplinks
+            && self.installed.chained == ruleset.chained;
         let before = std::mem::replace(&mut self.installed, ruleset.clone());
         let result = if same_rules {
             match text::difference(&before, ruleset, self.has_guard) {
@@ -116,10 +134,10 @@ impl Netfilter {
     /// # Errors
     /// [`HostError::NoNft`].
     pub async fn counters(&self) -> Result<Counters, HostError> {
-        if !self.has_guard {
+        if !self.has_guard && self.installed.chained.is_none() {
             return Ok(Counters::default());
         }
-        Ok(read::counters(&list("netdev").await?))
+        Ok(read::counters(&list_tables().await?))
     }
 
     /// Removes both tables, if they are there, and nothing else.
@@ -133,7 +151,7 @@ impl Netfilter {
     }
 
     async fn replace(&self) -> Result<(), HostError> {
-        let counters = if self.has_guard { read::counters(&list("netdev").await?) } else { Counters::default() };
+        let counters = self.counters().await?;
         transaction("install hauberk's tables", &text::whole(&self.installed, counters, self.has_guard)).await
     }
 }

@@ -35,7 +35,10 @@ pub(super) fn sets(json: &str) -> Sets {
 pub(super) fn counters(json: &str) -> Counters {
     let named =
         |name: &str| objects(json, "counter").iter().filter(|c| c["name"] == name).find_map(|c| c["packets"].as_u64());
-    Counters { packet_socket: named("packet_socket").unwrap_or(0) }
+    Counters {
+        packet_socket: named("packet_socket").unwrap_or(0),
+        unguarded_overlay: named("unguarded_overlay").unwrap_or(0),
+    }
 }
 
 fn objects(json: &str, kind: &str) -> Vec<Value> {

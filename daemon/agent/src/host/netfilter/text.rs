@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use hauberk_abi::layout::mark;
 use ipnet::IpNet;
 
-use super::{Counters, Ruleset};
+use super::{Beside, Counters, Ruleset};
 
 /// The name of both tables.
 pub(super) const TABLE: &str = "hauberk";
@@ -18,7 +18,7 @@ pub(crate) const EGRESS_PROBE: &str =
 /// Replaces both tables by what they should be, in one transaction.
 pub(super) fn whole(ruleset: &Ruleset, counters: Counters, with_guard: bool) -> String {
     let mut text = remove_stack().to_owned();
-    stack_table(ruleset, &mut text);
+    stack_table(ruleset, counters, &mut text);
     if with_guard {
         text.push_str(remove_guard());
         guard_table(ruleset, counters, &mut text);
@@ -41,6 +41,9 @@ pub(super) fn difference(before: &Ruleset, after: &Ruleset, with_guard: bool) ->
     let mut text = String::new();
     set_difference("inet", "local", &before.local, &after.local, &mut text);
     set_difference("inet", "untranslated", &before.untranslated, &after.untranslated, &mut text);
+    if after.chained.is_some() {
+        set_difference("inet", "pods", &before.guarded, &after.guarded, &mut text);
+    }
     if with_guard {
         set_difference("netdev", "guarded", &before.guarded, &after.guarded, &mut text);
         if tagged_rules(&before.guarded) != tagged_rules(&after.guarded) {
@@ -53,7 +56,7 @@ pub(super) fn difference(before: &Ruleset, after: &Ruleset, with_guard: bool) ->
     text
 }
 
-fn stack_table(ruleset: &Ruleset, text: &mut String) {
+fn stack_table(ruleset: &Ruleset, counters: Counters, text: &mut String) {
     let stack = mark::STACK << ruleset.mark_shift;
     let uplinks = ruleset.uplinks.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
     let _ = writeln!(text, "table inet {TABLE} {{");
@@ -73,7 +76,66 @@ fn stack_table(ruleset: &Ruleset, text: &mut String) {
             );
         }
     }
-    text.push_str("  }\n}\n");
+    text.push_str("  }\n");
+    if let Some(beside) = &ruleset.chained {
+        beside_chains(ruleset, beside, counters, &uplinks, text);
+    }
+    text.push_str("}\n");
+}
+
+/// Headers of a TCP segment without options, bytes (RFC 9293 section 3.7.1), by family.
+const TCP_HEADERS: [(&str, u8, u32); 2] = [("ip", 4, 40), ("ip6", 6, 60)];
+/// Devices that put packets into packets (rtnetlink's names).
+const OVERLAYS: &str =
+    r#"{ "vxlan", "geneve", "gretap", "ip6gretap", "erspan", "ip6erspan", "ipip", "sit", "ip6tnl", "gre", "ip6gre" }"#;
+
+/// What is needed beside another plugin's network.
+fn beside_chains(ruleset: &Ruleset, beside: &Beside, counters: Counters, uplinks: &str, text: &mut String) {
+    sets("pods", &ruleset.guarded, text);
+    // An overlay that was made anew has no guard for a moment.
+    let guarded = beside.guarded.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let unguarded = if guarded.is_empty() { String::new() } else { format!("oif != {{ {guarded} }} ") };
+    let _ = writeln!(text, "  counter unguarded_overlay {{ packets {} bytes 0; }}", counters.unguarded_overlay);
+    text.push_str("  chain unguarded {\n    type filter hook postrouting priority raw; policy accept;\n");
+    for (protocol, suffix, _) in TCP_HEADERS {
+        for end in ["saddr", "daddr"] {
+            let _ = writeln!(
+                text,
+                "    meta oifkind {OVERLAYS} {unguarded}{protocol} {end} @pods{suffix} counter name unguarded_overlay drop"
+            );
+        }
+    }
+    text.push_str("  }\n");
+    // Translated to what it was: later rules for sources are passed over then. What was sent to a service may need its
+    // source translated so that the reply comes back here.
+    let (protected, decrypted) = (mark::PROTECTED << ruleset.mark_shift, mark::DECRYPTED << ruleset.mark_shift);
+    text.push_str("  chain keep_source {\n    type nat hook postrouting priority srcnat - 5; policy accept;\n");
+    for (protocol, suffix, _) in TCP_HEADERS {
+        let kept = format!("ct status & dnat == 0 snat {protocol} to {protocol} saddr");
+        if !uplinks.is_empty() {
+            let _ = writeln!(
+                text,
+                "    oifname {{ {uplinks} }} meta mark & {protected:#x} != 0 {protocol} saddr @pods{suffix} \
+                 {protocol} daddr @untranslated{suffix} {kept}"
+            );
+        }
+        let _ = writeln!(text, "    meta mark & {decrypted:#x} != 0 {protocol} daddr @untranslated{suffix} {kept}");
+    }
+    text.push_str("  }\n");
+    text.push_str("  chain segment_size {\n    type filter hook postrouting priority mangle; policy accept;\n");
+    for (protocol, suffix, headers) in TCP_HEADERS {
+        let size = beside.tunnel_mtu.saturating_sub(headers);
+        for (source, destination) in [("pods", "untranslated"), ("untranslated", "pods")] {
+            if !uplinks.is_empty() {
+                let _ = writeln!(
+                    text,
+                    "    oifname {{ {uplinks} }} tcp flags & (syn | rst) == syn {protocol} saddr @{source}{suffix} \
+                     {protocol} daddr @{destination}{suffix} tcp option maxseg size set {size}"
+                );
+            }
+        }
+    }
+    text.push_str("  }\n");
 }
 
 fn guard_table(ruleset: &Ruleset, counters: Counters, text: &mut String) {

@@ -1,17 +1,14 @@
-//! From a document to the model's objects: the API's real types first, then what the model keeps of them.
+//! From a document to the model's objects: which object it is, and what the model keeps of it ([`crate::source::objects`]).
 
 use std::fmt;
-use std::net::IpAddr;
 
-use hauberk_core::model::{
-    ENCRYPTION_LABEL, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NamespaceObject, NodeAddress, NodeObject, PodObject,
-};
-use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use hauberk_core::model::{NamespaceObject, NodeObject, PodObject};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::source::objects;
 
 /// Kinds that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,9 +114,17 @@ fn object(document: Value, origin: &str) -> Result<Option<(Key, Object)>, Reject
     let key = key(kind, &document)?;
     let rejected = |cause| rejection(Some(key.clone()), cause);
     let object = match kind {
-        Kind::Node => Object::Node(node(typed(&document).map_err(rejected)?, origin).map_err(rejected)?),
-        Kind::Namespace => Object::Namespace(namespace(typed(&document).map_err(rejected)?, origin)),
-        Kind::Pod => Object::Pod(pod(typed(&document).map_err(rejected)?, &key, origin).map_err(rejected)?),
+        Kind::Node => {
+            let given = typed(&document).map_err(rejected)?;
+            Object::Node(objects::node(given, &key.name, origin).map_err(rejected)?)
+        }
+        Kind::Namespace => {
+            Object::Namespace(objects::namespace(typed(&document).map_err(rejected)?, &key.name, origin))
+        }
+        Kind::Pod => {
+            let given = typed(&document).map_err(rejected)?;
+            Object::Pod(objects::pod(given, &key.namespace, &key.name, origin).map_err(rejected)?)
+        }
         Kind::Service => Object::Service(typed(&document).map_err(rejected)?),
         Kind::EndpointSlice => Object::EndpointSlice(typed(&document).map_err(rejected)?),
     };
@@ -144,80 +149,6 @@ fn key(kind: Kind, document: &Value) -> Result<Key, Rejection> {
         },
     };
     Ok(Key { kind, namespace: namespace.to_owned(), name: name.to_owned() })
-}
-
-fn node(node: Node, origin: &str) -> Result<NodeObject, String> {
-    let spec = node.spec.unwrap_or_default();
-    let ranges = match (spec.pod_cidrs, spec.pod_cidr) {
-        (Some(ranges), _) if !ranges.is_empty() => ranges,
-        (_, single) => single.into_iter().filter(|range| !range.is_empty()).collect(),
-    };
-    let pod_ranges = ranges
-        .iter()
-        .map(|range| {
-            range.parse::<IpNet>().map_err(|_| format!("`spec.podCIDRs` has {range:?}, which is no range of addresses"))
-        })
-        .collect::<Result<_, _>>()?;
-    let mut addresses = Vec::new();
-    for given in node.status.and_then(|status| status.addresses).unwrap_or_default() {
-        let internal = given.type_ == "InternalIP";
-        if internal || given.type_ == "ExternalIP" {
-            let address = given.address.parse().map_err(|_| {
-                format!("`status.addresses` has {:?} as {}, which is no address", given.address, given.type_)
-            })?;
-            addresses.push(NodeAddress { address, internal });
-        }
-    }
-    let annotation =
-        |metadata: &ObjectMeta, name: &str| metadata.annotations.as_ref().and_then(|all| all.get(name).cloned());
-    Ok(NodeObject {
-        addresses,
-        pod_ranges,
-        keys: annotation(&node.metadata, KEYS_ANNOTATION),
-        enforced: annotation(&node.metadata, ENFORCED_ANNOTATION),
-        name: node.metadata.name.unwrap_or_default(),
-        origin: origin.to_owned(),
-    })
-}
-
-fn namespace(namespace: Namespace, origin: &str) -> NamespaceObject {
-    NamespaceObject {
-        encryption: encryption(&namespace.metadata),
-        name: namespace.metadata.name.unwrap_or_default(),
-        origin: origin.to_owned(),
-    }
-}
-
-fn pod(pod: Pod, key: &Key, origin: &str) -> Result<PodObject, String> {
-    let spec = pod.spec.unwrap_or_default();
-    let status = pod.status.unwrap_or_default();
-    let given: Vec<String> = match status.pod_ips {
-        Some(all) if !all.is_empty() => all.into_iter().map(|pod_ip| pod_ip.ip).collect(),
-        _ => status.pod_ip.into_iter().collect(),
-    };
-    let addresses = given
-        .iter()
-        .filter(|address| !address.is_empty())
-        .map(|address| {
-            address.parse::<IpAddr>().map_err(|_| format!("`status.podIPs` has {address:?}, which is no address"))
-        })
-        .collect::<Result<_, _>>()?;
-    Ok(PodObject {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        encryption: encryption(&pod.metadata),
-        uid: pod.metadata.uid,
-        node: spec.node_name.filter(|name| !name.is_empty()),
-        host_network: spec.host_network.unwrap_or(false),
-        addresses,
-        finished: status.phase.is_some_and(|phase| phase == "Succeeded" || phase == "Failed"),
-        terminating: pod.metadata.deletion_timestamp.is_some(),
-        origin: origin.to_owned(),
-    })
-}
-
-fn encryption(metadata: &ObjectMeta) -> Option<String> {
-    metadata.labels.as_ref()?.get(ENCRYPTION_LABEL).cloned()
 }
 
 fn typed<T: DeserializeOwned>(document: &Value) -> Result<T, String> {

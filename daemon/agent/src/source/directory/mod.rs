@@ -166,6 +166,7 @@ impl Source for Directory {
             location: self.path.display().to_string(),
             synced: shared.synced,
             unavailable_since: shared.unavailable_since,
+            unavailable_because: None,
             rejected: shared.rejected,
         }
     }

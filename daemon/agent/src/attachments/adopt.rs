@@ -1,0 +1,220 @@
+//! Interfaces that another CNI plugin made: kept on record beside our own, with addresses that are not ours.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use hauberk_core::api::{Adopt, Attachment, Reservation};
+use ipnet::IpNet;
+
+use super::{AttachmentError, Attachments, INTERFACE_PREFIX, Id, MAX_INTERFACE, check_names, parse_mac};
+
+/// No plugin gives an interface more addresses.
+const MAX_ADDRESSES: usize = 64;
+
+impl Attachments {
+    /// Keeps an interface that another plugin made. Returns it, and adopted ones that have its index or one of its
+    /// addresses on record: theirs are gone, since the other plugin gives nothing twice.
+    ///
+    /// # Errors
+    /// [`AttachmentError`]; nothing is kept or forgotten then.
+    pub fn adopt(&mut self, adopt: &Adopt) -> Result<(Attachment, Vec<Attachment>), AttachmentError> {
+        check(adopt)?;
+        let request = &adopt.request;
+        let id = (request.container.clone(), request.interface.clone());
+        let known = self.entries.get(&id);
+        if known.is_some_and(|known| !known.adopted) {
+            return Err(refused(
+                adopt,
+                "hauberk-cni made an interface of that name for it already; is it in the list twice?",
+            ));
+        }
+        let attachment = attachment(adopt);
+        if known == Some(&attachment) {
+            return Ok((attachment, Vec::new()));
+        }
+        let superseded: Vec<Id> = self.superseded_by(adopt).filter(|other| *other != id).collect();
+        if known.is_none() && self.settings.limit > 0 && self.entries.len() - superseded.len() >= self.settings.limit {
+            return Err(AttachmentError::TooMany { container: id.0, limit: self.settings.limit });
+        }
+        let mut gone = Vec::new();
+        for other in superseded {
+            gone.extend(self.release(&other.0, &other.1)?);
+        }
+        self.store.save(&attachment)?;
+        self.released.remove(&id);
+        self.entries.insert(id, attachment.clone());
+        Ok((attachment, gone))
+    }
+
+    /// Adopted interfaces that do not exist any more (`exists(name, index)`): to be released.
+    pub fn vanished(&self, exists: impl Fn(&str, u32) -> bool) -> Vec<Id> {
+        let gone = |entry: &&Attachment| {
+            let index = entry.attach.as_ref().map_or(0, |attach| attach.host_index);
+            entry.adopted && !exists(&entry.reservation.host_interface, index)
+        };
+        let id = |entry: &Attachment| (entry.request.container.clone(), entry.request.interface.clone());
+        self.entries.values().filter(gone).map(id).collect()
+    }
+
+    /// Whether the interface is on record, or was released by the runtime, which is about to take it down.
+    pub fn is_settled(&self, id: &Id) -> bool {
+        self.entries.contains_key(id) || self.released.contains(id)
+    }
+
+    /// Forgets what was released of all but these, of which somebody still has a record.
+    pub fn forget_released(&mut self, still_told: &BTreeSet<Id>) {
+        self.released.retain(|id| still_told.contains(id));
+    }
+
+    fn superseded_by(&self, adopt: &Adopt) -> impl Iterator<Item = Id> {
+        self.entries.values().filter(|entry| entry.adopted).filter_map(|entry| {
+            let same_index = entry.attach.as_ref().is_some_and(|attach| attach.host_index == adopt.attach.host_index);
+            let shares = entry.reservation.addresses.iter().any(|address| adopt.addresses.contains(&address.addr()));
+            (same_index || shares).then(|| (entry.request.container.clone(), entry.request.interface.clone()))
+        })
+    }
+}
+
+fn attachment(adopt: &Adopt) -> Attachment {
+    let reservation = Reservation {
+        addresses: adopt.addresses.iter().copied().map(IpNet::from).collect(),
+        gateways: Vec::new(),
+        route_mtu: 0,
+        device_mtu: 0,
+        host_interface: adopt.host_interface.clone(),
+        cluster_ranges: Vec::new(),
+        gso_max_size: 0,
+    };
+    Attachment { request: adopt.request.clone(), reservation, attach: Some(adopt.attach.clone()), adopted: true }
+}
+
+fn check(adopt: &Adopt) -> Result<(), AttachmentError> {
+    check_names(&adopt.request)?;
+    let name = &adopt.host_interface;
+    let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    if !plain || !(1..=MAX_INTERFACE).contains(&name.len()) || name == "." || name == ".." {
+        let expected = "1 to 15 visible characters without '/'";
+        return Err(AttachmentError::Name { what: "host interface", name: name.clone(), expected });
+    }
+    if name.starts_with(INTERFACE_PREFIX) {
+        return Err(refused(adopt, "its host side has a name that only hauberk-cni gives; is it in the list twice?"));
+    }
+    for (what, mac) in
+        [("the host side's MAC address", &adopt.attach.host_mac), ("the pod's MAC address", &adopt.attach.pod_mac)]
+    {
+        if parse_mac(mac).is_none() {
+            return Err(AttachmentError::Name { what, name: mac.clone(), expected: "aa:bb:cc:dd:ee:ff is" });
+        }
+    }
+    if adopt.attach.host_index == 0 {
+        return Err(refused(adopt, "its host side has no interface index"));
+    }
+    let usable = |address: &IpAddr| !address.is_unspecified() && !address.is_loopback() && !address.is_multicast();
+    if adopt.addresses.is_empty() || adopt.addresses.len() > MAX_ADDRESSES || !adopt.addresses.iter().all(usable) {
+        return Err(refused(adopt, "the other plugin gave it no addresses that a pod can have; see its result"));
+    }
+    Ok(())
+}
+
+fn refused(adopt: &Adopt, problem: &str) -> AttachmentError {
+    AttachmentError::NotAdoptable { container: adopt.request.container.clone(), problem: problem.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use hauberk_core::api::{Attach, Reserve};
+
+    use super::*;
+    use crate::attachments::Settings;
+
+    fn open(folder: &tempfile::TempDir) -> Attachments {
+        let settings = Settings { pod_ranges: vec!["10.244.1.0/29".parse().unwrap()], limit: 3, ..Settings::default() };
+        let (attachments, problems) = Attachments::open(folder.path().join("attachments"), settings).unwrap();
+        assert!(problems.is_empty(), "{problems:?}");
+        attachments
+    }
+
+    fn adopt(container: &str, index: u32, address: &str) -> Adopt {
+        Adopt {
+            request: Reserve { container: container.into(), interface: "eth0".into(), pod: None, netns: "/x".into() },
+            addresses: vec![address.parse().unwrap()],
+            host_interface: format!("veth{index}"),
+            attach: Attach {
+                host_index: index,
+                host_mac: "02:00:00:00:00:01".into(),
+                pod_mac: "02:00:00:00:00:02".into(),
+            },
+        }
+    }
+
+    #[test]
+    fn an_adopted_interface_survives_a_restart_and_takes_no_address_of_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut attachments = open(&folder);
+        attachments.adopt(&adopt("a", 7, "10.244.1.2")).unwrap();
+        let mut again = open(&folder);
+        assert!(again.find("a", "eth0").unwrap().adopted);
+        let other = Reserve { container: "b".into(), interface: "eth0".into(), pod: None, netns: "/x".into() };
+        let given = again.reserve(&other, |_| false).unwrap().addresses;
+        assert_eq!(given, ["10.244.1.2/32".parse().unwrap()], "whose addresses they are is told by `claimed` alone");
+        assert!(again.release("a", "eth0").unwrap().unwrap().adopted);
+        assert_ne!(again.reserve(&Reserve { container: "c".into(), ..other }, |_| false).unwrap().addresses, given);
+    }
+
+    #[test]
+    fn what_has_its_index_or_its_address_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut attachments = open(&folder);
+        let mut gone = |adopt: &Adopt| -> Vec<String> {
+            attachments.adopt(adopt).unwrap().1.into_iter().map(|gone| gone.request.container).collect()
+        };
+        assert!(gone(&adopt("a", 7, "10.244.1.2")).is_empty());
+        assert!(gone(&adopt("a", 7, "10.244.1.2")).is_empty());
+        assert!(gone(&adopt("b", 8, "10.244.1.3")).is_empty());
+        assert_eq!(gone(&adopt("c", 7, "10.244.1.4")), ["a"]);
+        assert_eq!(gone(&adopt("d", 9, "10.244.1.3")), ["b"]);
+        assert_eq!(attachments.list().count(), 2);
+    }
+
+    #[test]
+    fn one_whose_interface_vanished_is_told_and_one_that_was_released_stays_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut attachments = open(&folder);
+        attachments.adopt(&adopt("a", 7, "10.244.1.2")).unwrap();
+        let id = ("a".to_owned(), "eth0".to_owned());
+        assert!(attachments.vanished(|name, index| (name, index) == ("veth7", 7)).is_empty());
+        assert_eq!(attachments.vanished(|_, index| index == 8), std::slice::from_ref(&id));
+        attachments.release("a", "eth0").unwrap();
+        assert!(attachments.is_settled(&id));
+        attachments.forget_released(&BTreeSet::from([id.clone()]));
+        assert!(attachments.is_settled(&id));
+        attachments.forget_released(&BTreeSet::new());
+        assert!(!attachments.is_settled(&id));
+    }
+
+    #[test]
+    fn senseless_ones_are_refused_and_change_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut attachments = open(&folder);
+        let broken: [fn(&mut Adopt); 8] = [
+            |a| a.addresses.clear(),
+            |a| a.addresses.push("127.0.0.1".parse().unwrap()),
+            |a| a.addresses = vec!["10.0.0.1".parse().unwrap(); 65],
+            |a| a.host_interface = "../../x".into(),
+            |a| a.host_interface = "hbk0123".into(),
+            |a| a.attach.host_index = 0,
+            |a| a.attach.pod_mac = "no".into(),
+            |a| a.request.container = "../x".into(),
+        ];
+        for breaking in broken {
+            let mut one = adopt("a", 7, "10.244.1.2");
+            breaking(&mut one);
+            assert!(attachments.adopt(&one).is_err(), "{one:?}");
+        }
+        assert_eq!(attachments.list().count(), 0);
+        for (container, index) in [("a", 1), ("b", 2), ("c", 3)] {
+            attachments.adopt(&adopt(container, index, &format!("10.244.2.{index}"))).unwrap();
+        }
+        assert!(matches!(attachments.adopt(&adopt("d", 4, "10.244.2.4")), Err(AttachmentError::TooMany { .. })));
+    }
+}

@@ -1,0 +1,220 @@
+//! Finds pods that another CNI plugin connected, those included that were there before this agent, and forgets those whose
+//! interface is gone.
+//!
+//! What the runtime remembers ([`super::results`]) says who a pod is and which addresses it has; what the kernel has says
+//! whether it is still so: adopted is only an interface that exists, whose other end has the MAC address that was told.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::{FutureExt, Stream, StreamExt};
+use hauberk_core::api::{Adopt, Attach, Attachment};
+use hauberk_core::events::{NewEvent, reason};
+use hauberk_core::model::{AttachmentKey, Change};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use super::results::{self, Told};
+use super::{Attachments, Id};
+use crate::host::{HostError, Link, LinkKind, Netlink};
+use crate::reconcile::Input;
+use crate::world::Shared;
+
+/// Between looks without a reason: the runtime writes its file after the interface is there.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// While something could not be attached yet, or a file had no interface of its own yet.
+const SOON: Duration = Duration::from_millis(500);
+/// How long a burst of device changes may take.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// See the module.
+pub struct Adoption {
+    attachments: Arc<Mutex<Attachments>>,
+    inputs: mpsc::Sender<Input>,
+    world: Shared,
+    results: Option<PathBuf>,
+    done: watch::Sender<bool>,
+    /// On record, but the datapath does not hold them yet.
+    pending: Vec<Attachment>,
+}
+
+impl Adoption {
+    /// Looks into `results` for pods; without, it only forgets. The receiver says when those that were there at the start are
+    /// in the datapath.
+    pub fn new(
+        attachments: Arc<Mutex<Attachments>>,
+        inputs: mpsc::Sender<Input>,
+        world: Shared,
+        results: Option<PathBuf>,
+    ) -> (Adoption, watch::Receiver<bool>) {
+        let (done, adopted) = watch::channel(false);
+        (Adoption { attachments, inputs, world, results, done, pending: Vec::new() }, adopted)
+    }
+
+    /// Runs until the agent ends.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`] if there are no sockets left.
+    pub async fn run(mut self) -> Result<(), HostError> {
+        let netlink = Netlink::connect()?;
+        let mut changes = Netlink::watch()?;
+        loop {
+            let settled = self.look(&netlink).await;
+            let pause = if settled { LOOK_AROUND } else { SOON };
+            if self.inputs.is_closed() {
+                return Ok(());
+            }
+            wait(&mut changes, pause).await;
+        }
+    }
+
+    /// One look. Returns whether nothing is left to be tried again soon.
+    async fn look(&mut self, netlink: &Netlink) -> bool {
+        let links = match netlink.links().await {
+            Ok(links) => links,
+            Err(error) => {
+                warn!(%error, "cannot look for pods' interfaces");
+                return false;
+            }
+        };
+        self.forget(&links).await;
+        let found = self.find(netlink, &links).await;
+        self.attach().await;
+        let settled = found && self.pending.is_empty();
+        if settled && self.world.read().running.is_some() {
+            self.done.send_if_modified(|done| !std::mem::replace(done, true));
+        }
+        settled
+    }
+
+    async fn forget(&mut self, links: &[Link]) {
+        let exists = |name: &str, index: u32| links.iter().any(|link| link.index == index && link.name == name);
+        let gone = self.attachments().vanished(exists);
+        for (container, interface) in gone {
+            let key = AttachmentKey { container: container.clone(), interface: interface.clone() };
+            self.pending.retain(|attachment| AttachmentKey::of(attachment) != key);
+            let (input, answer) = Input::release(key);
+            if self.inputs.send(input).await.is_err() || !matches!(answer.await, Ok(Ok(()))) {
+                continue;
+            }
+            match self.attachments().release(&container, &interface) {
+                Ok(_) => info!(container, interface, "its interface, which another plugin made, is gone"),
+                Err(error) => warn!(%error, "cannot forget an interface that is gone"),
+            }
+        }
+    }
+
+    /// Puts on record what is new. Returns whether the runtime's memory could be read.
+    async fn find(&mut self, netlink: &Netlink, links: &[Link]) -> bool {
+        let Some(folder) = self.results.clone() else { return true };
+        let read = tokio::task::spawn_blocking(move || (results::read(&folder), folder)).await;
+        let (told, problems) = match read {
+            Ok((Ok(read), _)) => read,
+            Ok((Err(error), folder)) => {
+                self.note(
+                    &folder.display().to_string(),
+                    format!("cannot look for pods in {}: {error}", folder.display()),
+                );
+                return false;
+            }
+            Err(_) => return false,
+        };
+        for problem in problems {
+            let file = problem.split(": ").next().unwrap_or_default().to_owned();
+            self.note(&file, problem);
+        }
+        let ids: BTreeSet<Id> = told.iter().map(id).collect();
+        self.attachments().forget_released(&ids);
+        for one in told {
+            if self.attachments().is_settled(&id(&one)) {
+                continue;
+            }
+            let Some(adopt) = match_link(netlink, links, &one).await else { continue };
+            // Writes a file, and waits for the disk.
+            let kept = tokio::task::block_in_place(|| self.attachments().adopt(&adopt));
+            match kept {
+                Ok((attachment, superseded)) => {
+                    let container = &attachment.request.container;
+                    info!(container, pod = ?attachment.request.pod, interface = adopt.host_interface, "adopted a pod");
+                    let gone = superseded.iter().map(|old| Change::AttachmentGone(AttachmentKey::of(old))).collect();
+                    let _ = self.inputs.send(Input::Changes(gone)).await;
+                    self.pending.push(attachment);
+                }
+                Err(error) => self.note(&one.request.container, error.to_string()),
+            }
+        }
+        true
+    }
+
+    async fn attach(&mut self) {
+        for attachment in std::mem::take(&mut self.pending) {
+            let (input, answer) = Input::attach(attachment.clone());
+            if self.inputs.send(input).await.is_err() || !matches!(answer.await, Ok(Ok(()))) {
+                self.pending.push(attachment);
+            }
+        }
+    }
+
+    fn note(&self, object: &str, message: String) {
+        let objects = vec![format!("Attachment/{object}")];
+        let event = NewEvent { warning: true, reason: reason::ATTACHMENT_INVALID, objects, message };
+        if self.world.write().events.note(&event, Timestamp::now()) {
+            warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
+        }
+    }
+
+    fn attachments(&self) -> MutexGuard<'_, Attachments> {
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Until something happens to a device, but not in the middle of a burst.
+async fn wait(changes: &mut (impl Stream<Item = ()> + Unpin), pause: Duration) {
+    if tokio::time::timeout(pause, changes.next()).await.is_ok() {
+        tokio::time::sleep(SETTLE).await;
+        while let Some(Some(())) = changes.next().now_or_never() {}
+    }
+}
+
+fn id(told: &Told) -> Id {
+    (told.request.container.clone(), told.request.interface.clone())
+}
+
+/// The interface that was told of, if it exists: one of those named, or any pair's host side, whose other end has the told
+/// name and MAC address.
+async fn match_link(netlink: &Netlink, links: &[Link], told: &Told) -> Option<Adopt> {
+    let pairs = links.iter().filter(|link| link.kind == LinkKind::Veth && link.peer.is_some());
+    let named = |link: &&Link| told.host_interfaces.contains(&link.name);
+    let candidates: Vec<&Link> = match told.pod_mac {
+        Some(_) if !pairs.clone().any(|link| named(&link)) => pairs.collect(),
+        _ => pairs.filter(named).collect(),
+    };
+    for link in candidates {
+        let peer = match netlink.peer(link).await {
+            Ok(Some(peer)) => peer,
+            Ok(None) => continue,
+            Err(error) => {
+                warn!(%error, "cannot tell whose interface this is; it is not adopted yet");
+                continue;
+            }
+        };
+        let (Some(host_mac), Some(pod_mac)) = (link.mac.map(mac), peer.mac.map(mac)) else { continue };
+        let told_mac = told.pod_mac.as_ref().is_none_or(|mac| *mac == pod_mac);
+        if peer.name == told.request.interface && told_mac {
+            return Some(Adopt {
+                request: told.request.clone(),
+                addresses: told.addresses.clone(),
+                host_interface: link.name.clone(),
+                attach: Attach { host_index: link.index, host_mac, pod_mac },
+            });
+        }
+    }
+    None
+}
+
+fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}

@@ -1,0 +1,212 @@
+//! The cluster's own configuration: the object HauberkConfig named `cluster`, laid over this node's file.
+//!
+//! What the object says overrides the file. An object that cannot be used is refused whole, with every reason, and the last
+//! one accepted stays in force; so it does when the object is deleted or the API server is away: absence does not open.
+//! What this node thinks of the object is in its annotation `hauberk.io/config`.
+
+mod copy;
+mod follow;
+mod object;
+mod overlay;
+mod restart;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use hauberk_core::api::ConfigurationStatus;
+use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tracing::{info, warn};
+
+use crate::config::{Config, ConfigError};
+use crate::selfcheck;
+
+pub use copy::{Copy, CopyError};
+pub use follow::{Parts, follow};
+pub use object::{Condition, HauberkConfig, HauberkConfigStatus, NAME, NodeAcceptance};
+pub use overlay::{needs_start, overlay, policy};
+
+/// The node annotation that says what this node thinks of the object.
+pub const CONFIG_ANNOTATION: &str = "hauberk.io/config";
+/// How long a start waits for the API server.
+const PATIENCE: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(500);
+/// The form's version that this agent writes and reads.
+const VERSION: u64 = 1;
+/// Longest message in an annotation, bytes: a Node has room for 256 KiB of annotations.
+const MAX_MESSAGE: usize = 2_048;
+const ABSENT: &str = "there is no HauberkConfig cluster";
+const KEPT: &str = "the last accepted one stays in force";
+
+/// What the agent starts with.
+#[derive(Debug)]
+pub struct Start {
+    /// The file's configuration with the object's laid over it.
+    pub config: Config,
+    /// Where it comes from, for `hauberk status`.
+    pub status: ConfigurationStatus,
+}
+
+/// The configuration to start with: the object's if the API server tells it in time, else the copy's of the last one
+/// accepted, else the file's alone.
+///
+/// # Errors
+/// [`ConfigError::Invalid`] if that leaves a required field without a value.
+pub async fn start(file: &Config, client: &Client) -> Result<Start, ConfigError> {
+    let copy = Copy::read(&file.paths.state).unwrap_or_else(|error| {
+        warn!("{error}");
+        None
+    });
+    let logged = with_copy(file).log;
+    let answer = tokio::time::timeout(PATIENCE, fetch(client)).await;
+    let (start, accepted) = settle(file, copy, answer.ok().map(|object| object.map(Offer::from)), node_can)?;
+    match accepted.map(|copy| copy.write(&file.paths.state)) {
+        // The agent runs with it all the same.
+        Some(Err(error)) => warn!("{error}"),
+        // Logging was set up before the object was known.
+        Some(Ok(())) if start.config.log != logged => {
+            info!("HauberkConfig changes how is logged: hauberkd starts anew");
+            let error = restart::restart();
+            warn!(%error, "cannot start anew; logging stays as it was");
+        }
+        _ => {}
+    }
+    info!(origin = start.status.origin, generation = start.status.generation, "configuration settled");
+    Ok(start)
+}
+
+/// The file's configuration with the last accepted object's laid over it: what a start begins with before it has asked.
+pub fn with_copy(file: &Config) -> Config {
+    let copy = Copy::read(&file.paths.state).ok().flatten();
+    copy.and_then(|copy| overlay(file, &copy.spec).ok()).unwrap_or_else(|| file.clone())
+}
+
+/// What the API server says of the object, asking until it answers.
+async fn fetch(client: &Client) -> Option<HauberkConfig> {
+    let api: Api<HauberkConfig> = Api::all(client.clone());
+    let mut told = false;
+    loop {
+        match api.get_opt(NAME).await {
+            Ok(object) => return object,
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    warn!(%error, "cannot read HauberkConfig {NAME} yet");
+                }
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// An object as far as it matters here.
+#[derive(Clone, Debug)]
+struct Offer {
+    uid: String,
+    generation: i64,
+    spec: Map<String, Value>,
+}
+
+impl From<HauberkConfig> for Offer {
+    fn from(object: HauberkConfig) -> Offer {
+        Offer {
+            uid: object.metadata.uid.unwrap_or_default(),
+            generation: object.metadata.generation.unwrap_or_default(),
+            spec: object.spec.fields,
+        }
+    }
+}
+
+/// Decides what a start begins with, and which object to keep as the last accepted one. `answer`: none if the API server gave
+/// none, else the object if there is one.
+fn settle(
+    file: &Config,
+    copy: Option<Copy>,
+    answer: Option<Option<Offer>>,
+    check: impl Fn(&Config) -> Result<(), String>,
+) -> Result<(Start, Option<Copy>), ConfigError> {
+    let never_was = matches!(answer, Some(None)) && copy.is_none();
+    let (refused, why) = match answer {
+        Some(Some(offer)) => match judge(file, &offer.spec, &check) {
+            Ok(config) => {
+                let status = in_force("object", offer.generation);
+                return Ok((Start { config, status }, Some(Copy::new(offer.uid, offer.generation, offer.spec))));
+            }
+            Err(problems) => (Some(offer.generation), refusal(offer.generation, &problems)),
+        },
+        Some(None) => (None, ABSENT.to_owned()),
+        None => (None, "the API server did not answer".to_owned()),
+    };
+    if let Some(copy) = copy {
+        match overlay(file, &copy.spec) {
+            Ok(config) => {
+                let message = Some(format!("{why}; {KEPT}"));
+                let status = ConfigurationStatus { refused, message, ..in_force("copy", copy.generation) };
+                return Ok((Start { config, status }, None));
+            }
+            Err(problems) => warn!(?problems, "the last accepted HauberkConfig does not fit this node's file any more"),
+        }
+    }
+    file.validate_effective()?;
+    let message = (!never_was).then(|| format!("{why}; the file alone counts"));
+    let status = ConfigurationStatus { origin: "file".into(), generation: None, refused, message };
+    Ok((Start { config: file.clone(), status }, None))
+}
+
+/// The configuration with the object, if its values fit and the node has what they ask for.
+fn judge(
+    file: &Config,
+    spec: &Map<String, Value>,
+    check: impl Fn(&Config) -> Result<(), String>,
+) -> Result<Config, Vec<String>> {
+    let config = overlay(file, spec)?;
+    check(&config).map_err(|problem| vec![problem])?;
+    Ok(config)
+}
+
+/// Whether this node has what a configuration asks for.
+fn node_can(config: &Config) -> Result<(), String> {
+    selfcheck::require(&selfcheck::run(config)).map_err(|error| error.to_string())
+}
+
+fn in_force(origin: &str, generation: i64) -> ConfigurationStatus {
+    ConfigurationStatus { origin: origin.into(), generation: Some(generation), refused: None, message: None }
+}
+
+fn refusal(generation: i64, problems: &[String]) -> String {
+    format!("generation {generation} of HauberkConfig {NAME} is refused: {}", problems.join("; "))
+}
+
+/// The annotation `hauberk.io/config`: `{"version":1,"generation":3,"accepted":true,"message":""}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acceptance {
+    version: u64,
+    /// The object's generation that is in force, or is refused.
+    pub generation: i64,
+    /// Which of the two.
+    pub accepted: bool,
+    /// Why, if refused.
+    pub message: String,
+}
+
+impl Acceptance {
+    /// What a node publishes; none while it knows of no object.
+    pub fn of(status: &ConfigurationStatus) -> Option<Acceptance> {
+        let mut message = status.message.clone().unwrap_or_default();
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+        let generation = status.refused.or(status.generation)?;
+        Some(Acceptance { version: VERSION, generation, accepted: status.refused.is_none(), message })
+    }
+
+    /// Reads the annotation; none if it is not one of this version.
+    pub fn parse(text: &str) -> Option<Acceptance> {
+        serde_json::from_str(text).ok().filter(|acceptance: &Acceptance| acceptance.version == VERSION)
+    }
+
+    /// Writes the annotation.
+    pub fn render(&self) -> String {
+        // Numbers and text: this cannot fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}

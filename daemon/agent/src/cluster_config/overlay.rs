@@ -1,0 +1,112 @@
+//! HauberkConfig laid over the file's configuration, and which of its fields take effect without a new start.
+
+use hauberk_core::desired::Policy;
+use serde_json::{Map, Value};
+
+use crate::config::{Config, ConfigError};
+
+/// Every field the object may have.
+pub(super) const FIELDS: [&str; 20] = [
+    "clusterRanges",
+    "nodeRanges",
+    "hostRouting",
+    "worldIngress",
+    "allowPodOptOut",
+    "defaults.encryption",
+    "tunnel.backend",
+    "tunnel.port",
+    "tunnel.mtu",
+    "tunnel.handshakesPerSecond",
+    "tunnel.spinMicroseconds",
+    "tunnel.copyDscp",
+    "uplinks",
+    "limits.endpoints",
+    "limits.ranges",
+    "limits.flows",
+    "limits.attachments",
+    "limits.events",
+    "log.level",
+    "log.format",
+];
+
+/// Those the running agent takes over; a change of any other needs a new start.
+const LIVE: [&str; 4] = ["clusterRanges", "nodeRanges", "allowPodOptOut", "defaults.encryption"];
+
+/// The file's configuration with what the object says instead.
+///
+/// # Errors
+/// One sentence for each field that no object has, and for each value that cannot be.
+pub fn overlay(file: &Config, spec: &Map<String, Value>) -> Result<Config, Vec<String>> {
+    let mut problems = Vec::new();
+    let mut merged = match serde_json::to_value(file) {
+        Ok(merged) => merged,
+        Err(error) => return Err(vec![format!("the file's configuration cannot be laid under it: {error}")]),
+    };
+    for (path, value) in leaves(spec) {
+        if FIELDS.contains(&path.as_str()) {
+            put(&mut merged, &path, value.clone());
+        } else {
+            problems.push(format!(
+                "`spec.{path}` is no field this agent (version {}) knows; if it is newer than the agent, upgrade the agents first",
+                env!("CARGO_PKG_VERSION")
+            ));
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let config: Config = serde_path_to_error::deserialize(merged)
+        .map_err(|error| vec![format!("`spec.{}`: {}", error.path(), error.inner())])?;
+    match config.validate_effective() {
+        Ok(()) => Ok(config),
+        Err(ConfigError::Invalid(problems)) => Err(problems),
+        Err(other) => Err(vec![other.to_string()]),
+    }
+}
+
+/// Fields that differ and need a new start, by name.
+pub fn needs_start(running: &Config, wanted: &Config) -> Vec<&'static str> {
+    let (Ok(running), Ok(wanted)) = (serde_json::to_value(running), serde_json::to_value(wanted)) else {
+        return Vec::new();
+    };
+    let differs = |path: &&&str| get(&running, path) != get(&wanted, path);
+    FIELDS.iter().filter(|path| !LIVE.contains(path)).filter(differs).copied().collect()
+}
+
+/// The policy with what the configuration says; what only the running agent knows stays.
+pub fn policy(running: &Policy, config: &Config) -> Policy {
+    Policy {
+        cluster_ranges: config.cluster_ranges.clone(),
+        node_ranges: config.node_ranges.clone(),
+        allow_pod_opt_out: config.allow_pod_opt_out,
+        default_protection: config.defaults.encryption.into(),
+        ..running.clone()
+    }
+}
+
+/// Values with their paths, two levels deep as the object is. A null says nothing.
+fn leaves(spec: &Map<String, Value>) -> Vec<(String, &Value)> {
+    let mut leaves = Vec::new();
+    for (name, value) in spec {
+        match value {
+            Value::Null => {}
+            Value::Object(inner) => {
+                let given = inner.iter().filter(|(_, value)| !value.is_null());
+                leaves.extend(given.map(|(field, value)| (format!("{name}.{field}"), value)));
+            }
+            _ => leaves.push((name.clone(), value)),
+        }
+    }
+    leaves
+}
+
+fn get<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(value, |value, name| value.get(name))
+}
+
+fn put(value: &mut Value, path: &str, new: Value) {
+    match path.split_once('.') {
+        Some((name, rest)) => put(&mut value[name], rest, new),
+        None => value[path] = new,
+    }
+}

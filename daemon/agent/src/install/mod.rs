@@ -1,0 +1,222 @@
+//! Puts the CNI plugin and its configuration where the container runtime looks for them, and keeps them there.
+//!
+//! The plugin's binary is copied whenever it differs. The configuration is written only while this node can keep what it
+//! promises to pods ([`crate::world::World::is_ready`]): on a new node the runtime finds none before, and the node is not ready.
+//! It stays when the agent stops or the node restarts; the plugin then asks the runtime to try again until the agent is back.
+//!
+//! As `primary` the list is hauberk's own. As `chained` it is another plugin's list with hauberk-cni at its end, in a file
+//! of hauberk's own that the runtime reads first ([`list`]). The other's file is never touched, so that its owner can replace or
+//! remove it at any time: the list follows. Files of others are never changed here, and nothing but the list is ever written
+//! beside them.
+
+mod files;
+mod list;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+
+use crate::config::{Cni, CniInstall, Config};
+use crate::world::Shared;
+
+pub use list::ListError;
+
+/// The plugin's file.
+const PLUGIN: &str = "hauberk-cni";
+/// Where the plugin is in the image, if it is not beside the agent's own program.
+const IMAGE_FOLDER: &str = "/opt/hauberk/bin";
+/// Between looks that nothing asked for.
+const LOOK_AROUND: Duration = Duration::from_secs(10);
+/// While something is missing or wrong.
+const SOON: Duration = Duration::from_millis(500);
+/// Between two writes of the list: somebody who keeps changing it back is not fought faster than this.
+const CALM: Duration = Duration::from_secs(1);
+
+/// The plugin or its configuration could not be put in place.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// A file could not be read, written or removed.
+    #[error("cannot {action} {path}: {source}; is the host's folder mounted here and writable?")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// There is no plugin to copy.
+    #[error("the CNI plugin is neither beside this program ({beside}) nor in {IMAGE_FOLDER}: is the image complete?")]
+    NoPlugin {
+        /// Where it was looked for.
+        beside: String,
+    },
+    /// There is no list to write.
+    #[error(transparent)]
+    List(#[from] ListError),
+}
+
+/// What one look did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Placed {
+    /// Everything was as it should be.
+    Already,
+    /// The list was written.
+    Written,
+    /// The list had to go, or is not to be there yet.
+    Absent,
+}
+
+/// See the module.
+pub struct Installer {
+    cni: Cni,
+    socket: PathBuf,
+    world: Shared,
+    adopted: watch::Receiver<bool>,
+    in_place: watch::Sender<bool>,
+    told: Option<String>,
+}
+
+impl Installer {
+    /// Installs what `config` says once the node is ready and `adopted` says that pods that were there are guarded. `in_place`
+    /// is told whether the runtime finds the configuration.
+    pub fn new(
+        config: &Config,
+        world: Shared,
+        adopted: watch::Receiver<bool>,
+        in_place: watch::Sender<bool>,
+    ) -> Installer {
+        let (cni, socket) = (config.cni.clone(), config.paths.socket.clone());
+        Installer { cni, socket, world, adopted, in_place, told: None }
+    }
+
+    /// Runs until the agent ends. Does nothing if nothing is to be installed.
+    pub async fn run(mut self) {
+        if self.cni.install == CniInstall::None {
+            return;
+        }
+        let touched = Arc::new(Notify::new());
+        let mut watcher = None;
+        loop {
+            // A folder that was not there before, or is another one now, is watched as soon as it is.
+            if watcher.is_none() {
+                watcher = watch_folder(&self.cni.configuration_directory, Arc::clone(&touched));
+            }
+            let ready = self.world.read().is_ready() && *self.adopted.borrow();
+            let pause = match self.look(ready).await {
+                Ok(Placed::Written) => {
+                    tokio::time::sleep(CALM).await;
+                    LOOK_AROUND
+                }
+                Ok(Placed::Already) => LOOK_AROUND,
+                Ok(Placed::Absent) | Err(_) => SOON,
+            };
+            let _ = tokio::time::timeout(pause, touched.notified()).await;
+        }
+    }
+
+    async fn look(&mut self, ready: bool) -> Result<Placed, InstallError> {
+        let (cni, socket) = (self.cni.clone(), self.socket.clone());
+        // Before it is ready nothing is written, but what is there is left: the plugin makes pods wait.
+        let done = tokio::task::spawn_blocking(move || place(&cni, &socket, ready)).await;
+        let done = done.unwrap_or_else(|error| {
+            Err(InstallError::File {
+                action: "look at",
+                path: self.cni.configuration_directory.clone(),
+                source: error.into(),
+            })
+        });
+        let path = self.cni.configuration_directory.join(&self.cni.configuration_name);
+        if matches!(done, Ok(Placed::Written)) {
+            info!(path = %path.display(), "the CNI configuration is in place");
+        }
+        let problem = done.as_ref().err().map(ToString::to_string);
+        if problem != self.told {
+            if let Some(problem) = &problem {
+                warn!("{problem}");
+            }
+            self.told = problem;
+        }
+        let in_place = matches!(done, Ok(Placed::Already | Placed::Written));
+        self.in_place.send_if_modified(|now| std::mem::replace(now, in_place) != in_place);
+        done
+    }
+}
+
+/// One look: the plugin, then the list.
+fn place(cni: &Cni, socket: &Path, ready: bool) -> Result<Placed, InstallError> {
+    files::install_plugin(&plugin()?, &cni.binary_directory.join(PLUGIN))?;
+    place_list(cni, socket, ready)
+}
+
+fn place_list(cni: &Cni, socket: &Path, ready: bool) -> Result<Placed, InstallError> {
+    let path = cni.configuration_directory.join(&cni.configuration_name);
+    let wanted = match cni.install {
+        CniInstall::None => return Ok(Placed::Already),
+        CniInstall::Primary => {
+            list::refuse_earlier(&cni.configuration_directory, &cni.configuration_name)?;
+            list::primary(socket)
+        }
+        CniInstall::Chained => match list::chained(&cni.configuration_directory, &cni.configuration_name, socket) {
+            Ok(list) => list,
+            Err(error) => {
+                // Whose list it followed is gone: pods must wait until there is one again.
+                if matches!(error, ListError::NobodyElse { .. }) {
+                    files::remove_list(&path)?;
+                }
+                return Err(error.into());
+            }
+        },
+    };
+    if files::holds(&path, wanted.as_bytes())? {
+        return Ok(Placed::Already);
+    }
+    if !ready {
+        return Ok(Placed::Absent);
+    }
+    files::write(&path, wanted.as_bytes(), 0o644)?;
+    Ok(Placed::Written)
+}
+
+/// Removes the list, then the plugin: in this order nobody is sent to what is not there.
+///
+/// # Errors
+/// [`InstallError::File`].
+pub fn uninstall(cni: &Cni) -> Result<(), InstallError> {
+    if cni.install == CniInstall::None {
+        return Ok(());
+    }
+    files::remove_list(&cni.configuration_directory.join(&cni.configuration_name))?;
+    files::remove(&cni.binary_directory.join(PLUGIN))?;
+    files::sweep(&cni.configuration_directory)?;
+    files::sweep(&cni.binary_directory)
+}
+
+fn plugin() -> Result<PathBuf, InstallError> {
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(PLUGIN)));
+    let candidates = beside.iter().cloned().chain([Path::new(IMAGE_FOLDER).join(PLUGIN)]);
+    let found = candidates.into_iter().find(|candidate| candidate.is_file());
+    found.ok_or_else(|| InstallError::NoPlugin {
+        beside: beside.map(|path| path.display().to_string()).unwrap_or_default(),
+    })
+}
+
+/// Tells of every change in the folder; none if it cannot be watched (yet): then looking around finds them.
+fn watch_folder(folder: &Path, touched: Arc<Notify>) -> Option<RecommendedWatcher> {
+    let tell = move |event: notify::Result<notify::Event>| {
+        // Reading the folder is an event too, and it is us who read.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            touched.notify_one();
+        }
+    };
+    let mut watcher = notify::recommended_watcher(tell).ok()?;
+    watcher.watch(folder, RecursiveMode::NonRecursive).ok()?;
+    Some(watcher)
+}
+
+#[cfg(test)]
+mod tests;

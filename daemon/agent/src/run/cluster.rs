@@ -1,0 +1,145 @@
+//! What the agent's life has more of where there is a cluster: the connection, the cluster's own configuration, and reports.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hauberk_core::api::ConfigurationStatus;
+use jiff::Timestamp;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::cluster_config::{self, Start};
+use crate::config::{self, CniInstall, Config, ConfigError, Source as Choice};
+use crate::observe::status::ClusterFacts;
+use crate::reconcile::Input;
+use crate::report::{self, Reporter};
+use crate::source::Source;
+use crate::source::directory::Directory;
+use crate::source::kubernetes::Kubernetes;
+use crate::world::Shared;
+
+/// How long a stop waits for the Lease to be given back.
+const GIVE_BACK: Duration = Duration::from_secs(2);
+
+/// The cluster could not be connected to, or its configuration leaves something out.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Where the API server is, or who the agent is to it, is not known.
+    #[error(
+        "cannot connect to the cluster with {from}: {reason}; in a pod the service account's token must be mounted, elsewhere set source.kubernetes.kubeconfig"
+    )]
+    Connect {
+        /// The kubeconfig, or the service account.
+        from: String,
+        /// What the library said.
+        reason: String,
+    },
+    /// The file and the cluster's own configuration together.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// A cluster the agent is connected to.
+pub(super) struct Connected {
+    client: Client,
+    file: Config,
+    namespace: String,
+    configuration: watch::Sender<ConfigurationStatus>,
+    since: watch::Sender<BTreeMap<String, Timestamp>>,
+}
+
+/// Connects if the file says so, and settles the configuration with the cluster's own. With it comes where objects come from.
+///
+/// # Errors
+/// [`ClusterError`].
+pub(super) async fn connect(file: Config) -> Result<(Config, Arc<dyn Source>, Option<Connected>), ClusterError> {
+    let node = file.node.clone().unwrap_or_default();
+    let kubernetes = match &file.source {
+        Choice::Directory(directory) => {
+            let source = Arc::new(Directory::new(directory.clone(), node));
+            return Ok((file, source, None));
+        }
+        Choice::Kubernetes(kubernetes) => kubernetes,
+    };
+    let (client, location) = client(kubernetes).await?;
+    let Start { config, status } = cluster_config::start(&file, &client).await?;
+    let source = Arc::new(Kubernetes::new(client.clone(), location, node));
+    let connected = Connected {
+        client,
+        namespace: kubernetes.namespace.clone(),
+        file,
+        configuration: watch::Sender::new(status),
+        since: watch::Sender::new(BTreeMap::new()),
+    };
+    Ok((config, source, Some(connected)))
+}
+
+impl Connected {
+    /// For `hauberk status`.
+    pub(super) fn facts(&self) -> ClusterFacts {
+        ClusterFacts { configuration: self.configuration.subscribe(), since: self.since.subscribe() }
+    }
+
+    /// Follows the configuration and reports, until `stopped`.
+    pub(super) fn spawn(
+        self,
+        config: &Config,
+        world: &Shared,
+        source: Arc<dyn Source>,
+        inputs: mpsc::Sender<Input>,
+        cni_in_place: watch::Receiver<bool>,
+        stopped: watch::Receiver<bool>,
+    ) -> Reporting {
+        tokio::spawn(cluster_config::follow(cluster_config::Parts {
+            client: self.client.clone(),
+            file: self.file,
+            running: config.clone(),
+            status: self.configuration,
+            inputs,
+            world: world.clone(),
+            source,
+        }));
+        let reporter = Reporter::new(report::Parts {
+            client: self.client,
+            namespace: self.namespace,
+            world: world.clone(),
+            cni_in_place,
+            adopts: config.cni.install == CniInstall::Chained,
+            since: self.since,
+        });
+        Reporting(tokio::spawn(reporter.run(stopped)))
+    }
+}
+
+/// The reports' task.
+pub(super) struct Reporting(JoinHandle<()>);
+
+impl Reporting {
+    /// Waits a moment until another agent may report.
+    pub(super) async fn finish(self) {
+        // Whatever is not given back expires.
+        let _ = tokio::time::timeout(GIVE_BACK, self.0).await;
+    }
+}
+
+/// The API server, and its address for people.
+async fn client(kubernetes: &config::Kubernetes) -> Result<(Client, String), ClusterError> {
+    let from =
+        kubernetes.kubeconfig.as_ref().map_or("the pod's service account".into(), |path| path.display().to_string());
+    let failed = |reason: String| ClusterError::Connect { from: from.clone(), reason };
+    let mut config = match &kubernetes.kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(|error| failed(error.to_string()))?;
+            let options = KubeConfigOptions::default();
+            kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|error| failed(error.to_string()))?
+        }
+        None => kube::Config::incluster().map_err(|error| failed(error.to_string()))?,
+    };
+    // Whoever asks tries again as it sees fit, and must hear of a failure at once to say so.
+    config.default_retry = false;
+    let location = config.cluster_url.to_string();
+    Ok((Client::try_from(config).map_err(|error| failed(error.to_string()))?, location))
+}

@@ -1,0 +1,266 @@
+//! The desired state, kept in step with the model.
+//!
+//! What a node should hold of an address depends on who claims it, and on nodes and the policy. So a change of a pod, an
+//! interface or a namespace looks at the addresses it touches, one of a node's keys at the tunnels; nodes that come and go or
+//! have other addresses or ranges, another policy, or the word that everything is known look at everything. [`desired`](super::desired()) is the same with nothing known before, and the tests hold one
+//! against the other.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use hauberk_abi::address::Address;
+use hauberk_abi::identity::{Identity, Kind, Protection};
+use ipnet::IpNet;
+
+use crate::convergence;
+use crate::desired::attachments::local_pod;
+use crate::desired::claims::{self, NodeAddresses, Party};
+use crate::desired::ranges::PodRanges;
+use crate::desired::standing::{Cause, Standing};
+use crate::desired::tunnels::{self, Speakers, Tunnels};
+use crate::desired::{Desired, Policy};
+use crate::events::{Collector, NewEvent};
+use crate::model::{Claimant, Model, NodeNumber, Touched};
+use crate::plan::Scope;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Incremental {
+    desired: Desired,
+    /// What it was computed by.
+    policy: Option<Policy>,
+    ranges: PodRanges,
+    nodes: NodeAddresses,
+    speakers: Speakers,
+    /// Ranges that netfilter is to leave alone whoever is in there.
+    inside: BTreeSet<IpNet>,
+    standing: Standing,
+}
+
+/// What a change of the model did to the desired state.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Followed {
+    /// What may be otherwise than before.
+    pub scope: Scope,
+    /// Events that did not stand before.
+    pub news: Vec<NewEvent>,
+}
+
+impl Deref for Incremental {
+    type Target = Desired;
+
+    fn deref(&self) -> &Desired {
+        &self.desired
+    }
+}
+
+impl Incremental {
+    /// From scratch.
+    pub(super) fn computed(model: &Model, policy: &Policy) -> Desired {
+        let mut incremental = Incremental::default();
+        incremental.compute(model, policy);
+        incremental.tell(model, policy);
+        incremental.desired
+    }
+
+    /// Takes in what has changed in the model and the policy since the last call.
+    pub fn follow(&mut self, model: &mut Model, policy: &Policy) -> Followed {
+        let touched = model.take_touched();
+        let known = self.policy.as_ref() == Some(policy) && self.desired.prune == model.synced();
+        let scope = if known && !touched.node_set { self.update(model, policy, &touched) } else { None };
+        let scope = scope.unwrap_or_else(|| {
+            self.compute(model, policy);
+            Scope::everything()
+        });
+        Followed { scope, news: self.tell(model, policy) }
+    }
+
+    /// Everything anew, but what stands in words.
+    fn compute(&mut self, model: &Model, policy: &Policy) {
+        let mut events = Collector::default();
+        self.policy = Some(policy.clone());
+        self.ranges = PodRanges::claimed(model, policy, &mut events);
+        self.nodes = NodeAddresses::claimed(model, policy, &mut events);
+        self.speakers = Speakers::default();
+        self.inside = policy.cluster_ranges.iter().map(IpNet::trunc).collect();
+        self.inside.extend(self.ranges.all().filter(|range| !policy.in_cluster(*range)));
+        self.desired = Desired {
+            node: model.own_number(),
+            ranges: self.ranges.identities(model, policy),
+            untranslated: self.inside.clone(),
+            prune: model.synced(),
+            enforced: model.synced().then(|| convergence::enforced(model, policy)),
+            events: std::mem::take(&mut self.desired.events),
+            ..Desired::default()
+        };
+        self.standing = Standing::default();
+        let mut scope = Scope::everything();
+        let mut last = None;
+        for address in model.claims.addresses().chain(self.nodes.addresses().collect::<Vec<_>>()) {
+            if last.replace(address) != Some(address) {
+                self.settle(model, policy, address, &mut scope);
+            }
+        }
+        self.speakers.set_nodes(model, &self.ranges, &self.nodes);
+        self.derive_tunnels(model, policy, events);
+        for (key, attachment) in model.attachments() {
+            let pod = local_pod(model, policy, &self.nodes, key, attachment);
+            self.desired.attachments.extend(pod.map(|pod| (key.clone(), pod)));
+        }
+        self.look_at_everything(model, policy);
+    }
+
+    fn derive_tunnels(&mut self, model: &Model, policy: &Policy, mut of_nodes: Collector) {
+        let tunnels = Tunnels::derive(model, policy, &self.ranges, &self.nodes, &self.speakers, &mut of_nodes);
+        self.desired.peers = tunnels.peers;
+        self.desired.peer_entries = tunnels.entries;
+        self.desired.routes = tunnels.routes;
+        self.standing.set_nodes(of_nodes);
+    }
+
+    /// What has been touched; none if that concerns more.
+    fn update(&mut self, model: &Model, policy: &Policy, touched: &Touched) -> Option<Scope> {
+        let mut scope = Scope::default();
+        if touched.nodes {
+            let mut events = Collector::default();
+            let ranges = PodRanges::claimed(model, policy, &mut events);
+            let nodes = NodeAddresses::claimed(model, policy, &mut events);
+            if ranges != self.ranges || !nodes.are_claimed_alike(&self.nodes) {
+                return None;
+            }
+            // The order of a node's own addresses says by which it is reached.
+            self.speakers.set_nodes(model, &self.ranges, &self.nodes);
+            self.derive_tunnels(model, policy, events);
+            scope.nodes();
+        }
+        let mut attachments = touched.attachments.clone();
+        for address in &touched.addresses {
+            if self.settle(model, policy, *address, &mut scope) {
+                return None;
+            }
+            attachments.extend(model.claims.of(*address).filter_map(|claimant| match claimant {
+                Claimant::Attachment(key) => Some(Arc::clone(key)),
+                Claimant::Pod(_) => None,
+            }));
+        }
+        for key in attachments {
+            let attachment = model.attachments.get(&key);
+            match attachment.and_then(|attachment| local_pod(model, policy, &self.nodes, &key, attachment)) {
+                Some(pod) => self.desired.attachments.insert(pod.key(), pod),
+                None => self.desired.attachments.remove(&key),
+            };
+            scope.attachments = true;
+            self.standing.look(model, policy, &self.nodes, Cause::Attachment(key));
+        }
+        for name in &touched.ready {
+            let Some(number) = model.node_number(name) else { continue };
+            let reachable = self.desired.peers.get(&number).is_some_and(|peer| peer.endpoint.is_some());
+            if let Some(entry) = self.desired.peer_entries.get_mut(&number) {
+                entry.flags = tunnels::flags(reachable, model.ready.contains(name));
+                scope.peer(number);
+            }
+        }
+        for namespace in &touched.namespaces {
+            if let Some(enforced) = &mut self.desired.enforced {
+                match convergence::enforced_in(model, policy, namespace) {
+                    Some(digest) => enforced.insert(namespace.to_string(), digest),
+                    None => enforced.remove(&**namespace),
+                };
+            }
+            self.standing.look(model, policy, &self.nodes, Cause::Namespace(Arc::clone(namespace)));
+        }
+        for (namespace, name) in &touched.pods {
+            let cause = Cause::Pod(Arc::clone(namespace), name.clone());
+            self.standing.look(model, policy, &self.nodes, cause);
+        }
+        Some(scope)
+    }
+
+    /// Who has the address now. Returns whether that changes which addresses are nodes': then tunnels and routes are to be
+    /// computed anew.
+    fn settle(&mut self, model: &Model, policy: &Policy, address: Address, scope: &mut Scope) -> bool {
+        let mut told = Collector::counting();
+        let number = |node: &str| model.node_number(node).unwrap_or_default();
+        let ip = IpAddr::from(address);
+        let party = claims::settle(model, policy, &self.nodes, address, &mut told);
+        let (identity, outside) = match &party {
+            Party::Nobody => (None, None),
+            Party::Node(node) => (Some(Identity::new(Kind::Node, Protection::None, number(node).0)), None),
+            Party::Pod(claim) => {
+                let node = claim.node.map(number);
+                let covered = claim.node.is_some_and(|node| self.ranges.covers(node, ip));
+                let identity = Identity::new(Kind::Pod, claim.protection, node.unwrap_or_default().0);
+                (Some(identity), (!covered).then_some(node))
+            }
+        };
+        let lost = matches!(party, Party::Pod(_)) && self.nodes.claimant(address).is_some();
+        self.standing.note(Cause::Address(address), told);
+        self.put_endpoint(address, identity, scope);
+        if let Some([before, now]) = self.speakers.set_pod(ip, outside) {
+            self.move_prefix(ip.into(), before, now, scope);
+        }
+        let prefix = IpNet::from(ip);
+        if !policy.in_cluster(prefix) && !self.inside.contains(&prefix) {
+            let untranslated = &mut self.desired.untranslated;
+            scope.untranslated |=
+                if identity.is_some() { untranslated.insert(prefix) } else { untranslated.remove(&prefix) };
+        }
+        self.nodes.note(address, lost)
+    }
+
+    fn put_endpoint(&mut self, address: Address, identity: Option<Identity>, scope: &mut Scope) {
+        let before = match identity {
+            Some(identity) => self.desired.endpoints.insert(address, identity),
+            None => self.desired.endpoints.remove(&address),
+        };
+        if before != identity {
+            scope.endpoint(address);
+            self.desired.permissive_endpoints -= usize::from(before.is_some_and(is_permissive));
+            self.desired.permissive_endpoints += usize::from(identity.is_some_and(is_permissive));
+        }
+    }
+
+    /// A pod's address is another peer's now.
+    fn move_prefix(&mut self, prefix: IpNet, before: Option<NodeNumber>, now: Option<NodeNumber>, scope: &mut Scope) {
+        for (number, has) in [(before, false), (now, true)] {
+            let Some(peer) = number.and_then(|number| self.desired.peers.get_mut(&number)) else { continue };
+            if has {
+                peer.allowed.insert(prefix)
+            } else {
+                peer.allowed.remove(&prefix)
+            };
+            scope.peer(peer.number);
+        }
+    }
+
+    fn look_at_everything(&mut self, model: &Model, policy: &Policy) {
+        let mut standing = std::mem::take(&mut self.standing);
+        let attachments = model.attachments.keys().map(|key| Cause::Attachment(Arc::clone(key)));
+        let namespaces = model.pods.namespaces().map(|namespace| Cause::Namespace(namespace.into()));
+        for cause in attachments.chain(namespaces) {
+            standing.look(model, policy, &self.nodes, cause);
+        }
+        for pod in model.pods.iter() {
+            let mut told = Collector::counting();
+            claims::tell_pod(model, policy, pod, &mut told);
+            if !told.is_empty() {
+                standing.note(Cause::Pod(Arc::clone(&pod.namespace), pod.name.clone()), told);
+            }
+        }
+        self.standing = standing;
+    }
+
+    /// Puts what stands into words. Returns what did not stand before.
+    fn tell(&mut self, model: &Model, policy: &Policy) -> Vec<NewEvent> {
+        let Some(told) = self.standing.told(model, policy, &self.nodes) else { return Vec::new() };
+        let before = std::mem::replace(&mut self.desired.events, told);
+        self.desired.events.difference(&before).cloned().collect()
+    }
+}
+
+fn is_permissive(identity: Identity) -> bool {
+    identity.kind() == Kind::Pod && identity.protection() == Protection::Permissive
+}

@@ -1,0 +1,90 @@
+//! The problems that stand at the moment. Their number is kept for every object that has some, their words are made for the
+//! few that are told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use hauberk_abi::address::Address;
+
+use crate::desired::claims::{self, NodeAddresses};
+use crate::desired::{Policy, attachments};
+use crate::events::{Collector, Counts, NewEvent};
+use crate::model::{AttachmentKey, Model};
+
+/// What a problem comes from, in the order in which problems are told.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cause {
+    Address(Address),
+    Attachment(Arc<AttachmentKey>),
+    Namespace(Arc<str>),
+    /// By namespace and name.
+    Pod(Arc<str>, Box<str>),
+}
+
+/// The problems that stand.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// Of nodes among themselves.
+    nodes: Collector,
+    others: BTreeMap<Cause, Counts>,
+    news: bool,
+}
+
+impl Standing {
+    /// Of nodes among themselves there are these.
+    pub(super) fn set_nodes(&mut self, nodes: Collector) {
+        self.nodes = nodes;
+        self.news = true;
+    }
+
+    /// Looks at what a problem could come from.
+    pub(super) fn look(&mut self, model: &Model, policy: &Policy, nodes: &NodeAddresses, cause: Cause) {
+        let mut told = Collector::counting();
+        tell(model, policy, nodes, &cause, &mut told);
+        self.note(cause, told);
+    }
+
+    /// Notes what has been counted of a cause.
+    pub(super) fn note(&mut self, cause: Cause, told: Collector) {
+        let counts = told.counts();
+        if counts.is_empty() {
+            self.news |= self.others.remove(&cause).is_some();
+        } else {
+            self.others.insert(cause, counts);
+            self.news = true;
+        }
+    }
+
+    /// All of them in words, if any of them may be another than before.
+    pub(super) fn told(&mut self, model: &Model, policy: &Policy, nodes: &NodeAddresses) -> Option<BTreeSet<NewEvent>> {
+        if !std::mem::take(&mut self.news) {
+            return None;
+        }
+        let mut events = self.nodes.clone();
+        for (cause, counts) in &self.others {
+            if !events.add_counts(counts) {
+                tell(model, policy, nodes, cause, &mut events);
+            }
+        }
+        Some(events.finish())
+    }
+}
+
+fn tell(model: &Model, policy: &Policy, nodes: &NodeAddresses, cause: &Cause, events: &mut Collector) {
+    match cause {
+        Cause::Address(address) => {
+            claims::settle(model, policy, nodes, *address, events);
+        }
+        Cause::Attachment(key) => {
+            if let Some(attachment) = model.attachments.get(key) {
+                attachments::tell(model, policy, key, attachment, events);
+            }
+        }
+        Cause::Namespace(namespace) => claims::tell_namespace(model, namespace, events),
+        Cause::Pod(namespace, name) => {
+            if let Some(pod) = model.pods.find(namespace, name) {
+                claims::tell_pod(model, policy, pod, events);
+            }
+        }
+    }
+}

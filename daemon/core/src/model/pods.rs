@@ -1,0 +1,202 @@
+//! The pods as they are remembered. A cluster has tens of thousands: what repeats is shared, and nothing is kept twice.
+
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::{PodName, PodObject};
+
+/// A pod as its object last said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// As [`PodObject::namespace`].
+    pub namespace: Arc<str>,
+    /// As [`PodObject::name`].
+    pub name: Box<str>,
+    /// As [`PodObject::uid`].
+    pub uid: Option<Box<str>>,
+    /// As [`PodObject::node`].
+    pub node: Option<Arc<str>>,
+    /// As [`PodObject::addresses`].
+    pub addresses: Box<[IpAddr]>,
+    /// As [`PodObject::encryption`].
+    pub encryption: Option<Arc<str>>,
+    /// As [`PodObject::origin`].
+    pub origin: Box<str>,
+    /// As [`PodObject::host_network`].
+    pub host_network: bool,
+    /// As [`PodObject::finished`].
+    pub finished: bool,
+    /// As [`PodObject::terminating`].
+    pub terminating: bool,
+}
+
+impl Pod {
+    /// Its namespaced name.
+    pub fn full_name(&self) -> PodName {
+        PodName { namespace: self.namespace.to_string(), name: self.name.to_string() }
+    }
+
+    /// Whether its addresses, if it has any, are its own.
+    pub fn has_network(&self) -> bool {
+        !self.host_network && !self.finished
+    }
+
+    /// The addresses that are its own.
+    pub fn own_addresses(&self) -> &[IpAddr] {
+        if self.has_network() { &self.addresses } else { &[] }
+    }
+}
+
+/// The pods, by namespace and name.
+#[derive(Debug, Default)]
+pub(crate) struct Pods {
+    by_namespace: BTreeMap<Arc<str>, BTreeSet<ByName>>,
+    words: Words,
+}
+
+impl Pods {
+    /// The pod as it was before, if that was otherwise, and as it is now; none if nothing is different.
+    pub(crate) fn put(&mut self, object: PodObject) -> Option<(Option<Arc<Pod>>, Arc<Pod>)> {
+        let before = self.find(&object.namespace, &object.name).cloned();
+        let namespace = match self.by_namespace.get_key_value(object.namespace.as_str()) {
+            Some((namespace, _)) => Arc::clone(namespace),
+            None => object.namespace.into(),
+        };
+        let pod = Pod {
+            namespace,
+            name: object.name.into(),
+            uid: object.uid.map(Into::into),
+            node: object.node.map(|node| self.words.share(node)),
+            addresses: object.addresses.into(),
+            encryption: object.encryption.map(|label| self.words.share(label)),
+            origin: object.origin.into(),
+            host_network: object.host_network,
+            finished: object.finished,
+            terminating: object.terminating,
+        };
+        if before.as_deref() == Some(&pod) {
+            return None;
+        }
+        let pod = Arc::new(pod);
+        self.by_namespace.entry(Arc::clone(&pod.namespace)).or_default().replace(ByName(Arc::clone(&pod)));
+        Some((before, pod))
+    }
+
+    /// Takes the pod away.
+    pub(crate) fn remove(&mut self, name: &PodName) -> Option<Arc<Pod>> {
+        let pods = self.by_namespace.get_mut(name.namespace.as_str())?;
+        let pod = pods.take(name.name.as_str())?.0;
+        if pods.is_empty() {
+            self.by_namespace.remove(name.namespace.as_str());
+        }
+        Some(pod)
+    }
+
+    /// The pod of this name.
+    pub(crate) fn find(&self, namespace: &str, name: &str) -> Option<&Arc<Pod>> {
+        self.by_namespace.get(namespace)?.get(name).map(|ByName(pod)| pod)
+    }
+
+    /// Every pod, in the order of its names.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.by_namespace.values().flatten().map(|ByName(pod)| pod)
+    }
+
+    /// The namespace's pods, in the order of their names.
+    pub(crate) fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        self.by_namespace.get(namespace).into_iter().flatten().map(|ByName(pod)| pod)
+    }
+
+    /// The namespaces that have pods.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.by_namespace.keys().map(|name| &**name)
+    }
+}
+
+/// A pod, found among its namespace's by its name.
+#[derive(Debug)]
+struct ByName(Arc<Pod>);
+
+impl Borrow<str> for ByName {
+    fn borrow(&self) -> &str {
+        &self.0.name
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &ByName) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for ByName {}
+
+impl PartialOrd for ByName {
+    fn partial_cmp(&self, other: &ByName) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ByName {
+    fn cmp(&self, other: &ByName) -> Ordering {
+        self.0.name.cmp(&other.0.name)
+    }
+}
+
+/// Words that many pods have in common: names of nodes, values of labels.
+#[derive(Debug, Default)]
+struct Words {
+    words: HashSet<Arc<str>>,
+    /// How many there were after those that nobody had any more were last forgotten.
+    kept: usize,
+}
+
+impl Words {
+    fn share(&mut self, word: String) -> Arc<str> {
+        if let Some(word) = self.words.get(word.as_str()) {
+            return Arc::clone(word);
+        }
+        if self.words.len() >= 2 * self.kept.max(512) {
+            self.words.retain(|word| Arc::strong_count(word) > 1);
+            self.kept = self.words.len();
+        }
+        let word: Arc<str> = word.into();
+        self.words.insert(Arc::clone(&word));
+        word
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::pod;
+
+    #[test]
+    fn words_are_shared_and_those_nobody_has_are_forgotten() {
+        let mut words = Words::default();
+        let kept: Vec<Arc<str>> = (0..600).map(|number| words.share(format!("node-{number}"))).collect();
+        assert!(Arc::ptr_eq(&kept[0], &words.share("node-0".into())));
+        for number in 0..10_000 {
+            drop(words.share(format!("gone-{number}")));
+        }
+        assert!(words.words.len() <= 2 * 1_024 + 1, "{}", words.words.len());
+        assert!(Arc::ptr_eq(&kept[599], &words.share("node-599".into())));
+    }
+
+    #[test]
+    fn a_pod_is_replaced_found_and_taken_away() {
+        let mut pods = Pods::default();
+        let object = pod("a/x", 1, &["10.0.1.5"]);
+        assert!(matches!(pods.put(object.clone()), Some((None, _))));
+        assert!(pods.put(object.clone()).is_none());
+        let (before, now) = pods.put(PodObject { terminating: true, ..object }).unwrap();
+        assert!(!before.unwrap().terminating && now.terminating);
+        assert!(pods.find("a", "x").unwrap().terminating);
+        assert_eq!(pods.namespaces().collect::<Vec<_>>(), ["a"]);
+        assert!(pods.remove(&now.full_name()).is_some());
+        assert_eq!((pods.iter().count(), pods.namespaces().count()), (0, 0));
+    }
+}

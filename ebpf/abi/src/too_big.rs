@@ -1,0 +1,130 @@
+//! The answer to a packet that the tunnel cannot take: ICMP "fragmentation needed" (RFC 792, RFC 1191) and ICMPv6 "packet too
+//! big" (RFC 4443 section 3.2), each quoting how the packet began.
+//!
+//! Like the kernel's own answer where a tunnel is a bridge's port, it comes from the address the packet was for: the node has
+//! no address towards the sender that both are sure to take for another's.
+
+/// Bytes of the packet that are quoted: its IP header, its ports, and what a TCP segment's checksum is not beyond.
+pub const QUOTE: usize = 64;
+/// Bytes in front of the quote, IPv4: headers of IP and ICMP.
+pub const HEAD_V4: usize = 28;
+/// Bytes in front of the quote, IPv6.
+pub const HEAD_V6: usize = 48;
+
+const HOP_LIMIT: u8 = 64;
+
+/// Writes what comes before the quote, which is in its place already. `mtu`: what would have fitted, bytes.
+#[inline(always)]
+pub fn head_v4(answer: &mut [u8; HEAD_V4 + QUOTE], mtu: u32) {
+    let length = (HEAD_V4 + QUOTE) as u16;
+    put(answer, 0, [0x45, 0]);
+    put(answer, 2, length.to_be_bytes());
+    put(answer, 4, [0; 4]);
+    put(answer, 8, [HOP_LIMIT, 1, 0, 0]);
+    // Its destination is our source, and its source our destination.
+    copy::<4, _>(answer, HEAD_V4 + 16, 12);
+    copy::<4, _>(answer, HEAD_V4 + 12, 16);
+    put(answer, 20, [3, 4, 0, 0, 0, 0]);
+    put(answer, 26, (mtu as u16).to_be_bytes());
+    let header = fold(sum(answer, 0, 20));
+    put(answer, 10, header);
+    let message = fold(sum(answer, 20, HEAD_V4 + QUOTE));
+    put(answer, 22, message);
+}
+
+/// The same for IPv6.
+#[inline(always)]
+pub fn head_v6(answer: &mut [u8; HEAD_V6 + QUOTE], mtu: u32) {
+    const ICMPV6: u8 = 58;
+    let length = (HEAD_V6 - 40 + QUOTE) as u16;
+    put(answer, 0, [0x60, 0, 0, 0]);
+    put(answer, 4, length.to_be_bytes());
+    put(answer, 6, [ICMPV6, HOP_LIMIT]);
+    copy::<16, _>(answer, HEAD_V6 + 24, 8);
+    copy::<16, _>(answer, HEAD_V6 + 8, 24);
+    put(answer, 40, [2, 0, 0, 0]);
+    put(answer, 44, mtu.to_be_bytes());
+    // The pseudo-header is both addresses, the length and the protocol (RFC 8200 section 8.1).
+    let message = sum(answer, 8, HEAD_V6 + QUOTE) + u32::from(length) + u32::from(ICMPV6);
+    put(answer, 42, fold(message));
+}
+
+#[inline(always)]
+fn put<const N: usize, const M: usize>(answer: &mut [u8; M], at: usize, bytes: [u8; N]) {
+    let mut i = 0;
+    while i < N && at + i < M {
+        answer[at + i] = bytes[i];
+        i += 1;
+    }
+}
+
+#[inline(always)]
+fn copy<const N: usize, const M: usize>(answer: &mut [u8; M], from: usize, to: usize) {
+    let mut i = 0;
+    while i < N && from + i < M && to + i < M {
+        answer[to + i] = answer[from + i];
+        i += 1;
+    }
+}
+
+/// The sum of 16-bit words (RFC 1071) from one even offset to another.
+#[inline(always)]
+fn sum<const M: usize>(bytes: &[u8; M], from: usize, to: usize) -> u32 {
+    let mut total = 0;
+    let mut i = from;
+    while i < to && i + 1 < M {
+        total += u32::from(u16::from_be_bytes([bytes[i], bytes[i + 1]]));
+        i += 2;
+    }
+    total
+}
+
+#[inline(always)]
+fn fold(sum: u32) -> [u8; 2] {
+    let once = (sum & 0xffff) + (sum >> 16);
+    (!(((once & 0xffff) + (once >> 16)) as u16)).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, SlicedPacket, TransportSlice, icmpv4};
+
+    use super::*;
+
+    #[test]
+    fn both_families_answers_are_what_a_router_would_say() {
+        let mut quote = [0xa5; QUOTE];
+        quote[..20].copy_from_slice(&[0x45, 0, 5, 0xdc, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 1, 0, 5, 10, 2, 0, 9]);
+        let mut answer = [0; HEAD_V4 + QUOTE];
+        answer[HEAD_V4..].copy_from_slice(&quote);
+        head_v4(&mut answer, 1420);
+        let parsed = SlicedPacket::from_ip(&answer).unwrap();
+        let Some(NetSlice::Ipv4(ip)) = &parsed.net else { panic!("not IPv4") };
+        let header = ip.header().to_header();
+        assert_eq!(header.header_checksum, header.calc_header_checksum());
+        assert_eq!((header.source, header.destination), ([10, 2, 0, 9], [10, 1, 0, 5]));
+        let Some(TransportSlice::Icmpv4(icmp)) = &parsed.transport else { panic!("not ICMP") };
+        let expected = icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1420 };
+        assert_eq!(icmp.icmp_type(), Icmpv4Type::DestinationUnreachable(expected.clone()));
+        assert_eq!(icmp.checksum(), Icmpv4Type::DestinationUnreachable(expected).calc_checksum(icmp.payload()));
+        assert_eq!(icmp.payload(), quote);
+    }
+
+    #[test]
+    fn ipv6() {
+        let mut quote = [0x5a; QUOTE];
+        quote[..8].copy_from_slice(&[0x60, 0, 0, 0, 5, 0xb4, 17, 64]);
+        let mut answer = [0; HEAD_V6 + QUOTE];
+        answer[HEAD_V6..].copy_from_slice(&quote);
+        answer[HEAD_V6 + 8] = 0xfd;
+        head_v6(&mut answer, 1420);
+        let parsed = SlicedPacket::from_ip(&answer).unwrap();
+        let Some(NetSlice::Ipv6(ip)) = &parsed.net else { panic!("not IPv6") };
+        let header = ip.header().to_header();
+        assert_eq!((header.source[0], header.destination[0]), (0x5a, 0xfd));
+        let Some(TransportSlice::Icmpv6(icmp)) = &parsed.transport else { panic!("not ICMPv6") };
+        assert_eq!(icmp.icmp_type(), Icmpv6Type::PacketTooBig { mtu: 1420 });
+        assert!(icmp.is_checksum_valid(header.source, header.destination));
+        assert_eq!(&icmp.payload()[..8], &quote[..8]);
+    }
+}

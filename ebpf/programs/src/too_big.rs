@@ -1,0 +1,70 @@
+//! Tells the sender of a packet that the tunnel cannot take what would have fitted. Where another plugin routes to pods, no
+//! route says so before.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM},
+    helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use hauberk_abi::{
+    layout::{Settings, mark},
+    packet::Packet,
+    reason::DropReason,
+    too_big::{HEAD_V4, HEAD_V6, QUOTE, head_v4, head_v6},
+};
+
+use crate::carry::{drop, has_tag, set_marks, skb};
+use crate::maps::ANSWER;
+use crate::record::count_drop;
+
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
+/// `BPF_ADJ_ROOM_MAC` (linux/bpf.h): room behind the Ethernet header.
+const BEHIND_ETHERNET: u32 = 1;
+
+/// Drops the packet, and turns it into the answer where one can be given. That comes up the stack by the tunnel device, so that
+/// translated addresses in it are translated back.
+#[inline(always)]
+pub fn refuse(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+    let answerable = !packet.tagged && !packet.detour && !has_tag(context) && settings.tunnel != 0;
+    if !answerable || !turn_into_answer(skb(context), packet.source.is_v4(), settings.tunnel_mtu) {
+        return drop(DropReason::TooBig);
+    }
+    count_drop(DropReason::TooBig);
+    // Nothing else has this mark alone.
+    set_marks(context, settings, mark::DECRYPTED);
+    // SAFETY: plain helper call. What the kernel refuses it drops.
+    unsafe { bpf_redirect(settings.tunnel, u64::from(BPF_F_INGRESS)) as i32 }
+}
+
+/// A function of its own to the verifier: its buffers are not on the caller's stack.
+#[inline(never)]
+fn turn_into_answer(skb: *mut __sk_buff, v4: bool, mtu: u32) -> bool {
+    let Some(buffer) = ANSWER.get_ptr_mut(0) else { return false };
+    let head = if v4 { HEAD_V4 } else { HEAD_V6 };
+    // SAFETY: the slot belongs to this CPU and to the program that runs on it; all accesses are inside its 112 bytes. Helpers
+    // are given constant lengths.
+    unsafe {
+        let bytes = buffer.cast::<u8>();
+        if bpf_skb_load_bytes(skb.cast(), ETHERNET, bytes.add(head).cast(), QUOTE as u32) != 0 {
+            return false;
+        }
+        if v4 {
+            head_v4(&mut *buffer.cast(), mtu);
+        } else {
+            head_v6(&mut *buffer, mtu);
+        }
+        if bpf_skb_change_tail(skb, ETHERNET + QUOTE as u32, 0) != 0
+            || bpf_skb_adjust_room(skb, head as i32, BEHIND_ETHERNET, 0) != 0
+        {
+            return false;
+        }
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        let stored = if v4 {
+            bpf_skb_store_bytes(skb, ETHERNET, bytes.cast(), HEAD_V4 as u32, flags)
+        } else {
+            bpf_skb_store_bytes(skb, ETHERNET, bytes.cast(), HEAD_V6 as u32, flags)
+        };
+        stored == 0
+    }
+}

@@ -1,0 +1,81 @@
+//! The chart as users get it: installed by helm; or rendered by it, with its custom resources put in first.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use hauberk_netns::netns::feed;
+
+use crate::control_plane::POD_RANGES;
+use crate::kubectl::Kubectl;
+use crate::tools;
+
+/// The namespace that everything of hauberk is in.
+pub const NAMESPACE: &str = "hauberk-system";
+/// What the release is called.
+pub const RELEASE: &str = "hauberk";
+/// Stands for the chart's folder among helm's arguments.
+pub const CHART: &str = "deploy/chart/hauberk";
+
+/// Puts hauberk's own kinds and then everything the chart has into a cluster, with these values besides the pods' ranges.
+pub fn install(kubectl: &Kubectl, values: &[&str]) -> Result<()> {
+    let kinds = fs::read_to_string(folder().join("crds/hauberkconfigs.yaml")).context("read the custom resources")?;
+    kubectl.apply(&kinds)?;
+    kubectl.run(&["wait", "--for=condition=Established", "--timeout=60s", "crd/hauberkconfigs.hauberk.io"])?;
+    kubectl.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}"))?;
+    kubectl.apply(&render(values)?)?;
+    Ok(())
+}
+
+/// Installs the chart as a release of helm's, as its documentation says, with these values besides the pods' ranges.
+///
+/// # Errors
+/// What helm says.
+pub fn install_release(kubectl: &Kubectl, values: &[&str]) -> Result<()> {
+    let ranges = pod_ranges();
+    let mut arguments = vec!["install", RELEASE, CHART, "--create-namespace", "--set", &ranges];
+    arguments.extend(values.iter().flat_map(|value| ["--set", value]));
+    helm(kubectl, &arguments).map(drop)
+}
+
+/// Runs helm in hauberk's namespace, with [`CHART`] among the arguments for the chart's folder; what it printed.
+///
+/// # Errors
+/// What helm says.
+pub fn helm(kubectl: &Kubectl, arguments: &[&str]) -> Result<String> {
+    let mut command = kubectl.netns().command(tools::built("helm")?);
+    for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+        command.env(home, kubectl.kubeconfig().with_file_name("helm"));
+    }
+    command.arg("--kubeconfig").arg(kubectl.kubeconfig()).args(["--namespace", NAMESPACE]);
+    for argument in arguments {
+        if *argument == CHART {
+            command.arg(folder())
+        } else {
+            command.arg(argument)
+        };
+    }
+    feed(command, "").with_context(|| format!("helm {}", arguments.join(" ")))
+}
+
+/// The chart's objects with these values (`key=value`) besides the pods' ranges.
+pub fn render(values: &[&str]) -> Result<String> {
+    let mut command = Command::new(tools::built("helm")?);
+    command.args(["template", "hauberk"]).arg(folder()).args(["--namespace", NAMESPACE]);
+    command.arg("--set").arg(pod_ranges());
+    for value in values {
+        command.args(["--set", value]);
+    }
+    let output = command.output().context("run helm")?;
+    ensure!(output.status.success(), "helm template: {}", String::from_utf8_lossy(&output.stderr).trim());
+    String::from_utf8(output.stdout).context("helm's output")
+}
+
+fn pod_ranges() -> String {
+    format!("config.clusterRanges={{{}}}", POD_RANGES.join(","))
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../deploy/chart/hauberk")
+}

@@ -1,0 +1,37 @@
+//! A real Kubernetes cluster on one machine: etcd, the API server, the controllers and the scheduler in one network
+//! namespace, and for each node a network and a mount namespace with containerd, kubelet and kube-proxy of its own.
+//!
+//! It is built on [`hauberk_netns`]: the wire between the machines, the capture on it, and the traffic are the same. A pod of
+//! the cluster is a [`Party`](hauberk_netns::Party) like any other, so whatever that harness can send, pods can send here.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`runner`] | which tests share a cluster, time limits, what to say after a failure |
+//! | [`session`] | the walls around a cluster: everything in it ends with one process |
+//! | [`control_plane`], [`certificates`] | etcd, API server, controllers, scheduler |
+//! | [`cluster`], [`node`], [`machine`] | all of it together; a node; the namespaces it is made of |
+//! | [`image`], [`images`] | what nodes run, without a registry |
+//! | [`chart`] | hauberk as users install it |
+//! | [`kubectl`] | the cluster as its users see it |
+//! | [`daemon`] | a program that runs until it is stopped |
+
+pub mod certificates;
+pub mod chart;
+pub mod cluster;
+pub mod control_plane;
+pub mod daemon;
+pub mod image;
+pub mod images;
+pub mod kubectl;
+pub mod machine;
+pub mod node;
+pub mod runner;
+pub mod session;
+mod syscalls;
+pub mod tools;
+
+pub use cluster::{Cluster, Setup};
+pub use control_plane::{ControlPlane, Options};
+pub use kubectl::Kubectl;
+pub use node::Node;
+pub use runner::{Context, Suite, Test};
