@@ -1,0 +1,112 @@
+//! Other people's userspace WireGuard: a device on each node, configured with `wg` as their documentation says.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Child;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use hauberk_netns::netns::feed;
+use hauberk_netns::{Node, eventually, programs};
+
+use crate::system::{AbsentPeer, INNER_MTU};
+
+const DEVICE: &str = "wg0";
+const PORT: u16 = 51840;
+
+/// A program that makes a WireGuard device.
+#[derive(Clone, Copy)]
+pub struct Program {
+    file: &'static str,
+    arguments: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+}
+
+/// Its defaults: it uses every CPU, and batches wherever the kernel lets it.
+pub const WIREGUARD_GO: Program = Program {
+    file: "wireguard-go",
+    arguments: &["--foreground", DEVICE],
+    environment: &[("LOG_LEVEL", "error"), ("WG_PROCESS_FOREGROUND", "1")],
+};
+
+/// Its defaults but for the privileges, which it would drop to a user that the sandbox does not have.
+pub const BORINGTUN_CLI: Program = Program {
+    file: "boringtun-cli",
+    arguments: &["--foreground", "--disable-drop-privileges", "--verbosity", "error", DEVICE],
+    environment: &[],
+};
+
+/// As boringtun-cli, which it descends from.
+pub const GOTATUN_CLI: Program = Program {
+    file: "gotatun",
+    arguments: &["--foreground", "--disable-drop-privileges", "--verbosity", "error", DEVICE],
+    environment: &[],
+};
+
+/// One node's process.
+pub struct Foreign {
+    process: Child,
+}
+
+impl Foreign {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+/// Connects all nodes with each other; absent peers are known to each.
+///
+/// # Errors
+/// The program is not built, does not make its device, or is not understood by `wg`.
+pub fn connect(nodes: &[Arc<Node>], program: Program, absent: &[AbsentPeer], directory: &Path) -> Result<Vec<Foreign>> {
+    let mut running = Vec::new();
+    let mut keys = Vec::new();
+    for node in nodes {
+        running.push(start(node, program, directory)?);
+        let private = node.run("wg", &["genkey"])?;
+        let mut public = node.command("wg");
+        public.arg("pubkey");
+        keys.push((feed(public, &private)?.trim().to_owned(), private.trim().to_owned()));
+    }
+    for (index, node) in nodes.iter().enumerate() {
+        let mut text = format!("[Interface]\nListenPort = {PORT}\nPrivateKey = {}\n", keys[index].1);
+        let mut peer = |key: &str, ranges: &[String], address: String| {
+            text +=
+                &format!("[Peer]\nPublicKey = {key}\nAllowedIPs = {}\nEndpoint = {address}:{PORT}\n", ranges.join(","));
+        };
+        for (other, (public, _)) in nodes.iter().zip(&keys).filter(|(other, _)| other.name != node.name) {
+            peer(public, &other.pod_ranges, other.v4.to_string());
+        }
+        for other in absent {
+            peer(&other.key, &other.ranges, other.addresses[0].to_string());
+        }
+        let file = directory.join(format!("{}.conf", node.name));
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        eventually(format!("{} to take its configuration", program.file), || {
+            node.run("wg", &["setconf", DEVICE, &file.to_string_lossy()]).map(Some)
+        })?;
+        node.netns.ip(&format!("link set {DEVICE} mtu {INNER_MTU} up"))?;
+        for other in nodes.iter().filter(|other| other.name != node.name) {
+            node.netns.ip(&format!(
+                "route replace {} dev {DEVICE}\nroute replace {} dev {DEVICE}",
+                other.pod_ranges[0], other.pod_ranges[1]
+            ))?;
+        }
+    }
+    Ok(running)
+}
+
+fn start(node: &Node, program: Program, directory: &Path) -> Result<Foreign> {
+    let file = programs::target_directory()?.join("bench/tools/bin").join(program.file);
+    let log = directory.join(format!("{}-{}.log", program.file, node.name));
+    let log = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+    let mut command = node.command(&file);
+    command.args(program.arguments).envs(program.environment.iter().copied());
+    command.stdout(log.try_clone().context("clone log")?).stderr(log);
+    let process = command.spawn().with_context(|| format!("run {}: has bench/tools/build made it?", file.display()))?;
+    eventually(format!("{} to make its device on {}", program.file, node.name), || {
+        Ok(node.netns.interface(DEVICE).ok())
+    })?;
+    Ok(Foreign { process })
+}

@@ -1,0 +1,126 @@
+//! What is measured on which lane, and the going round.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use hauberk_netns::usage::Clock;
+
+use crate::Options;
+use crate::cipher;
+use crate::lane::{Lane, Running};
+use crate::measure::{Direction, Measure};
+use crate::results::{Results, Taken};
+use crate::system::System;
+
+/// How often a sample that the host spoilt is taken again.
+const TRIES: usize = 4;
+/// Peers that nodes know, where their number is what is looked at.
+const PEERS: [usize; 2] = [10, 100];
+/// As many as a large cluster has.
+const MANY_PEERS: usize = 1000;
+
+/// A measure, and the lanes it is taken on.
+pub struct Step {
+    measure: Measure,
+    lanes: Vec<Lane>,
+}
+
+/// Encrypted traffic beside other userspace WireGuards.
+pub fn tunnel(options: &Options) -> Vec<Step> {
+    let systems = chosen(&System::TUNNELS, options);
+    let mut steps = everything(&systems, options.seconds);
+    let tunnels: Vec<System> = systems.into_iter().filter(|system| *system != System::Plaintext).collect();
+    let lanes = |peers: &[usize]| -> Vec<Lane> {
+        tunnels.iter().flat_map(|system| peers.iter().map(|peers| Lane { system: *system, peers: *peers })).collect()
+    };
+    steps.push(Step {
+        measure: Measure::Bulk { streams: 1, direction: Direction::Forward, seconds: options.seconds },
+        lanes: lanes(&PEERS),
+    });
+    steps.push(Step { measure: Measure::Memory, lanes: lanes(&[1, MANY_PEERS]) });
+    wanted(steps, options)
+}
+
+/// Traffic that is not encrypted, with hauberk and without.
+pub fn classify(options: &Options) -> Vec<Step> {
+    let systems = chosen(&[System::Plaintext, System::HauberkPlain], options);
+    wanted(everything(&systems, options.seconds), options)
+}
+
+fn chosen(all: &[System], options: &Options) -> Vec<System> {
+    let is_chosen = |system: &&System| options.systems.as_ref().is_none_or(|chosen| chosen.contains(system));
+    all.iter().filter(is_chosen).copied().collect()
+}
+
+fn wanted(steps: Vec<Step>, options: &Options) -> Vec<Step> {
+    let is_wanted = |step: &Step| {
+        let name = step.measure.name();
+        options.measures.as_ref().is_none_or(|wanted| wanted.iter().any(|wanted| name.starts_with(wanted.as_str())))
+    };
+    steps.into_iter().filter(is_wanted).collect()
+}
+
+fn everything(systems: &[System], seconds: u32) -> Vec<Step> {
+    let bulk = |streams, direction| Measure::Bulk { streams, direction, seconds };
+    let measures = [
+        bulk(1, Direction::Forward),
+        bulk(4, Direction::Forward),
+        bulk(16, Direction::Forward),
+        bulk(1, Direction::Reverse),
+        bulk(1, Direction::Both),
+        Measure::Datagrams { bytes: 64, seconds },
+        Measure::Datagrams { bytes: 1400 - 28, seconds },
+        Measure::Latency { loaded: false, seconds },
+        Measure::Latency { loaded: true, seconds },
+        Measure::Requests { fresh: false, seconds },
+        Measure::Requests { fresh: true, seconds },
+    ];
+    let lanes: Vec<Lane> = systems.iter().copied().map(Lane::of).collect();
+    measures.into_iter().map(|measure| Step { measure, lanes: lanes.clone() }).collect()
+}
+
+/// Takes all samples.
+///
+/// # Errors
+/// A lane does not come up, or a sample cannot be taken.
+pub fn run(name: &str, steps: &[Step], options: &Options) -> Result<Results> {
+    ensure!(nix::unistd::geteuid().is_root(), "lanes are made of network namespaces, and those need root");
+    let mut lanes: BTreeMap<Lane, Running> = BTreeMap::new();
+    for lane in steps.iter().flat_map(|step| &step.lanes) {
+        if !lanes.contains_key(lane) {
+            eprintln!("bring up {lane}");
+            lanes.insert(*lane, Running::start(*lane)?);
+        }
+    }
+    ensure!(!lanes.is_empty(), "nothing is left to measure: do --systems and --measures name something?");
+    let mut results = Results::new(name, options.rounds, options.steal_limit);
+    for round in 0..options.rounds {
+        eprintln!("round {} of {}", round + 1, options.rounds);
+        let clock = Clock::read()?;
+        let cost = cipher::measure(Duration::from_millis(300))?;
+        results.cipher(round, cost, clock.elapsed()?.steal_percent);
+        for step in steps {
+            for index in 0..step.lanes.len() {
+                // Nobody is always first.
+                let lane = step.lanes[(index + round) % step.lanes.len()];
+                let running = lanes.get_mut(&lane).context("a lane")?;
+                sample(&mut results, running, lane, &step.measure, round)?;
+            }
+        }
+    }
+    Ok(results)
+}
+
+/// Takes one sample, again if the host spoilt it.
+fn sample(results: &mut Results, running: &mut Running, lane: Lane, measure: &Measure, round: usize) -> Result<()> {
+    for _ in 0..TRIES {
+        let sample = running.measure(measure)?;
+        let kept = sample.steal_percent <= results.steal_limit_percent;
+        results.samples.push(Taken { system: lane.system.to_string(), peers: lane.peers, round, kept, sample });
+        if kept {
+            break;
+        }
+    }
+    Ok(())
+}
