@@ -9,6 +9,7 @@ use crate::desired::claims::{self, NodeAddresses, Party};
 use crate::desired::{LocalPod, Policy};
 use crate::events::{Collector, reason};
 use crate::model::{AttachmentKey, Model};
+use crate::reserved;
 
 /// The interface, if its veth exists. One that is only reserved has addresses, but nothing to attach to yet.
 pub(super) fn local_pod(
@@ -22,7 +23,9 @@ pub(super) fn local_pod(
     let (host_mac, pod_mac) = devices(attach)?;
     let mut protection = claims::protection_of(model, policy, attachment);
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in attachment.reservation.addresses.iter().map(IpNet::addr) {
+    // One that is refused claims nothing, and what it is called by may be another's: `::ffff:10.0.1.1`.
+    let possible = |address: &IpAddr| reserved::address(*address).is_none();
+    for address in attachment.reservation.addresses.iter().map(IpNet::addr).filter(possible) {
         let settled = claims::settle(model, policy, nodes, address.into(), &mut Collector::counting());
         let Party::Pod(claim) = settled else { continue };
         protection = protection.max(claim.protection);

@@ -287,6 +287,22 @@ fn an_address_of_two_interfaces_is_entered_once() {
 }
 
 #[test]
+fn an_address_that_is_refused_is_not_another_ones_by_another_name() {
+    let mut world = World::three_nodes();
+    world.apply(Change::Pod(pod("open/b", 1, &[])));
+    world.apply(Change::Attachment(attachment("c2", Some("open/b"), &["::ffff:10.0.1.5"])));
+    world.apply(Change::Attachment(attachment("c1", None, &["10.0.1.5"])));
+    let of = |container: &str| {
+        let desired = world.desired();
+        let found = desired.attachments.values().find(|pod| pod.container == container);
+        found.map(|pod| (pod.addresses.clone(), pod.protection)).unwrap()
+    };
+    assert_eq!(of("c1"), (vec!["10.0.1.5".parse().unwrap()], Protection::Enabled));
+    assert_eq!(of("c2"), (vec![], Protection::None));
+    world.assert_event(reason::ADDRESS_REFUSED, &["Pod/open/b"]);
+}
+
+#[test]
 fn ready_is_said_of_a_peer_that_is() {
     let mut world = World::three_nodes();
     let number = NodeNumber(world.number(2));
