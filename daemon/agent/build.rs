@@ -27,8 +27,9 @@ fn main() {
         .arg(&target)
         .env("RUSTC", &rustc)
         .env("RUSTC_BOOTSTRAP", "1")
-        // Debug information becomes the BTF that gives maps and programs their types.
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Clink-arg=--btf")
+        // Debug information becomes the BTF that gives maps and programs their types. Version 3 of the instructions (Linux 5.1)
+        // has those for 32 bits.
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Ctarget-cpu=v3\u{1f}-Clink-arg=--btf")
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")

@@ -19,7 +19,7 @@ impl<'a> Ranges<'a> {
         let mut next = ranges.keys().next();
         while let Some(prefix) = next {
             lengths.insert(prefix.length);
-            let last = Prefix { length: prefix.length, address: Address([u8::MAX; 16]) };
+            let last = Prefix { length: prefix.length, address: Address::LAST };
             next = ranges.range((Excluded(last), Unbounded)).next().map(|(prefix, _)| prefix);
         }
         Ranges { ranges, lengths }
@@ -42,5 +42,5 @@ impl<'a> Ranges<'a> {
 /// The prefix of this many bits that holds the address.
 pub(crate) fn truncate(address: Address, length: u32) -> Prefix {
     let mask = u128::MAX.checked_shl(128 - length.min(128)).unwrap_or(0);
-    Prefix { length, address: Address((u128::from_be_bytes(address.0) & mask).to_be_bytes()) }
+    Prefix { length, address: Address::v6((u128::from_be_bytes(address.octets()) & mask).to_be_bytes()) }
 }

@@ -4,48 +4,77 @@
 //! the two families cannot be confused.
 
 /// An address of either family, as a map key (16 bytes, network order).
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Address(pub [u8; 16]);
+///
+/// In words, not in bytes, because BPF reads and writes memory no wider than it is aligned.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Address(u32, u32, u32, u32);
+
+const _: () = assert!(size_of::<Address>() == 16);
+
+/// The third word of every IPv4 address.
+const MAPPED: u32 = 0xffff_u32.to_be();
 
 impl Address {
     /// The unspecified IPv6 address.
-    pub const UNSPECIFIED: Address = Address([0; 16]);
+    pub const UNSPECIFIED: Address = Address(0, 0, 0, 0);
+    /// The last address of all.
+    pub const LAST: Address = Address(u32::MAX, u32::MAX, u32::MAX, u32::MAX);
 
     /// An IPv4 address in network order.
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Address {
-        let [a, b, c, d] = octets;
-        Address([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Address::v4_word(u32::from_ne_bytes(octets))
+    }
+
+    /// An IPv4 address as it lies in a packet.
+    #[inline(always)]
+    pub const fn v4_word(word: u32) -> Address {
+        Address(0, 0, MAPPED, word)
     }
 
     /// An IPv6 address in network order.
     #[inline(always)]
     pub const fn v6(octets: [u8; 16]) -> Address {
-        Address(octets)
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Address(
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        )
+    }
+
+    /// An IPv6 address as it lies in a packet.
+    #[inline(always)]
+    pub const fn v6_words(words: [u32; 4]) -> Address {
+        let [a, b, c, d] = words;
+        Address(a, b, c, d)
+    }
+
+    /// The words as they lie in memory; of an IPv4 address the last is all of it.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        [self.0, self.1, self.2, self.3]
+    }
+
+    /// The bytes, in network order.
+    #[inline(always)]
+    pub fn octets(&self) -> [u8; 16] {
+        let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = self.words().map(u32::to_ne_bytes);
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub fn is_v4(&self) -> bool {
-        let (high, low) = self.halves();
-        high == 0 && (low >> 32) == 0xffff
-    }
-
-    #[inline(always)]
-    fn halves(&self) -> (u64, u64) {
-        let b = &self.0;
-        (
-            u64::from_be_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]),
-            u64::from_be_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]),
-        )
+        self.0 == 0 && self.1 == 0 && self.2 == MAPPED
     }
 
     /// Whether the address is all zero in its family (0.0.0.0 or ::).
     #[inline(always)]
     pub fn is_unspecified(&self) -> bool {
-        let (high, low) = self.halves();
-        high == 0 && (low == 0 || low == 0xffff_0000_0000)
+        self.0 == 0 && self.1 == 0 && self.3 == 0 && (self.2 == 0 || self.2 == MAPPED)
     }
 
     /// Addresses that never leave the link they are used on, and that a pod needs to speak with its own node: IPv6
@@ -53,21 +82,35 @@ impl Address {
     /// (224.0.0.0/24) and broadcast, and the pods' IPv4 gateway ([`GATEWAY_V4`]).
     #[inline(always)]
     pub fn is_link_scope(&self) -> bool {
-        let b = &self.0;
         if self.is_v4() {
-            let v4 = u32::from_be_bytes([b[12], b[13], b[14], b[15]]);
+            let v4 = u32::from_be(self.3);
             return v4 == u32::MAX || (v4 >> 8) == 0x00e0_0000 || v4 == u32::from_be_bytes(GATEWAY_V4);
         }
-        (b[0] == 0xfe && (b[1] & 0xc0) == 0x80) || (b[0] == 0xff && ((b[1] & 0x0f) == 1 || (b[1] & 0x0f) == 2))
+        let first = u32::from_be(self.0);
+        (first >> 22) == (0xfe80 >> 6) || ((first >> 24) == 0xff && matches!((first >> 16) & 0x0f, 1 | 2))
     }
 
     /// Whether this is a multicast (224.0.0.0/4, ff00::/8) or the limited broadcast address.
     #[inline(always)]
     pub fn is_multicast(&self) -> bool {
         if self.is_v4() {
-            return (self.0[12] & 0xf0) == 0xe0 || self.0[12..16] == [0xff; 4];
+            let v4 = u32::from_be(self.3);
+            return (v4 >> 28) == 0xe || v4 == u32::MAX;
         }
-        self.0[0] == 0xff
+        (u32::from_be(self.0) >> 24) == 0xff
+    }
+}
+
+// In network order, so that a prefix's addresses are neighbours.
+impl Ord for Address {
+    fn cmp(&self, other: &Address) -> core::cmp::Ordering {
+        self.words().map(u32::from_be).cmp(&other.words().map(u32::from_be))
+    }
+}
+
+impl PartialOrd for Address {
+    fn partial_cmp(&self, other: &Address) -> Option<core::cmp::Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -104,8 +147,11 @@ mod std_conversions {
 
     impl From<Address> for IpAddr {
         fn from(address: Address) -> IpAddr {
-            let b = address.0;
-            if address.is_v4() { Ipv4Addr::new(b[12], b[13], b[14], b[15]).into() } else { Ipv6Addr::from(b).into() }
+            if address.is_v4() {
+                Ipv4Addr::from(address.3.to_ne_bytes()).into()
+            } else {
+                Ipv6Addr::from(address.octets()).into()
+            }
         }
     }
 

@@ -14,6 +14,8 @@ pub mod map {
     pub const ATTACHMENTS: &str = "ATTACHMENTS";
     /// Hash of interface index to [`super::Interface`].
     pub const INTERFACES: &str = "INTERFACES";
+    /// Hash of the interface index of every guarded uplink to 1.
+    pub const UPLINKS: &str = "UPLINKS";
     /// Hash of node number to [`super::Peer`].
     pub const PEERS: &str = "PEERS";
     /// Least-recently-used hash of [`super::Pair`] to nanoseconds: pairs whose packets netfilter translated.
@@ -101,7 +103,8 @@ pub mod mark {
     pub const PROTECTED: u32 = 2;
     /// Came out of the tunnel; without `SEEN`: is the node's own answer to what the tunnel cannot take.
     pub const DECRYPTED: u32 = 4;
-    /// Went through the IP stack (set by netfilter): what lacks it at the uplink came from a packet socket.
+    /// Went through the IP stack (set by netfilter), or from a pod by the stack's routes: what lacks it at the uplink came
+    /// from a packet socket.
     pub const STACK: u32 = 8;
     /// All of them.
     pub const ALL: u32 = 15;
@@ -113,10 +116,8 @@ pub mod mark {
 pub struct Attachment {
     /// Host side of the pod's veth.
     pub interface: u32,
-    /// The pod's own MAC address.
-    pub pod_mac: [u8; 6],
-    /// MAC address of the host side.
-    pub host_mac: [u8; 6],
+    /// The pod's own MAC address, then that of the host side: how a frame for the pod begins.
+    pub macs: [[u8; 6]; 2],
 }
 
 const _: () = assert!(size_of::<Attachment>() == 16);

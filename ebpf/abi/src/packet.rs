@@ -10,6 +10,9 @@ use crate::address::Address;
 pub trait Bytes {
     /// The `N` bytes at `offset`; none if the packet ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// The `N` words at `offset`, as they lie there; none if the packet ends before. BPF takes a word at a time what is
+    /// aligned for it, and bytes one by one.
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
     /// Bytes in the packet, counted from offset 0.
     fn length(&self) -> u32;
 }
@@ -18,6 +21,16 @@ impl Bytes for &[u8] {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let start = offset as usize;
         self.get(start..start.checked_add(N)?)?.try_into().ok()
+    }
+
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let start = offset as usize;
+        let bytes = self.get(start..start.checked_add(4 * N)?)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into().ok()?);
+        }
+        Some(words)
     }
 
     fn length(&self) -> u32 {
@@ -127,8 +140,8 @@ const ETHERTYPE_QINQ: u16 = 0x88a8;
 /// Parses a frame that begins with an Ethernet header (IEEE 802.3, 802.1Q).
 #[inline(always)]
 pub fn parse_frame<B: Bytes>(bytes: &B) -> Result<Frame, Malformed> {
-    let Some(header) = bytes.load::<14>(0) else { return Err(Malformed) };
-    let mut ethertype = u16::from_be_bytes([header[12], header[13]]);
+    let Some(ethertype) = bytes.load::<2>(12) else { return Err(Malformed) };
+    let mut ethertype = u16::from_be_bytes(ethertype);
     let mut offset = 14;
     let mut tagged = false;
     let mut tags = 0;
@@ -136,8 +149,8 @@ pub fn parse_frame<B: Bytes>(bytes: &B) -> Result<Frame, Malformed> {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
             break;
         }
-        let Some(tag) = bytes.load::<4>(offset) else { return Err(Malformed) };
-        ethertype = u16::from_be_bytes([tag[2], tag[3]]);
+        let Some([tag]) = bytes.words(offset) else { return Err(Malformed) };
+        ethertype = u32::from_be(tag) as u16;
         offset += 4;
         tagged = true;
         tags += 1;
@@ -166,26 +179,28 @@ pub fn parse_ip<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
 
 #[inline(always)]
 fn parse_v4<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
-    let Some(h) = bytes.load::<20>(offset) else { return Err(Malformed) };
-    let header = u32::from(h[0] & 0x0f) * 4;
-    if h[0] >> 4 != 4 || header < 20 {
+    let Some([first, second, third, source, destination]) = bytes.words(offset) else { return Err(Malformed) };
+    // Version, header length, service, length; identification, fragment; time to live, protocol, checksum.
+    let (first, second, third) = (u32::from_be(first), u32::from_be(second), u32::from_be(third));
+    let header = ((first >> 24) & 0x0f) * 4;
+    if first >> 28 != 4 || header < 20 {
         return Err(Malformed);
     }
-    let length = whole_length(u32::from(u16::from_be_bytes([h[2], h[3]])), bytes.length(), offset)?;
+    let length = whole_length(first & 0xffff, bytes.length(), offset)?;
     if length < header {
         return Err(Malformed);
     }
-    let field = u16::from_be_bytes([h[6], h[7]]);
+    let field = second as u16;
     let mut packet = Packet {
-        source: Address::v4([h[12], h[13], h[14], h[15]]),
-        destination: Address::v4([h[16], h[17], h[18], h[19]]),
+        source: Address::v4_word(source),
+        destination: Address::v4_word(destination),
         length,
         header_length: header,
         source_port: 0,
         destination_port: 0,
-        protocol: h[9],
+        protocol: (third >> 16) as u8,
         tcp_flags: 0,
-        hop_limit: h[8],
+        hop_limit: (third >> 24) as u8,
         fragment: fragment(field & 0x1fff, field & 0x2000 != 0),
         detour: header > 20,
         tagged: false,
@@ -199,11 +214,13 @@ const EXTENSION_HEADERS: u32 = 8;
 
 #[inline(always)]
 fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
-    let Some(h) = bytes.load::<40>(offset) else { return Err(Malformed) };
-    if h[0] >> 4 != 6 {
+    let Some([first, second, s0, s1, s2, s3, d0, d1, d2, d3]) = bytes.words(offset) else { return Err(Malformed) };
+    // Version, class, flow label; length, next header, hop limit.
+    let (first, second) = (u32::from_be(first), u32::from_be(second));
+    if first >> 28 != 6 {
         return Err(Malformed);
     }
-    let payload = u32::from(u16::from_be_bytes([h[4], h[5]]));
+    let payload = second >> 16;
     // A payload of 0 is a jumbogram (RFC 2675) if the packet is larger than any other could be.
     let length = whole_length(
         if payload == 0 && bytes.length() > offset + 65_575 { 0 } else { payload + 40 },
@@ -211,21 +228,15 @@ fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
         offset,
     )?;
     let mut packet = Packet {
-        source: Address::v6([
-            h[8], h[9], h[10], h[11], h[12], h[13], h[14], h[15], h[16], h[17], h[18], h[19], h[20], h[21], h[22],
-            h[23],
-        ]),
-        destination: Address::v6([
-            h[24], h[25], h[26], h[27], h[28], h[29], h[30], h[31], h[32], h[33], h[34], h[35], h[36], h[37], h[38],
-            h[39],
-        ]),
+        source: Address::v6_words([s0, s1, s2, s3]),
+        destination: Address::v6_words([d0, d1, d2, d3]),
         length,
         header_length: 40,
         source_port: 0,
         destination_port: 0,
-        protocol: h[6],
+        protocol: (second >> 8) as u8,
         tcp_flags: 0,
-        hop_limit: h[7],
+        hop_limit: second as u8,
         fragment: Fragment::Whole,
         detour: false,
         tagged: false,
@@ -239,24 +250,26 @@ fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
             parse_transport(bytes, offset, &mut packet);
             return Ok(packet);
         }
-        let Some(e) = bytes.load::<8>(offset + packet.header_length) else { return Err(Malformed) };
+        let Some([first, _]) = bytes.words(offset + packet.header_length) else { return Err(Malformed) };
+        // The next header, this one's length, and what depends on its kind.
+        let first = u32::from_be(first);
+        let (next, units, rest) = ((first >> 24) as u8, (first >> 16) & 0xff, first as u16);
         packet.header_length += match packet.protocol {
             44 => {
-                let field = u16::from_be_bytes([e[2], e[3]]);
-                packet.fragment = fragment(field >> 3, field & 1 != 0);
+                packet.fragment = fragment(rest >> 3, rest & 1 != 0);
                 8
             }
-            51 => (u32::from(e[1]) + 2) * 4,
+            51 => (units + 2) * 4,
             43 => {
-                packet.detour |= e[3] != 0;
-                (u32::from(e[1]) + 1) * 8
+                packet.detour |= rest & 0xff != 0;
+                (units + 1) * 8
             }
-            _ => (u32::from(e[1]) + 1) * 8,
+            _ => (units + 1) * 8,
         };
         if packet.header_length > length {
             return Err(Malformed);
         }
-        packet.protocol = e[0];
+        packet.protocol = next;
         followed += 1;
     }
     Err(Malformed)
@@ -299,17 +312,16 @@ fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
     let room = packet.length.saturating_sub(packet.header_length);
     match packet.protocol {
         protocol::TCP if room >= 20 => {
-            if let Some(t) = bytes.load::<14>(start) {
-                packet.source_port = u16::from_be_bytes([t[0], t[1]]);
-                packet.destination_port = u16::from_be_bytes([t[2], t[3]]);
-                packet.tcp_flags = t[13];
-                packet.header_length += u32::from(t[12] >> 4) * 4;
+            if let Some([ports, _, _, flags]) = bytes.words(start) {
+                set_ports(packet, ports);
+                let flags = u32::from_be(flags);
+                packet.tcp_flags = (flags >> 16) as u8;
+                packet.header_length += (flags >> 28) * 4;
             }
         }
         protocol::UDP | protocol::SCTP if room >= 8 => {
-            if let Some(t) = bytes.load::<4>(start) {
-                packet.source_port = u16::from_be_bytes([t[0], t[1]]);
-                packet.destination_port = u16::from_be_bytes([t[2], t[3]]);
+            if let Some([ports]) = bytes.words(start) {
+                set_ports(packet, ports);
                 packet.header_length += 8;
             }
         }
@@ -320,6 +332,13 @@ fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
         }
         _ => {}
     }
+}
+
+#[inline(always)]
+fn set_ports(packet: &mut Packet, ports: u32) {
+    let ports = u32::from_be(ports);
+    packet.source_port = (ports >> 16) as u16;
+    packet.destination_port = ports as u16;
 }
 
 #[cfg(test)]

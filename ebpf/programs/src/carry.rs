@@ -94,7 +94,7 @@ pub fn turn_round(context: &TcContext) -> i32 {
 /// Puts a frame that has an Ethernet header straight into a pod of this node.
 #[inline(always)]
 pub fn frame_to_pod(context: &TcContext, settings: &Settings, pod: &Attachment) -> i32 {
-    if context.store(0, &pod.pod_mac, 0).is_err() || context.store(6, &pod.host_mac, 0).is_err() {
+    if context.store(0, &pod.macs, 0).is_err() {
         return drop(DropReason::RedirectFailed);
     }
     peer_redirect(context, settings, pod)
@@ -108,8 +108,7 @@ pub fn packet_to_pod(context: &TcContext, settings: &Settings, pod: &Attachment,
     let ethertype = if packet.source.is_v4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     // SAFETY: plain helper call.
     if unsafe { bpf_skb_change_head(skb(context), 14, 0) } != 0
-        || context.store(0, &pod.pod_mac, 0).is_err()
-        || context.store(6, &pod.host_mac, 0).is_err()
+        || context.store(0, &pod.macs, 0).is_err()
         || context.store(12, &ethertype, 0).is_err()
     {
         return drop(DropReason::RedirectFailed);
@@ -125,7 +124,8 @@ fn peer_redirect(context: &TcContext, settings: &Settings, pod: &Attachment) -> 
     redirected(unsafe { bpf_redirect_peer(pod.interface, 0) })
 }
 
+/// What a redirection's helper said: what the kernel refuses is dropped.
 #[inline(always)]
-fn redirected(action: i64) -> i32 {
+pub fn redirected(action: i64) -> i32 {
     if action as i32 == TC_ACT_REDIRECT as i32 { action as i32 } else { drop(DropReason::RedirectFailed) }
 }

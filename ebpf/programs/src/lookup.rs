@@ -4,12 +4,15 @@ use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use hauberk_abi::{
     address::Address,
     identity::{Identity, Protection},
-    judge::Place,
+    judge::{Need, Place},
     layout::{Attachment, Pair, Peer, Settings, flag, mark},
     packet::Bytes,
 };
 
-use crate::maps::{ATTACHMENTS, ENDPOINTS, INTERFACES, PEERS, RANGES, SETTINGS, TRANSLATED};
+use crate::maps::{ATTACHMENTS, ENDPOINTS, INTERFACES, PEERS, RANGES, SETTINGS, TRANSLATED, UPLINKS};
+
+/// No tunnel.
+pub const NO_PEER: Peer = Peer { flags: 0, epoch: 0 };
 
 /// A packet's bytes, read through the kernel's bounds-checked helper.
 pub struct Skb<'a>(pub &'a TcContext);
@@ -18,6 +21,11 @@ impl Bytes for Skb<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.0.load::<[u8; N]>(offset as usize).ok()
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.0.load::<[u32; N]>(offset as usize).ok()
     }
 
     #[inline(always)]
@@ -46,13 +54,22 @@ pub fn identity(address: &Address) -> Identity {
     }
 }
 
+/// The tunnel of node `number`, where that is asked for.
+#[inline(always)]
+pub fn tunnel(need: Need, number: u32) -> Peer {
+    match need {
+        Need::Encrypt(_) | Need::Prefer | Need::Shelter => peer(number),
+        Need::Local | Need::World | Need::Clear => NO_PEER,
+    }
+}
+
 /// The tunnel of node `number`; no flags if there is none.
 #[inline(always)]
 pub fn peer(number: u32) -> Peer {
     // SAFETY: as above.
     match unsafe { PEERS.get(&number) } {
         Some(peer) => *peer,
-        None => Peer { flags: 0, epoch: 0 },
+        None => NO_PEER,
     }
 }
 
@@ -73,6 +90,13 @@ pub fn interface_protection(index: u32) -> Protection {
         Some(interface) if interface.protection == Protection::Permissive as u8 => Protection::Permissive,
         _ => Protection::Enabled,
     }
+}
+
+/// Whether what leaves by interface `index` passes the last guard.
+#[inline(always)]
+pub fn is_uplink(index: u32) -> bool {
+    // SAFETY: only the entry's presence matters.
+    unsafe { UPLINKS.get(&index) }.is_some()
 }
 
 /// Whether netfilter translates packets from `source` to `destination`, so that they must go through the stack.

@@ -18,6 +18,7 @@ mod lookup;
 mod maps;
 mod pod;
 mod record;
+mod route;
 mod too_big;
 mod tunnel;
 mod wire;

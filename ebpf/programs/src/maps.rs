@@ -25,6 +25,8 @@ pub static ATTACHMENTS: HashMap<Address, Attachment> = HashMap::pinned(1_024, BP
 #[map]
 pub static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(1_024, BPF_F_NO_PREALLOC);
 #[map]
+pub static UPLINKS: HashMap<u32, u32> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
+#[map]
 pub static PEERS: HashMap<u32, Peer> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
 #[map]
 pub static TRANSLATED: LruHashMap<Pair, u64> = LruHashMap::pinned(16_384, 0);
@@ -44,3 +46,7 @@ pub static SCRATCH: PerCpuArray<crate::record::Scratch> = PerCpuArray::with_max_
 /// Not pinned, likewise: an answer under construction.
 #[map]
 pub static ANSWER: PerCpuArray<[u8; HEAD_V6 + QUOTE]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Not pinned, likewise: a question to the routes.
+#[map]
+pub static LOOKUP: PerCpuArray<crate::route::Lookup> = PerCpuArray::with_max_entries(1, 0);

@@ -5,16 +5,18 @@ use hauberk_abi::{
     address::Address,
     identity::Protection,
     judge::{self, Need, Verdict},
-    layout::{Hook, Peer, Settings, flag, mark, probe},
+    layout::{Hook, Settings, flag, mark, probe},
     packet::{Frame, Packet, parse_frame, protocol},
     reason::{DropReason, Encryption},
 };
 
 use crate::carry::{self, drop, has_tag, interface, marks, pass, segment, set_marks};
 use crate::lookup::{
-    Skb, attachment, identity, interface_protection, is_translated, peer, place, remember_translated, settings,
+    NO_PEER, Skb, attachment, identity, interface_protection, is_translated, peer, place, remember_translated,
+    settings, tunnel,
 };
 use crate::record::record;
+use crate::route;
 
 /// What a pod sends: the source is checked, then the packet goes to a local pod, into the tunnel, or up the stack.
 #[inline(always)]
@@ -73,7 +75,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> 
         return pass();
     }
 
-    let tunnel = peer(destination.node);
+    let tunnel = tunnel(need, destination.node);
     let verdict = judge::outgoing(need, &destination, &tunnel);
     record(context, settings, Hook::FromPod, packet, &verdict, destination.node, &tunnel);
     match verdict.encryption {
@@ -84,6 +86,9 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> 
         },
         Encryption::Encrypted if packet.fits(settings.tunnel_mtu, segment(context)) => {
             carry::to_tunnel(context, settings)
+        }
+        Encryption::Plain if marked == 0 && source.is_pod() && destination.is_pod() => {
+            route::forward(context, settings, packet).unwrap_or_else(|| pass())
         }
         // Too big for the tunnel: the stack fragments it or tells the sender, and `to_wire` sends on what is left.
         _ => {
@@ -147,7 +152,7 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
     }
     let decrypted = marked & mark::DECRYPTED != 0;
     let verdict = judge::entering_pod(need, &destination, decrypted);
-    let tunnel = peer(source.node);
+    let tunnel = if decrypted { peer(source.node) } else { NO_PEER };
     record(context, settings, Hook::ToPod, packet, &verdict, source.node, &tunnel);
     if verdict.is_refused() {
         return drop(verdict.drop);
@@ -170,8 +175,6 @@ fn packet_of(context: &TcContext) -> Result<Packet, i32> {
         Err(_) => Err(drop(DropReason::Malformed)),
     }
 }
-
-const NO_PEER: Peer = Peer { flags: 0, epoch: 0 };
 
 #[inline(always)]
 fn record_for_pod(context: &TcContext, settings: &Settings, packet: &Packet, verdict: &Verdict, node: u32) {

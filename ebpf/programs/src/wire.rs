@@ -6,13 +6,13 @@ use hauberk_abi::{
     address::Address,
     identity::{Identity, Protection},
     judge::{self, Need, Verdict, is_here},
-    layout::{Hook, Peer, Settings, flag, mark, probe},
+    layout::{Hook, Settings, flag, mark, probe},
     packet::{Fragment, Frame, Packet, parse_frame},
     reason::{DropReason, Encryption},
 };
 
 use crate::carry::{self, drop, has_tag, marks, pass, segment};
-use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, remember_translated, settings};
+use crate::lookup::{NO_PEER, Skb, attachment, identity, is_translated, place, remember_translated, settings, tunnel};
 use crate::record::record;
 use crate::too_big;
 
@@ -44,8 +44,7 @@ fn judge_from_wire(context: &TcContext, settings: &Settings, packet: &Packet) ->
     let need = judge::need(&source, &destination, &place(settings, 0));
     let direct = settings.flags & flag::WORLD_DIRECT != 0;
     let verdict = judge::arriving_in_clear(need, &source, &destination, settings.node, direct);
-    let tunnel = peer(source.node);
-    record(context, settings, Hook::FromWire, packet, &verdict, source.node, &tunnel);
+    record(context, settings, Hook::FromWire, packet, &verdict, source.node, &NO_PEER);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
@@ -69,7 +68,7 @@ pub fn to_wire(context: &TcContext) -> i32 {
         Ok(Frame::Arp | Frame::Other) => return pass(),
         Err(_) => return drop(DropReason::Malformed),
     };
-    if packet.destination.0[..8] == probe::DROP[..8] {
+    if packet.destination.words()[0] == Address::v6(probe::DROP).words()[0] {
         if packet.destination == Address::v6(probe::DROP) {
             return drop(DropReason::SelfTest);
         }
@@ -111,7 +110,7 @@ fn judge_to_wire(context: &TcContext, settings: &Settings, packet: &Packet) -> i
         // same way.
         remember_translated(&packet.source, &packet.destination);
     }
-    let tunnel = peer(destination.node);
+    let tunnel = tunnel(need, destination.node);
     let verdict = judge::outgoing(need, &destination, &tunnel);
     // Plain pods' packets were recorded when they left the pod, unless the stack decides.
     if settings.flags & flag::STACK != 0 || !matches!(verdict.encryption, Encryption::Plain | Encryption::World) {
@@ -139,6 +138,6 @@ fn in_cluster(identity: &Identity) -> bool {
 
 #[inline(always)]
 fn refuse(context: &TcContext, settings: &Settings, hook: Hook, packet: &Packet, reason: DropReason, node: u32) -> i32 {
-    record(context, settings, hook, packet, &Verdict::refuse(reason), node, &Peer { flags: 0, epoch: 0 });
+    record(context, settings, hook, packet, &Verdict::refuse(reason), node, &NO_PEER);
     drop(reason)
 }

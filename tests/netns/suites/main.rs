@@ -14,6 +14,7 @@ mod kill;
 mod labels;
 mod matrix;
 mod mtu;
+mod plain;
 mod restart;
 mod scale;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         injection::TESTS,
         labels::TESTS,
         mtu::TESTS,
+        plain::TESTS,
         restart::TESTS,
         fallback::TESTS,
         interop::TESTS,

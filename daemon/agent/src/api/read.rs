@@ -54,7 +54,7 @@ pub(super) async fn flows(State(context): State<Context>, Query(query): Query<Fo
         let mut live = live?;
         loop {
             match live.recv().await {
-                Ok(record) => return Some((line(record), Some(live))),
+                Ok(seen) => return Some((line(seen.record()), Some(live))),
                 // It was too slow and lost some; it goes on with what is there.
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,

@@ -254,7 +254,7 @@ impl Kernel {
         let maps = self.datapath.maps_mut();
         fault::point("put an interface entry");
         maps.put_interface(pod.host_index, layout::Interface { protection: pod.protection as u8, reserved: [0; 7] })?;
-        let attachment = layout::Attachment { interface: pod.host_index, pod_mac: pod.pod_mac, host_mac: pod.host_mac };
+        let attachment = layout::Attachment { interface: pod.host_index, macs: [pod.pod_mac, pod.host_mac] };
         for address in &pod.addresses {
             fault::point("put an attachment entry");
             maps.put_attachment((*address).into(), attachment)?;

@@ -13,7 +13,7 @@ use hauberk_core::desired::Policy;
 use hauberk_core::model::NodeNumber;
 use ipnet::IpNet;
 
-use super::uplinks::{beside, chained, guard};
+use super::uplinks::{beside, chained, guard, write_uplinks};
 use super::{ApplyError, Kernel};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, Config, HostRouting, WorldIngress};
@@ -168,6 +168,8 @@ impl Prepared {
         for uplink in &uplinks {
             guard(&mut self.datapath, uplink)?;
         }
+        fault::point("write the uplinks");
+        write_uplinks(&mut self.datapath, &uplinks)?;
         let names: Vec<String> = uplinks.iter().map(|uplink| uplink.name.clone()).collect();
         let ruleset = Ruleset {
             mark_shift: config.mark_shift,

@@ -54,6 +54,8 @@ impl Kernel {
             }
         }
         self.uplinks = uplinks;
+        fault::point("write the uplinks");
+        write_uplinks(&mut self.datapath, &self.uplinks)?;
         let smaller = self.follow_mtu(config).await?;
         let names = self.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
         let beside = beside(config, &self.uplinks, self.settings.tunnel_mtu);
@@ -98,6 +100,11 @@ pub(super) fn chained<'a>(config: &Config, cluster_ranges: &'a [IpNet], node: &'
 pub(super) fn beside(config: &Config, uplinks: &[Link], tunnel_mtu: u32) -> Option<Beside> {
     let is_chained = config.cni.install == CniInstall::Chained;
     is_chained.then(|| Beside { guarded: uplinks.iter().map(|uplink| uplink.index).collect(), tunnel_mtu })
+}
+
+/// Only what is guarded may be used without the stack.
+pub(super) fn write_uplinks(datapath: &mut Datapath, uplinks: &[Link]) -> Result<(), ApplyError> {
+    Ok(datapath.maps_mut().set_uplinks(&uplinks.iter().map(|uplink| uplink.index).collect())?)
 }
 
 /// What leaves is guarded before what arrives: a leak is worse than a loss.

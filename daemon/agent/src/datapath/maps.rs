@@ -1,5 +1,6 @@
 //! The maps by name and type. One place that knows which map holds what; the reconciler writes, observers read.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use aya::Ebpf;
@@ -22,6 +23,7 @@ pub struct Maps {
     ranges: LpmTrie<MapData, Address, Identity>,
     attachments: HashMap<MapData, Address, Attachment>,
     interfaces: HashMap<MapData, u32, Interface>,
+    uplinks: HashMap<MapData, u32, u32>,
     peers: HashMap<MapData, u32, layout::Peer>,
     drops: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, Counter>,
@@ -65,6 +67,7 @@ impl Maps {
         let ranges = typed(find(map::RANGES)?, map::RANGES)?;
         let attachments = typed(find(map::ATTACHMENTS)?, map::ATTACHMENTS)?;
         let interfaces = typed(find(map::INTERFACES)?, map::INTERFACES)?;
+        let uplinks = typed(find(map::UPLINKS)?, map::UPLINKS)?;
         let peers = typed(find(map::PEERS)?, map::PEERS)?;
         let drops = typed(find(map::DROPS)?, map::DROPS)?;
         let counters = typed(find(map::COUNTERS)?, map::COUNTERS)?;
@@ -76,6 +79,7 @@ impl Maps {
             ranges,
             attachments,
             interfaces,
+            uplinks,
             peers,
             drops,
             counters,
@@ -176,6 +180,18 @@ impl Maps {
     /// Every local pod's interface.
     pub fn interfaces(&self) -> Result<Vec<(u32, Interface)>, DatapathError> {
         self.interfaces.iter().collect::<Result<_, _>>().map_err(failed(map::INTERFACES))
+    }
+
+    /// Says by which interfaces, all of them guarded, packets may leave without the stack.
+    pub fn set_uplinks(&mut self, uplinks: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        let before: BTreeSet<u32> = self.uplinks.keys().collect::<Result<_, _>>().map_err(failed(map::UPLINKS))?;
+        for index in before.difference(uplinks) {
+            absent_is_fine(self.uplinks.remove(index), map::UPLINKS)?;
+        }
+        for index in uplinks.difference(&before) {
+            self.uplinks.insert(*index, 1, 0).map_err(failed(map::UPLINKS))?;
+        }
+        Ok(())
     }
 
     /// Says what may be expected of a node's tunnel.

@@ -75,7 +75,7 @@ impl Bench {
                 for text in [format!("10.0.{node}.{last}"), format!("fd00::{node}:{last}")] {
                     maps.put_endpoint(address(&text), Identity::new(Kind::Pod, protection, node)).unwrap();
                     if node == HERE {
-                        let attachment = layout::Attachment { interface: LO, pod_mac: [2; 6], host_mac: [4; 6] };
+                        let attachment = layout::Attachment { interface: LO, macs: [[2; 6], [4; 6]] };
                         maps.put_attachment(address(&text), attachment).unwrap();
                     }
                 }

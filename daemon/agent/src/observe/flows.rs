@@ -1,6 +1,6 @@
 //! Flow records: from the kernel's ring buffer to whoever follows, and the last few thousand to whoever asks later.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
+use hauberk_abi::address::Address;
 use hauberk_abi::flow::{EventKind, Flow, FlowEvent, FlowKey};
 use hauberk_abi::layout::Hook;
 use hauberk_abi::packet::protocol;
@@ -26,16 +27,36 @@ use crate::world::{Shared, World};
 const KEPT: usize = 4_096;
 /// Records a slow follower may lag behind before it loses some (and is told so).
 const LAG: usize = 8_192;
+/// How long after the first event the rest is gathered: one look at many instead of a wake-up for each. The ring has room
+/// for some 450,000 events a second.
+const GATHER: Duration = Duration::from_millis(20);
 /// How often idle flows are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
 
 /// The flow log.
 #[derive(Clone)]
 pub struct FlowLog {
-    kept: Arc<Mutex<VecDeque<FlowRecord>>>,
-    live: broadcast::Sender<FlowRecord>,
+    kept: Arc<Mutex<VecDeque<Seen>>>,
+    live: broadcast::Sender<Seen>,
     lost: Arc<AtomicU64>,
 }
+
+/// What was seen of a flow, and what its ends were called at that time. A record for people is made of it when somebody
+/// asks: most are overwritten before.
+#[derive(Clone)]
+pub struct Seen {
+    event: &'static str,
+    time: Timestamp,
+    key: FlowKey,
+    flow: Flow,
+    node: Arc<str>,
+    source: Name,
+    destination: Name,
+    peer: Name,
+    lost: u64,
+}
+
+type Name = Option<Arc<str>>;
 
 impl Default for FlowLog {
     fn default() -> Self {
@@ -46,11 +67,11 @@ impl Default for FlowLog {
 impl FlowLog {
     /// What is remembered, oldest first.
     pub fn recent(&self) -> Vec<FlowRecord> {
-        self.kept().iter().cloned().collect()
+        self.kept().iter().map(Seen::record).collect()
     }
 
     /// Everything from now on.
-    pub fn follow(&self) -> broadcast::Receiver<FlowRecord> {
+    pub fn follow(&self) -> broadcast::Receiver<Seen> {
         self.live.subscribe()
     }
 
@@ -59,19 +80,23 @@ impl FlowLog {
         self.lost.load(Ordering::Relaxed)
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<FlowRecord>> {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Seen>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, record: FlowRecord) {
+    fn append(&self, seen: impl Iterator<Item = Seen>) {
+        let followed = self.live.receiver_count() > 0;
         let mut kept = self.kept();
-        if kept.len() == KEPT {
-            kept.pop_front();
+        for seen in seen {
+            if kept.len() == KEPT {
+                kept.pop_front();
+            }
+            if followed {
+                // Whoever followed may be gone by now.
+                let _ = self.live.send(seen.clone());
+            }
+            kept.push_back(seen);
         }
-        kept.push_back(record.clone());
-        drop(kept);
-        // Nobody may be following.
-        let _ = self.live.send(record);
     }
 }
 
@@ -97,21 +122,22 @@ pub async fn run(ring: RingBuf<MapData>, log: FlowLog, world: Shared, eyes: Eyes
         tokio::select! {
             ready = ring.readable_mut() => {
                 let mut ready = ready?;
+                tokio::time::sleep(GATHER).await;
                 let events = drain(&mut ready.get_inner_mut().0);
                 ready.clear_ready();
                 if let Ok(lost) = eyes.maps().lost_events() {
                     log.lost.store(lost, Ordering::Relaxed);
                 }
-                let clock = Clock::now();
                 let world = world.read();
-                for event in events {
+                let mut observer = Observer::new(&world, log.lost());
+                log.append(events.iter().map(|event| {
                     let kind = match event.kind {
                         kind if kind == EventKind::End as u32 => "end",
                         kind if kind == EventKind::Refused as u32 => "refused",
                         _ => "start",
                     };
-                    log.push(record(&world, &clock, kind, &event.key, &event.flow, log.lost()));
-                }
+                    observer.see(kind, &event.key, &event.flow)
+                }));
             }
             _ = sweep.tick() => forget_idle(&log, &world, &eyes),
         }
@@ -136,7 +162,7 @@ fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
     if bytes.len() != size_of::<FlowEvent>() {
         return None;
     }
-    let address = |at: usize| Some(hauberk_abi::address::Address(bytes.get(at..at + 16)?.try_into().ok()?));
+    let address = |at: usize| Some(Address::v6(bytes.get(at..at + 16)?.try_into().ok()?));
     let u16_at = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let u64_at = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
@@ -183,29 +209,25 @@ fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
         }
     }
     drop(maps);
-    let world = world.read();
-    for (key, flow) in silent {
-        // A closed TCP connection has said so already.
+    // A closed TCP connection has said so already.
+    let untold = silent.iter().filter(|(_, flow)| {
         let closed = flow.tcp_flags & (hauberk_abi::flow::TCP_FIN | hauberk_abi::flow::TCP_RST) != 0;
-        if !closed || flow.encryption == Encryption::Refused as u8 {
-            log.push(record(&world, &clock, "end", &key, &flow, log.lost()));
-        }
-    }
+        !closed || flow.encryption == Encryption::Refused as u8
+    });
+    let world = world.read();
+    let mut observer = Observer::new(&world, log.lost());
+    log.append(untold.map(|(key, flow)| observer.see("end", key, flow)));
 }
 
 /// The flows the kernel remembers, as records of kind `ongoing`.
 pub fn ongoing(world: &World, eyes: &Eyes, lost: u64) -> Vec<FlowRecord> {
-    let clock = Clock::now();
+    let mut observer = Observer::new(world, lost);
     let flows = eyes.maps().flows();
-    flows.iter().map(|(key, flow)| record(world, &clock, "ongoing", key, flow, lost)).collect()
+    flows.iter().map(|(key, flow)| observer.see("ongoing", key, flow).record()).collect()
 }
 
 /// When traffic from `source` to `destination` was last seen, on any port, and with which encryption value.
-pub fn last_seen(
-    eyes: &Eyes,
-    source: hauberk_abi::address::Address,
-    destination: hauberk_abi::address::Address,
-) -> Vec<(Timestamp, Encryption)> {
+pub fn last_seen(eyes: &Eyes, source: Address, destination: Address) -> Vec<(Timestamp, Encryption)> {
     let clock = Clock::now();
     let between = |key: &FlowKey| {
         (key.source == source && key.destination == destination)
@@ -235,35 +257,81 @@ impl Clock {
     }
 }
 
-fn record(world: &World, clock: &Clock, event: &str, key: &FlowKey, flow: &Flow, lost: u64) -> FlowRecord {
-    let encryption = Encryption::from_u8(flow.encryption);
-    let encrypted = encryption == Encryption::Encrypted;
-    FlowRecord {
-        time: clock.at(flow.last),
-        event: event.to_owned(),
-        node: world.policy.node.clone(),
-        hook: Hook::ALL.into_iter().find(|hook| *hook as u8 == key.hook).unwrap_or(Hook::ToWire),
-        source: key.source.into(),
-        source_port: key.source_port,
-        source_name: world.name_of(&key.source),
-        destination: key.destination.into(),
-        destination_port: key.destination_port,
-        destination_name: world.name_of(&key.destination),
-        protocol: match key.protocol {
-            protocol::TCP => "tcp".into(),
-            protocol::UDP => "udp".into(),
-            protocol::ICMP => "icmp".into(),
-            protocol::ICMPV6 => "icmpv6".into(),
-            number => number.to_string(),
-        },
-        encryption: encryption.as_str().into(),
-        why: Why::from_u8(flow.why).as_str().into(),
-        drop: (encryption == Encryption::Refused).then(|| DropReason::from_u8(flow.drop).as_str().into()),
-        peer: encrypted.then(|| world.model.node_name(NodeNumber(flow.node)).map(str::to_owned)).flatten(),
-        epoch: encrypted.then_some(flow.epoch),
-        packets: flow.packets,
-        bytes: flow.bytes,
-        lost_events: lost,
+/// Gives flows a time and names: those of one moment, each looked up once.
+struct Observer<'a> {
+    world: &'a World,
+    clock: Clock,
+    node: Arc<str>,
+    names: BTreeMap<Address, Name>,
+    peers: BTreeMap<u32, Name>,
+    lost: u64,
+}
+
+impl<'a> Observer<'a> {
+    fn new(world: &'a World, lost: u64) -> Observer<'a> {
+        let node = world.policy.node.as_str().into();
+        Observer { world, clock: Clock::now(), node, names: BTreeMap::new(), peers: BTreeMap::new(), lost }
+    }
+
+    fn see(&mut self, event: &'static str, key: &FlowKey, flow: &Flow) -> Seen {
+        let encrypted = flow.encryption == Encryption::Encrypted as u8;
+        Seen {
+            event,
+            time: self.clock.at(flow.last),
+            key: *key,
+            flow: *flow,
+            node: Arc::clone(&self.node),
+            source: self.name(key.source),
+            destination: self.name(key.destination),
+            peer: if encrypted { self.peer(flow.node) } else { None },
+            lost: self.lost,
+        }
+    }
+
+    fn name(&mut self, address: Address) -> Name {
+        let look_up = || self.world.name_of(&address).map(Arc::from);
+        self.names.entry(address).or_insert_with(look_up).clone()
+    }
+
+    fn peer(&mut self, number: u32) -> Name {
+        let look_up = || self.world.model.node_name(NodeNumber(number)).map(Arc::from);
+        self.peers.entry(number).or_insert_with(look_up).clone()
+    }
+}
+
+impl Seen {
+    /// For people.
+    pub fn record(&self) -> FlowRecord {
+        let (key, flow) = (&self.key, &self.flow);
+        let encryption = Encryption::from_u8(flow.encryption);
+        let text = |name: &Name| name.as_deref().map(str::to_owned);
+        FlowRecord {
+            time: self.time,
+            event: self.event.to_owned(),
+            node: self.node.to_string(),
+            hook: Hook::ALL.into_iter().find(|hook| *hook as u8 == key.hook).unwrap_or(Hook::ToWire),
+            source: key.source.into(),
+            source_port: key.source_port,
+            source_name: text(&self.source),
+            destination: key.destination.into(),
+            destination_port: key.destination_port,
+            destination_name: text(&self.destination),
+            protocol: match key.protocol {
+                protocol::TCP => "tcp".into(),
+                protocol::UDP => "udp".into(),
+                protocol::ICMP => "icmp".into(),
+                protocol::ICMPV6 => "icmpv6".into(),
+                number => number.to_string(),
+            },
+            encryption: encryption.as_str().into(),
+            why: Why::from_u8(flow.why).as_str().into(),
+            drop: (encryption == Encryption::Refused).then(|| DropReason::from_u8(flow.drop).as_str().into()),
+            peer: text(&self.peer),
+            epoch: (encryption == Encryption::Encrypted).then_some(flow.epoch),
+            packets: flow.packets,
+            bytes: flow.bytes,
+            lost_events: self.lost,
+        }
     }
 }
 

@@ -36,7 +36,7 @@ pub fn maps(world: &Shared, eyes: &Eyes, pins: &datapath::Pins) -> Result<Maps, 
         maps.endpoints()?.into_iter().map(|(address, id)| (address.to_string(), identity(&world, &id, Some(&address))));
     let ranges = maps.ranges()?.into_iter().map(|(range, id)| (prefix(&range), identity(&world, &id, None)));
     let attachments = maps.attachments()?.into_iter().map(|(address, attachment)| {
-        (address.to_string(), format!("interface {} with MAC {}", attachment.interface, mac(attachment.pod_mac)))
+        (address.to_string(), format!("interface {} with MAC {}", attachment.interface, mac(attachment.macs[0])))
     });
     let interfaces = maps.interfaces()?.into_iter().map(|(index, interface)| {
         let protection = Identity { kind: Kind::Pod as u8, protection: interface.protection, reserved: 0, node: 0 };

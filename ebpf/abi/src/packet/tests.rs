@@ -33,7 +33,7 @@ fn udp_over_v4_and_v6_with_and_without_tags() {
         b"hello",
     );
     let packet = ip(&tagged);
-    assert_eq!(packet.source, Address([1; 16]));
+    assert_eq!(packet.source, Address::v6([1; 16]));
     assert_eq!((packet.source_port, packet.destination_port, packet.hop_limit), (7, 9, 9));
     assert!(packet.tagged);
 }
@@ -108,7 +108,7 @@ fn v6_fragments_are_classified_by_address() {
     assert_eq!((packet.fragment, packet.source_port), (Fragment::First, 7));
     let packet = parse_ip(&&v6_with(&[later])[..]).unwrap();
     assert_eq!((packet.fragment, packet.source_port), (Fragment::Later, 0));
-    assert_eq!(packet.destination, Address([2; 16]));
+    assert_eq!(packet.destination, Address::v6([2; 16]));
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn contradictions_are_malformed() {
     }
     // An IPv4-mapped address on the wire would read as an IPv4 pod's.
     let mut mapped = v6_with(&[]);
-    mapped[8..24].copy_from_slice(&Address::v4([10, 0, 0, 1]).0);
+    mapped[8..24].copy_from_slice(&Address::v4([10, 0, 0, 1]).octets());
     assert_eq!(parse_ip(&&mapped[..]), Err(Malformed));
 }
 
@@ -141,7 +141,7 @@ proptest! {
     fn any_bytes_parse_without_panic_and_lengths_hold(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(Frame::Ip(packet)) = parse_frame(&&bytes[..]) {
             prop_assert!(packet.length as usize <= bytes.len());
-            prop_assert!(!packet.source.is_v4() || bytes.windows(4).any(|w| w == &packet.source.0[12..]));
+            prop_assert!(!packet.source.is_v4() || bytes.windows(4).any(|w| w == &packet.source.octets()[12..]));
         }
         let _ = parse_ip(&&bytes[..]);
     }
