@@ -101,12 +101,13 @@ impl Tunnel {
 
     /// What happened so far.
     pub fn stats(&self) -> Result<TunnelStats, Error> {
-        let peers = self.ask(|protocol, _, _| protocol.stats())?;
+        let (peers, udp_gso) = self.ask(|protocol, _, outbox| (protocol.stats(), outbox.takes_batches()))?;
         Ok(TunnelStats {
             peers,
             drops: self.counters.drops(),
             probes_seen: self.counters.probes_seen(),
-            features: self.features,
+            // A path may have turned out not to take what the kernel agreed to.
+            features: OffloadFeatures { udp_gso, ..self.features },
         })
     }
 
@@ -132,7 +133,7 @@ impl Tunnel {
         self.index
     }
 
-    /// What the kernel agreed to do in bulk.
+    /// What the kernel agreed to do in bulk when the tunnel was started; [`Tunnel::stats`] has what it does now.
     pub fn features(&self) -> OffloadFeatures {
         self.features
     }

@@ -104,7 +104,13 @@ impl Backend for Userspace {
             probes: stats.probes_seen,
             offloads: offloads
                 .iter()
-                .map(|(name, on)| if *on { (*name).to_owned() } else { format!("no {name} (refused by this kernel)") })
+                .map(|(name, on)| {
+                    if *on {
+                        (*name).to_owned()
+                    } else {
+                        format!("no {name} (refused by this kernel or by the way out)")
+                    }
+                })
                 .collect(),
             stopped: match self.tunnel.health() {
                 Health::Running => None,

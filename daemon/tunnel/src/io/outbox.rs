@@ -106,6 +106,11 @@ impl<'a> Outbox<'a> {
         Outbox { batch, sink, counters }
     }
 
+    /// Whether several datagrams leave in one call, as far as is known by now.
+    pub(crate) fn takes_batches(&self) -> bool {
+        self.sink.takes_batches()
+    }
+
     /// Posts a datagram of `size` bytes that `fill` writes. If it returns false, nothing is sent.
     pub(crate) fn post_with(
         &mut self,

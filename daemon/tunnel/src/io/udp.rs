@@ -176,7 +176,15 @@ impl Socket {
             match self.send_message(batch.bytes(), Some(size), batch.class(), &to) {
                 Ok(()) => return 0,
                 // The interface does no checksums for us: it will not change its mind.
-                Err(Errno::EIO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => self.gso = false,
+                Err(errno @ (Errno::EIO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP)) => {
+                    self.gso = false;
+                    tracing::warn!(
+                        %errno,
+                        to = ?batch.to(),
+                        "the path takes no runs of packets (UDP_SEGMENT): from now on they leave one by one, which takes more \
+                         CPU time; does the interface lack checksum offload (ethtool -k)?"
+                    );
+                }
                 // A path smaller than a datagram: the kernel fragments single ones only.
                 Err(Errno::EMSGSIZE | Errno::EINVAL) => {}
                 Err(_) => return batch.count(),
@@ -257,7 +265,19 @@ mod tests {
 
     #[test]
     fn batches_arrive_as_the_datagrams_they_were() {
-        let mut sender = Sockets::bind(0, None).unwrap();
+        assert_arrive(Sockets::bind(0, None).unwrap());
+    }
+
+    /// The kernel cuts up nothing that has no checksum.
+    #[test]
+    fn batches_that_are_refused_leave_one_by_one() {
+        let sender = Sockets::bind(0, None).unwrap();
+        let v4 = sender.v4.as_ref().unwrap();
+        syscalls::set_option(v4.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+        assert_arrive(sender);
+    }
+
+    fn assert_arrive(mut sender: Sockets) {
         let mut receiver = Sockets::bind(0, None).unwrap();
         let port = receiver.v4.as_ref().unwrap().port().unwrap();
         for loopback in [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))] {

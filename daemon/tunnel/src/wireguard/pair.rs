@@ -19,6 +19,7 @@ use crate::config::PeerKey;
 use crate::stats::TunnelDrop;
 
 // WireGuard paper, 6.1 to 6.5.
+const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,6 +57,11 @@ pub(super) struct Pair {
     /// Receiver index of the session we answered but have not yet heard from.
     unconfirmed: Option<u32>,
     established: Option<Instant>,
+    /// We initiated the session: it is for us to make the next one.
+    initiator: bool,
+    /// Data was sent, data was heard since the session was established.
+    spoke: bool,
+    heard: bool,
     /// Since when we have heard data without saying anything.
     owed: Option<Instant>,
     /// Since when we have sent data without hearing anything.
@@ -105,6 +111,9 @@ impl Pair {
             handshake: None,
             unconfirmed: None,
             established: None,
+            initiator: false,
+            spoke: false,
+            heard: false,
             owed: None,
             unanswered: None,
         }
@@ -138,6 +147,17 @@ impl Pair {
         }
         let is_young = self.established.is_some_and(|at| now.saturating_duration_since(at) < REJECT_AFTER_TIME);
         self.usable = is_young && self.tunn.time_since_last_handshake().is_some();
+        if self.is_to_be_renewed(now) {
+            self.initiate(now, post);
+        }
+    }
+
+    /// Whether the next session is to be made while this one still carries packets (WireGuard paper, 6.2).
+    fn is_to_be_renewed(&self, now: Instant) -> bool {
+        let age = self.established.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let at_last = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT;
+        let is_old = (self.spoke && age >= REKEY_AFTER_TIME) || (self.heard && age >= at_last);
+        self.usable && self.initiator && self.handshake.is_none() && is_old
     }
 
     /// Seals `packet` into `room`, which is [`OVERHEAD`] bytes longer. False if there is no session.
@@ -208,7 +228,7 @@ impl Pair {
                 self.unanswered = None;
                 self.sent(now, false);
                 if message.first() == Some(&RESPONSE) {
-                    self.establish(now);
+                    self.establish(now, true);
                     return Opened::Established(None);
                 }
                 self.unconfirmed = session;
@@ -287,6 +307,7 @@ impl Pair {
     fn sent(&mut self, now: Instant, data: bool) {
         self.owed = None;
         if data {
+            self.spoke = true;
             self.unanswered.get_or_insert(now);
         }
     }
@@ -294,11 +315,12 @@ impl Pair {
     /// Takes note of an authentic data message. The first one confirms the session we answered.
     fn heard_data(&mut self, now: Instant, message: &[u8], packet: Option<usize>) -> Opened {
         self.unanswered = None;
+        self.heard = true;
         if packet.is_some() {
             self.owed.get_or_insert(now);
         }
         if self.unconfirmed.is_some() && self.unconfirmed == receiver_index(message, 4) {
-            self.establish(now);
+            self.establish(now, false);
             return Opened::Established(packet);
         }
         match packet {
@@ -307,9 +329,11 @@ impl Pair {
         }
     }
 
-    fn establish(&mut self, now: Instant) {
+    fn establish(&mut self, now: Instant, initiator: bool) {
         self.usable = true;
         self.established = Some(now);
+        self.initiator = initiator;
+        (self.spoke, self.heard) = (false, false);
         self.handshake = None;
         self.unconfirmed = None;
     }

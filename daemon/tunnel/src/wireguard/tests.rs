@@ -4,7 +4,7 @@
 
 mod differential;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -618,6 +618,50 @@ fn keys_rotate_without_losing_a_packet() {
     net.nodes[ALICE].set_keys(now, &[2]);
     exchange(&mut net, now, 3);
     assert_eq!(net.nodes[ALICE].counters.drops().of(TunnelDrop::QueueFull), 0);
+}
+
+/// Ten minutes of traffic in both directions, with packets on their way whenever a session follows another.
+#[test]
+fn sessions_follow_each_other_under_load_without_losing_a_packet_or_repeating_a_nonce() {
+    const STEPS: u32 = 6_000;
+    const PACKETS: u32 = 3;
+    let (mut net, start) = Net::established();
+    let mut under_way: Vec<(usize, Sent)> = vec![];
+    let mut arrived = [vec![], vec![]];
+    for step in 0..STEPS {
+        let now = start + Duration::from_millis(100) * step;
+        for (from, sent) in std::mem::take(&mut under_way) {
+            let source = outer(net.nodes[from].number);
+            let answers = net.nodes[1 - from].open(now, source, &sent.bytes);
+            net.heard.push(sent);
+            under_way.extend(answers.into_iter().map(|sent| (1 - from, sent)));
+        }
+        for from in [ALICE, BOB] {
+            let node = &mut net.nodes[from];
+            while node.deadline().is_some_and(|deadline| deadline <= now) {
+                under_way.extend(node.on_deadline(now).into_iter().map(|sent| (from, sent)));
+            }
+            for number in step * PACKETS..(step + 1) * PACKETS {
+                let packet = packet(node.number, 3 - node.number, &number.to_be_bytes());
+                under_way.extend(node.seal(now, &packet).into_iter().map(|sent| (from, sent)));
+            }
+            arrived[from].extend(node.received());
+        }
+    }
+    // What was sent in the last step is still on its way.
+    for (to, arrived) in arrived.iter().enumerate() {
+        let (own, other) = (net.nodes[to].number, net.nodes[1 - to].number);
+        let sent = (0..(STEPS - 1) * PACKETS).map(|number| packet(other, own, &number.to_be_bytes()));
+        assert!(arrived.iter().eq(sent.collect::<Vec<_>>().iter()), "lost, repeated or out of order");
+    }
+    let data = net.heard.iter().filter(|sent| sent.bytes[0] == 4);
+    // The receiver's index, then the counter: together the nonce and whose key it is used with (WireGuard, 5.4.6).
+    let headers: Vec<&[u8]> = data.map(|sent| &sent.bytes[4..16]).collect();
+    let distinct: BTreeSet<&[u8]> = headers.iter().copied().collect();
+    assert_eq!(distinct.len(), headers.len(), "a nonce was used twice");
+    let sessions: BTreeSet<&[u8]> = headers.iter().map(|header| &header[..4]).collect();
+    assert!(sessions.len() >= 2 * 5, "{} keys in ten minutes", sessions.len());
+    assert!(net.nodes.iter().all(|node| node.counters.drops().of(TunnelDrop::ReplayOrForged) == 0));
 }
 
 #[test]

@@ -152,7 +152,7 @@ proptest! {
         let arrived = device.finish();
         prop_assert_eq!(bob.counters.drops().total(), 0);
         prop_assert_eq!(arrived.len(), expected.len());
-        let flows: std::collections::BTreeSet<_> = expected.iter().map(|packet| flow(packet)).collect();
+        let flows: BTreeSet<_> = expected.iter().map(|packet| flow(packet)).collect();
         for of in flows {
             let before: Vec<_> = expected.iter().filter(|packet| flow(packet) == of).collect();
             let after: Vec<_> = arrived.iter().filter(|packet| flow(packet) == of).collect();
