@@ -10,6 +10,7 @@ use hauberk_abi::{
     flow::{Flow, FlowKey},
     identity::Identity,
     layout::{Attachment, COUNTER_SLOTS, Counter, Interface, Pair, Peer, Settings},
+    packet::Packet,
     reason::DROP_SLOTS,
     too_big::{HEAD_V6, QUOTE},
 };
@@ -50,3 +51,7 @@ pub static ANSWER: PerCpuArray<[u8; HEAD_V6 + QUOTE]> = PerCpuArray::with_max_en
 /// Not pinned, likewise: a question to the routes.
 #[map]
 pub static LOOKUP: PerCpuArray<crate::route::Lookup> = PerCpuArray::with_max_entries(1, 0);
+
+/// Not pinned, likewise: the packet at hand.
+#[map]
+pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);

@@ -1,6 +1,6 @@
 //! The two hooks on the host side of a pod's veth.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
     address::Address,
     identity::Protection,
@@ -10,10 +10,10 @@ use hauberk_abi::{
     reason::{DropReason, Encryption},
 };
 
-use crate::carry::{self, drop, has_tag, interface, marks, pass, segment, set_marks};
+use crate::carry::{self, drop, has_tag, interface, marks, pass, segment, set_marks, skb};
 use crate::lookup::{
-    NO_PEER, Skb, attachment, identity, interface_protection, is_translated, peer, place, remember_translated,
-    settings, tunnel,
+    NO_PEER, Skb, attachment, identity, interface_protection, is_translated, peer, place, put_down,
+    remember_translated, settings, tunnel,
 };
 use crate::record::record;
 use crate::route;
@@ -26,19 +26,25 @@ pub fn from_pod(context: &TcContext) -> i32 {
         Ok(packet) => packet,
         Err(action) => return action,
     };
+    leave_pod(skb(context), settings, packet)
+}
+
+#[inline(never)]
+fn leave_pod(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+    let context = &TcContext::new(skb);
     if packet.tagged || has_tag(context) {
         return not_ip(context);
     }
     // A neighbour that is thought to be there is asked at its own address, from a link-local one (RFC 4861 section 7.3.3).
     let asks_neighbour = packet.source.is_link_scope() && packet.is_neighbour_discovery();
     if packet.destination.is_link_scope() || asks_neighbour {
-        return on_link(context, settings, &packet);
+        return on_link(context, settings, packet);
     }
     match attachment(&packet.source) {
         Some(own) if own.interface == interface(context) => {}
-        _ => return refuse(context, settings, &packet, DropReason::SpoofedSource),
+        _ => return refuse(context, settings, packet, DropReason::SpoofedSource),
     }
-    judge_from_pod(context, settings, &packet)
+    judge_from_pod(context, settings, packet)
 }
 
 #[inline(always)]
@@ -125,6 +131,12 @@ pub fn to_pod(context: &TcContext) -> i32 {
         Ok(packet) => packet,
         Err(action) => return action,
     };
+    enter_pod(skb(context), settings, packet)
+}
+
+#[inline(never)]
+fn enter_pod(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+    let context = &TcContext::new(skb);
     if packet.destination.is_link_scope() {
         return pass();
     }
@@ -132,7 +144,7 @@ pub fn to_pod(context: &TcContext) -> i32 {
         Some(own) if own.interface == interface(context) => {}
         _ => return drop(DropReason::NotLocal),
     }
-    judge_to_pod(context, settings, &packet)
+    judge_to_pod(context, settings, packet)
 }
 
 #[inline(always)]
@@ -166,10 +178,10 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
 
 /// The IP packet in a frame at a pod's interface, or what happens to a frame that holds none.
 #[inline(always)]
-fn packet_of(context: &TcContext) -> Result<Packet, i32> {
+fn packet_of(context: &TcContext) -> Result<&'static Packet, i32> {
     match parse_frame(&Skb(context)) {
         Ok(Frame::Ip(packet)) if packet.destination == Address::v6(probe::DROP) => Err(drop(DropReason::SelfTest)),
-        Ok(Frame::Ip(packet)) => Ok(packet),
+        Ok(Frame::Ip(packet)) => put_down(packet).ok_or_else(|| drop(DropReason::NotReady)),
         Ok(Frame::Arp) => Err(pass()),
         Ok(Frame::Other) => Err(not_ip(context)),
         Err(_) => Err(drop(DropReason::Malformed)),

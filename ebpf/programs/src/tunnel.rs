@@ -1,17 +1,17 @@
 //! The hook behind the tunnel device: packets the backend decrypted.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
     address::Address,
     identity::Protection,
     judge,
-    layout::{Hook, flag, mark, probe},
-    packet::parse_ip,
+    layout::{Hook, Settings, flag, mark, probe},
+    packet::{Packet, parse_ip},
     reason::DropReason,
 };
 
-use crate::carry::{self, drop, marks, pass, set_marks};
-use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, settings};
+use crate::carry::{self, drop, marks, pass, set_marks, skb};
+use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, put_down, settings};
 use crate::record::record;
 
 /// Decrypted packets: straight into the pod, or up the stack where addresses may have to be translated back.
@@ -22,6 +22,13 @@ pub fn from_tunnel(context: &TcContext) -> i32 {
     if packet.destination == Address::v6(probe::DROP) {
         return drop(DropReason::SelfTest);
     }
+    let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
+    judge_from_tunnel(skb(context), settings, packet)
+}
+
+#[inline(never)]
+fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+    let context = &TcContext::new(skb);
     // What the tunnel itself writes has no mark.
     if marks(context, settings) & mark::DECRYPTED != 0 {
         return pass();
@@ -31,7 +38,7 @@ pub fn from_tunnel(context: &TcContext) -> i32 {
     let need = judge::need(&source, &destination, &place(settings, 0));
     let verdict = judge::arriving_decrypted(need, &source, &destination, settings.node);
     let tunnel = peer(source.node);
-    record(context, settings, Hook::FromTunnel, &packet, &verdict, source.node, &tunnel);
+    record(context, settings, Hook::FromTunnel, packet, &verdict, source.node, &tunnel);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
@@ -41,7 +48,7 @@ pub fn from_tunnel(context: &TcContext) -> i32 {
     }
     if settings.flags & flag::STACK == 0 && !is_translated(&packet.source, &packet.destination) {
         if let Some(pod) = pod {
-            return carry::packet_to_pod(context, settings, pod, &packet);
+            return carry::packet_to_pod(context, settings, pod, packet);
         }
     }
     // The mark stays on through forwarding, so that a packet translated to yet another node is still known to carry

@@ -1,7 +1,7 @@
 //! The two hooks on the uplinks. `to_wire` is the last guard: whoever sent a packet, it is judged here by the addresses it
 //! would cross the wire with.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
     address::Address,
     identity::{Identity, Protection},
@@ -11,8 +11,10 @@ use hauberk_abi::{
     reason::{DropReason, Encryption},
 };
 
-use crate::carry::{self, drop, has_tag, marks, pass, segment};
-use crate::lookup::{NO_PEER, Skb, attachment, identity, is_translated, place, remember_translated, settings, tunnel};
+use crate::carry::{self, drop, has_tag, marks, pass, segment, skb};
+use crate::lookup::{
+    NO_PEER, Skb, attachment, identity, is_translated, place, put_down, remember_translated, settings, tunnel,
+};
 use crate::record::record;
 use crate::too_big;
 
@@ -28,11 +30,13 @@ pub fn from_wire(context: &TcContext) -> i32 {
     if packet.destination == Address::v6(probe::TURN) {
         return drop(DropReason::SelfTest);
     }
-    judge_from_wire(context, settings, &packet)
+    let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
+    judge_from_wire(skb(context), settings, packet)
 }
 
-#[inline(always)]
-fn judge_from_wire(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+#[inline(never)]
+fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+    let context = &TcContext::new(skb);
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     if !source.is_pod() && !destination.is_pod() {
@@ -79,11 +83,13 @@ pub fn to_wire(context: &TcContext) -> i32 {
             return carry::to_tunnel(context, settings);
         }
     }
-    judge_to_wire(context, settings, &packet)
+    let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
+    judge_to_wire(skb(context), settings, packet)
 }
 
-#[inline(always)]
-fn judge_to_wire(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+#[inline(never)]
+fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+    let context = &TcContext::new(skb);
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     let marked = marks(context, settings);

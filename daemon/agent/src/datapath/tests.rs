@@ -296,3 +296,15 @@ fn an_agent_takes_over_maps_of_the_one_before() {
     assert_eq!(again.maps().endpoints().unwrap().len(), bench.datapath.maps().endpoints().unwrap().len());
     assert!(again.resized().iter().any(|sentence| sentence.starts_with("ENDPOINTS")), "{:?}", again.resized());
 }
+
+/// The verifier walks every path there is: a start must not wait for it for seconds.
+#[test]
+fn the_verifier_is_done_with_each_program_soon() {
+    let mut bench = Bench::new(flag::SYNCED);
+    for hook in Hook::ALL {
+        let info = program(&mut bench.datapath.ebpf, hook).unwrap().info().unwrap();
+        let walked = info.verified_instruction_count().expect("Linux 5.16 says so");
+        println!("{}: {walked} instructions walked", hook.as_str());
+        assert!(walked < 100_000, "{}: {walked} instructions walked", hook.as_str());
+    }
+}
