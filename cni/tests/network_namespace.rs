@@ -7,6 +7,9 @@ use axum::http::StatusCode;
 use node::{Netns, Node};
 use serde_json::{Value, json};
 
+/// How long to wait for an agent that answers, seconds: longer than any machine is busy with two hundred pods at once.
+const PATIENCE: u32 = 300;
+
 /// The values of `key` in a list of objects.
 fn values(list: &Value, key: &str) -> Vec<String> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
@@ -23,7 +26,7 @@ fn route<'a>(routes: &'a Value, destination: &str) -> &'a Value {
 #[test]
 fn add_sets_up_what_it_answers_and_del_removes_it() {
     let (node, pod) = (Node::new(), Netns::new());
-    let config = node.config("1.1.0", 10, "");
+    let config = node.config("1.1.0", PATIENCE, "");
     let result = node.plugin("ADD", "c1", &pod.path(), &config).succeeded();
 
     assert_eq!(result["cniVersion"], "1.1.0");
@@ -77,8 +80,8 @@ fn add_sets_up_what_it_answers_and_del_removes_it() {
 #[test]
 fn check_finds_each_kind_of_damage() {
     let (node, pod) = (Node::new(), Netns::new());
-    let result = node.plugin("ADD", "c1", &pod.path(), &node.config("1.0.0", 10, "")).succeeded();
-    let config = node.config("1.0.0", 10, &format!("\"prevResult\":{result}"));
+    let result = node.plugin("ADD", "c1", &pod.path(), &node.config("1.0.0", PATIENCE, "")).succeeded();
+    let config = node.config("1.0.0", PATIENCE, &format!("\"prevResult\":{result}"));
     assert_eq!(node.plugin("CHECK", "c1", &pod.path(), &config).succeeded(), Value::Null);
 
     let mac = result["interfaces"][0]["mac"].as_str().unwrap();
@@ -105,14 +108,14 @@ fn check_finds_each_kind_of_damage() {
     node.agent.lock().unwrap().attachments.clear();
     let message = node.plugin("CHECK", "c1", &pod.path(), &config).failed(104);
     assert!(message.contains("the agent knows nothing"), "{message}");
-    node.plugin("CHECK", "c1", &pod.path(), &node.config("1.0.0", 10, "")).failed(7);
+    node.plugin("CHECK", "c1", &pod.path(), &node.config("1.0.0", PATIENCE, "")).failed(7);
 }
 
 #[test]
 fn a_refused_attachment_leaves_nothing_behind() {
     let (node, pod) = (Node::new(), Netns::new());
     node.agent.lock().unwrap().refuse_attach = Some(StatusCode::INTERNAL_SERVER_ERROR);
-    let message = node.plugin("ADD", "c1", &pod.path(), &node.config("1.1.0", 10, "")).failed(103);
+    let message = node.plugin("ADD", "c1", &pod.path(), &node.config("1.1.0", PATIENCE, "")).failed(103);
     assert!(message.contains("the verifier says no"), "{message}");
     assert_eq!((pod.links(), node.netns.links()), (vec![], vec![]));
     assert!(node.agent.lock().unwrap().attachments.is_empty());
@@ -131,7 +134,7 @@ fn add_waits_for_the_agent_and_says_try_again() {
     assert_eq!(pod.links(), [""; 0]);
 
     std::thread::scope(|scope| {
-        let add = scope.spawn(|| node.plugin("ADD", "c1", &pod.path(), &node.config("1.1.0", 30, "")));
+        let add = scope.spawn(|| node.plugin("ADD", "c1", &pod.path(), &node.config("1.1.0", PATIENCE, "")));
         std::thread::sleep(std::time::Duration::from_millis(300));
         node.start_agent();
         add.join().unwrap().succeeded();
@@ -142,7 +145,7 @@ fn add_waits_for_the_agent_and_says_try_again() {
 fn an_interface_of_somebody_else_is_left_alone() {
     let (node, pod) = (Node::new(), Netns::new());
     pod.run("ip link add eth0 type veth peer name eth1");
-    let config = node.config("1.1.0", 10, "");
+    let config = node.config("1.1.0", PATIENCE, "");
     let message = node.plugin("ADD", "c1", &pod.path(), &config).failed(100);
     assert!(message.contains("eth0"), "{message}");
     assert_eq!(node.agent.lock().unwrap().given, 0);
@@ -153,7 +156,7 @@ fn an_interface_of_somebody_else_is_left_alone() {
 #[test]
 fn a_second_add_does_not_harm_the_first() {
     let (node, pod) = (Node::new(), Netns::new());
-    let config = node.config("1.1.0", 10, "");
+    let config = node.config("1.1.0", PATIENCE, "");
     node.plugin("ADD", "c1", &pod.path(), &config).succeeded();
     node.plugin("ADD", "c1", &pod.path(), &config).failed(100);
     assert_eq!(pod.links(), ["eth0"]);
@@ -163,7 +166,7 @@ fn a_second_add_does_not_harm_the_first() {
 #[test]
 fn del_needs_the_agent_but_not_the_namespace() {
     let node = Node::new();
-    let config = node.config("1.1.0", 10, "");
+    let config = node.config("1.1.0", PATIENCE, "");
     let pod = Netns::new();
     let path = pod.path();
     node.plugin("ADD", "c1", &path, &config).succeeded();
@@ -184,19 +187,19 @@ fn gc_keeps_what_is_valid_and_status_says_whether_add_would_work() {
     let node = Node::new();
     let pods: Vec<Netns> = (0..3).map(|_| Netns::new()).collect();
     for (number, pod) in pods.iter().enumerate() {
-        node.plugin("ADD", &format!("c{number}"), &pod.path(), &node.config("1.1.0", 10, "")).succeeded();
+        node.plugin("ADD", &format!("c{number}"), &pod.path(), &node.config("1.1.0", PATIENCE, "")).succeeded();
     }
     let valid = r#""cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}]"#;
-    node.plugin("GC", "", "", &node.config("1.1.0", 10, valid)).succeeded();
+    node.plugin("GC", "", "", &node.config("1.1.0", PATIENCE, valid)).succeeded();
     assert_eq!(node.netns.links(), ["hbk00000002"]);
     assert_eq!(node.agent.lock().unwrap().attachments.len(), 1);
-    node.plugin("GC", "", "", &node.config("1.1.0", 10, "")).failed(7);
-    node.plugin("GC", "", "", &node.config("1.0.0", 10, valid)).failed(1);
+    node.plugin("GC", "", "", &node.config("1.1.0", PATIENCE, "")).failed(7);
+    node.plugin("GC", "", "", &node.config("1.0.0", PATIENCE, valid)).failed(1);
     assert_eq!(node.agent.lock().unwrap().attachments.len(), 1);
 
-    assert_eq!(node.plugin("STATUS", "", "", &node.config("1.1.0", 10, "")).succeeded(), Value::Null);
+    assert_eq!(node.plugin("STATUS", "", "", &node.config("1.1.0", PATIENCE, "")).succeeded(), Value::Null);
     node.agent.lock().unwrap().not_ready = true;
-    let message = node.plugin("STATUS", "", "", &node.config("1.1.0", 1, "")).failed(50);
+    let message = node.plugin("STATUS", "", "", &node.config("1.1.0", PATIENCE, "")).failed(50);
     assert!(message.contains("self-test"), "{message}");
     std::fs::remove_file(node.socket()).unwrap();
     node.plugin("STATUS", "", "", &node.config("1.1.0", 1, "")).failed(50);
@@ -207,7 +210,7 @@ fn many_at_once_leave_nothing() {
     const PODS: usize = 200;
     let node = Node::new();
     let pods: Vec<Netns> = (0..PODS).map(|_| Netns::new()).collect();
-    let config = node.config("1.1.0", 60, "");
+    let config = node.config("1.1.0", PATIENCE, "");
     for command in ["ADD", "DEL"] {
         std::thread::scope(|scope| {
             for (number, pod) in pods.iter().enumerate() {
@@ -264,7 +267,7 @@ fn behind_another_plugin_its_interface_is_guarded_and_its_result_passed_on() {
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let (node, pod) = (Node::new(), Netns::new());
         let previous = connect(&node, &pod, version);
-        let chained = node.config(version, 10, &format!(r#""chained":true,"prevResult":{previous}"#));
+        let chained = node.config(version, PATIENCE, &format!(r#""chained":true,"prevResult":{previous}"#));
         assert_eq!(node.plugin("ADD", "c1", &pod.path(), &chained).succeeded(), previous, "{version}");
 
         let host = &node.netns.ip("link show dev veth7")[0];
@@ -291,7 +294,7 @@ fn behind_another_plugin_its_interface_is_guarded_and_its_result_passed_on() {
         }
         if version == "1.1.0" {
             node.plugin("ADD", "c1", &pod.path(), &chained).succeeded();
-            let stale = node.config(version, 10, r#""chained":true,"cni.dev/valid-attachments":[]"#);
+            let stale = node.config(version, PATIENCE, r#""chained":true,"cni.dev/valid-attachments":[]"#);
             node.plugin("GC", "", "", &stale).succeeded();
             assert_eq!(
                 node.agent.lock().unwrap().attachments.len(),
@@ -299,7 +302,7 @@ fn behind_another_plugin_its_interface_is_guarded_and_its_result_passed_on() {
                 "what another plugin made is not ours to collect"
             );
         }
-        let without = node.config(version, 10, r#""chained":true"#);
+        let without = node.config(version, PATIENCE, r#""chained":true"#);
         for config in [&chained, &without] {
             node.plugin("DEL", "c1", &pod.path(), config).succeeded();
             assert!(node.agent.lock().unwrap().attachments.is_empty());
@@ -311,7 +314,7 @@ fn behind_another_plugin_its_interface_is_guarded_and_its_result_passed_on() {
 #[test]
 fn behind_another_plugin_what_cannot_be_guarded_is_refused() {
     let (node, pod) = (Node::new(), Netns::new());
-    let chained = |more: &str| node.config("1.0.0", 1, &format!(r#""chained":true{more}"#));
+    let chained = |more: &str| node.config("1.0.0", PATIENCE, &format!(r#""chained":true{more}"#));
     assert!(node.plugin("ADD", "c1", &pod.path(), &chained("")).failed(7).contains("prevResult is missing"));
     let result = |ips: &str| format!(r#","prevResult":{{"cniVersion":"1.0.0","interfaces":[],"ips":{ips}}}"#);
     assert!(node.plugin("ADD", "c1", &pod.path(), &chained(&result("[]"))).failed(7).contains("no address of eth0"));
