@@ -127,7 +127,13 @@ impl Packet {
     /// bytes, 0 if this is no super-packet.
     #[inline(always)]
     pub fn fits(&self, mtu: u32, segment: u32) -> bool {
-        if segment == 0 { self.length <= mtu } else { self.header_length + segment <= mtu }
+        self.largest(segment) <= mtu
+    }
+
+    /// Bytes of IP of the largest packet this one stands for; `segment` as above.
+    #[inline(always)]
+    pub fn largest(&self, segment: u32) -> u32 {
+        if segment == 0 { self.length } else { self.header_length + segment }
     }
 }
 

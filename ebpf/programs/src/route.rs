@@ -57,9 +57,7 @@ pub fn forward(context: &TcContext, settings: &Settings, packet: &Packet) -> Opt
 /// Asks for the device and the neighbour by which the host would forward the packet.
 #[inline(always)]
 fn ask(context: &TcContext, packet: &Packet, lookup: &mut Lookup) -> bool {
-    let segment = segment(context);
-    let length = if segment == 0 { packet.length } else { packet.header_length + segment };
-    let Ok(length) = u16::try_from(length) else { return false };
+    let Ok(length) = u16::try_from(packet.largest(segment(context))) else { return false };
     let question = &mut lookup.question;
     question.family = if packet.source.is_v4() { AF_INET } else { AF_INET6 };
     question.l4_protocol = packet.protocol;
