@@ -18,6 +18,8 @@ pub mod map {
     pub const UPLINKS: &str = "UPLINKS";
     /// Hash of node number to [`super::Peer`].
     pub const PEERS: &str = "PEERS";
+    /// Array of two numbers, see [`super::generation`].
+    pub const GENERATIONS: &str = "GENERATIONS";
     /// Least-recently-used hash of [`super::Pair`] to nanoseconds: pairs whose packets netfilter translated.
     pub const TRANSLATED: &str = "TRANSLATED";
     /// Per-CPU array of packets by drop reason.
@@ -148,6 +150,16 @@ pub mod peer_flag {
     pub const KEY: u32 = 1 << 0;
     /// A handshake has succeeded and has not failed since: what is permissive is encrypted too.
     pub const READY: u32 = 1 << 1;
+}
+
+/// Slots of the generations: what a program remembers of a flow is void as soon as one of them is another number.
+pub mod generation {
+    /// Written by the agent after every change of what verdicts follow from: another number each time.
+    pub const AGENT: u32 = 0;
+    /// Added to by programs that find out that a flow has to go another way.
+    pub const PROGRAMS: u32 = 1;
+    /// How many there are.
+    pub const SLOTS: u32 = 2;
 }
 
 /// Two addresses in the direction of a packet (32 bytes).

@@ -13,6 +13,11 @@ pub trait Bytes {
     /// The `N` words at `offset`, as they lie there; none if the packet ends before. BPF takes a word at a time what is
     /// aligned for it, and bytes one by one.
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+    /// The same where `offset` is one of few: what is nearly always read is worth a shorter way to it.
+    #[inline(always)]
+    fn near<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.words(offset)
+    }
     /// Bytes in the packet, counted from offset 0.
     fn length(&self) -> u32;
 }
@@ -185,7 +190,7 @@ pub fn parse_ip<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
 
 #[inline(always)]
 fn parse_v4<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
-    let Some([first, second, third, source, destination]) = bytes.words(offset) else { return Err(Malformed) };
+    let Some([first, second, third, source, destination]) = bytes.near(offset) else { return Err(Malformed) };
     // Version, header length, service, length; identification, fragment; time to live, protocol, checksum.
     let (first, second, third) = (u32::from_be(first), u32::from_be(second), u32::from_be(third));
     let header = ((first >> 24) & 0x0f) * 4;
@@ -220,7 +225,7 @@ const EXTENSION_HEADERS: u32 = 8;
 
 #[inline(always)]
 fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
-    let Some([first, second, s0, s1, s2, s3, d0, d1, d2, d3]) = bytes.words(offset) else { return Err(Malformed) };
+    let Some([first, second, s0, s1, s2, s3, d0, d1, d2, d3]) = bytes.near(offset) else { return Err(Malformed) };
     // Version, class, flow label; length, next header, hop limit.
     let (first, second) = (u32::from_be(first), u32::from_be(second));
     if first >> 28 != 6 {
@@ -318,7 +323,7 @@ fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
     let room = packet.length.saturating_sub(packet.header_length);
     match packet.protocol {
         protocol::TCP if room >= 20 => {
-            if let Some([ports, _, _, flags]) = bytes.words(start) {
+            if let Some([ports, _, _, flags]) = header(bytes, start, packet) {
                 set_ports(packet, ports);
                 let flags = u32::from_be(flags);
                 packet.tcp_flags = (flags >> 16) as u8;
@@ -326,7 +331,7 @@ fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
             }
         }
         protocol::UDP | protocol::SCTP if room >= 8 => {
-            if let Some([ports]) = bytes.words(start) {
+            if let Some([ports]) = header(bytes, start, packet) {
                 set_ports(packet, ports);
                 packet.header_length += 8;
             }
@@ -337,6 +342,15 @@ fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
             }
         }
         _ => {}
+    }
+}
+
+/// The first words of the transport header, which nearly always follows a plain IP header.
+#[inline(always)]
+fn header<const N: usize, B: Bytes>(bytes: &B, start: u32, packet: &Packet) -> Option<[u32; N]> {
+    match packet.header_length {
+        20 | 40 => bytes.near(start),
+        _ => bytes.words(start),
     }
 }
 

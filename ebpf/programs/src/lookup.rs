@@ -5,16 +5,22 @@ use hauberk_abi::{
     address::Address,
     identity::{Identity, Protection},
     judge::{Need, Place},
-    layout::{Attachment, Pair, Peer, Settings, flag, mark},
+    layout::{Attachment, Pair, Peer, Settings, flag, generation, mark},
     packet::{Bytes, Packet},
 };
 
-use crate::maps::{ATTACHMENTS, ENDPOINTS, INTERFACES, PACKET, PEERS, RANGES, SETTINGS, TRANSLATED, UPLINKS};
+use crate::maps::{
+    ATTACHMENTS, ENDPOINTS, GENERATIONS, INTERFACES, PACKET, PEERS, RANGES, SETTINGS, TRANSLATED, UPLINKS,
+};
+use crate::record::add;
 
 /// No tunnel.
 pub const NO_PEER: Peer = Peer { flags: 0, epoch: 0 };
 
-/// A packet's bytes, read through the kernel's bounds-checked helper.
+/// How far into a packet bytes are read where they lie, if that is in the packet's linear part.
+const NEAR: u32 = 128;
+
+/// A packet's bytes, read through the kernel's helper, which finds them wherever they are, or where they lie.
 pub struct Skb<'a>(pub &'a TcContext);
 
 impl Bytes for Skb<'_> {
@@ -26,6 +32,18 @@ impl Bytes for Skb<'_> {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         self.0.load::<[u32; N]>(offset as usize).ok()
+    }
+
+    /// Without a call where it can be: a packet sees many. For offsets of any value the verifier would not come to an end.
+    #[inline(always)]
+    fn near<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let start = self.0.data() + offset as usize;
+        if offset > NEAR || start + size_of::<[u32; N]>() > self.0.data_end() {
+            return self.words(offset);
+        }
+        // SAFETY: it lies in the packet, which the verifier checks once more. It may lie less aligned than a word, which the
+        // verifier refuses where it matters.
+        Some(unsafe { *(start as *const [u32; N]) })
     }
 
     #[inline(always)]
@@ -124,8 +142,15 @@ pub fn is_translated(source: &Address, destination: &Address) -> bool {
 /// Remembers that the *reply* to a packet from `source` to `destination` must go through the stack.
 #[inline(always)]
 pub fn remember_translated(source: &Address, destination: &Address) {
+    if is_translated(destination, source) {
+        return;
+    }
     let reply = Pair { source: *destination, destination: *source };
     let _ = TRANSLATED.insert(&reply, &0, 0);
+    if let Some(generation) = GENERATIONS.get_ptr_mut(generation::PROGRAMS) {
+        // SAFETY: a live, aligned map value.
+        unsafe { add(generation, 1) };
+    }
 }
 
 /// What [`hauberk_abi::judge::need`] must know here.

@@ -17,6 +17,7 @@ mod carry;
 mod lookup;
 mod maps;
 mod pod;
+mod recent;
 mod record;
 mod route;
 mod too_big;

@@ -9,7 +9,7 @@ use hauberk_abi::{
     address::Address,
     flow::{Flow, FlowKey},
     identity::Identity,
-    layout::{Attachment, COUNTER_SLOTS, Counter, Interface, Pair, Peer, Settings},
+    layout::{Attachment, COUNTER_SLOTS, Counter, Interface, Pair, Peer, Settings, generation},
     packet::Packet,
     reason::DROP_SLOTS,
     too_big::{HEAD_V6, QUOTE},
@@ -29,6 +29,8 @@ pub static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(1_024, BPF_F_NO
 pub static UPLINKS: HashMap<u32, u32> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
 #[map]
 pub static PEERS: HashMap<u32, Peer> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub static GENERATIONS: Array<u64> = Array::pinned(generation::SLOTS, 0);
 #[map]
 pub static TRANSLATED: LruHashMap<Pair, u64> = LruHashMap::pinned(16_384, 0);
 #[map]
@@ -51,6 +53,10 @@ pub static ANSWER: PerCpuArray<[u8; HEAD_V6 + QUOTE]> = PerCpuArray::with_max_en
 /// Not pinned, likewise: a question to the routes.
 #[map]
 pub static LOOKUP: PerCpuArray<crate::route::Lookup> = PerCpuArray::with_max_entries(1, 0);
+
+/// Not pinned, likewise: what was decided a moment ago.
+#[map]
+pub static RECENT: PerCpuArray<crate::recent::Recent> = PerCpuArray::with_max_entries(crate::recent::SLOTS, 0);
 
 /// Not pinned, likewise: the packet at hand.
 #[map]

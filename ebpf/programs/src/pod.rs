@@ -15,7 +15,8 @@ use crate::lookup::{
     NO_PEER, Skb, attachment, identity, interface_protection, is_translated, peer, place, put_down,
     remember_translated, settings, tunnel,
 };
-use crate::record::record;
+use crate::recent::{Memory, Recent};
+use crate::record::{Scratch, record, record_as};
 use crate::route;
 
 /// What a pod sends: the source is checked, then the packet goes to a local pod, into the tunnel, or up the stack.
@@ -32,23 +33,54 @@ pub fn from_pod(context: &TcContext) -> i32 {
 #[inline(never)]
 fn leave_pod(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
     let context = &TcContext::new(skb);
+    // Read once: of more than one reading the compiler makes arithmetic that the verifier refuses.
+    let interface = interface(context);
     if packet.tagged || has_tag(context) {
-        return not_ip(context);
+        return not_ip(interface);
+    }
+    let Some(mut memory) = Memory::of(context, interface, Hook::FromPod, packet) else {
+        return drop(DropReason::NotReady);
+    };
+    if memory.holds() {
+        if let Some(action) = follow(context, settings, packet, &mut memory) {
+            return action;
+        }
     }
     // A neighbour that is thought to be there is asked at its own address, from a link-local one (RFC 4861 section 7.3.3).
     let asks_neighbour = packet.source.is_link_scope() && packet.is_neighbour_discovery();
     if packet.destination.is_link_scope() || asks_neighbour {
-        return on_link(context, settings, packet);
+        return on_link(memory.flow, interface, settings, packet);
     }
     match attachment(&packet.source) {
-        Some(own) if own.interface == interface(context) => {}
-        _ => return refuse(context, settings, packet, DropReason::SpoofedSource),
+        Some(own) if own.interface == interface => {}
+        _ => return refuse(memory.flow, settings, packet, DropReason::SpoofedSource),
     }
-    judge_from_pod(context, settings, packet)
+    judge_from_pod(context, settings, packet, memory)
+}
+
+/// The way that a packet of the same flow went a moment ago; none if this one is not to go it.
+#[inline(always)]
+fn follow(context: &TcContext, settings: &Settings, packet: &Packet, memory: &mut Memory) -> Option<i32> {
+    let Memory { decision, flow, .. } = memory;
+    let Recent { verdict, node, tunnel, pod, way, .. } = &**decision;
+    let may = match verdict.encryption {
+        Encryption::Encrypted => packet.fits(settings.tunnel_mtu, segment(context)),
+        Encryption::Plain => route::may_forward(context, settings, packet),
+        _ => true,
+    };
+    if !may {
+        return None;
+    }
+    record_as(flow, settings, Hook::FromPod, packet, verdict, *node, tunnel);
+    Some(match verdict.encryption {
+        Encryption::Encrypted => carry::to_tunnel(context, settings),
+        Encryption::Plain => route::forward(context, settings, packet, way),
+        _ => carry::frame_to_pod(context, settings, pod),
+    })
 }
 
 #[inline(always)]
-fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, memory: Memory) -> i32 {
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     let stack = settings.flags & flag::STACK != 0;
@@ -58,15 +90,16 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> 
 
     if matches!(need, Need::World) {
         if packet.destination.is_multicast() && protected {
-            return refuse(context, settings, packet, DropReason::Multicast);
+            return refuse(memory.flow, settings, packet, DropReason::Multicast);
         }
         // Until everything has been read once, "outside the cluster" is a guess; and with a detour the address is not
         // the last one.
         if protected && (settings.flags & flag::SYNCED == 0 || packet.detour) {
             let reason = if packet.detour { DropReason::Malformed } else { DropReason::NotReady };
-            return refuse(context, settings, packet, reason);
+            return refuse(memory.flow, settings, packet, reason);
         }
-        record_for_pod(context, settings, packet, &judge::outgoing(need, &destination, &NO_PEER), 0);
+        let verdict = judge::outgoing(need, &destination, &NO_PEER);
+        record_as(memory.flow, settings, Hook::FromPod, packet, &verdict, 0, &NO_PEER);
         // A service address looks like the world until netfilter has translated it: `to_wire` and `to_pod` judge then.
         marked |= mark::SEEN;
         set_marks(context, settings, marked);
@@ -83,18 +116,33 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> 
 
     let tunnel = tunnel(need, destination.node);
     let verdict = judge::outgoing(need, &destination, &tunnel);
-    record(context, settings, Hook::FromPod, packet, &verdict, destination.node, &tunnel);
+    record_as(memory.flow, settings, Hook::FromPod, packet, &verdict, destination.node, &tunnel);
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
         Encryption::Local => match attachment(&packet.destination) {
-            Some(pod) => carry::frame_to_pod(context, settings, pod),
+            Some(pod) => {
+                memory.remember(&verdict, destination.node, &tunnel).pod = *pod;
+                carry::frame_to_pod(context, settings, pod)
+            }
             None => pass(),
         },
         Encryption::Encrypted if packet.fits(settings.tunnel_mtu, segment(context)) => {
+            memory.remember(&verdict, destination.node, &tunnel);
             carry::to_tunnel(context, settings)
         }
-        Encryption::Plain if marked == 0 && source.is_pod() && destination.is_pod() => {
-            route::forward(context, settings, packet).unwrap_or_else(|| pass())
+        Encryption::Plain
+            if marked == 0
+                && source.is_pod()
+                && destination.is_pod()
+                && route::may_forward(context, settings, packet) =>
+        {
+            match route::find(context, memory.interface, settings, packet) {
+                Some(way) => {
+                    memory.remember(&verdict, destination.node, &tunnel).way = *way;
+                    route::forward(context, settings, packet, way)
+                }
+                None => pass(),
+            }
         }
         // Too big for the tunnel: the stack fragments it or tells the sender, and `to_wire` sends on what is left.
         _ => {
@@ -106,18 +154,18 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> 
 
 /// Link-scope packets reach the node's own stack and nobody else; a protected pod gets what it needs to find its gateway.
 #[inline(always)]
-fn on_link(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
+fn on_link(flow: &mut Scratch, interface: u32, settings: &Settings, packet: &Packet) -> i32 {
     let needed =
         packet.is_neighbour_discovery() || packet.is_listener_discovery() || !packet.destination.is_multicast();
-    if !needed && interface_protection(interface(context)) != Protection::None {
+    if !needed && interface_protection(interface) != Protection::None {
         return drop(DropReason::Multicast);
     }
     let own = match attachment(&packet.source) {
-        Some(own) => own.interface == interface(context),
+        Some(own) => own.interface == interface,
         None => packet.source.is_link_scope() || packet.source.is_unspecified(),
     };
     if !own {
-        return refuse(context, settings, packet, DropReason::SpoofedSource);
+        return refuse(flow, settings, packet, DropReason::SpoofedSource);
     }
     pass()
 }
@@ -183,26 +231,21 @@ fn packet_of(context: &TcContext) -> Result<&'static Packet, i32> {
         Ok(Frame::Ip(packet)) if packet.destination == Address::v6(probe::DROP) => Err(drop(DropReason::SelfTest)),
         Ok(Frame::Ip(packet)) => put_down(packet).ok_or_else(|| drop(DropReason::NotReady)),
         Ok(Frame::Arp) => Err(pass()),
-        Ok(Frame::Other) => Err(not_ip(context)),
+        Ok(Frame::Other) => Err(not_ip(interface(context))),
         Err(_) => Err(drop(DropReason::Malformed)),
     }
 }
 
 #[inline(always)]
-fn record_for_pod(context: &TcContext, settings: &Settings, packet: &Packet, verdict: &Verdict, node: u32) {
-    record(context, settings, Hook::FromPod, packet, verdict, node, &NO_PEER);
-}
-
-#[inline(always)]
-fn refuse(context: &TcContext, settings: &Settings, packet: &Packet, reason: DropReason) -> i32 {
-    record_for_pod(context, settings, packet, &Verdict::refuse(reason), 0);
+fn refuse(flow: &mut Scratch, settings: &Settings, packet: &Packet, reason: DropReason) -> i32 {
+    record_as(flow, settings, Hook::FromPod, packet, &Verdict::refuse(reason), 0, &NO_PEER);
     drop(reason)
 }
 
 /// Neither IP nor ARP: nobody can encrypt it, so a protected pod does without.
 #[inline(always)]
-fn not_ip(context: &TcContext) -> i32 {
-    match interface_protection(interface(context)) {
+fn not_ip(interface: u32) -> i32 {
+    match interface_protection(interface) {
         Protection::None => pass(),
         _ => drop(DropReason::NotIp),
     }

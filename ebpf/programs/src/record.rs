@@ -28,8 +28,33 @@ pub fn count_drop(reason: DropReason) {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Scratch {
-    key: FlowKey,
+    /// Which flow.
+    pub key: FlowKey,
     flow: Flow,
+}
+
+/// Names the flow of a packet and the interface it is seen on, for all that follows in this run.
+#[inline(always)]
+pub fn name(interface: u32, hook: Hook, packet: &Packet) -> Option<&'static mut Scratch> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the slot belongs to this CPU and to the program that runs on it.
+    let scratch = unsafe { &mut *scratch };
+    put(&mut scratch.key.source, &packet.source);
+    put(&mut scratch.key.destination, &packet.destination);
+    scratch.key.source_port = packet.source_port;
+    scratch.key.destination_port = packet.destination_port;
+    scratch.key.protocol = packet.protocol;
+    scratch.key.hook = hook as u8;
+    scratch.key.reserved = 0;
+    scratch.flow.interface = interface;
+    Some(scratch)
+}
+
+/// The coarse clock, nanoseconds: it costs a seventh of the exact one.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: plain helper call.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// Records `verdict` for `packet`: the counters, the flow, and an event when the flow starts, ends, changes its verdict or is
@@ -44,19 +69,25 @@ pub fn record(
     node: u32,
     tunnel: &Peer,
 ) {
+    match name(interface(context), hook, packet) {
+        Some(scratch) => record_as(scratch, settings, hook, packet, verdict, node, tunnel),
+        None => count(counter_slot(hook, verdict.encryption), packet.length),
+    }
+}
+
+/// The same for a flow that has its name already.
+#[inline(always)]
+pub fn record_as(
+    scratch: &mut Scratch,
+    settings: &Settings,
+    hook: Hook,
+    packet: &Packet,
+    verdict: &Verdict,
+    node: u32,
+    tunnel: &Peer,
+) {
     count(counter_slot(hook, verdict.encryption), packet.length);
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
-    // SAFETY: the slot belongs to this CPU and to the program that runs on it.
-    let scratch = unsafe { &mut *scratch };
-    put(&mut scratch.key.source, &packet.source);
-    put(&mut scratch.key.destination, &packet.destination);
-    scratch.key.source_port = packet.source_port;
-    scratch.key.destination_port = packet.destination_port;
-    scratch.key.protocol = packet.protocol;
-    scratch.key.hook = hook as u8;
-    scratch.key.reserved = 0;
-    // SAFETY: plain helper call. The coarse clock costs a seventh of the exact one.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let now = now();
     let flow = &mut scratch.flow;
     flow.first = now;
     flow.last = now;
@@ -70,14 +101,13 @@ pub fn record(
     flow.why = verdict.why as u8;
     flow.drop = verdict.drop as u8;
     flow.tcp_flags = if packet.protocol == protocol::TCP { packet.tcp_flags } else { 0 };
-    flow.interface = interface(context);
     flow.reserved = 0;
     account(scratch, settings.flow_idle_ms);
 }
 
 /// Copies an address word by word. Of a plain copy the compiler makes a call of `memmove`, which here goes byte by byte.
 #[inline(always)]
-fn put(slot: &mut Address, address: &Address) {
+pub fn put(slot: &mut Address, address: &Address) {
     let slot = (&raw mut *slot).cast::<u32>();
     let [a, b, c, d] = address.words();
     // SAFETY: an address is four words.
@@ -123,7 +153,7 @@ fn account(seen: &Scratch, idle_ms: u32) {
 /// Adds to a counter other CPUs may add to as well. `AtomicU64::fetch_add` does not exist for this target, which has no
 /// compare-and-swap before BPF v3; adding it has always had.
 #[inline(always)]
-unsafe fn add(counter: *mut u64, value: u64) {
+pub unsafe fn add(counter: *mut u64, value: u64) {
     // SAFETY: the caller passes a pointer to a live, aligned map value.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, value) };
 }

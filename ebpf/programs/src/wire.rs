@@ -8,15 +8,19 @@ use hauberk_abi::{
     judge::{self, Need, Verdict, is_here},
     layout::{Hook, Settings, flag, mark, probe},
     packet::{Fragment, Frame, Packet, parse_frame},
-    reason::{DropReason, Encryption},
+    reason::{DropReason, Encryption, Why},
 };
 
-use crate::carry::{self, drop, has_tag, marks, pass, segment, skb};
+use crate::carry::{self, drop, has_tag, interface, marks, pass, segment, skb};
 use crate::lookup::{
     NO_PEER, Skb, attachment, identity, is_translated, place, put_down, remember_translated, settings, tunnel,
 };
-use crate::record::record;
+use crate::recent::{Memory, Recent};
+use crate::record::{Scratch, record_as};
 use crate::too_big;
+
+/// What concerns no pod is not ours to judge.
+const OF_NODES: Verdict = Verdict::pass(Encryption::Plain, Why::NotOptedIn);
 
 /// What arrives: plaintext for or from opted-in pods is dropped, plaintext for plain pods goes straight in.
 #[inline(always)]
@@ -37,18 +41,31 @@ pub fn from_wire(context: &TcContext) -> i32 {
 #[inline(never)]
 fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
     let context = &TcContext::new(skb);
+    let Some(memory) = Memory::of(context, interface(context), Hook::FromWire, packet) else {
+        return drop(DropReason::NotReady);
+    };
+    if memory.holds() {
+        let Memory { decision, flow, .. } = memory;
+        let Recent { verdict, node, tunnel, pod, .. } = decision;
+        if pod.interface == 0 {
+            return pass();
+        }
+        record_as(flow, settings, Hook::FromWire, packet, verdict, *node, tunnel);
+        return carry::frame_to_pod(context, settings, pod);
+    }
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     if !source.is_pod() && !destination.is_pod() {
+        memory.remember(&OF_NODES, 0, &NO_PEER).pod.interface = 0;
         return pass();
     }
     if source.protection() == Protection::Enabled && packet.destination.is_multicast() {
-        return refuse(context, settings, Hook::FromWire, packet, DropReason::PlaintextFromProtected, source.node);
+        return refuse(memory.flow, settings, Hook::FromWire, packet, DropReason::PlaintextFromProtected, source.node);
     }
     let need = judge::need(&source, &destination, &place(settings, 0));
     let direct = settings.flags & flag::WORLD_DIRECT != 0;
     let verdict = judge::arriving_in_clear(need, &source, &destination, settings.node, direct);
-    record(context, settings, Hook::FromWire, packet, &verdict, source.node, &NO_PEER);
+    record_as(memory.flow, settings, Hook::FromWire, packet, &verdict, source.node, &NO_PEER);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
@@ -56,6 +73,7 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) ->
     {
         if let Some(pod) = attachment(&packet.destination) {
             if !is_translated(&packet.source, &packet.destination) {
+                memory.remember(&verdict, source.node, &NO_PEER).pod = *pod;
                 return carry::frame_to_pod(context, settings, pod);
             }
         }
@@ -90,25 +108,36 @@ pub fn to_wire(context: &TcContext) -> i32 {
 #[inline(never)]
 fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
     let context = &TcContext::new(skb);
+    let marked = marks(context, settings);
+    let Some(memory) = Memory::of(context, interface(context), Hook::ToWire, packet) else {
+        return drop(DropReason::NotReady);
+    };
+    // What a mark says is of this packet alone.
+    let unmarked = marked & !mark::STACK == 0;
+    if unmarked && memory.holds() {
+        return pass();
+    }
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
-    let marked = marks(context, settings);
     let carries = marked & mark::PROTECTED != 0;
     if !source.is_pod() && !destination.is_pod() && !carries {
+        if unmarked {
+            memory.remember(&OF_NODES, 0, &NO_PEER);
+        }
         return pass();
     }
     let protected = source.protection() == Protection::Enabled || carries;
     let need = judge::need(&source, &destination, &place(settings, marked));
     if matches!(need, Need::Local) {
         // Both ends are here, yet it leaves: its pod is gone and a default route caught it.
-        return refuse(context, settings, Hook::ToWire, packet, DropReason::NotLocal, 0);
+        return refuse(memory.flow, settings, Hook::ToWire, packet, DropReason::NotLocal, 0);
     }
     if matches!(need, Need::World) && protected {
         if packet.destination.is_multicast() {
-            return refuse(context, settings, Hook::ToWire, packet, DropReason::Multicast, 0);
+            return refuse(memory.flow, settings, Hook::ToWire, packet, DropReason::Multicast, 0);
         }
         if settings.flags & flag::SYNCED == 0 {
-            return refuse(context, settings, Hook::ToWire, packet, DropReason::NotReady, 0);
+            return refuse(memory.flow, settings, Hook::ToWire, packet, DropReason::NotReady, 0);
         }
     }
     if settings.flags & flag::STACK == 0 && marked & mark::SEEN != 0 && in_cluster(&destination) {
@@ -120,7 +149,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
     let verdict = judge::outgoing(need, &destination, &tunnel);
     // Plain pods' packets were recorded when they left the pod, unless the stack decides.
     if settings.flags & flag::STACK != 0 || !matches!(verdict.encryption, Encryption::Plain | Encryption::World) {
-        record(context, settings, Hook::ToWire, packet, &verdict, destination.node, &tunnel);
+        record_as(memory.flow, settings, Hook::ToWire, packet, &verdict, destination.node, &tunnel);
     }
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
@@ -133,6 +162,10 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
             too_big::refuse(context, settings, packet)
         }
         Encryption::Encrypted => carry::to_tunnel(context, settings),
+        Encryption::Plain if unmarked && settings.flags & flag::STACK == 0 => {
+            memory.remember(&verdict, destination.node, &tunnel);
+            pass()
+        }
         _ => pass(),
     }
 }
@@ -143,7 +176,7 @@ fn in_cluster(identity: &Identity) -> bool {
 }
 
 #[inline(always)]
-fn refuse(context: &TcContext, settings: &Settings, hook: Hook, packet: &Packet, reason: DropReason, node: u32) -> i32 {
-    record(context, settings, hook, packet, &Verdict::refuse(reason), node, &NO_PEER);
+fn refuse(flow: &mut Scratch, settings: &Settings, hook: Hook, packet: &Packet, reason: DropReason, node: u32) -> i32 {
+    record_as(flow, settings, hook, packet, &Verdict::refuse(reason), node, &NO_PEER);
     drop(reason)
 }

@@ -10,7 +10,7 @@ use hauberk_abi::flow::{Flow, FlowKey};
 use hauberk_abi::identity::Identity;
 use hauberk_abi::layout::Hook;
 use hauberk_abi::layout::{
-    self, Attachment, COUNTER_SLOTS, Counter, Interface, LOST_EVENTS, Settings, counter_slot, map,
+    self, Attachment, COUNTER_SLOTS, Counter, Interface, LOST_EVENTS, Settings, counter_slot, generation, map,
 };
 use hauberk_abi::reason::{DropReason, Encryption};
 
@@ -24,6 +24,7 @@ pub struct Maps {
     attachments: HashMap<MapData, Address, Attachment>,
     interfaces: HashMap<MapData, u32, Interface>,
     uplinks: HashMap<MapData, u32, u32>,
+    generations: Array<MapData, u64>,
     peers: HashMap<MapData, u32, layout::Peer>,
     drops: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, Counter>,
@@ -68,6 +69,7 @@ impl Maps {
         let attachments = typed(find(map::ATTACHMENTS)?, map::ATTACHMENTS)?;
         let interfaces = typed(find(map::INTERFACES)?, map::INTERFACES)?;
         let uplinks = typed(find(map::UPLINKS)?, map::UPLINKS)?;
+        let generations = typed(find(map::GENERATIONS)?, map::GENERATIONS)?;
         let peers = typed(find(map::PEERS)?, map::PEERS)?;
         let drops = typed(find(map::DROPS)?, map::DROPS)?;
         let counters = typed(find(map::COUNTERS)?, map::COUNTERS)?;
@@ -80,6 +82,7 @@ impl Maps {
             attachments,
             interfaces,
             uplinks,
+            generations,
             peers,
             drops,
             counters,
@@ -105,17 +108,36 @@ impl Maps {
     }
 
     pub(super) fn write_settings(&mut self, settings: &Settings) -> Result<(), DatapathError> {
-        self.settings.set(0, settings, 0).map_err(failed(map::SETTINGS))
+        let written = self.settings.set(0, settings, 0).map_err(failed(map::SETTINGS));
+        self.changed(written)
+    }
+
+    /// Voids what programs remember of flows; last step of every change of what verdicts follow from, even if it failed halfway.
+    ///
+    /// The number is the monotonic clock's: nobody needs to know the last one, and it is never the same again.
+    fn changed(&mut self, change: Result<(), DatapathError>) -> Result<(), DatapathError> {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
+        let now = now.map_or(0, |now| now.as_nanos() as u64);
+        self.generations.set(generation::AGENT, now, 0).map_err(failed(map::GENERATIONS))?;
+        change
     }
 
     /// Says who has `address`.
     pub fn put_endpoint(&mut self, address: Address, identity: Identity) -> Result<(), DatapathError> {
-        self.endpoints.insert(address, identity, 0).map_err(failed(map::ENDPOINTS))
+        let written = self.endpoints.insert(address, identity, 0).map_err(failed(map::ENDPOINTS));
+        self.changed(written)
+    }
+
+    /// The same without a word to the programs, as if the agent died in between.
+    #[cfg(test)]
+    pub(super) fn put_endpoint_and_die(&mut self, address: Address, identity: Identity) {
+        self.endpoints.insert(address, identity, 0).expect("the map has room");
     }
 
     /// Forgets who has `address`: its range decides.
     pub fn remove_endpoint(&mut self, address: Address) -> Result<(), DatapathError> {
-        absent_is_fine(self.endpoints.remove(&address), map::ENDPOINTS)
+        let removed = absent_is_fine(self.endpoints.remove(&address), map::ENDPOINTS);
+        self.changed(removed)
     }
 
     /// Who has `address`, if that is known.
@@ -130,12 +152,15 @@ impl Maps {
 
     /// Says who has what no endpoint has in `range`.
     pub fn put_range(&mut self, range: Prefix, identity: Identity) -> Result<(), DatapathError> {
-        self.ranges.insert(&Key::new(range.length, range.address), identity, 0).map_err(failed(map::RANGES))
+        let written =
+            self.ranges.insert(&Key::new(range.length, range.address), identity, 0).map_err(failed(map::RANGES));
+        self.changed(written)
     }
 
     /// Forgets a range.
     pub fn remove_range(&mut self, range: Prefix) -> Result<(), DatapathError> {
-        absent_is_fine(self.ranges.remove(&Key::new(range.length, range.address)), map::RANGES)
+        let removed = absent_is_fine(self.ranges.remove(&Key::new(range.length, range.address)), map::RANGES);
+        self.changed(removed)
     }
 
     /// Every known range.
@@ -151,15 +176,17 @@ impl Maps {
 
     /// Says behind which interface a local pod's address is.
     pub fn put_attachment(&mut self, address: Address, attachment: Attachment) -> Result<(), DatapathError> {
-        self.attachments.insert(address, attachment, 0).map_err(failed(map::ATTACHMENTS))
+        let written = self.attachments.insert(address, attachment, 0).map_err(failed(map::ATTACHMENTS));
+        self.changed(written)
     }
 
     /// Forgets it, unless another interface has the address by now.
     pub fn remove_attachment(&mut self, address: Address, interface: u32) -> Result<(), DatapathError> {
-        match self.attachments.get(&address, 0) {
-            Ok(attachment) if attachment.interface != interface => Ok(()),
-            _ => absent_is_fine(self.attachments.remove(&address), map::ATTACHMENTS),
+        if matches!(self.attachments.get(&address, 0), Ok(attachment) if attachment.interface != interface) {
+            return Ok(());
         }
+        let removed = absent_is_fine(self.attachments.remove(&address), map::ATTACHMENTS);
+        self.changed(removed)
     }
 
     /// Every local pod's address.
@@ -169,12 +196,14 @@ impl Maps {
 
     /// Says how the pod behind an interface is protected.
     pub fn put_interface(&mut self, index: u32, interface: Interface) -> Result<(), DatapathError> {
-        self.interfaces.insert(index, interface, 0).map_err(failed(map::INTERFACES))
+        let written = self.interfaces.insert(index, interface, 0).map_err(failed(map::INTERFACES));
+        self.changed(written)
     }
 
     /// Forgets an interface.
     pub fn remove_interface(&mut self, index: u32) -> Result<(), DatapathError> {
-        absent_is_fine(self.interfaces.remove(&index), map::INTERFACES)
+        let removed = absent_is_fine(self.interfaces.remove(&index), map::INTERFACES);
+        self.changed(removed)
     }
 
     /// Every local pod's interface.
@@ -185,23 +214,27 @@ impl Maps {
     /// Says by which interfaces, all of them guarded, packets may leave without the stack.
     pub fn set_uplinks(&mut self, uplinks: &BTreeSet<u32>) -> Result<(), DatapathError> {
         let before: BTreeSet<u32> = self.uplinks.keys().collect::<Result<_, _>>().map_err(failed(map::UPLINKS))?;
-        for index in before.difference(uplinks) {
-            absent_is_fine(self.uplinks.remove(index), map::UPLINKS)?;
+        if before == *uplinks {
+            return Ok(());
         }
-        for index in uplinks.difference(&before) {
-            self.uplinks.insert(*index, 1, 0).map_err(failed(map::UPLINKS))?;
-        }
-        Ok(())
+        let gone = before.difference(uplinks).map(|index| absent_is_fine(self.uplinks.remove(index), map::UPLINKS));
+        let gone = gone.collect::<Result<Vec<()>, _>>();
+        let new =
+            uplinks.difference(&before).map(|index| self.uplinks.insert(*index, 1, 0).map_err(failed(map::UPLINKS)));
+        let new = new.collect::<Result<Vec<()>, _>>();
+        self.changed(gone.and(new).map(|_| ()))
     }
 
     /// Says what may be expected of a node's tunnel.
     pub fn put_peer(&mut self, node: u32, peer: layout::Peer) -> Result<(), DatapathError> {
-        self.peers.insert(node, peer, 0).map_err(failed(map::PEERS))
+        let written = self.peers.insert(node, peer, 0).map_err(failed(map::PEERS));
+        self.changed(written)
     }
 
     /// Forgets a node's tunnel.
     pub fn remove_peer(&mut self, node: u32) -> Result<(), DatapathError> {
-        absent_is_fine(self.peers.remove(&node), map::PEERS)
+        let removed = absent_is_fine(self.peers.remove(&node), map::PEERS);
+        self.changed(removed)
     }
 
     /// Every node's tunnel.

@@ -287,6 +287,134 @@ fn flows_carry_their_verdict_and_events_tell_of_it() {
     assert!(ring.next().is_none(), "once");
 }
 
+/// A pod with another protection than before.
+fn pod(protection: Protection, node: u32) -> Identity {
+    Identity::new(Kind::Pod, protection, node)
+}
+
+#[test]
+fn what_is_remembered_of_a_flow_is_void_with_the_next_change() {
+    type Change = fn(&mut Maps);
+    let changes: [(Hook, &str, &str, u32, Change, u32); 9] = [
+        (
+            Hook::ToWire,
+            "10.0.1.3",
+            "10.0.2.3",
+            OK,
+            |maps| maps.put_endpoint(address("10.0.2.3"), pod(Protection::Enabled, THERE)).unwrap(),
+            REDIRECT,
+        ),
+        (
+            Hook::ToWire,
+            "192.168.0.1",
+            "192.168.0.2",
+            OK,
+            |maps| maps.put_endpoint(address("192.168.0.2"), pod(Protection::Enabled, THERE)).unwrap(),
+            REDIRECT,
+        ),
+        (
+            Hook::FromWire,
+            "10.0.2.3",
+            "10.0.1.3",
+            REDIRECT,
+            |maps| maps.put_endpoint(address("10.0.1.3"), pod(Protection::Enabled, HERE)).unwrap(),
+            SHOT,
+        ),
+        (
+            Hook::FromWire,
+            "fd00::2:3",
+            "fd00::1:3",
+            REDIRECT,
+            // What is not known any more is protected.
+            |maps| maps.remove_endpoint(address("fd00::2:3")).unwrap(),
+            SHOT,
+        ),
+        (
+            Hook::FromWire,
+            "10.0.2.3",
+            "10.0.1.3",
+            REDIRECT,
+            |maps| maps.remove_attachment(address("10.0.1.3"), LO).unwrap(),
+            OK,
+        ),
+        (
+            Hook::FromWire,
+            "192.168.0.2",
+            "192.168.0.1",
+            OK,
+            |maps| maps.put_endpoint(address("192.168.0.1"), pod(Protection::Enabled, HERE)).unwrap(),
+            SHOT,
+        ),
+        (Hook::FromPod, "10.0.1.1", "10.0.2.3", REDIRECT, |maps| maps.remove_peer(THERE).unwrap(), SHOT),
+        (
+            Hook::FromPod,
+            "10.0.1.1",
+            "10.0.2.3",
+            REDIRECT,
+            |maps| maps.put_attachment(address("10.0.1.1"), layout::Attachment::default()).unwrap(),
+            SHOT,
+        ),
+        (
+            Hook::FromPod,
+            "10.0.1.3",
+            "10.0.1.1",
+            REDIRECT,
+            |maps| maps.remove_attachment(address("10.0.1.1"), LO).unwrap(),
+            OK,
+        ),
+    ];
+    for (hook, source, destination, before, change, after) in changes {
+        let mut bench = Bench::new(flag::SYNCED);
+        for _ in 0..3 {
+            assert_eq!(bench.run(hook, source, destination), before, "{hook:?} {source} -> {destination}");
+        }
+        change(bench.datapath.maps_mut());
+        assert_eq!(bench.run(hook, source, destination), after, "{hook:?} {source} -> {destination}");
+    }
+}
+
+#[test]
+fn what_is_remembered_of_a_flow_is_void_when_it_turns_out_to_be_translated() {
+    let mut bench = Bench::new(flag::SYNCED);
+    for _ in 0..3 {
+        assert_eq!(bench.run(Hook::FromWire, "10.0.2.3", "10.0.1.3"), REDIRECT);
+    }
+    // It left its pod for the world, netfilter made a pod's address of that: the reply has to come through the stack.
+    bench.run_frame(Hook::ToWire, &udp("10.0.1.3", "10.0.2.3"), mark::SEEN);
+    assert_eq!(bench.run(Hook::FromWire, "10.0.2.3", "10.0.1.3"), OK);
+}
+
+/// The one thing that says nothing of a change is an agent that dies in the middle of it.
+#[test]
+fn what_is_remembered_of_a_flow_is_soon_forgotten() {
+    let mut bench = Bench::new(flag::SYNCED);
+    let mut remembered = 0;
+    for round in 0..20 {
+        let (now, other) = if round % 2 == 0 { (OK, REDIRECT) } else { (REDIRECT, OK) };
+        let protection = if now == OK { Protection::Enabled } else { Protection::None };
+        assert_eq!(bench.run(Hook::ToWire, "10.0.1.3", "10.0.2.3"), now);
+        bench.datapath.maps_mut().put_endpoint_and_die(address("10.0.2.3"), pod(protection, THERE));
+        remembered += u32::from(bench.run(Hook::ToWire, "10.0.1.3", "10.0.2.3") == now);
+        while bench.run(Hook::ToWire, "10.0.1.3", "10.0.2.3") != other {}
+    }
+    // What is encrypted is not remembered here, and now and then its time is up between two runs.
+    assert!((1..=10).contains(&remembered), "{remembered} of 10");
+}
+
+#[test]
+fn packets_of_one_flow_are_recorded_each_whether_remembered_or_not() {
+    let mut bench = Bench::new(flag::SYNCED);
+    for _ in 0..50 {
+        bench.run(Hook::FromWire, "10.0.2.3", "10.0.1.3");
+        bench.run(Hook::FromPod, "10.0.1.1", "10.0.2.3");
+    }
+    let flows = bench.datapath.maps().flows();
+    assert_eq!(flows.len(), 2);
+    for (key, flow) in flows {
+        assert_eq!((flow.packets, flow.node), (50, THERE), "{key:?}");
+    }
+}
+
 #[test]
 fn an_agent_takes_over_maps_of_the_one_before() {
     let bench = Bench::new(flag::SYNCED);
