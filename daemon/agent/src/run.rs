@@ -10,6 +10,7 @@ use hauberk_core::api::{Problem, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::model::{Change, Model};
 use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
+use hauberk_tunnel::CipherImplementation;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -22,7 +23,7 @@ use crate::attachments::adoption::Adoption;
 use crate::attachments::{self, Attachments};
 use crate::backend::UserspaceConfig;
 use crate::cluster_config;
-use crate::config::{self, Config};
+use crate::config::{self, Cipher, Config};
 use crate::datapath::DatapathError;
 use crate::host::Netlink;
 use crate::install::Installer;
@@ -253,6 +254,10 @@ fn tunnel_maker(
             handshakes_per_second: u64::from(tunnel.handshakes_per_second),
             spin: Duration::from_micros(tunnel.spin_microseconds.into()),
             copy_dscp: tunnel.copy_dscp,
+            cipher: match tunnel.cipher {
+                Cipher::Auto => CipherImplementation::best(),
+                Cipher::Ring => CipherImplementation::Ring,
+            },
             // On the tunnel's own thread, which must not wait: a state that finds the queue full is told again by the next
             // change, and permissive traffic waits for it until then.
             on_state: Box::new(move |number, progress| {

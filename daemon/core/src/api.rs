@@ -108,6 +108,9 @@ pub struct TunnelStatus {
     pub keys: Vec<KeyStatus>,
     /// Offloads in use and those the kernel refused, in words.
     pub offloads: Vec<String>,
+    /// The cipher and whose code does its work: `ChaCha20-Poly1305 (avx512)`. Empty where an agent does not say.
+    #[serde(default)]
+    pub cipher: String,
 }
 
 /// A public key.

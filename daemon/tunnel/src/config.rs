@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hauberk_cipher::Implementation;
 use ipnet::IpNet;
 use x25519_dalek::StaticSecret;
 
@@ -111,6 +112,8 @@ pub struct TunnelConfig {
     pub spin: Duration,
     /// Whether the outer packet has the inner one's DSCP (RFC 2983, 3.1: at ingress; the inner one is never changed).
     pub copy_dscp: bool,
+    /// What seals and opens the packets; [`Implementation::best`] unless there is a reason.
+    pub cipher: Implementation,
     /// Told of every change of a peer's state.
     pub on_state: Option<StateCallback>,
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use hauberk_cipher::Implementation;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, TunnelConfig};
@@ -28,6 +29,7 @@ pub struct Tunnel {
     counters: Arc<Counters>,
     health: Arc<Mutex<Health>>,
     features: OffloadFeatures,
+    cipher: Implementation,
     index: u32,
 }
 
@@ -43,6 +45,7 @@ impl Tunnel {
             config.handshake_limit_per_second,
             config.device.mtu as usize,
             config.copy_dscp,
+            config.cipher,
             config.on_state,
             counters.clone(),
         )?;
@@ -74,8 +77,9 @@ impl Tunnel {
                 }
             })
             .map_err(failed("start its thread"))?;
-        tracing::info!(device = config.device.name, index, port = config.listen_port, ?features, "tunnel running");
-        Ok(Tunnel { commands, wake, thread: Some(thread), counters, health, features, index })
+        let (device, port, cipher) = (config.device.name, config.listen_port, config.cipher.name());
+        tracing::info!(device, index, port, cipher, ?features, "tunnel running");
+        Ok(Tunnel { commands, wake, thread: Some(thread), counters, health, features, cipher: config.cipher, index })
     }
 
     /// Applies the changes as a whole, or none of them; returns once the engine has.
@@ -136,6 +140,11 @@ impl Tunnel {
     /// What the kernel agreed to do in bulk when the tunnel was started; [`Tunnel::stats`] has what it does now.
     pub fn features(&self) -> OffloadFeatures {
         self.features
+    }
+
+    /// What seals and opens the packets; its name is for the status.
+    pub fn cipher(&self) -> Implementation {
+        self.cipher
     }
 
     /// Ends the engine. A persistent device stays, and the kernel drops what is sent into it.

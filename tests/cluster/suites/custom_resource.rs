@@ -36,7 +36,7 @@ fn sound(kubectl: &Kubectl) -> Result<()> {
         json!({"clusterRanges": ["192.168.7.1/32", "2001:db8::1/128"]}),
         json!({"clusterRanges": ranges, "nodeRanges": ["192.168.0.0/16", "fd01::/64"]}),
         json!({"clusterRanges": ranges, "tunnel": {"mtu": 1280}}),
-        json!({"clusterRanges": ranges, "tunnel": {"mtu": "auto", "port": 65535, "backend": "userspace", "handshakesPerSecond": 1, "spinMicroseconds": 0, "copyDscp": true}}),
+        json!({"clusterRanges": ranges, "tunnel": {"mtu": "auto", "port": 65535, "backend": "userspace", "handshakesPerSecond": 1, "spinMicroseconds": 0, "copyDscp": true, "cipher": "ring"}}),
         json!({"clusterRanges": ranges, "uplinks": ["eth0", "bond0.100", "wan@1"]}),
         json!({"clusterRanges": ranges, "limits": {"endpoints": 1, "ranges": 16777216, "flows": 1, "attachments": 1, "events": 4096}}),
         json!({"clusterRanges": ranges, "hostRouting": "bpf", "worldIngress": "direct", "allowPodOptOut": true,

@@ -73,6 +73,8 @@ pub struct Stats {
     pub probes: u64,
     /// What is offloaded and what is not, in words.
     pub offloads: Vec<String>,
+    /// The cipher, and whose code does its work.
+    pub cipher: String,
     /// Why it stopped, if it did.
     pub stopped: Option<String>,
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use hauberk_core::desired::Peer;
 use hauberk_core::model::NodeNumber;
 use hauberk_tunnel::{
-    DeviceConfig, Health, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState, Tunnel, TunnelConfig,
+    CipherImplementation, DeviceConfig, Health, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState, Tunnel,
+    TunnelConfig,
 };
 
 use super::{Backend, BackendError, PeerStats, PeerStep, Progress, Stats};
@@ -27,6 +28,8 @@ pub struct UserspaceConfig {
     pub spin: Duration,
     /// Whether outer packets have the DSCP of what is inside.
     pub copy_dscp: bool,
+    /// Whose code seals and opens packets.
+    pub cipher: CipherImplementation,
     /// Told whenever a peer's state changes.
     pub on_state: Box<dyn Fn(NodeNumber, Progress) + Send>,
 }
@@ -51,6 +54,7 @@ impl Userspace {
             handshake_limit_per_second: config.handshakes_per_second,
             spin: config.spin,
             copy_dscp: config.copy_dscp,
+            cipher: config.cipher,
             on_state: Some(Box::new(move |id, state| on_state(NodeNumber(id.0), progress(state)))),
         })?;
         Ok(Userspace { tunnel })
@@ -112,6 +116,7 @@ impl Backend for Userspace {
                     }
                 })
                 .collect(),
+            cipher: format!("ChaCha20-Poly1305 ({})", self.tunnel.cipher().name()),
             stopped: match self.tunnel.health() {
                 Health::Running => None,
                 Health::Stopped { reason } => Some(reason),

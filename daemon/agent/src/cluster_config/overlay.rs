@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::config::{Config, ConfigError};
 
 /// Every field the object may have.
-pub(super) const FIELDS: [&str; 20] = [
+pub(super) const FIELDS: [&str; 21] = [
     "clusterRanges",
     "nodeRanges",
     "hostRouting",
@@ -19,6 +19,7 @@ pub(super) const FIELDS: [&str; 20] = [
     "tunnel.handshakesPerSecond",
     "tunnel.spinMicroseconds",
     "tunnel.copyDscp",
+    "tunnel.cipher",
     "uplinks",
     "limits.endpoints",
     "limits.ranges",

@@ -180,6 +180,18 @@ pub struct Tunnel {
     /// Whether the outer packet has the inner one's DSCP, for networks that give some traffic precedence; whoever sees the wire
     /// then sees the class of what is inside. Congestion marks are carried over either way (RFC 6040).
     pub copy_dscp: bool,
+    /// Whose code seals and opens packets.
+    pub cipher: Cipher,
+}
+
+/// Whose code seals and opens packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cipher {
+    /// The fastest that this CPU can run.
+    Auto,
+    /// The ring library's, whatever the CPU can.
+    Ring,
 }
 
 /// Who encrypts.
@@ -363,8 +375,9 @@ impl Default for Tunnel {
             port: 51840,
             mtu: Automatic::Auto,
             handshakes_per_second: 100,
-            spin_microseconds: 50,
+            spin_microseconds: 100,
             copy_dscp: false,
+            cipher: Cipher::Auto,
         }
     }
 }

@@ -111,7 +111,7 @@ impl Config {
         }
         if tunnel.spin_microseconds > MAX_SPIN {
             let value = tunnel.spin_microseconds;
-            problems.push(format!("`tunnel.spinMicroseconds` is {value}: at most {MAX_SPIN}, or a CPU does nothing else; 50 is the default"));
+            problems.push(format!("`tunnel.spinMicroseconds` is {value}: at most {MAX_SPIN}, or a CPU does nothing else; 100 is the default"));
         }
     }
 

@@ -129,6 +129,7 @@ fn tunnel(world: &World, stats: &Stats, facts: &Facts) -> TunnelStatus {
         mtu: world.running.as_ref().map_or(0, |running: &Running| running.mtu),
         keys: key_status(&facts.keys),
         offloads: stats.offloads.clone(),
+        cipher: stats.cipher.clone(),
     }
 }
 

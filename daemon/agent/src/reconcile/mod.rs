@@ -35,8 +35,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Between looks at what nobody announces: netfilter flushed by somebody, peers that went quiet.
 const LOOK_AROUND: Duration = Duration::from_secs(10);
-/// Largest GSO super-packet pods send, bytes: its segments fit one send of the tunnel (64 segments, 65,507 bytes).
-const GSO_MAX_SIZE: u32 = 60_000;
 /// Inputs taken in before the next computation.
 const BATCH: usize = 4_096;
 
@@ -297,7 +295,7 @@ impl Reconciler {
             cluster_ranges: tunnelled_ranges(&world.policy),
             route_mtu: kernel.tunnel_mtu(),
             device_mtu: kernel.uplinks().iter().map(|uplink| uplink.mtu).min().unwrap_or(1_500),
-            gso_max_size: GSO_MAX_SIZE,
+            gso_max_size: hauberk_tunnel::gso_max_size(kernel.tunnel_mtu()),
             limit: self.config.limits.attachments as usize,
         };
         drop(world);

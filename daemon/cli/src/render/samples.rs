@@ -58,6 +58,7 @@ pub(crate) fn status() -> Status {
             mtu: 1420,
             keys: vec![key(2, "bmV3ZXN0LWtleS1vZi1uMQ=="), key(1, "b2xkZXIta2V5LW9mLW4x")],
             offloads: vec!["TSO".to_string(), "USO".to_string(), "UDP GRO refused by the kernel".to_string()],
+            cipher: "ChaCha20-Poly1305 (ring)".to_string(),
         },
         host_routing: "bpf".to_string(),
         attach: "tcx".to_string(),

@@ -71,6 +71,7 @@ fn node(page: &mut Page, status: &Status, verbose: bool) {
     if verbose {
         page.field("started at", status.started);
         page.field("offloads", words_of(&tunnel.offloads));
+        page.field("cipher", &tunnel.cipher);
     }
 }
 

@@ -11,6 +11,20 @@ use crate::stats::{Counters, TunnelDrop};
 const MOST_DATAGRAMS: usize = 64;
 /// Most bytes in one send: what an IPv4 packet with a UDP header can carry.
 pub(crate) const MOST_BYTES: usize = 65_507;
+/// Bytes that sealing adds to a packet, at most: header, padding's share within the MTU, tag.
+const OVERHEAD: u32 = 32;
+/// IPv4 and TCP headers with timestamps: of full packets that carry less payload there is none that is usual.
+const HEADERS: u32 = 52;
+/// What TCP keeps free of a super-packet for headers (`MAX_TCP_HEADER + 1`, net/core/sock.c) where that is most.
+const RESERVED: u32 = 321;
+
+/// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: as many of them in one super-packet
+/// as, sealed, leave in one send.
+pub fn gso_max_size(mtu: u32) -> u32 {
+    let packets = (MOST_BYTES as u32 / (mtu + OVERHEAD)).min(MOST_DATAGRAMS as u32);
+    // The kernel fills it with whole packets' payloads.
+    (packets * mtu.saturating_sub(HEADERS) + RESERVED).min(1 << 16)
+}
 
 /// Somewhere to send datagrams: the sockets, or a test.
 pub(crate) trait DatagramSink {
@@ -162,6 +176,19 @@ impl<'a> Outbox<'a> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_super_packet_of_a_pod_is_one_send() {
+        for (mtu, packets) in [(1280, 49), (1420, 45), (1440, 44), (8920, 7)] {
+            let size = super::gso_max_size(mtu);
+            for headers in [40, 52, 60, 72] {
+                let count = (size - super::RESERVED) / (mtu - headers);
+                assert!(count <= packets, "{count} packets of {mtu}");
+                assert!(count * (mtu + super::OVERHEAD) <= super::MOST_BYTES as u32);
+            }
+            assert_eq!((size - super::RESERVED) / (mtu - 52), packets);
+        }
+    }
+
     use super::*;
     use proptest::prelude::*;
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use x25519_dalek::PublicKey;
@@ -22,7 +23,7 @@ pub(super) struct Installed<'a> {
     pub(super) config: &'a dyn Fn(PeerId) -> Option<&'a PeerConfig>,
     pub(super) allowed: &'a AllowedIps,
     pub(super) by_key: &'a HashMap<[u8; 32], PeerId>,
-    pub(super) identities: &'a [Identity],
+    pub(super) identities: &'a [Arc<Identity>],
 }
 
 /// Works out the plan, or says which change cannot be.
@@ -94,7 +95,7 @@ fn first_conflict<T: Copy + Eq + Hash>(
     None
 }
 
-fn normalize(mut config: PeerConfig, identities: &[Identity]) -> Result<PeerConfig, Error> {
+fn normalize(mut config: PeerConfig, identities: &[Arc<Identity>]) -> Result<PeerConfig, Error> {
     config.keys.sort_by_key(|key| std::cmp::Reverse(key.epoch));
     if let Some(reason) = unusable_keys(&config.keys, identities) {
         return Err(Error::PeerKeys { id: config.id, name: config.name, reason });
@@ -104,7 +105,7 @@ fn normalize(mut config: PeerConfig, identities: &[Identity]) -> Result<PeerConf
 }
 
 /// Why these keys cannot be a peer's, if so.
-pub(super) fn unusable_keys(keys: &[PeerKey], identities: &[Identity]) -> Option<&'static str> {
+pub(super) fn unusable_keys(keys: &[PeerKey], identities: &[Arc<Identity>]) -> Option<&'static str> {
     match keys {
         [] => return Some("it has no key: has its agent published one?"),
         [_] => {}

@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
+use boringtun::noise::TunnResult;
 use boringtun::noise::rate_limiter::RateLimiter;
 use x25519_dalek::{PublicKey, StaticSecret};
 
+use super::message::COOKIE_REPLY;
 use crate::config::LocalKey;
 use crate::error::Error;
+use crate::io::outbox::Outbox;
+use crate::protocol::Datagram;
+use crate::stats::TunnelDrop;
 
 /// One key of ours. The secret is zeroized when dropped; nothing here implements `Debug`.
 pub(super) struct Identity {
@@ -14,14 +19,12 @@ pub(super) struct Identity {
     pub(super) secret: StaticSecret,
     pub(super) public: PublicKey,
     /// Checks and counts handshakes; under load it answers with cookies.
-    pub(super) gate: RateLimiter,
-    /// The same checks without the count, for `Tunn`, which insists on checking again.
-    pub(super) unlimited: Arc<RateLimiter>,
+    gate: RateLimiter,
 }
 
 impl Identity {
     /// Checks that the keys can be used, and puts the newest first.
-    pub(super) fn all(keys: Vec<LocalKey>, handshakes_per_second: u64) -> Result<Vec<Identity>, Error> {
+    pub(super) fn all(keys: Vec<LocalKey>, handshakes_per_second: u64) -> Result<Vec<Arc<Identity>>, Error> {
         if keys.is_empty() || keys.len() > 2 {
             return Err(Error::LocalKeys { given: format!("{} keys", keys.len()) });
         }
@@ -30,9 +33,26 @@ impl Identity {
         {
             return Err(Error::LocalKeys { given: format!("two keys of epoch {}", first.epoch) });
         }
-        let mut identities: Vec<_> = keys.into_iter().map(|key| Identity::new(key, handshakes_per_second)).collect();
+        let identity = |key| Arc::new(Identity::new(key, handshakes_per_second));
+        let mut identities: Vec<_> = keys.into_iter().map(identity).collect();
         identities.sort_by_key(|identity| std::cmp::Reverse(identity.epoch));
         Ok(identities)
+    }
+
+    /// Lets a handshake message pass whose first MAC was made for this key, and, under load, whose second MAC proves the
+    /// sender's address (WireGuard paper, 5.3).
+    pub(super) fn admit(&self, datagram: Datagram<'_>, outbox: &mut Outbox<'_>) -> Result<(), TunnelDrop> {
+        let mut reply = [0; COOKIE_REPLY];
+        self.gate.reset_count();
+        match self.gate.verify_packet(Some(datagram.from.ip()), datagram.bytes, &mut reply) {
+            Ok(_) => Ok(()),
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                // The one answer that goes where the question came from: that is what it tests.
+                outbox.post(datagram.from, cookie);
+                Err(TunnelDrop::UnderLoadCookie)
+            }
+            Err(_) => Err(TunnelDrop::NotForOurKey),
+        }
     }
 
     fn new(key: LocalKey, handshakes_per_second: u64) -> Identity {
@@ -40,7 +60,6 @@ impl Identity {
         Identity {
             epoch: key.epoch,
             gate: RateLimiter::new(&public, handshakes_per_second),
-            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
             secret: key.secret,
             public,
         }

@@ -1,15 +1,25 @@
 //! WireGuard as a [`Protocol`]: finds the peer of each packet, the pair of keys of each message.
 //!
+//! `message` is what is on the wire, `handshake` agrees on keys, `session` uses them, `pair` knows when it is time for what, `peer`
+//! which pair of keys to use.
+//!
 //! A datagram is believed for what its cryptography proves and for nothing else. Who may be spoken
 //! to, where, and which inner addresses belong to whom comes from the configuration alone.
 
 mod change;
+mod cookie;
+mod handshake;
 mod identity;
+mod message;
 mod pair;
 mod peer;
+mod replay;
+mod session;
+mod sessions;
 mod source_limit;
 #[cfg(test)]
 mod tests;
+mod timestamp;
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -19,12 +29,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet, Tunn, TunnResult};
+use hauberk_cipher::Implementation;
 
+use self::handshake::Responder;
 use self::identity::Identity;
+use self::message::{Data, INITIATION_NOISE, MAC, Message};
 use self::pair::Pair;
-use self::peer::Peer;
+use self::peer::{HandshakeMessage, Peer};
 use self::source_limit::SourceLimit;
 use crate::allowed::AllowedIps;
 use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, StateCallback};
@@ -36,14 +47,12 @@ use crate::protocol::{Datagram, Datagrams, Inbox, Protocol};
 use crate::schedule::Schedule;
 use crate::stats::{Counters, PeerStats, TunnelDrop};
 
-/// Length of a cookie reply.
-const COOKIE_REPLY: usize = 64;
-/// Indices have 24 bits; boringtun counts sessions in the other 8.
+/// Pairs' indices have 24 bits; the other 8 say which of its sessions a message is for.
 const INDEX_MASK: u32 = 0x00ff_ffff;
 
 /// The protocol's whole state.
 pub(crate) struct WireGuard {
-    identities: Vec<Identity>,
+    identities: Vec<Arc<Identity>>,
     peers: HashMap<PeerId, Peer>,
     by_key: HashMap<[u8; 32], PeerId>,
     by_index: HashMap<u32, PeerId>,
@@ -62,20 +71,13 @@ pub(crate) struct Surroundings {
     on_state: Option<StateCallback>,
     mtu: usize,
     copy_dscp: bool,
-    padded: Vec<u8>,
+    cipher: Implementation,
 }
 
 impl Surroundings {
-    /// Pads to a multiple of 16 bytes, as far as the MTU lets it (WireGuard paper, 5.4.6).
-    fn pad<'a>(&'a mut self, packet: &'a [u8]) -> &'a [u8] {
-        let length = packet.len().next_multiple_of(16).min(self.mtu);
-        if length <= packet.len() {
-            return packet;
-        }
-        self.padded.clear();
-        self.padded.extend_from_slice(packet);
-        self.padded.resize(length, 0);
-        &self.padded
+    /// Length of a packet with its padding: a multiple of 16 bytes, as far as the MTU lets it (WireGuard paper, 5.4.6).
+    fn padded(&self, length: usize) -> usize {
+        length.next_multiple_of(16).min(self.mtu).max(length)
     }
 }
 
@@ -85,6 +87,7 @@ impl WireGuard {
         handshake_limit: u64,
         mtu: usize,
         copy_dscp: bool,
+        cipher: Implementation,
         on_state: Option<StateCallback>,
         counters: Arc<Counters>,
     ) -> Result<WireGuard, Error> {
@@ -99,7 +102,7 @@ impl WireGuard {
             next_index: RandomState::new().build_hasher().finish() as u32,
             handshake_limit,
             sources: SourceLimit::new(),
-            around: Surroundings { counters, schedule: Schedule::new(), on_state, mtu, copy_dscp, padded: Vec::new() },
+            around: Surroundings { counters, schedule: Schedule::new(), on_state, mtu, copy_dscp, cipher },
         })
     }
 
@@ -140,7 +143,7 @@ impl WireGuard {
             }
         }
         for identity in &mut identities {
-            let is_same = |old: &Identity| old.epoch == identity.epoch && old.public == identity.public;
+            let is_same = |old: &Arc<Identity>| old.epoch == identity.epoch && old.public == identity.public;
             // The same key again keeps its cookies and counts.
             if let Some(index) = self.identities.iter().position(is_same) {
                 std::mem::swap(identity, &mut self.identities[index]);
@@ -157,6 +160,7 @@ impl WireGuard {
     /// Starts a handshake with the peer unless it has a session, or one is under way. Unknown peers are fine.
     pub(crate) fn greet(&mut self, id: PeerId, now: Instant, outbox: &mut Outbox<'_>) {
         if let Some(peer) = self.peers.get_mut(&id) {
+            peer.expire(now);
             peer.start_handshakes(now, outbox);
             peer.settle(&mut self.around);
         }
@@ -241,12 +245,7 @@ impl WireGuard {
         let mut old = std::mem::take(&mut peer.pairs);
         for identity in &self.identities {
             for key in &peer.config.keys {
-                let is_same = |pair: &Pair| {
-                    pair.local_public == identity.public
-                        && pair.local_epoch == identity.epoch
-                        && pair.remote_public == key.public
-                };
-                let pair = match old.iter().position(is_same) {
+                let pair = match old.iter().position(|pair| pair.is_of(identity, &key.public)) {
                     Some(position) => {
                         let mut kept = old.swap_remove(position);
                         kept.remote_epoch = key.epoch;
@@ -255,7 +254,7 @@ impl WireGuard {
                     None => {
                         let index = free_index(&mut self.next_index, &self.by_index);
                         self.by_index.insert(index, id);
-                        Pair::new(identity, key, index)
+                        Pair::new(identity.clone(), key, index, self.around.cipher)
                     }
                 };
                 peer.pairs.push(pair);
@@ -277,73 +276,89 @@ impl WireGuard {
         &mut self,
         now: Instant,
         datagram: Datagram<'_>,
+        sender: u32,
+        noise: &[u8; INITIATION_NOISE],
         outbox: &mut Outbox<'_>,
     ) -> Result<(), TunnelDrop> {
-        let (identity, packet) = self.pass_gate(datagram, None, outbox)?;
-        let Packet::HandshakeInit(initiation) = packet else { return Err(TunnelDrop::Malformed) };
-        let identity = &self.identities[identity];
+        let identity = self.pass_gate(datagram, outbox)?;
         if has_cookie(datagram.bytes) && !self.sources.admit(now, datagram.from.ip()) {
             return Err(TunnelDrop::SourceRateLimited);
         }
-        let half = parse_handshake_anon(&identity.secret, &identity.public, &initiation)
-            .map_err(|_| TunnelDrop::ReplayOrForged)?;
-        let id = self.by_key.get(&half.peer_static_public).ok_or(TunnelDrop::UnknownSender)?;
+        let responder = Responder::begin(&identity.secret, &identity.public, noise)?;
+        let remote = responder.remote().as_bytes();
+        let id = self.by_key.get(remote).ok_or(TunnelDrop::UnknownSender)?;
         let peer = self.peers.get_mut(id).ok_or(TunnelDrop::UnknownSender)?;
-        let pair = peer
-            .pairs
-            .iter()
-            .position(|pair| pair.local_epoch == identity.epoch && pair.remote_public == half.peer_static_public)
-            .ok_or(TunnelDrop::UnknownSender)?;
-        let mut room = [0; 256];
-        peer.receive(now, pair, datagram, &mut room, &mut self.around, outbox);
-        peer.settle(&mut self.around);
+        let pair = peer.pairs.iter().position(|pair| pair.is_of(&identity, remote)).ok_or(TunnelDrop::UnknownSender)?;
+        peer.shake_hands(now, pair, HandshakeMessage::Initiation { sender, responder }, &mut self.around, outbox);
         Ok(())
     }
 
-    /// Messages for a session or a handshake of ours: the first, and as many of the rest as are data for the same.
-    fn open_known<'d>(
+    /// A peer answers a handshake message of ours.
+    fn open_answer(
         &mut self,
         now: Instant,
+        datagram: Datagram<'_>,
         receiver: u32,
-        first: Datagram<'d>,
+        answer: HandshakeMessage<'_>,
+        outbox: &mut Outbox<'_>,
+    ) -> Result<(), TunnelDrop> {
+        let (_, peer, pair) = find(&mut self.peers, &self.by_index, receiver)?;
+        if let HandshakeMessage::Response { .. } = answer {
+            peer.pairs[pair].identity().admit(datagram, outbox)?;
+        }
+        peer.shake_hands(now, pair, answer, &mut self.around, outbox);
+        Ok(())
+    }
+
+    /// Data for a session of ours: the first message, and as many of the rest as are for the same.
+    fn open_data<'d>(
+        &mut self,
+        now: Instant,
+        mut datagram: Datagram<'d>,
+        mut data: Data<'d>,
         rest: &mut Peekable<impl Iterator<Item = Datagram<'d>>>,
         inbox: &mut dyn Inbox,
         outbox: &mut Outbox<'_>,
     ) -> Result<(), TunnelDrop> {
-        let index = receiver >> 8;
-        let id = *self.by_index.get(&index).ok_or(TunnelDrop::UnknownSender)?;
-        let peer = self.peers.get_mut(&id).ok_or(TunnelDrop::UnknownSender)?;
-        let pair = peer.pairs.iter().position(|pair| pair.index == index).ok_or(TunnelDrop::UnknownSender)?;
+        let (id, peer, pair) = find(&mut self.peers, &self.by_index, data.receiver)?;
+        if peer.config.endpoint.is_none() {
+            // Answers follow the configuration, and there is none.
+            peer.drop_packet(TunnelDrop::NoEndpoint, &self.around);
+            return Ok(());
+        }
+        peer.expire(now);
         // Packets of one flow come together: the last source need not be looked up again.
         let mut source = None;
-        let mut next = Some(first);
-        while let Some(datagram) = next {
-            let length = peer.receive(now, pair, datagram, inbox.room(), &mut self.around, outbox);
-            if let Some(length) = length {
+        let allowed = &self.allowed;
+        let mut is_allowed = |address: IpAddr| {
+            if source.is_none_or(|(known, _)| known != address) {
+                source = Some((address, allowed.lookup(address) == Some(id)));
+            }
+            source.is_some_and(|(_, is_allowed)| is_allowed)
+        };
+        loop {
+            if let Some(length) = peer.open(now, pair, data, inbox.room(), &mut self.around, outbox) {
                 let packet = &mut inbox.room()[..length];
-                let allowed = &self.allowed;
-                let mut is_allowed = |address: IpAddr| {
-                    if source.is_none_or(|(known, _)| known != address) {
-                        source = Some((address, allowed.lookup(address) == Some(id)));
-                    }
-                    source.is_some_and(|(_, is_allowed)| is_allowed)
-                };
-                // boringtun has trimmed the padding; whether the header agrees with itself is ours to see.
-                match ip::envelope(packet).filter(|envelope| envelope.length == length) {
+                // Behind the packet there may be padding: its own header says where it ends.
+                match ip::envelope(packet) {
                     None => peer.drop_packet(TunnelDrop::Malformed, &self.around),
                     Some(envelope) if !is_allowed(envelope.source) => {
                         peer.drop_packet(TunnelDrop::SourceNotAllowed, &self.around);
                     }
-                    Some(_) => {
+                    Some(envelope) => {
                         ip::mark_congestion(datagram.ecn, packet);
                         peer.count_received();
-                        inbox.deliver(length);
+                        inbox.deliver(envelope.length);
                     }
                 }
             }
-            next = rest.next_if(|datagram| is_data_for(datagram.bytes, receiver));
+            let Some((next, alike)) = rest.peek().and_then(|next| Some((*next, data.alike(next.bytes)?))) else {
+                break;
+            };
+            rest.next();
+            (datagram, data) = (next, alike);
         }
-        peer.settle(&mut self.around);
+        peer.finish_receiving(now, pair, &mut self.around, outbox);
         Ok(())
     }
 
@@ -358,38 +373,16 @@ impl WireGuard {
         }
     }
 
-    /// Lets a handshake message pass whose first MAC was made for a key of ours, and, under load,
-    /// whose second MAC proves the sender's address. Says which of our keys it is.
-    fn pass_gate<'d>(
-        &self,
-        datagram: Datagram<'d>,
-        only: Option<u32>,
-        outbox: &mut Outbox<'_>,
-    ) -> Result<(usize, Packet<'d>), TunnelDrop> {
-        for (index, identity) in self.identities.iter().enumerate() {
-            if only.is_some_and(|epoch| epoch != identity.epoch) {
-                continue;
-            }
-            let mut reply = [0; COOKIE_REPLY];
-            identity.gate.reset_count();
-            match identity.gate.verify_packet(Some(datagram.from.ip()), datagram.bytes, &mut reply) {
-                Ok(packet) => return Ok((index, packet)),
-                Err(TunnResult::WriteToNetwork(cookie)) => {
-                    // The one answer that goes where the question came from: that is what it tests.
-                    outbox.post(datagram.from, cookie);
-                    return Err(TunnelDrop::UnderLoadCookie);
-                }
-                Err(_) => {}
+    /// Lets an initiation pass that was made for a key of ours. Says which one.
+    fn pass_gate(&self, datagram: Datagram<'_>, outbox: &mut Outbox<'_>) -> Result<Arc<Identity>, TunnelDrop> {
+        for identity in &self.identities {
+            match identity.admit(datagram, outbox) {
+                Ok(()) => return Ok(identity.clone()),
+                Err(TunnelDrop::NotForOurKey) => {}
+                Err(reason) => return Err(reason),
             }
         }
         Err(TunnelDrop::NotForOurKey)
-    }
-
-    /// Which of our keys a session or handshake belongs to.
-    fn epoch_of(&self, receiver: u32) -> Option<u32> {
-        let index = receiver >> 8;
-        let peer = self.peers.get(self.by_index.get(&index)?)?;
-        peer.pairs.iter().find(|pair| pair.index == index).map(|pair| pair.local_epoch)
     }
 }
 
@@ -408,26 +401,26 @@ impl Protocol for WireGuard {
     fn open(&mut self, now: Instant, datagrams: Datagrams<'_>, inbox: &mut dyn Inbox, outbox: &mut Outbox<'_>) {
         let mut datagrams = datagrams.iter().peekable();
         while let Some(datagram) = datagrams.next() {
-            let rest = &mut datagrams;
-            let opened = match Tunn::parse_incoming_packet(datagram.bytes) {
-                Ok(Packet::HandshakeInit(_)) => self.open_initiation(now, datagram, outbox),
-                Ok(Packet::HandshakeResponse(response)) => match self.epoch_of(response.receiver_idx) {
-                    Some(epoch) => self
-                        .pass_gate(datagram, Some(epoch), outbox)
-                        .and_then(|_| self.open_known(now, response.receiver_idx, datagram, rest, inbox, outbox)),
-                    None => Err(TunnelDrop::UnknownSender),
-                },
-                Ok(Packet::PacketCookieReply(reply)) => {
-                    self.open_known(now, reply.receiver_idx, datagram, rest, inbox, outbox)
+            let opened = match Message::parse(datagram.bytes) {
+                Some(Message::Initiation { sender, noise }) => {
+                    self.open_initiation(now, datagram, sender, noise, outbox)
                 }
-                Ok(Packet::PacketData(data)) => {
-                    let opened = self.open_known(now, data.receiver_idx, datagram, rest, inbox, outbox);
+                Some(Message::Response { sender, receiver, noise }) => {
+                    let answer = HandshakeMessage::Response { sender, receiver, noise };
+                    self.open_answer(now, datagram, receiver, answer, outbox)
+                }
+                Some(Message::CookieReply { receiver, nonce, sealed }) => {
+                    let answer = HandshakeMessage::CookieReply { receiver, nonce, sealed };
+                    self.open_answer(now, datagram, receiver, answer, outbox)
+                }
+                Some(Message::Data(data)) => {
+                    let opened = self.open_data(now, datagram, data, &mut datagrams, inbox, outbox);
                     if opened == Err(TunnelDrop::UnknownSender) {
                         self.greet_sender(now, datagram.from, outbox);
                     }
                     opened
                 }
-                Err(_) => Err(TunnelDrop::Malformed),
+                None => Err(TunnelDrop::Malformed),
             };
             if let Err(reason) = opened {
                 self.around.counters.drop_packet(reason);
@@ -458,12 +451,20 @@ fn free_index(next: &mut u32, taken: &HashMap<u32, PeerId>) -> u32 {
     }
 }
 
-/// Whether a message is data, and for this session.
-fn is_data_for(message: &[u8], receiver: u32) -> bool {
-    message.first_chunk::<8>().is_some_and(|start| start[..4] == [4, 0, 0, 0] && start[4..] == receiver.to_le_bytes())
+/// Whose pair a message is for.
+fn find<'p>(
+    peers: &'p mut HashMap<PeerId, Peer>,
+    by_index: &HashMap<u32, PeerId>,
+    receiver: u32,
+) -> Result<(PeerId, &'p mut Peer, usize), TunnelDrop> {
+    let index = receiver >> 8;
+    let id = *by_index.get(&index).ok_or(TunnelDrop::UnknownSender)?;
+    let peer = peers.get_mut(&id).ok_or(TunnelDrop::UnknownSender)?;
+    let pair = peer.pairs.iter().position(|pair| pair.index == index).ok_or(TunnelDrop::UnknownSender)?;
+    Ok((id, peer, pair))
 }
 
 /// Whether a handshake message carries a second MAC, that is, a cookie.
 fn has_cookie(message: &[u8]) -> bool {
-    message.last_chunk::<16>().is_some_and(|mac| *mac != [0; 16])
+    message.last_chunk::<MAC>().is_some_and(|mac| *mac != [0; MAC])
 }

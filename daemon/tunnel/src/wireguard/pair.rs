@@ -1,67 +1,50 @@
-//! One key of ours with one key of a peer: a Noise tunnel, and the clock that drives it.
+//! One key of ours with one key of a peer: the handshakes, the sessions they lead to, and the clock that drives both.
 //!
-//! boringtun's `Tunn` does the cryptography. It reads its own clock and wants to be asked what is
-//! due four times a second for each peer; instead this type mirrors the few moments that matter, so
-//! that a peer is looked at when it sends, when it is heard, and when a deadline comes, but not
-//! else. `Tunn`'s own view of the time is refreshed before each use ([`Pair::touch`]).
+//! What has to be sent is returned; whoever calls sends it. The time is passed in: a pair is looked at when it sends, when it is
+//! heard, and when a deadline comes, but not else.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::{Tunn, TunnResult};
-use x25519_dalek::PublicKey;
+use hauberk_cipher::{Implementation, TAG};
+use x25519_dalek::{PublicKey, SharedSecret};
 
+use super::cookie::Macs;
+use super::handshake::{Initiator, Responder, SessionKeys};
 use super::identity::Identity;
+use super::message::{self, Data, INITIATION, OVERHEAD, RESPONSE, RESPONSE_NOISE};
+use super::session::{REJECT_AFTER_TIME, Session};
+use super::sessions::Sessions;
+use super::timestamp::{self, Timestamp};
 use crate::config::PeerKey;
 use crate::stats::TunnelDrop;
 
 // WireGuard paper, 6.1 to 6.5.
-const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+pub(super) const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
-const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-/// When the keys of a session nobody used are wiped.
-const FORGET_AFTER_TIME: Duration = Duration::from_secs(3 * 180);
-/// How old `Tunn`'s view of the time may get while it is in use.
-const TOUCH_EVERY: Duration = Duration::from_millis(250);
-
-/// Bytes a sealed packet is longer than the packet: header, counter and tag.
-pub(super) const OVERHEAD: usize = 32;
-/// Longest message that is not data: a handshake initiation.
-const LONGEST_CONTROL: usize = 148;
-
-pub(super) const INITIATION: u8 = 1;
-pub(super) const RESPONSE: u8 = 2;
-
-/// Sends a finished message to the peer.
-pub(super) type Post<'a> = &'a mut dyn FnMut(&[u8]);
+/// How old a session of ours gets while we only listen: a new one is made just before it is too late (6.2).
+pub(super) const REKEY_AT_LAST: Duration =
+    REJECT_AFTER_TIME.saturating_sub(KEEPALIVE_TIMEOUT).saturating_sub(REKEY_TIMEOUT);
 
 /// A pair of keys and the sessions made with them.
 pub(super) struct Pair {
-    pub(super) local_epoch: u32,
-    pub(super) local_public: PublicKey,
+    identity: Arc<Identity>,
     pub(super) remote_epoch: u32,
-    pub(super) remote_public: [u8; 32],
-    /// Upper 24 bits of the receiver indices of this pair's sessions.
+    remote: PublicKey,
+    /// What the two static keys agree on.
+    agreed: SharedSecret,
+    /// Upper 24 bits of the indices of this pair's sessions.
     pub(super) index: u32,
-    tunn: Tunn,
-    touched: Option<Instant>,
-    /// A session to send with exists.
-    usable: bool,
+    cipher: Implementation,
+    macs: Macs,
+    /// Of the initiations we took from the peer: whatever is not later is a replay (5.1).
+    latest_initiation: Timestamp,
+    sessions: Sessions,
     handshake: Option<Handshake>,
-    /// Receiver index of the session we answered but have not yet heard from.
-    unconfirmed: Option<u32>,
-    established: Option<Instant>,
-    /// We initiated the session: it is for us to make the next one.
-    initiator: bool,
-    /// Data was sent, data was heard since the session was established.
-    spoke: bool,
-    heard: bool,
     /// Since when we have heard data without saying anything.
     owed: Option<Instant>,
     /// Since when we have sent data without hearing anything.
@@ -69,302 +52,245 @@ pub(super) struct Pair {
 }
 
 /// A handshake of ours that is under way.
-#[derive(Clone, Copy)]
 struct Handshake {
+    /// Index of the session it may lead to.
+    index: u32,
+    initiator: Initiator,
     started: Instant,
     attempts: u32,
     retry_at: Instant,
+    /// A better session made it needless. An answer that is on its way is still welcome.
+    abandoned: bool,
 }
 
-/// What came of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opened {
-    /// An IP packet of this length.
-    Packet(usize),
-    /// Something without a packet.
-    Control,
-    /// A session can be used for sending from now on; the message carried this packet, if any.
-    Established(Option<usize>),
-    /// Nothing that may be passed on.
-    Refused(TunnelDrop),
+/// Something whose time has come.
+pub(super) enum Due {
+    Initiation,
+    Keepalive,
+    /// The handshake was given up.
+    GaveUp,
+}
+
+/// An authentic data message.
+pub(super) struct Opened {
+    /// Length of packet and padding; zero for a keepalive.
+    pub(super) length: usize,
+    /// It was the one that put its session to use.
+    pub(super) confirmed: bool,
 }
 
 impl Pair {
-    pub(super) fn new(identity: &Identity, key: &PeerKey, index: u32) -> Pair {
-        let tunn = Tunn::new(
-            identity.secret.clone(),
-            PublicKey::from(key.public),
-            None,
-            None,
-            index,
-            Some(identity.unlimited.clone()),
-        );
+    pub(super) fn new(identity: Arc<Identity>, key: &PeerKey, index: u32, cipher: Implementation) -> Pair {
+        let remote = PublicKey::from(key.public);
         Pair {
-            local_epoch: identity.epoch,
-            local_public: identity.public,
+            agreed: identity.secret.diffie_hellman(&remote),
+            identity,
             remote_epoch: key.epoch,
-            remote_public: key.public,
+            remote,
             index,
-            tunn,
-            touched: None,
-            usable: false,
+            cipher,
+            macs: Macs::new(&remote),
+            latest_initiation: timestamp::NEVER,
+            sessions: Sessions::new(),
             handshake: None,
-            unconfirmed: None,
-            established: None,
-            initiator: false,
-            spoke: false,
-            heard: false,
             owed: None,
             unanswered: None,
         }
     }
 
+    /// Our key.
+    pub(super) fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// Whether it is of these two keys.
+    pub(super) fn is_of(&self, identity: &Identity, remote: &[u8; 32]) -> bool {
+        self.identity.epoch == identity.epoch
+            && self.identity.public == identity.public
+            && self.remote.as_bytes() == remote
+    }
+
     /// Whether packets can be sealed now.
     pub(super) fn is_usable(&self) -> bool {
-        self.usable
+        self.sessions.current().is_some()
     }
 
     /// Initiations sent in the handshake under way.
     pub(super) fn attempts(&self) -> Option<u32> {
-        self.handshake.map(|handshake| handshake.attempts)
+        self.handshake.as_ref().filter(|handshake| !handshake.abandoned).map(|handshake| handshake.attempts)
     }
 
-    /// Lets `Tunn` see the time and do what it finds due.
-    pub(super) fn touch(&mut self, now: Instant, post: Post<'_>) {
-        if self.touched.is_some_and(|touched| now.saturating_duration_since(touched) < TOUCH_EVERY) {
-            return;
-        }
-        self.touched = Some(now);
-        let mut buffer = [0; LONGEST_CONTROL];
-        // An expired connection is an error each time; what matters of it is read off below.
-        if let TunnResult::WriteToNetwork(message) = self.tunn.update_timers(&mut buffer) {
-            post(message);
-            let is_initiation = message.first() == Some(&INITIATION);
-            self.sent(now, false);
-            if is_initiation {
-                self.initiated(now);
-            }
-        }
-        let is_young = self.established.is_some_and(|at| now.saturating_duration_since(at) < REJECT_AFTER_TIME);
-        self.usable = is_young && self.tunn.time_since_last_handshake().is_some();
-        if self.is_to_be_renewed(now) {
-            self.initiate(now, post);
+    /// Drops what has come to its end, before anything is done with the pair.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.sessions.drop_ended(now);
+        if !self.is_usable() {
+            self.owed = None;
+            self.unanswered = None;
         }
     }
 
-    /// Whether the next session is to be made while this one still carries packets (WireGuard paper, 6.2).
-    fn is_to_be_renewed(&self, now: Instant) -> bool {
-        let age = self.established.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        let at_last = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT;
-        let is_old = (self.spoke && age >= REKEY_AFTER_TIME) || (self.heard && age >= at_last);
-        self.usable && self.initiator && self.handshake.is_none() && is_old
+    /// Whether the next session is to be made while this one, if `age` old, still carries packets (6.2).
+    pub(super) fn is_to_be_renewed(&self, now: Instant, age: Duration) -> bool {
+        self.attempts().is_none() && self.sessions.current().is_some_and(|session| session.is_to_be_renewed(now, age))
     }
 
-    /// Seals `packet` into `room`, which is [`OVERHEAD`] bytes longer. False if there is no session.
+    /// Starts a handshake, or asks once more.
+    pub(super) fn initiate(&mut self, now: Instant) -> [u8; INITIATION] {
+        let index = self.free_index(None);
+        let timestamp = timestamp::next();
+        let (initiator, noise) = Initiator::begin(&self.identity.public, &self.remote, &self.agreed, &timestamp);
+        let before = self.handshake.take().filter(|handshake| !handshake.abandoned);
+        self.handshake = Some(Handshake {
+            index,
+            initiator,
+            started: before.as_ref().map_or(now, |handshake| handshake.started),
+            attempts: before.map_or(0, |handshake| handshake.attempts) + 1,
+            retry_at: now + REKEY_TIMEOUT + jitter(),
+            abandoned: false,
+        });
+        self.owed = None;
+        let mut message = message::initiation(index, &noise);
+        self.macs.sign(now, index, &mut message);
+        message
+    }
+
+    /// Stops asking for a session that a better one made needless.
+    pub(super) fn abandon_handshake(&mut self) {
+        if let Some(handshake) = &mut self.handshake {
+            handshake.abandoned = true;
+        }
+    }
+
+    /// Answers an initiation. The session is for the peer to use first.
+    pub(super) fn answer(
+        &mut self,
+        now: Instant,
+        sender: u32,
+        mut responder: Responder,
+    ) -> Result<[u8; RESPONSE], TunnelDrop> {
+        let timestamp = responder.timestamp(&self.agreed)?;
+        if timestamp <= self.latest_initiation {
+            return Err(TunnelDrop::ReplayOrForged);
+        }
+        self.latest_initiation = timestamp;
+        let (keys, noise) = responder.finish()?;
+        let index = self.free_index(self.handshake.as_ref().map(|handshake| handshake.index));
+        self.sessions.add_answered(self.session(now, (index, sender), &keys, false));
+        self.owed = None;
+        self.unanswered = None;
+        let mut message = message::response(index, sender, &noise);
+        self.macs.sign(now, index, &mut message);
+        Ok(message)
+    }
+
+    /// Takes the answer to our initiation. Something has to be sent with the session now: the peer waits for it.
+    pub(super) fn complete(
+        &mut self,
+        now: Instant,
+        sender: u32,
+        receiver: u32,
+        noise: &[u8; RESPONSE_NOISE],
+    ) -> Result<(), TunnelDrop> {
+        let handshake = self.handshake.as_ref().filter(|handshake| handshake.index == receiver);
+        let initiator = &handshake.ok_or(TunnelDrop::UnknownSender)?.initiator;
+        let keys = initiator.finish(&self.identity.secret, noise)?;
+        self.handshake = None;
+        self.unanswered = None;
+        self.sessions.add_initiated(self.session(now, (receiver, sender), &keys, true));
+        Ok(())
+    }
+
+    /// Keeps a cookie for the next handshake message.
+    pub(super) fn take_cookie(
+        &mut self,
+        now: Instant,
+        receiver: u32,
+        nonce: &[u8; 24],
+        sealed: &[u8; 16 + TAG],
+    ) -> Result<(), TunnelDrop> {
+        self.macs.take_reply(now, receiver, nonce, sealed)
+    }
+
+    /// Seals `packet` into `room`, which is at least [`OVERHEAD`] bytes longer. False if there is no session.
     pub(super) fn seal(&mut self, now: Instant, packet: &[u8], room: &mut [u8]) -> bool {
-        let length = room.len();
-        let sealed = self.usable
-            && matches!(self.tunn.encapsulate(packet, room), TunnResult::WriteToNetwork(message) if message.len() == length);
+        let sealed = self.sessions.seal(packet, room);
         if sealed {
-            self.sent(now, true);
-        } else {
-            self.usable = false;
+            self.owed = None;
+            self.unanswered.get_or_insert(now);
         }
         sealed
     }
 
-    /// Starts a handshake, or sends the initiation once more.
-    pub(super) fn initiate(&mut self, now: Instant, post: Post<'_>) {
-        let mut buffer = [0; LONGEST_CONTROL];
-        if let TunnResult::WriteToNetwork(message) = self.tunn.format_handshake_initiation(&mut buffer, true) {
-            post(message);
-        }
-        self.sent(now, false);
-        self.initiated(now);
+    /// A message without a packet, if there is a session.
+    pub(super) fn keepalive(&mut self) -> Option<[u8; OVERHEAD]> {
+        let mut message = [0; OVERHEAD];
+        self.owed = None;
+        self.sessions.seal(&[], &mut message).then_some(message)
     }
 
-    /// Gives up a handshake that a better session made needless.
-    pub(super) fn abandon_handshake(&mut self) {
-        self.handshake = None;
+    /// Opens a data message to the start of the room. The first of a session that we answered confirms it.
+    pub(super) fn open(&mut self, now: Instant, data: Data<'_>, room: &mut [u8]) -> Result<Opened, TunnelDrop> {
+        let session = self.sessions.receiving(data.receiver).ok_or(TunnelDrop::UnknownSender)?;
+        let length = session.open(data, room)?;
+        let confirmed = self.sessions.confirm(data.receiver);
+        if confirmed {
+            self.abandon_handshake();
+        }
+        self.unanswered = None;
+        if length > 0 {
+            self.owed.get_or_insert(now);
+        }
+        Ok(Opened { length, confirmed })
     }
 
-    /// Opens a message for this pair whose form was checked; `room` must hold all of it.
-    pub(super) fn open(
-        &mut self,
-        now: Instant,
-        from: IpAddr,
-        message: &[u8],
-        room: &mut [u8],
-        post: Post<'_>,
-    ) -> Opened {
-        // boringtun counts past the end of the counter; an authentic peer could make it overflow.
-        if let Some(counter) = data_counter(message)
-            && counter >= REJECT_AFTER_MESSAGES
-        {
-            return Opened::Refused(TunnelDrop::ReplayOrForged);
-        }
-        if data_counter(message).is_none() {
-            // `Tunn` tells which of two sessions is the newer one by the time it was last shown.
-            self.touched = None;
-        }
-        self.touch(now, post);
-        match self.tunn.decapsulate(Some(from), message, room) {
-            TunnResult::WriteToTunnelV4(packet, _) => {
-                let length = packet.len();
-                self.heard_data(now, message, Some(length))
-            }
-            TunnResult::WriteToTunnelV6(packet, _) => {
-                let length = packet.len();
-                self.heard_data(now, message, Some(length))
-            }
-            TunnResult::Done if data_counter(message).is_some() => self.heard_data(now, message, None),
-            TunnResult::Done => {
-                self.unanswered = None;
-                Opened::Control
-            }
-            TunnResult::WriteToNetwork(reply) => {
-                post(reply);
-                let session = receiver_index(reply, 4);
-                self.unanswered = None;
-                self.sent(now, false);
-                if message.first() == Some(&RESPONSE) {
-                    self.establish(now, true);
-                    return Opened::Established(None);
-                }
-                self.unconfirmed = session;
-                Opened::Control
-            }
-            TunnResult::Err(error) => Opened::Refused(reason(&error)),
-        }
-    }
-
-    /// When [`Pair::on_deadline`] has something to do.
+    /// When [`Pair::next_due`] has something, or [`Pair::expire`].
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let session =
-            self.established.map(|at| if self.usable { at + REJECT_AFTER_TIME } else { at + FORGET_AFTER_TIME });
         [
-            self.handshake.map(|handshake| handshake.retry_at),
+            self.handshake.as_ref().map(|handshake| handshake.retry_at),
             self.owed.map(|since| since + KEEPALIVE_TIMEOUT),
             self.unanswered.map(|since| since + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT),
-            session,
+            self.sessions.end(),
         ]
         .into_iter()
         .flatten()
         .min()
     }
 
-    /// Does what is due. True if a handshake was given up.
-    pub(super) fn on_deadline(&mut self, now: Instant, post: Post<'_>) -> bool {
-        if self.handshake.is_some_and(|handshake| now >= handshake.started + REKEY_ATTEMPT_TIME) {
-            self.handshake = None;
-            return true;
-        }
-        if let Some(at) = self.established {
-            if now >= at + REJECT_AFTER_TIME {
-                self.usable = false;
-                self.owed = None;
-                self.unanswered = None;
-            }
-            if now >= at + FORGET_AFTER_TIME {
-                self.established = None;
-                self.touched = None;
-                self.touch(now, post);
+    /// One thing that is due, to be done before the next is asked for.
+    pub(super) fn next_due(&mut self, now: Instant) -> Option<Due> {
+        if let Some(handshake) = self.handshake.take_if(|handshake| handshake.retry_at <= now) {
+            if handshake.abandoned {
+                // Nobody waits for it.
+            } else if now >= handshake.started + REKEY_ATTEMPT_TIME {
+                return Some(Due::GaveUp);
+            } else {
+                self.handshake = Some(handshake);
+                return Some(Due::Initiation);
             }
         }
-        if self.handshake.is_some_and(|handshake| now >= handshake.retry_at) {
-            self.touch(now, post);
-            // `Tunn` may have found the retry due as well.
-            if self.handshake.is_some_and(|handshake| now >= handshake.retry_at) {
-                self.initiate(now, post);
-            }
+        if self.owed.take_if(|since| now >= *since + KEEPALIVE_TIMEOUT).is_some() {
+            return Some(Due::Keepalive);
         }
-        if self.owed.is_some_and(|since| now >= since + KEEPALIVE_TIMEOUT) {
-            self.touch(now, post);
-            if self.owed.take().is_some() && self.usable {
-                let mut keepalive = [0; OVERHEAD];
-                if let TunnResult::WriteToNetwork(message) = self.tunn.encapsulate(&[], &mut keepalive) {
-                    post(message);
-                }
-            }
-        }
-        if self.unanswered.is_some_and(|since| now >= since + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT) {
-            self.unanswered = None;
-            self.touch(now, post);
-            if self.handshake.is_none() {
-                self.initiate(now, post);
-            }
-        }
-        false
+        let silence = self.unanswered.take_if(|since| now >= *since + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT);
+        (silence.is_some() && self.attempts().is_none()).then_some(Due::Initiation)
     }
 
-    fn initiated(&mut self, now: Instant) {
-        let retry_at = now + REKEY_TIMEOUT + jitter();
-        let handshake = self.handshake.get_or_insert(Handshake { started: now, attempts: 0, retry_at });
-        handshake.attempts += 1;
-        handshake.retry_at = retry_at;
+    fn free_index(&mut self, kept: Option<u32>) -> u32 {
+        self.index << 8 | u32::from(self.sessions.free_index(kept))
     }
 
-    fn sent(&mut self, now: Instant, data: bool) {
-        self.owed = None;
-        if data {
-            self.spoke = true;
-            self.unanswered.get_or_insert(now);
-        }
+    fn session(&self, now: Instant, indices: (u32, u32), keys: &SessionKeys, initiated: bool) -> Session {
+        Session::new(now, indices, keys, initiated, self.cipher)
     }
 
-    /// Takes note of an authentic data message. The first one confirms the session we answered.
-    fn heard_data(&mut self, now: Instant, message: &[u8], packet: Option<usize>) -> Opened {
-        self.unanswered = None;
-        self.heard = true;
-        if packet.is_some() {
-            self.owed.get_or_insert(now);
-        }
-        if self.unconfirmed.is_some() && self.unconfirmed == receiver_index(message, 4) {
-            self.establish(now, false);
-            return Opened::Established(packet);
-        }
-        match packet {
-            Some(length) => Opened::Packet(length),
-            None => Opened::Control,
-        }
-    }
-
-    fn establish(&mut self, now: Instant, initiator: bool) {
-        self.usable = true;
-        self.established = Some(now);
-        self.initiator = initiator;
-        (self.spoke, self.heard) = (false, false);
-        self.handshake = None;
-        self.unconfirmed = None;
+    #[cfg(test)]
+    pub(super) fn sessions_mut(&mut self) -> &mut Sessions {
+        &mut self.sessions
     }
 }
 
-/// The counter of a data message.
-fn data_counter(message: &[u8]) -> Option<u64> {
-    let counter = message.get(8..16)?.try_into().ok()?;
-    (message[0] == 4).then(|| u64::from_le_bytes(counter))
-}
-
-/// The index at `at`: of the receiver in data, of the sender in a response.
-fn receiver_index(message: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(message.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn reason(error: &WireGuardError) -> TunnelDrop {
-    match error {
-        // Authentic, but no IP packet inside.
-        WireGuardError::InvalidPacket | WireGuardError::IncorrectPacketLength => TunnelDrop::Malformed,
-        WireGuardError::NoCurrentSession | WireGuardError::WrongIndex | WireGuardError::UnexpectedPacket => {
-            TunnelDrop::UnknownSender
-        }
-        WireGuardError::UnderLoad => TunnelDrop::UnderLoadCookie,
-        _ => TunnelDrop::ReplayOrForged,
-    }
-}
-
-/// Up to a third of a second, so that two peers do not start over in step (WireGuard paper, 6.1).
-/// Never zero: `Tunn` measures from a moment later than ours.
+/// Up to a third of a second, so that two peers do not start over in step (6.1).
 fn jitter() -> Duration {
     let random = RandomState::new().build_hasher().finish();
-    Duration::from_millis(10 + random % 323)
+    Duration::from_millis(random % 334)
 }

@@ -2,19 +2,41 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+
+use hauberk_cipher::TAG;
 
 use super::Surroundings;
-use super::pair::{OVERHEAD, Opened, Pair, RESPONSE};
+use super::handshake::Responder;
+use super::message::{COOKIE_REPLY, Data, INITIATION, OVERHEAD, RESPONSE, RESPONSE_NOISE};
+use super::pair::{Due, Pair, REKEY_AFTER_TIME, REKEY_AT_LAST};
 use crate::config::{PeerConfig, PeerId};
 use crate::io::outbox::Outbox;
 use crate::offload::ip;
 use crate::offload::segment::Segments;
-use crate::protocol::Datagram;
 use crate::stats::{DropCounts, PeerState, PeerStats, TunnelDrop};
 
 /// Packets that wait for a handshake, per peer.
 const MOST_WAITING: usize = 256;
+
+/// A message for a pair that carries no data.
+pub(super) enum HandshakeMessage<'a> {
+    /// Passed the gate; the peer is the one it names.
+    Initiation {
+        sender: u32,
+        responder: Responder,
+    },
+    Response {
+        sender: u32,
+        receiver: u32,
+        noise: &'a [u8; RESPONSE_NOISE],
+    },
+    CookieReply {
+        receiver: u32,
+        nonce: &'a [u8; 24],
+        sealed: &'a [u8; 16 + TAG],
+    },
+}
 
 /// A peer and everything that happens with it.
 pub(super) struct Peer {
@@ -63,12 +85,7 @@ impl Peer {
         let Some(to) = self.config.endpoint else {
             return self.drop_packets(TunnelDrop::NoEndpoint, packets.extent().1 as u64, around);
         };
-        for pair in &mut self.pairs {
-            pair.touch(now, &mut |message| {
-                self.tx_bytes += message.len() as u64;
-                outbox.post(to, message);
-            });
-        }
+        self.expire(now);
         while let Some(packet) = packets.next() {
             if !self.seal(now, to, packet, around, outbox) {
                 if self.waiting.len() == MOST_WAITING {
@@ -79,60 +96,94 @@ impl Peer {
                 self.start_handshakes(now, outbox);
             }
         }
+        if let Some(pair) = self.pairs.iter().position(Pair::is_usable) {
+            self.renew(now, pair, REKEY_AFTER_TIME, outbox);
+        }
         self.settle(around);
     }
 
-    /// Opens a message for one of the pairs. Returns the length of the packet it carried. Whoever calls it settles the peer after
-    /// the last one.
-    pub(super) fn receive(
+    /// Opens a data message for one of the pairs. Returns the length of packet and padding. Whoever calls it has let the peer
+    /// [`Peer::expire`] before the first one, and lets it [`Peer::finish_receiving`] after the last one.
+    pub(super) fn open(
         &mut self,
         now: Instant,
-        index: usize,
-        datagram: Datagram<'_>,
+        pair: usize,
+        data: Data<'_>,
         room: &mut [u8],
         around: &mut Surroundings,
         outbox: &mut Outbox<'_>,
     ) -> Option<usize> {
-        let message = datagram.bytes;
-        let Some(to) = self.config.endpoint else {
+        let opened = self.pairs[pair].open(now, data, room);
+        let opened = opened.map_err(|reason| self.drop_packet(reason, around)).ok()?;
+        self.rx_bytes += (opened.length + OVERHEAD) as u64;
+        if opened.confirmed {
+            self.established(now, pair, false, around, outbox);
+        }
+        (opened.length > 0).then_some(opened.length)
+    }
+
+    /// Last step of a run of data messages for one pair.
+    pub(super) fn finish_receiving(
+        &mut self,
+        now: Instant,
+        pair: usize,
+        around: &mut Surroundings,
+        outbox: &mut Outbox<'_>,
+    ) {
+        self.renew(now, pair, REKEY_AT_LAST, outbox);
+        self.settle(around);
+    }
+
+    /// Takes a handshake message for one of the pairs.
+    pub(super) fn shake_hands(
+        &mut self,
+        now: Instant,
+        pair: usize,
+        message: HandshakeMessage<'_>,
+        around: &mut Surroundings,
+        outbox: &mut Outbox<'_>,
+    ) {
+        self.expire(now);
+        let taken = match message {
             // Answers follow the configuration, and there is none.
-            self.drop_packet(TunnelDrop::NoEndpoint, around);
-            return None;
+            _ if self.config.endpoint.is_none() => Err(TunnelDrop::NoEndpoint),
+            HandshakeMessage::Initiation { sender, responder } => {
+                self.pairs[pair].answer(now, sender, responder).map(|answer| {
+                    self.post(&answer, outbox);
+                    INITIATION
+                })
+            }
+            HandshakeMessage::Response { sender, receiver, noise } => {
+                self.pairs[pair].complete(now, sender, receiver, noise).map(|()| {
+                    self.keep_alive(pair, outbox);
+                    self.established(now, pair, true, around, outbox);
+                    RESPONSE
+                })
+            }
+            HandshakeMessage::CookieReply { receiver, nonce, sealed } => {
+                self.pairs[pair].take_cookie(now, receiver, nonce, sealed).map(|()| COOKIE_REPLY)
+            }
         };
-        let pair = self.pairs.get_mut(index)?;
-        let opened = pair.open(now, datagram.from.ip(), message, room, &mut |reply| {
-            self.tx_bytes += reply.len() as u64;
-            outbox.post(to, reply);
-        });
-        if let Opened::Refused(reason) = opened {
-            self.drop_packet(reason, around);
-            return None;
+        match taken {
+            Ok(length) => self.rx_bytes += length as u64,
+            Err(reason) => self.drop_packet(reason, around),
         }
-        self.rx_bytes += message.len() as u64;
-        if let Opened::Established(_) = opened {
-            self.established(now, index, to, message.first() == Some(&RESPONSE), around, outbox);
-        }
-        match opened {
-            Opened::Packet(length) => Some(length),
-            Opened::Established(packet) => packet,
-            Opened::Control | Opened::Refused(_) => None,
-        }
+        self.settle(around);
     }
 
     /// Does what is due and says when to come back.
     pub(super) fn on_deadline(&mut self, now: Instant, around: &mut Surroundings, outbox: &mut Outbox<'_>) {
         self.armed = None;
-        let endpoint = self.config.endpoint;
+        self.expire(now);
         let mut gave_up = false;
-        for pair in &mut self.pairs {
-            let due = pair.deadline().is_some_and(|deadline| deadline <= now);
-            gave_up |= due
-                && pair.on_deadline(now, &mut |message| {
-                    if let Some(to) = endpoint {
-                        self.tx_bytes += message.len() as u64;
-                        outbox.post(to, message);
-                    }
-                });
+        for pair in 0..self.pairs.len() {
+            while let Some(due) = self.pairs[pair].next_due(now) {
+                match due {
+                    Due::Initiation => self.initiate(now, pair, outbox),
+                    Due::Keepalive => self.keep_alive(pair, outbox),
+                    Due::GaveUp => gave_up = true,
+                }
+            }
         }
         let hopeless = self.pairs.iter().all(|pair| !pair.is_usable() && pair.attempts().is_none());
         if gave_up && hopeless {
@@ -142,31 +193,38 @@ impl Peer {
         self.settle(around);
     }
 
+    /// Drops the sessions that have come to their end. First step of whatever happens to a peer.
+    pub(super) fn expire(&mut self, now: Instant) {
+        for pair in &mut self.pairs {
+            pair.expire(now);
+        }
+    }
+
     /// Starts handshakes with every pair that would be better than what there is.
     ///
     /// While keys are being rotated nobody knows which of its keys the other side has already
     /// learnt: asking with all of them at once costs a message, asking in turn costs seconds.
     pub(super) fn start_handshakes(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
-        let Some(to) = self.config.endpoint else { return };
+        if self.config.endpoint.is_none() {
+            return;
+        }
         let usable = self.pairs.iter().position(Pair::is_usable).unwrap_or(self.pairs.len());
-        for pair in &mut self.pairs[..usable] {
-            if pair.attempts().is_none() {
-                pair.initiate(now, &mut |message| {
-                    self.tx_bytes += message.len() as u64;
-                    outbox.post(to, message);
-                });
+        for pair in 0..usable {
+            if self.pairs[pair].attempts().is_none() {
+                self.initiate(now, pair, outbox);
             }
         }
     }
 
     /// Asks again at once where a handshake is under way: the endpoint is a new one.
     pub(super) fn retry_handshakes(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
-        let Some(to) = self.config.endpoint else { return };
-        for pair in self.pairs.iter_mut().filter(|pair| pair.attempts().is_some()) {
-            pair.initiate(now, &mut |message| {
-                self.tx_bytes += message.len() as u64;
-                outbox.post(to, message);
-            });
+        if self.config.endpoint.is_none() {
+            return;
+        }
+        for pair in 0..self.pairs.len() {
+            if self.pairs[pair].attempts().is_some() {
+                self.initiate(now, pair, outbox);
+            }
         }
     }
 
@@ -231,7 +289,7 @@ impl Peer {
             state: self.state,
             unanswered: unanswered.unwrap_or(0),
             latest_handshake: self.latest_handshake,
-            local_epoch: sending.map(|pair| pair.local_epoch),
+            local_epoch: sending.map(|pair| pair.identity().epoch),
             remote_epoch: sending.map(|pair| pair.remote_epoch),
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
@@ -242,7 +300,7 @@ impl Peer {
         }
     }
 
-    /// Seals with the newest pair that has a session.
+    /// Seals with the newest pair that has a session. False if none has.
     fn seal(
         &mut self,
         now: Instant,
@@ -253,23 +311,49 @@ impl Peer {
     ) -> bool {
         while let Some(pair) = self.pairs.iter_mut().find(|pair| pair.is_usable()) {
             let class = if around.copy_dscp { ip::traffic_class(packet) } else { ip::ecn(packet) };
-            let padded = around.pad(packet);
-            let size = padded.len() + OVERHEAD;
-            // A pair that fails is not usable any more, so this ends.
-            if outbox.post_with(to, class, size, |room| pair.seal(now, padded, room)) {
+            let size = around.padded(packet.len()) + OVERHEAD;
+            let sealed = outbox.post_with(to, class, size, |room| pair.seal(now, packet, room));
+            if sealed {
                 self.tx_bytes += size as u64;
                 self.tx_packets += 1;
+            }
+            // A pair whose session is used up is not usable any more. A packet that no datagram can hold has been dropped.
+            if sealed || pair.is_usable() {
                 return true;
             }
         }
         false
     }
 
+    /// Makes the next session, if the one that is used is `age` old and it is for us to do so.
+    fn renew(&mut self, now: Instant, pair: usize, age: Duration, outbox: &mut Outbox<'_>) {
+        if self.pairs[pair].is_to_be_renewed(now, age) {
+            self.initiate(now, pair, outbox);
+        }
+    }
+
+    fn initiate(&mut self, now: Instant, pair: usize, outbox: &mut Outbox<'_>) {
+        let message = self.pairs[pair].initiate(now);
+        self.post(&message, outbox);
+    }
+
+    fn keep_alive(&mut self, pair: usize, outbox: &mut Outbox<'_>) {
+        if let Some(message) = self.pairs[pair].keepalive() {
+            self.post(&message, outbox);
+        }
+    }
+
+    fn post(&mut self, message: &[u8], outbox: &mut Outbox<'_>) {
+        if let Some(to) = self.config.endpoint {
+            self.tx_bytes += message.len() as u64;
+            outbox.post(to, message);
+        }
+    }
+
     fn established(
         &mut self,
         now: Instant,
         index: usize,
-        to: SocketAddr,
         initiated: bool,
         around: &mut Surroundings,
         outbox: &mut Outbox<'_>,
@@ -282,11 +366,12 @@ impl Peer {
         let pair = &self.pairs[index];
         tracing::debug!(
             peer = self.config.name,
-            local_epoch = pair.local_epoch,
+            local_epoch = pair.identity().epoch,
             remote_epoch = pair.remote_epoch,
             initiated,
             "handshake complete"
         );
+        let Some(to) = self.config.endpoint else { return };
         while let Some(packet) = self.waiting.pop_front() {
             if !self.seal(now, to, &packet, around, outbox) {
                 self.waiting.push_front(packet);

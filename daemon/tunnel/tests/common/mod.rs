@@ -19,7 +19,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hauberk_tunnel::{
-    DeviceConfig, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState, Tunnel, TunnelConfig,
+    CipherImplementation, DeviceConfig, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState, Tunnel,
+    TunnelConfig,
 };
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt};
@@ -263,8 +264,9 @@ impl Node {
             keys: vec![LocalKey { epoch: 1, secret: StaticSecret::from([self.secret; 32]) }],
             fwmark: None,
             handshake_limit_per_second: 100,
-            spin: Duration::from_micros(50),
+            spin: Duration::from_micros(100),
             copy_dscp: false,
+            cipher: CipherImplementation::best(),
             on_state: None,
         }
     }

@@ -1,0 +1,97 @@
+//! One session: a key for each direction, and how far it has been used (WireGuard paper, 5.4.6, 6.1, 6.2).
+
+use std::time::{Duration, Instant};
+
+use hauberk_cipher::{Implementation, Key, TAG};
+
+use super::handshake::SessionKeys;
+use super::message::{self, Data};
+use super::replay::Replay;
+use crate::stats::TunnelDrop;
+
+/// When a session is neither sent nor received with any more.
+pub(super) const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+/// How many messages may be sent with a session, and how many are a reason to make the next one.
+pub(super) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+pub(super) const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+
+/// What a finished handshake left, until it is dropped: then its keys are overwritten.
+pub(super) struct Session {
+    /// The index that the peer puts into messages for it, and the one that we do.
+    local: u32,
+    remote: u32,
+    sending: Key,
+    receiving: Key,
+    /// Messages sent: the counter of the next.
+    sent: u64,
+    received: Replay,
+    made: Instant,
+    /// We made it: it is for us to make the next one.
+    initiated: bool,
+}
+
+impl Session {
+    pub(super) fn new(
+        now: Instant,
+        (local, remote): (u32, u32),
+        keys: &SessionKeys,
+        initiated: bool,
+        cipher: Implementation,
+    ) -> Session {
+        Session {
+            local,
+            remote,
+            sending: Key::new(&keys.sending, cipher),
+            receiving: Key::new(&keys.receiving, cipher),
+            sent: 0,
+            received: Replay::new(),
+            made: now,
+            initiated,
+        }
+    }
+
+    /// The index that the peer uses.
+    pub(super) fn local(&self) -> u32 {
+        self.local
+    }
+
+    /// When it ends.
+    pub(super) fn end(&self) -> Instant {
+        self.made + REJECT_AFTER_TIME
+    }
+
+    /// Seals a packet into a data message as long as the room, padded. False, and never true again, if it was used too often.
+    pub(super) fn seal(&mut self, packet: &[u8], room: &mut [u8]) -> bool {
+        if self.sent >= REJECT_AFTER_MESSAGES {
+            return false;
+        }
+        let sealed = message::data(self.remote, self.sent, room);
+        self.sending.seal(self.sent, packet, sealed);
+        self.sent += 1;
+        true
+    }
+
+    /// Opens a data message to the start of the room; returns the length of packet and padding.
+    pub(super) fn open(&mut self, data: Data<'_>, room: &mut [u8]) -> Result<usize, TunnelDrop> {
+        let length = data.sealed.len() - TAG;
+        // A forged message must not count as received: looked up here, noted below.
+        if data.counter >= REJECT_AFTER_MESSAGES || !self.received.is_fresh(data.counter) {
+            return Err(TunnelDrop::ReplayOrForged);
+        }
+        self.receiving.open(data.counter, data.sealed, &mut room[..length]).map_err(|_| TunnelDrop::ReplayOrForged)?;
+        self.received.mark(data.counter);
+        Ok(length)
+    }
+
+    /// Whether the next one is to be made while this one still carries packets: by whoever made this one once it is `age` old, by
+    /// whoever sends a great deal with it.
+    pub(super) fn is_to_be_renewed(&self, now: Instant, age: Duration) -> bool {
+        self.sent >= REKEY_AFTER_MESSAGES || (self.initiated && now.saturating_duration_since(self.made) >= age)
+    }
+
+    /// As if so many messages had been sent.
+    #[cfg(test)]
+    pub(super) fn pretend_sent(&mut self, sent: u64) {
+        self.sent = sent;
+    }
+}
