@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod cipher;
+mod congestion;
 mod foreign;
 mod lane;
 mod measure;

@@ -31,6 +31,8 @@ struct Machine {
     kernel: String,
     processor: String,
     processors: usize,
+    /// Of the lanes' TCP.
+    congestion_control: &'static str,
 }
 
 /// One sample, and where it belongs.
@@ -72,6 +74,7 @@ impl Results {
             kernel: read("/proc/sys/kernel/osrelease").trim().into(),
             processor: processor.trim_start_matches([' ', '\t', ':']).into(),
             processors: std::thread::available_parallelism().map_or(0, usize::from),
+            congestion_control: crate::congestion::USUAL,
         };
         Results {
             name: name.into(),
