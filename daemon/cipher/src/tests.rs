@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::{Forged, Implementation, Key, TAG};
+use crate::{Forged, HEAD, Implementation, Key, TAG};
 
 /// Those that this machine can run. Says so if that leaves one out: its tests then show nothing.
 fn implementations() -> Vec<Implementation> {
@@ -49,6 +49,26 @@ fn bytes(length: usize, seed: u64) -> Vec<u8> {
         (state >> 33) as u8
     };
     (0..length).map(|_| next()).collect()
+}
+
+#[test]
+fn the_head_is_what_the_packet_begins_with() {
+    for implementation in implementations() {
+        let key = Key::new(&[9; 32], implementation);
+        for length in (0..200).chain([1_424]) {
+            let packet = bytes(length, 3);
+            let sealed = seal(implementation, &[9; 32], 77, &packet, 0);
+            let mut head = [0xff; HEAD];
+            if !key.peek(77, &sealed, &mut head) {
+                assert_eq!(implementation, Implementation::Ring);
+                assert_eq!(head, [0xff; HEAD]);
+                continue;
+            }
+            let there = length.min(HEAD);
+            assert_eq!(head[..there], packet[..there]);
+            assert_eq!(head[there..], [0; HEAD][there..]);
+        }
+    }
 }
 
 #[test]

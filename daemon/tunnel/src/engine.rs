@@ -3,6 +3,7 @@
 //! It runs to completion: what it reads it seals or opens and sends on before it reads on. It
 //! knows no protocol and takes no decision about a packet beyond its form.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -14,6 +15,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 
+use crate::backlog::{Backlog, Read};
 use crate::error::Error;
 use crate::io::outbox::{Batch, Outbox};
 use crate::io::tun::Device;
@@ -31,7 +33,7 @@ use crate::stats::{Counters, TunnelDrop};
 pub const SELF_TEST_DESTINATION: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0x6861, 0x7562);
 
 /// Packets per turn from each side, so that neither starves the other; a super-packet counts as all it is made of.
-const PACKETS_PER_TURN: usize = 768;
+const PACKETS_PER_TURN: usize = 256;
 /// Reads per turn, however little each brings.
 const READS_PER_TURN: usize = 64;
 /// A virtio header, and the longest packet an IPv6 length field can describe.
@@ -72,8 +74,8 @@ pub(crate) struct Engine<P> {
     batch: Batch,
     coalescer: Coalescer,
     spin: Spin,
-    read_buffer: Vec<u8>,
-    receive_buffer: Vec<u8>,
+    outgoing: Backlog<()>,
+    incoming: Backlog<Received>,
 }
 
 impl<P: Protocol> Engine<P> {
@@ -113,8 +115,8 @@ impl<P: Protocol> Engine<P> {
             batch: Batch::new(),
             coalescer,
             spin: Spin::new(spin),
-            read_buffer: vec![0; READ_BUFFER],
-            receive_buffer: vec![0; 1 << 16],
+            outgoing: Backlog::new(READ_BUFFER),
+            incoming: Backlog::new(1 << 16),
         })
     }
 
@@ -123,7 +125,9 @@ impl<P: Protocol> Engine<P> {
         loop {
             let mut events = [EpollEvent::empty(); 4];
             let now = Instant::now();
-            let timeout = if self.spin.looks_again(now) {
+            let timeout = if !self.outgoing.is_empty() || !self.incoming.is_empty() {
+                EpollTimeout::ZERO
+            } else if self.spin.looks_again(now) {
                 // Whoever the packet was for, or its answer is from, may need this CPU.
                 std::thread::yield_now();
                 EpollTimeout::ZERO
@@ -139,18 +143,10 @@ impl<P: Protocol> Engine<P> {
             let now = Instant::now();
             let is_ready = |source: Source| events[..ready].iter().any(|event| event.data() == source as u64);
             if is_ready(Source::Commands) && !self.take_commands(now) {
-                return Ok(());
+                return self.finish(now);
             }
-            let mut packets = 0;
-            if is_ready(Source::SocketV4) {
-                packets += self.receive(now, Source::SocketV4);
-            }
-            if is_ready(Source::SocketV6) {
-                packets += self.receive(now, Source::SocketV6);
-            }
-            if is_ready(Source::Device) {
-                packets += self.read_device(now)?;
-            }
+            let mut packets = self.receive(now, [is_ready(Source::SocketV4), is_ready(Source::SocketV6)]);
+            packets += self.send(now, is_ready(Source::Device))?;
             if packets > 0 {
                 self.spin.carried(now, packets);
             }
@@ -168,32 +164,48 @@ impl<P: Protocol> Engine<P> {
         EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
     }
 
+    /// Carries what was read before the engine was told to stop.
+    fn finish(&mut self, now: Instant) -> io::Result<()> {
+        while !self.incoming.is_empty() {
+            self.receive(now, [false, false]);
+        }
+        while !self.outgoing.is_empty() {
+            self.send(now, false)?;
+        }
+        Ok(())
+    }
+
     /// Device to network; how many packets.
-    fn read_device(&mut self, now: Instant) -> io::Result<usize> {
-        let Engine { device, sockets, protocol, counters, batch, read_buffer, .. } = self;
+    fn send(&mut self, now: Instant, is_ready: bool) -> io::Result<usize> {
+        let Engine { device, sockets, protocol, counters, batch, outgoing, .. } = self;
+        let has_header = device.features().vnet_header;
         let mut outbox = Outbox::new(batch, sockets, counters);
-        let mut packets = 0;
-        for read in 0..READS_PER_TURN {
+        let (mut packets, mut was_small) = (0, false);
+        for turn in 0..READS_PER_TURN {
             if packets >= PACKETS_PER_TURN {
                 break;
             }
-            let length = match device.read(read_buffer) {
-                Ok(length) => length,
-                Err(error) if is_temporary(&error) => break,
-                Err(error) => {
+            // The first may be alone: then it need not wait for the answer that there is no other.
+            let mut goes_on = is_ready && (outgoing.is_empty() || turn > 0 && !was_small);
+            while goes_on {
+                let read = outgoing.read(|buffer| read_device(device, buffer));
+                if read.is_err() {
                     outbox.flush();
-                    return Err(error);
                 }
-            };
-            let (header, packet) = match read_buffer[..length].split_first_chunk_mut() {
-                Some((header, packet)) if device.features().vnet_header => (virtio::Header::parse(*header), packet),
-                _ => (Some(virtio::Header::PLAIN), &mut read_buffer[..length]),
-            };
+                goes_on = read? && turn > 0;
+            }
+            let next = outgoing.next(|read, flows| {
+                flows.extend(ip::flow(split_header(has_header, read.bytes()).1));
+                true
+            });
+            let Some(mut read) = next else { break };
+            let (header, packet) = split_header(has_header, read.bytes());
             packets += seal_packet(device.mtu(), header, packet, counters, &mut |destination, packets| {
                 protocol.seal(now, destination, packets, &mut outbox);
             });
-            if read == 0 {
-                // It may be alone: then it need not wait for the answer that there is no other.
+            was_small = read.is_small();
+            outgoing.done(read);
+            if turn == 0 {
                 outbox.flush();
             }
         }
@@ -202,33 +214,47 @@ impl<P: Protocol> Engine<P> {
     }
 
     /// Network to device; how many packets.
-    fn receive(&mut self, now: Instant, source: Source) -> usize {
-        let Engine { device, sockets, protocol, counters, batch, coalescer, receive_buffer, .. } = self;
-        let mut packets = 0;
-        for read in 0..READS_PER_TURN {
+    fn receive(&mut self, now: Instant, ready: [bool; 2]) -> usize {
+        let (mut packets, mut was_small) = (0, false);
+        for turn in 0..READS_PER_TURN {
             if packets >= PACKETS_PER_TURN {
                 break;
             }
-            let socket = if source == Source::SocketV4 { &mut sockets.v4 } else { &mut sockets.v6 };
-            let Some(run) = socket.as_mut().and_then(|socket| receive_run(socket, receive_buffer)) else { break };
+            if self.incoming.is_empty() || turn > 0 && !was_small {
+                self.take_in(ready, turn == 0);
+            }
+            let Engine { device, sockets, protocol, counters, batch, coalescer, incoming, .. } = self;
+            let next = incoming.next(|read, flows| protocol.flows(datagrams(read), flows));
+            let Some(mut read) = next else { break };
+            let run = datagrams(&mut read);
+            let count = run.bytes.len().div_ceil(run.size);
             let mut outbox = Outbox::new(batch, sockets, counters);
             let mut inbox = DeviceInbox { device, coalescer, counters };
-            let bytes = &receive_buffer[..run.length];
-            protocol.open(
-                now,
-                Datagrams { from: run.from, ecn: run.ecn, bytes, size: run.size },
-                &mut inbox,
-                &mut outbox,
-            );
+            protocol.open(now, run, &mut inbox, &mut outbox);
             outbox.flush();
-            packets += run.length.div_ceil(run.size);
-            if read == 0 && packets == 1 {
+            packets += count;
+            if turn == 0 && count == 1 {
                 // As with what is sent: nothing it could be joined to may follow.
                 inbox.flush();
             }
+            was_small = read.is_small();
+            incoming.done(read);
         }
+        let Engine { device, coalescer, counters, .. } = self;
         DeviceInbox { device, coalescer, counters }.flush();
         packets
+    }
+
+    /// Takes datagrams from the sockets: all that are there and find room, or just the first.
+    fn take_in(&mut self, ready: [bool; 2], is_first: bool) {
+        for (socket, is_ready) in [&mut self.sockets.v4, &mut self.sockets.v6].into_iter().zip(ready) {
+            let Some(socket) = socket.as_mut().filter(|_| is_ready) else { continue };
+            let mut goes_on = !is_first || self.incoming.is_empty();
+            while goes_on {
+                let read = self.incoming.read(|buffer| Ok::<_, Infallible>(receive_run(socket, buffer)));
+                goes_on = read == Ok(true) && !is_first;
+            }
+        }
     }
 
     /// False once told to stop.
@@ -311,10 +337,36 @@ fn seal_packet(
     count
 }
 
+/// The virtio header of what was read from the device, if it has one and that makes sense, and the packet.
+fn split_header(has_header: bool, bytes: &mut [u8]) -> (Option<virtio::Header>, &mut [u8]) {
+    if !has_header {
+        return (Some(virtio::Header::PLAIN), bytes);
+    }
+    if bytes.len() < virtio::HEADER_LENGTH {
+        return (None, bytes);
+    }
+    let (header, packet) = bytes.split_at_mut(virtio::HEADER_LENGTH);
+    (header.first_chunk().and_then(|header| virtio::Header::parse(*header)), packet)
+}
+
+/// What a read of a socket stands for.
+fn datagrams(read: &mut Read<Received>) -> Datagrams<'_> {
+    let Received { from, ecn, size, .. } = read.about;
+    Datagrams { from, ecn, size, bytes: read.bytes() }
+}
+
+fn read_device(device: &Device, buffer: &mut [u8]) -> io::Result<Option<(usize, ())>> {
+    match device.read(buffer) {
+        Ok(length) => Ok(Some((length, ()))),
+        Err(error) if is_temporary(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Errors on the socket (an ICMP answer, say) concern one packet, never the engine.
-fn receive_run(socket: &mut Socket, buffer: &mut [u8]) -> Option<Received> {
+fn receive_run(socket: &mut Socket, buffer: &mut [u8]) -> Option<(usize, Received)> {
     match socket.receive(buffer) {
-        Ok(run) => run,
+        Ok(run) => run.map(|run| (run.length, run)),
         Err(error) => {
             tracing::debug!(%error, "receiving failed");
             None

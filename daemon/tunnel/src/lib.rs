@@ -18,6 +18,7 @@
 #![deny(unsafe_code)] // but for io::syscalls
 
 mod allowed;
+mod backlog;
 mod config;
 mod engine;
 mod error;

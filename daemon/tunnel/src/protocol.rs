@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use crate::backlog::Flow;
 use crate::io::outbox::Outbox;
 use crate::offload::segment::Segments;
 
@@ -16,6 +17,10 @@ pub(crate) trait Protocol: Send + 'static {
 
     /// Opens datagrams. What they carry goes to the inbox, what they call for to the outbox.
     fn open(&mut self, now: Instant, datagrams: Datagrams<'_>, inbox: &mut dyn Inbox, outbox: &mut Outbox<'_>);
+
+    /// Adds the flows of the packets in datagrams that are not opened yet. False if they cannot be known. Nothing is proved by then: it is
+    /// good for the order in which datagrams are opened, and for nothing else.
+    fn flows(&mut self, datagrams: Datagrams<'_>, flows: &mut Vec<Flow>) -> bool;
 
     /// When [`Protocol::on_deadline`] wants to be called.
     fn next_deadline(&mut self) -> Option<Instant>;

@@ -176,20 +176,21 @@ impl<'a> Outbox<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn a_super_packet_of_a_pod_is_one_send() {
         for (mtu, packets) in [(1280, 49), (1420, 45), (1440, 44), (8920, 7)] {
-            let size = super::gso_max_size(mtu);
+            let size = gso_max_size(mtu);
             for headers in [40, 52, 60, 72] {
-                let count = (size - super::RESERVED) / (mtu - headers);
+                let count = (size - RESERVED) / (mtu - headers);
                 assert!(count <= packets, "{count} packets of {mtu}");
-                assert!(count * (mtu + super::OVERHEAD) <= super::MOST_BYTES as u32);
+                assert!(count * (mtu + OVERHEAD) <= MOST_BYTES as u32);
             }
-            assert_eq!((size - super::RESERVED) / (mtu - 52), packets);
+            assert_eq!((size - RESERVED) / (mtu - 52), packets);
         }
     }
 
-    use super::*;
     use proptest::prelude::*;
 
     struct Recorder {

@@ -3,11 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum;
+use crate::backlog::Flow;
 
 pub(crate) const V4_HEADER: usize = 20;
 pub(crate) const V6_HEADER: usize = 40;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 
 /// Congestion experienced, the ECN code point (RFC 3168, 5).
 const CONGESTION: u8 = 0b11;
@@ -66,6 +69,30 @@ pub(crate) fn is_fragment(packet: &[u8]) -> bool {
     }
 }
 
+/// The flow of a packet of which at least the headers are there.
+pub(crate) fn flow(packet: &[u8]) -> Option<Flow> {
+    let word = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
+    let (ends, protocol, start) = match packet.first()? >> 4 {
+        4 => {
+            let ends = u64::from(word(12)?) << 32 | u64::from(word(16)?);
+            (ends, *packet.get(9)?, usize::from(packet[0] & 0x0f) * 4)
+        }
+        6 => {
+            let words = packet.get(8..40)?.as_chunks::<8>().0;
+            let mix = |mixed: u64, word: &[u8; 8]| mixed.rotate_left(23) ^ u64::from_be_bytes(*word);
+            (words.iter().fold(0, mix), *packet.get(6)?, V6_HEADER)
+        }
+        _ => return None,
+    };
+    let ports = match protocol {
+        _ if is_fragment(packet) => None,
+        TCP | UDP => word(start).map(|ports| u64::from(protocol) << 32 | u64::from(ports)),
+        ICMP | ICMPV6 => Some(u64::from(protocol) << 32),
+        _ => None,
+    };
+    Some(Flow { ends, ports })
+}
+
 /// The ECN code point of a packet whose envelope was read.
 pub(crate) fn ecn(packet: &[u8]) -> u8 {
     traffic_class(packet) & 0b11
@@ -104,6 +131,28 @@ mod tests {
     use super::super::samples::{self, Family};
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_flow_is_known_by_its_headers_and_fragments_may_be_of_any() {
+        for family in [Family::V4, Family::V6] {
+            let one = flow(&samples::udp(family, 1, 2, b"one")).unwrap();
+            assert_eq!(flow(&samples::udp(family, 1, 2, b"another")), Some(one));
+            assert_ne!(flow(&samples::udp(family, 1, 3, b"one")), Some(one));
+            let tcp = samples::Tcp::new(family, 1, b"one").build();
+            assert_eq!(flow(&tcp).unwrap().ends, one.ends);
+            assert_ne!(flow(&tcp).unwrap().ports, one.ports);
+            let mut fragment = samples::udp(family, 1, 2, b"one");
+            match family {
+                Family::V4 => fragment[6] = 0x20,
+                Family::V6 => fragment[6] = 44,
+            }
+            assert_eq!(flow(&fragment), Some(Flow { ports: None, ..one }));
+            for length in 0..tcp.len() {
+                // Whatever is missing, nothing panics.
+                let _ = flow(&tcp[..length]);
+            }
+        }
+    }
 
     #[test]
     fn reads_addresses_and_trims_padding() {

@@ -29,7 +29,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use hauberk_cipher::Implementation;
+use hauberk_cipher::{HEAD, Implementation};
 
 use self::handshake::Responder;
 use self::identity::Identity;
@@ -38,6 +38,7 @@ use self::pair::Pair;
 use self::peer::{HandshakeMessage, Peer};
 use self::source_limit::SourceLimit;
 use crate::allowed::AllowedIps;
+use crate::backlog::Flow;
 use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, StateCallback};
 use crate::error::Error;
 use crate::io::outbox::Outbox;
@@ -426,6 +427,28 @@ impl Protocol for WireGuard {
                 self.around.counters.drop_packet(reason);
             }
         }
+    }
+
+    fn flows(&mut self, datagrams: Datagrams<'_>, flows: &mut Vec<Flow>) -> bool {
+        let mut known = None;
+        for datagram in datagrams.iter() {
+            // Anything else has no packet in it.
+            let Some(Message::Data(data)) = Message::parse(datagram.bytes) else { continue };
+            if known.is_none_or(|(receiver, _)| receiver != data.receiver) {
+                let session = find(&mut self.peers, &self.by_index, data.receiver).ok();
+                known = session.map(|(id, _, pair)| (data.receiver, (id, pair)));
+            }
+            let Some((_, (id, pair))) = known else { continue };
+            let Some(pair) = self.peers.get_mut(&id).and_then(|peer| peer.pairs.get_mut(pair)) else { continue };
+            let mut head = [0; HEAD];
+            match pair.peek(data, &mut head) {
+                Some(true) => flows.extend(ip::flow(&head)),
+                Some(false) => return false,
+                None => {}
+            }
+        }
+        flows.dedup();
+        true
     }
 
     fn next_deadline(&mut self) -> Option<Instant> {

@@ -8,7 +8,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hauberk_cipher::{Implementation, TAG};
+use hauberk_cipher::{HEAD, Implementation, TAG};
 use x25519_dalek::{PublicKey, SharedSecret};
 
 use super::cookie::Macs;
@@ -241,6 +241,12 @@ impl Pair {
             self.owed.get_or_insert(now);
         }
         Ok(Opened { length, confirmed })
+    }
+
+    /// Shows what a data message seems to begin with; false if the cipher cannot, none if there is nothing in it for us.
+    pub(super) fn peek(&mut self, data: Data<'_>, head: &mut [u8; HEAD]) -> Option<bool> {
+        let session = self.sessions.receiving(data.receiver)?;
+        (data.sealed.len() > TAG).then(|| session.peek(data, head))
     }
 
     /// When [`Pair::next_due`] has something, or [`Pair::expire`].

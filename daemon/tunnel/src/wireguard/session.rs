@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hauberk_cipher::{Implementation, Key, TAG};
+use hauberk_cipher::{HEAD, Implementation, Key, TAG};
 
 use super::handshake::SessionKeys;
 use super::message::{self, Data};
@@ -81,6 +81,11 @@ impl Session {
         self.receiving.open(data.counter, data.sealed, &mut room[..length]).map_err(|_| TunnelDrop::ReplayOrForged)?;
         self.received.mark(data.counter);
         Ok(length)
+    }
+
+    /// Shows what a data message seems to begin with, without any proof; false if the cipher cannot.
+    pub(super) fn peek(&self, data: Data<'_>, head: &mut [u8; HEAD]) -> bool {
+        self.receiving.peek(data.counter, data.sealed, head)
     }
 
     /// Whether the next one is to be made while this one still carries packets: by whoever made this one once it is `age` old, by

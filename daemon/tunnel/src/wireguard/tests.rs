@@ -244,6 +244,32 @@ impl Net {
 }
 
 #[test]
+fn flows_are_known_before_anything_is_opened_and_nothing_follows_from_them() {
+    let (mut net, now) = Net::established();
+    let packet = packet(1, 2, b"hello");
+    let sent = net.nodes[ALICE].seal(now, &packet);
+    let flows_of = |node: &mut Node, bytes: &[u8]| {
+        let mut flows = vec![];
+        let datagrams = Datagrams { from: outer(1), ecn: 0, bytes, size: bytes.len() };
+        node.protocol.flows(datagrams, &mut flows).then_some(flows)
+    };
+    let can = Implementation::best() != Implementation::Ring;
+    let expected = can.then(|| vec![ip::flow(&packet).unwrap()]);
+    assert_eq!(flows_of(&mut net.nodes[BOB], &sent[0].bytes), expected);
+    assert_eq!(flows_of(&mut net.nodes[BOB], &sent[0].bytes), expected, "to look is not to receive");
+    // Forged and foreign ones have some flow or none, and that is all.
+    let mut forged = sent[0].bytes.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(flows_of(&mut net.nodes[BOB], &forged), expected);
+    forged[4] ^= 0x80;
+    assert_eq!(flows_of(&mut net.nodes[BOB], &forged), Some(vec![]));
+    assert_eq!(flows_of(&mut net.nodes[BOB], &[1, 0, 0, 0]), Some(vec![]));
+    assert_eq!(net.nodes[BOB].counters.drops().total(), 0);
+    net.carry(now, ALICE, sent);
+    assert_eq!(net.nodes[BOB].received(), [packet]);
+}
+
+#[test]
 fn packets_arrive_and_the_eavesdropper_reads_nothing() {
     let mut net = Net::new(2);
     let now = Instant::now();
