@@ -1,7 +1,7 @@
 //! The engine: one thread that carries packets between the device and the sockets.
 //!
-//! It runs to completion: what it reads it seals or opens and sends on before it reads on. It
-//! knows no protocol and takes no decision about a packet beyond its form.
+//! It runs to completion: what it takes from the [`Backlog`] it seals or opens and sends on before it takes
+//! the next. It knows no protocol and takes no decision about a packet beyond its form.
 
 use std::convert::Infallible;
 use std::io;

@@ -35,7 +35,7 @@ pub use config::{DeviceConfig, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey
 pub use engine::SELF_TEST_DESTINATION;
 pub use error::Error;
 pub use hauberk_cipher::Implementation as CipherImplementation;
-pub use io::outbox::gso_max_size;
 pub use io::tun::Device;
 pub use stats::{DropCounts, Health, OffloadFeatures, PeerState, PeerStats, TunnelDrop, TunnelStats};
 pub use tunnel::Tunnel;
+pub use wireguard::gso_max_size;

@@ -11,17 +11,15 @@ use crate::stats::{Counters, TunnelDrop};
 const MOST_DATAGRAMS: usize = 64;
 /// Most bytes in one send: what an IPv4 packet with a UDP header can carry.
 pub(crate) const MOST_BYTES: usize = 65_507;
-/// Bytes that sealing adds to a packet, at most: header, padding's share within the MTU, tag.
-const OVERHEAD: u32 = 32;
 /// IPv4 and TCP headers with timestamps: of full packets that carry less payload there is none that is usual.
 const HEADERS: u32 = 52;
 /// What TCP keeps free of a super-packet for headers (`MAX_TCP_HEADER + 1`, net/core/sock.c) where that is most.
 const RESERVED: u32 = 321;
 
 /// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: as many of them in one super-packet
-/// as, sealed, leave in one send.
-pub fn gso_max_size(mtu: u32) -> u32 {
-    let packets = (MOST_BYTES as u32 / (mtu + OVERHEAD)).min(MOST_DATAGRAMS as u32);
+/// as, `overhead` bytes longer when they are sealed, leave in one send.
+pub(crate) fn gso_max_size(mtu: u32, overhead: u32) -> u32 {
+    let packets = (MOST_BYTES as u32 / (mtu + overhead)).min(MOST_DATAGRAMS as u32);
     // The kernel fills it with whole packets' payloads.
     (packets * mtu.saturating_sub(HEADERS) + RESERVED).min(1 << 16)
 }
@@ -177,11 +175,13 @@ impl<'a> Outbox<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_super_packet_of_a_pod_is_one_send() {
+        const OVERHEAD: u32 = 32;
         for (mtu, packets) in [(1280, 49), (1420, 45), (1440, 44), (8920, 7)] {
-            let size = gso_max_size(mtu);
+            let size = gso_max_size(mtu, OVERHEAD);
             for headers in [40, 52, 60, 72] {
                 let count = (size - RESERVED) / (mtu - headers);
                 assert!(count <= packets, "{count} packets of {mtu}");
@@ -190,8 +190,6 @@ mod tests {
             assert_eq!((size - RESERVED) / (mtu - 52), packets);
         }
     }
-
-    use proptest::prelude::*;
 
     struct Recorder {
         batches: bool,

@@ -60,12 +60,17 @@ impl<'a> Message<'a> {
 }
 
 impl<'a> Data<'a> {
-    /// Whether the bytes are a data message, and for the same session as this one.
-    pub(super) fn alike(&self, bytes: &'a [u8]) -> Option<Data<'a>> {
+    /// The bytes, if they are a data message.
+    pub(super) fn of(bytes: &'a [u8]) -> Option<Data<'a>> {
         match Message::parse(bytes) {
-            Some(Message::Data(data)) if data.receiver == self.receiver => Some(data),
+            Some(Message::Data(data)) => Some(data),
             _ => None,
         }
+    }
+
+    /// Whether the bytes are a data message, and for the same session as this one.
+    pub(super) fn alike(&self, bytes: &'a [u8]) -> Option<Data<'a>> {
+        Data::of(bytes).filter(|data| data.receiver == self.receiver)
     }
 
     fn parse(bytes: &'a [u8]) -> Option<Data<'a>> {

@@ -41,7 +41,7 @@ use crate::allowed::AllowedIps;
 use crate::backlog::Flow;
 use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, StateCallback};
 use crate::error::Error;
-use crate::io::outbox::Outbox;
+use crate::io::outbox::{self, Outbox};
 use crate::offload::ip;
 use crate::offload::segment::Segments;
 use crate::protocol::{Datagram, Datagrams, Inbox, Protocol};
@@ -50,6 +50,12 @@ use crate::stats::{Counters, PeerStats, TunnelDrop};
 
 /// Pairs' indices have 24 bits; the other 8 say which of its sessions a message is for.
 const INDEX_MASK: u32 = 0x00ff_ffff;
+
+/// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: as many of them in one super-packet
+/// as, sealed, leave in one send.
+pub fn gso_max_size(mtu: u32) -> u32 {
+    outbox::gso_max_size(mtu, message::OVERHEAD as u32)
+}
 
 /// The protocol's whole state.
 pub(crate) struct WireGuard {
@@ -430,21 +436,19 @@ impl Protocol for WireGuard {
     }
 
     fn flows(&mut self, datagrams: Datagrams<'_>, flows: &mut Vec<Flow>) -> bool {
-        let mut known = None;
-        for datagram in datagrams.iter() {
-            // Anything else has no packet in it.
-            let Some(Message::Data(data)) = Message::parse(datagram.bytes) else { continue };
-            if known.is_none_or(|(receiver, _)| receiver != data.receiver) {
-                let session = find(&mut self.peers, &self.by_index, data.receiver).ok();
-                known = session.map(|(id, _, pair)| (data.receiver, (id, pair)));
-            }
-            let Some((_, (id, pair))) = known else { continue };
-            let Some(pair) = self.peers.get_mut(&id).and_then(|peer| peer.pairs.get_mut(pair)) else { continue };
-            let mut head = [0; HEAD];
-            match pair.peek(data, &mut head) {
-                Some(true) => flows.extend(ip::flow(&head)),
-                Some(false) => return false,
-                None => {}
+        // Anything but data has no packet in it.
+        let mut messages = datagrams.iter().filter_map(|datagram| Data::of(datagram.bytes)).peekable();
+        while let Some(first) = messages.next() {
+            let Ok((_, peer, pair)) = find(&mut self.peers, &self.by_index, first.receiver) else { continue };
+            let mut next = Some(first);
+            while let Some(data) = next {
+                let mut head = [0; HEAD];
+                match peer.pairs[pair].peek(data, &mut head) {
+                    Some(true) => flows.extend(ip::flow(&head)),
+                    Some(false) => return false,
+                    None => {}
+                }
+                next = messages.next_if(|data| data.receiver == first.receiver);
             }
         }
         flows.dedup();

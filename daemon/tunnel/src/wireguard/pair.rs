@@ -40,7 +40,8 @@ pub(super) struct Pair {
     /// Upper 24 bits of the indices of this pair's sessions.
     pub(super) index: u32,
     cipher: Implementation,
-    macs: Macs,
+    /// They also take the cookies that the peer asks us to use.
+    pub(super) macs: Macs,
     /// Of the initiations we took from the peer: whatever is not later is a replay (5.1).
     latest_initiation: Timestamp,
     sessions: Sessions,
@@ -198,17 +199,6 @@ impl Pair {
         self.unanswered = None;
         self.sessions.add_initiated(self.session(now, (receiver, sender), &keys, true));
         Ok(())
-    }
-
-    /// Keeps a cookie for the next handshake message.
-    pub(super) fn take_cookie(
-        &mut self,
-        now: Instant,
-        receiver: u32,
-        nonce: &[u8; 24],
-        sealed: &[u8; 16 + TAG],
-    ) -> Result<(), TunnelDrop> {
-        self.macs.take_reply(now, receiver, nonce, sealed)
     }
 
     /// Seals `packet` into `room`, which is at least [`OVERHEAD`] bytes longer. False if there is no session.

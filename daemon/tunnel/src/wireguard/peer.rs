@@ -161,7 +161,7 @@ impl Peer {
                 })
             }
             HandshakeMessage::CookieReply { receiver, nonce, sealed } => {
-                self.pairs[pair].take_cookie(now, receiver, nonce, sealed).map(|()| COOKIE_REPLY)
+                self.pairs[pair].macs.take_reply(now, receiver, nonce, sealed).map(|()| COOKIE_REPLY)
             }
         };
         match taken {
