@@ -16,7 +16,7 @@ use crate::lookup::{
     remember_translated, settings, tunnel,
 };
 use crate::recent::{Memory, Recent};
-use crate::record::{Scratch, record, record_as};
+use crate::record::{Scratch, name, record};
 use crate::route;
 
 /// What a pod sends: the source is checked, then the packet goes to a local pod, into the tunnel, or up the stack.
@@ -71,7 +71,7 @@ fn follow(context: &TcContext, settings: &Settings, packet: &Packet, memory: &mu
     if !may {
         return None;
     }
-    record_as(flow, settings, Hook::FromPod, packet, verdict, *node, tunnel);
+    record(flow, settings, Hook::FromPod, packet, verdict, *node, tunnel);
     Some(match verdict.encryption {
         Encryption::Encrypted => carry::to_tunnel(context, settings),
         Encryption::Plain => route::forward(context, settings, packet, way),
@@ -99,7 +99,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, mem
             return refuse(memory.flow, settings, packet, reason);
         }
         let verdict = judge::outgoing(need, &destination, &NO_PEER);
-        record_as(memory.flow, settings, Hook::FromPod, packet, &verdict, 0, &NO_PEER);
+        record(memory.flow, settings, Hook::FromPod, packet, &verdict, 0, &NO_PEER);
         // A service address looks like the world until netfilter has translated it: `to_wire` and `to_pod` judge then.
         marked |= mark::SEEN;
         set_marks(context, settings, marked);
@@ -116,7 +116,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, mem
 
     let tunnel = tunnel(need, destination.node);
     let verdict = judge::outgoing(need, &destination, &tunnel);
-    record_as(memory.flow, settings, Hook::FromPod, packet, &verdict, destination.node, &tunnel);
+    record(memory.flow, settings, Hook::FromPod, packet, &verdict, destination.node, &tunnel);
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
         Encryption::Local => match attachment(&packet.destination) {
@@ -213,7 +213,8 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
     let decrypted = marked & mark::DECRYPTED != 0;
     let verdict = judge::entering_pod(need, &destination, decrypted);
     let tunnel = if decrypted { peer(source.node) } else { NO_PEER };
-    record(context, settings, Hook::ToPod, packet, &verdict, source.node, &tunnel);
+    let Some(flow) = name(interface(context), Hook::ToPod, packet) else { return drop(DropReason::NotReady) };
+    record(flow, settings, Hook::ToPod, packet, &verdict, source.node, &tunnel);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
@@ -238,7 +239,7 @@ fn packet_of(context: &TcContext) -> Result<&'static Packet, i32> {
 
 #[inline(always)]
 fn refuse(flow: &mut Scratch, settings: &Settings, packet: &Packet, reason: DropReason) -> i32 {
-    record_as(flow, settings, Hook::FromPod, packet, &Verdict::refuse(reason), 0, &NO_PEER);
+    record(flow, settings, Hook::FromPod, packet, &Verdict::refuse(reason), 0, &NO_PEER);
     drop(reason)
 }
 

@@ -2,7 +2,7 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, programs::TcContext};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use hauberk_abi::{
     address::Address,
     flow::{EventKind, Flow, FlowEvent, FlowKey, TCP_FIN, TCP_RST},
@@ -12,7 +12,6 @@ use hauberk_abi::{
     reason::{DropReason, Encryption},
 };
 
-use crate::carry::interface;
 use crate::maps::{COUNTERS, DROPS, EVENTS, FLOWS, SCRATCH};
 
 /// Counts a dropped packet.
@@ -57,27 +56,10 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Records `verdict` for `packet`: the counters, the flow, and an event when the flow starts, ends, changes its verdict or is
-/// first refused. `node` is the other end's, `tunnel` its tunnel.
+/// Records `verdict` for a packet of a flow that has its [`name`]: the counters, the flow, and an event when the flow starts, ends,
+/// changes its verdict or is first refused. `node` is the other end's, `tunnel` its tunnel.
 #[inline(always)]
 pub fn record(
-    context: &TcContext,
-    settings: &Settings,
-    hook: Hook,
-    packet: &Packet,
-    verdict: &Verdict,
-    node: u32,
-    tunnel: &Peer,
-) {
-    match name(interface(context), hook, packet) {
-        Some(scratch) => record_as(scratch, settings, hook, packet, verdict, node, tunnel),
-        None => count(counter_slot(hook, verdict.encryption), packet.length),
-    }
-}
-
-/// The same for a flow that has its name already.
-#[inline(always)]
-pub fn record_as(
     scratch: &mut Scratch,
     settings: &Settings,
     hook: Hook,

@@ -13,7 +13,7 @@ use hauberk_abi::{
 use crate::carry::{self, drop, interface, marks, pass, set_marks, skb};
 use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, put_down, settings};
 use crate::recent::{Memory, Recent};
-use crate::record::record_as;
+use crate::record::record;
 
 /// Decrypted packets: straight into the pod, or up the stack where addresses may have to be translated back.
 #[inline(always)]
@@ -40,7 +40,7 @@ fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) 
     if memory.holds() {
         let Memory { decision, flow, .. } = memory;
         let Recent { verdict, node, tunnel, pod, .. } = decision;
-        record_as(flow, settings, Hook::FromTunnel, packet, verdict, *node, tunnel);
+        record(flow, settings, Hook::FromTunnel, packet, verdict, *node, tunnel);
         return carry::packet_to_pod(context, settings, pod, packet);
     }
     let source = identity(&packet.source);
@@ -48,7 +48,7 @@ fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) 
     let need = judge::need(&source, &destination, &place(settings, 0));
     let verdict = judge::arriving_decrypted(need, &source, &destination, settings.node);
     let tunnel = peer(source.node);
-    record_as(memory.flow, settings, Hook::FromTunnel, packet, &verdict, source.node, &tunnel);
+    record(memory.flow, settings, Hook::FromTunnel, packet, &verdict, source.node, &tunnel);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }

@@ -16,7 +16,7 @@ use crate::lookup::{
     NO_PEER, Skb, attachment, identity, is_translated, place, put_down, remember_translated, settings, tunnel,
 };
 use crate::recent::{Memory, Recent};
-use crate::record::{Scratch, record_as};
+use crate::record::{Scratch, record};
 use crate::too_big;
 
 /// What concerns no pod is not ours to judge.
@@ -50,7 +50,7 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) ->
         if pod.interface == 0 {
             return pass();
         }
-        record_as(flow, settings, Hook::FromWire, packet, verdict, *node, tunnel);
+        record(flow, settings, Hook::FromWire, packet, verdict, *node, tunnel);
         return carry::frame_to_pod(context, settings, pod);
     }
     let source = identity(&packet.source);
@@ -65,7 +65,7 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) ->
     let need = judge::need(&source, &destination, &place(settings, 0));
     let direct = settings.flags & flag::WORLD_DIRECT != 0;
     let verdict = judge::arriving_in_clear(need, &source, &destination, settings.node, direct);
-    record_as(memory.flow, settings, Hook::FromWire, packet, &verdict, source.node, &NO_PEER);
+    record(memory.flow, settings, Hook::FromWire, packet, &verdict, source.node, &NO_PEER);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
@@ -149,7 +149,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
     let verdict = judge::outgoing(need, &destination, &tunnel);
     // Plain pods' packets were recorded when they left the pod, unless the stack decides.
     if settings.flags & flag::STACK != 0 || !matches!(verdict.encryption, Encryption::Plain | Encryption::World) {
-        record_as(memory.flow, settings, Hook::ToWire, packet, &verdict, destination.node, &tunnel);
+        record(memory.flow, settings, Hook::ToWire, packet, &verdict, destination.node, &tunnel);
     }
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
@@ -177,6 +177,6 @@ fn in_cluster(identity: &Identity) -> bool {
 
 #[inline(always)]
 fn refuse(flow: &mut Scratch, settings: &Settings, hook: Hook, packet: &Packet, reason: DropReason, node: u32) -> i32 {
-    record_as(flow, settings, hook, packet, &Verdict::refuse(reason), node, &NO_PEER);
+    record(flow, settings, hook, packet, &Verdict::refuse(reason), node, &NO_PEER);
     drop(reason)
 }
