@@ -254,6 +254,7 @@ fn tunnel_maker(
             handshakes_per_second: u64::from(tunnel.handshakes_per_second),
             spin: Duration::from_micros(tunnel.spin_microseconds.into()),
             copy_dscp: tunnel.copy_dscp,
+            threads: tunnel.threads(),
             cipher: match tunnel.cipher {
                 Cipher::Auto => CipherImplementation::best(),
                 Cipher::Ring => CipherImplementation::Ring,

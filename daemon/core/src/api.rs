@@ -111,6 +111,12 @@ pub struct TunnelStatus {
     /// The cipher and whose code does its work: `ChaCha20-Poly1305 (avx512)`. Empty where an agent does not say.
     #[serde(default)]
     pub cipher: String,
+    /// Threads that carry packets. Zero where an agent does not say.
+    #[serde(default)]
+    pub threads: usize,
+    /// Packets and handshakes that came to another thread than their peer's and were handed over to it.
+    #[serde(default)]
+    pub handed_over: u64,
 }
 
 /// A public key.
@@ -157,6 +163,9 @@ pub struct PeerStatus {
     pub received_bytes: u64,
     /// Bytes sent through the tunnel.
     pub sent_bytes: u64,
+    /// Number of the agent's thread that carries its packets: `hauberk-tun-N`.
+    #[serde(default)]
+    pub thread: Option<usize>,
 }
 
 /// A namespace.

@@ -17,8 +17,6 @@ pub struct DeviceConfig {
     pub name: String,
     /// Largest inner IP packet, in bytes.
     pub mtu: u32,
-    /// Number of queues. One today: the field fixes the shape for more.
-    pub queues: usize,
     /// Whether the device stays when the process is gone, so that what hangs on it stays closed.
     pub persist: bool,
 }
@@ -91,13 +89,15 @@ pub enum PeerChange {
     },
 }
 
-/// Called on the engine's thread at every change of a peer's state: must return at once.
-pub type StateCallback = Box<dyn Fn(PeerId, PeerState) + Send>;
+/// Called on the peer's engine's thread at every change of its state: must return at once.
+pub type StateCallback = Box<dyn Fn(PeerId, PeerState) + Send + Sync>;
 
 /// Everything needed to start a tunnel. No `Debug`: it holds secrets.
 pub struct TunnelConfig {
     /// The TUN device.
     pub device: DeviceConfig,
+    /// Threads that carry packets, 1 to 64. Peers are spread over them by their ids.
+    pub threads: usize,
     /// UDP port to listen on, for IPv4 and IPv6.
     pub listen_port: u16,
     /// One or two keys of ours, newest epoch first.

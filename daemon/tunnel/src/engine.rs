@@ -1,21 +1,22 @@
-//! The engine: one thread that carries packets between the device and the sockets.
+//! The engine: one thread that carries packets between a queue of the device and its sockets.
 //!
 //! It runs to completion: what it takes from the [`Backlog`] it seals or opens and sends on before it takes
-//! the next. It knows no protocol and takes no decision about a packet beyond its form.
+//! the next. It knows no protocol and takes no decision about a packet beyond its form. What the protocol says is another
+//! engine's is handed over ([`Crew`]).
 
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::EventFd;
 
 use crate::backlog::{Backlog, Read};
+use crate::crew::{Command, Crew, Orders, Place};
 use crate::error::Error;
 use crate::io::outbox::{Batch, Outbox};
 use crate::io::tun::Device;
@@ -24,7 +25,7 @@ use crate::offload::coalesce::Coalescer;
 use crate::offload::ip;
 use crate::offload::segment::Segments;
 use crate::offload::virtio;
-use crate::protocol::{Datagrams, Inbox, Protocol};
+use crate::protocol::{Datagrams, Elsewhere, Inbox, Protocol};
 use crate::spin::Spin;
 use crate::stats::{Counters, TunnelDrop};
 
@@ -34,23 +35,10 @@ pub const SELF_TEST_DESTINATION: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0x
 
 /// Packets per turn from each side, so that neither starves the other; a super-packet counts as all it is made of.
 const PACKETS_PER_TURN: usize = 256;
-/// Reads per turn, however little each brings.
+/// Reads per turn, however little each brings; commands as well.
 const READS_PER_TURN: usize = 64;
 /// A virtio header, and the longest packet an IPv6 length field can describe.
 const READ_BUFFER: usize = virtio::HEADER_LENGTH + ip::V6_HEADER + 65_535;
-
-/// Something to do with the protocol, at a time, with a way out.
-pub(crate) type Work<P> = Box<dyn FnOnce(&mut P, Instant, &mut Outbox<'_>) + Send>;
-
-/// Work for the engine's thread. Runs between two turns, never in the middle of a packet.
-pub(crate) enum Command<P> {
-    /// Does something with the protocol.
-    Run(Work<P>),
-    /// Writes one IP packet to the device, as if it had been received.
-    Inject(Vec<u8>),
-    /// Ends the engine.
-    Stop,
-}
 
 /// What woke the engine.
 #[repr(u64)]
@@ -67,8 +55,8 @@ pub(crate) struct Engine<P> {
     device: Device,
     sockets: Sockets,
     protocol: P,
-    commands: Receiver<Command<P>>,
-    wake: Arc<EventFd>,
+    crew: Crew<P>,
+    orders: Orders<P>,
     epoll: Epoll,
     counters: Arc<Counters>,
     batch: Batch,
@@ -83,8 +71,7 @@ impl<P: Protocol> Engine<P> {
         device: Device,
         sockets: Sockets,
         protocol: P,
-        commands: Receiver<Command<P>>,
-        wake: Arc<EventFd>,
+        (crew, orders): Place<P>,
         counters: Arc<Counters>,
         spin: Duration,
     ) -> Result<Engine<P>, Error> {
@@ -94,7 +81,7 @@ impl<P: Protocol> Engine<P> {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source as u64)).map_err(failed("watch a descriptor"))
         };
         watch(device.as_fd(), Source::Device)?;
-        watch(wake.as_fd(), Source::Commands)?;
+        watch(orders.wake.as_fd(), Source::Commands)?;
         if let Some(socket) = &sockets.v4 {
             watch(socket.as_fd(), Source::SocketV4)?;
         }
@@ -108,8 +95,8 @@ impl<P: Protocol> Engine<P> {
             device,
             sockets,
             protocol,
-            commands,
-            wake,
+            crew,
+            orders,
             epoll,
             counters,
             batch: Batch::new(),
@@ -177,7 +164,7 @@ impl<P: Protocol> Engine<P> {
 
     /// Device to network; how many packets.
     fn send(&mut self, now: Instant, is_ready: bool) -> io::Result<usize> {
-        let Engine { device, sockets, protocol, counters, batch, outgoing, .. } = self;
+        let Engine { device, sockets, protocol, crew, counters, batch, outgoing, .. } = self;
         let has_header = device.features().vnet_header;
         let mut outbox = Outbox::new(batch, sockets, counters);
         let (mut packets, mut was_small) = (0, false);
@@ -200,8 +187,12 @@ impl<P: Protocol> Engine<P> {
             });
             let Some(mut read) = next else { break };
             let (header, packet) = split_header(has_header, read.bytes());
-            packets += seal_packet(device.mtu(), header, packet, counters, &mut |destination, packets| {
-                protocol.seal(now, destination, packets, &mut outbox);
+            let sealed = seal_packet(device.mtu(), header, packet, counters, &mut |destination, packets| {
+                protocol.seal(now, destination, packets, &mut outbox)
+            });
+            packets += sealed.unwrap_or_else(|elsewhere| {
+                hand_over(crew, elsewhere, device, read.bytes().to_vec(), counters);
+                elsewhere.packets
             });
             was_small = read.is_small();
             outgoing.done(read);
@@ -260,12 +251,15 @@ impl<P: Protocol> Engine<P> {
     /// False once told to stop.
     fn take_commands(&mut self, now: Instant) -> bool {
         // Only resets the counter; its value does not matter.
-        let _ = self.wake.read();
-        loop {
-            match self.commands.try_recv() {
+        let _ = self.orders.wake.read();
+        for _ in 0..READS_PER_TURN {
+            match self.orders.commands.try_recv() {
                 Ok(Command::Run(work)) => {
-                    let mut outbox = Outbox::new(&mut self.batch, &mut self.sockets, &self.counters);
-                    work(&mut self.protocol, now, &mut outbox);
+                    let Engine { device, sockets, protocol, counters, batch, coalescer, .. } = self;
+                    let mut outbox = Outbox::new(batch, sockets, counters);
+                    let mut inbox = DeviceInbox { device, coalescer, counters };
+                    work(protocol, now, &mut inbox, &mut outbox);
+                    inbox.flush();
                     outbox.flush();
                 }
                 Ok(Command::Inject(packet)) => {
@@ -277,6 +271,9 @@ impl<P: Protocol> Engine<P> {
                 Err(TryRecvError::Empty) => return true,
             }
         }
+        // There may be more: packets first.
+        let _ = self.orders.wake.write(1);
+        true
     }
 }
 
@@ -305,36 +302,60 @@ impl Inbox for DeviceInbox<'_> {
     }
 }
 
-/// Checks the form of what was read, and hands over the packets it stands for; how many.
+/// Checks the form of what was read, and gives the packets it stands for to `seal`; how many, or which engine has to do that.
 fn seal_packet(
     mtu: usize,
     header: Option<virtio::Header>,
     packet: &mut [u8],
     counters: &Counters,
-    seal: &mut dyn FnMut(IpAddr, &mut Segments<'_>),
-) -> usize {
+    seal: &mut dyn FnMut(IpAddr, &mut Segments<'_>) -> Result<(), Elsewhere>,
+) -> Result<usize, Elsewhere> {
     let (Some(header), Some(envelope)) = (header, ip::envelope(packet)) else {
         counters.drop_packet(TunnelDrop::Malformed);
-        return 1;
+        return Ok(1);
     };
     if envelope.destination == SELF_TEST_DESTINATION {
         counters.see_probe();
-        return 1;
+        return Ok(1);
     }
     // What is a fragment already was cut by a node for the device it was to leave by; nobody could make it smaller for us. The
     // socket lets the kernel cut what is sealed.
     let is_fragment = ip::is_fragment(packet);
     let Ok(mut segments) = Segments::new(header, &mut packet[..envelope.length]) else {
         counters.drop_packet(TunnelDrop::Malformed);
-        return 1;
+        return Ok(1);
     };
     let (longest, count) = segments.extent();
     if longest > mtu && !is_fragment {
         counters.drop_packets(TunnelDrop::Oversized, count as u64);
     } else {
-        seal(envelope.destination, &mut segments);
+        seal(envelope.destination, &mut segments)?;
     }
-    count
+    Ok(count)
+}
+
+/// Has another engine seal what was read. One that finds it is a third one's drops it: then peers are just being changed.
+fn hand_over<P: Protocol>(
+    crew: &Crew<P>,
+    elsewhere: Elsewhere,
+    device: &Device,
+    mut bytes: Vec<u8>,
+    counters: &Arc<Counters>,
+) {
+    let (mtu, has_header) = (device.mtu(), device.features().vnet_header);
+    let theirs = counters.clone();
+    let taken = crew.hand_over(elsewhere.engine, bytes.len(), move |protocol, now, _, outbox| {
+        let (header, packet) = split_header(has_header, &mut bytes);
+        let seal = &mut |destination, packets: &mut Segments<'_>| protocol.seal(now, destination, packets, outbox);
+        if let Err(elsewhere) = seal_packet(mtu, header, packet, &theirs, seal) {
+            theirs.drop_packets(TunnelDrop::NoPeer, elsewhere.packets as u64);
+        }
+    });
+    if taken {
+        counters.hand_over(elsewhere.packets as u64);
+    } else {
+        counters.drop_packets(TunnelDrop::QueueFull, elsewhere.packets as u64);
+    }
 }
 
 /// The virtio header of what was read from the device, if it has one and that makes sense, and the packet.
@@ -394,11 +415,13 @@ mod tests {
     fn sealed(header: Option<Header>, mut packet: Vec<u8>) -> (Vec<Vec<u8>>, Counters) {
         let counters = Counters::default();
         let mut packets = Vec::new();
-        seal_packet(1420, header, &mut packet, &counters, &mut |_, segments| {
+        let seal = &mut |_, segments: &mut Segments<'_>| {
             while let Some(packet) = segments.next() {
                 packets.push(packet.to_vec());
             }
-        });
+            Ok(())
+        };
+        seal_packet(1420, header, &mut packet, &counters, seal).unwrap();
         (packets, counters)
     }
 

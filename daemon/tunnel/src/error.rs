@@ -17,13 +17,11 @@ pub enum Error {
         /// The name that was given.
         name: String,
     },
-    /// More queues were asked for than this version drives.
-    #[error("device {name} was configured with {queues} queues: this version drives exactly one, set queues to 1")]
-    DeviceQueues {
-        /// The device.
-        name: String,
+    /// A number of threads that no tunnel can have.
+    #[error("a tunnel has 1 to {most} threads, {threads} were asked for", most = crate::crew::MOST_ENGINES)]
+    Threads {
         /// What was asked for.
-        queues: usize,
+        threads: usize,
     },
     /// A system call on the device failed.
     #[error("device {name}: could not {step}: {source}{}", hint(.source))]

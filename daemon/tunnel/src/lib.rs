@@ -5,7 +5,7 @@
 //!  pods ◀─ BPF ─ TUN ◀─ coalesce ◀─ open ◀──────────  UDP ◀─ other node
 //! ```
 //!
-//! One thread carries a packet from end to end (`engine`). It reads super-packets of up to 64 KB
+//! One thread carries a packet from end to end (`engine`); with several, each has its peers (`crew`). It reads super-packets of up to 64 KB
 //! from the device (`io::tun`), cuts them (`offload::segment`), has each piece sealed by the
 //! protocol (`protocol`, `wireguard`) right into a batch (`io::outbox`) that leaves in one send
 //! (`io::udp`); and the same backwards, joining what belongs together (`offload::coalesce`).
@@ -20,6 +20,7 @@
 mod allowed;
 mod backlog;
 mod config;
+mod crew;
 mod engine;
 mod error;
 mod io;
@@ -32,6 +33,7 @@ mod tunnel;
 mod wireguard;
 
 pub use config::{DeviceConfig, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, StateCallback, TunnelConfig};
+pub use crew::QUEUE_BITS;
 pub use engine::SELF_TEST_DESTINATION;
 pub use error::Error;
 pub use hauberk_cipher::Implementation as CipherImplementation;

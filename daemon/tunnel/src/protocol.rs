@@ -13,7 +13,16 @@ use crate::offload::segment::Segments;
 /// A protocol that seals IP packets into datagrams and opens them again.
 pub(crate) trait Protocol: Send + 'static {
     /// Seals IP packets read from the device, all of one flow, and posts what results.
-    fn seal(&mut self, now: Instant, destination: IpAddr, packets: &mut Segments<'_>, outbox: &mut Outbox<'_>);
+    ///
+    /// # Errors
+    /// [`Elsewhere`] if another engine has this destination; then nothing was done.
+    fn seal(
+        &mut self,
+        now: Instant,
+        destination: IpAddr,
+        packets: &mut Segments<'_>,
+        outbox: &mut Outbox<'_>,
+    ) -> Result<(), Elsewhere>;
 
     /// Opens datagrams. What they carry goes to the inbox, what they call for to the outbox.
     fn open(&mut self, now: Instant, datagrams: Datagrams<'_>, inbox: &mut dyn Inbox, outbox: &mut Outbox<'_>);
@@ -27,6 +36,14 @@ pub(crate) trait Protocol: Send + 'static {
 
     /// Does what is due at `now`.
     fn on_deadline(&mut self, now: Instant, outbox: &mut Outbox<'_>);
+}
+
+/// Packets that are another engine's to seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Elsewhere {
+    pub(crate) engine: usize,
+    /// How many they are.
+    pub(crate) packets: usize,
 }
 
 /// A run of datagrams as it came from the network, in one receive.

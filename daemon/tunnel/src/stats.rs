@@ -155,6 +155,8 @@ pub struct PeerStats {
     pub tx_packets: u64,
     /// Where its packets go.
     pub endpoint: Option<SocketAddr>,
+    /// Number of the thread that carries them: `hauberk-tun-N`.
+    pub thread: usize,
     /// Packets of this peer that were dropped.
     pub drops: DropCounts,
 }
@@ -168,6 +170,8 @@ pub struct TunnelStats {
     pub drops: DropCounts,
     /// Self-test packets swallowed.
     pub probes_seen: u64,
+    /// Packets and handshakes that reached another thread than their peer's, and were handed over to it.
+    pub handed_over: u64,
     /// What the kernel agreed to do in bulk.
     pub features: OffloadFeatures,
 }
@@ -189,25 +193,29 @@ pub struct OffloadFeatures {
     pub udp_gro: bool,
     /// An IPv6 socket exists. False until the sockets are open.
     pub ipv6: bool,
+    /// Packets reach the thread that has their peer at once, because the kernel knows which that is; without it, or for what the kernel
+    /// cannot know, threads hand them over. True for a single thread. False until the sockets are open.
+    pub steering: bool,
 }
 
-/// Whether the engine runs.
+/// Whether the engines run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It does.
+    /// They do.
     Running,
-    /// It does not, and nothing will pass any more.
+    /// One of them ended, hence all, and nothing will pass any more.
     Stopped {
         /// Why.
         reason: String,
     },
 }
 
-/// Counters that the engine's thread writes and any thread reads.
+/// Counters that the engines' threads write and any thread reads. Packets that pass without ado touch none of them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     drops: [AtomicU64; TunnelDrop::ALL.len()],
     probes_seen: AtomicU64,
+    handed_over: AtomicU64,
 }
 
 impl Counters {
@@ -225,6 +233,14 @@ impl Counters {
             counts.add(reason, self.drops[reason as usize].load(Ordering::Relaxed));
         }
         counts
+    }
+
+    pub(crate) fn hand_over(&self, packets: u64) {
+        self.handed_over.fetch_add(packets, Ordering::Relaxed);
+    }
+
+    pub(crate) fn handed_over(&self) -> u64 {
+        self.handed_over.load(Ordering::Relaxed)
     }
 
     pub(crate) fn see_probe(&self) {

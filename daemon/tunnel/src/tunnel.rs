@@ -1,115 +1,156 @@
-//! The handle the agent holds: starts the engine's thread and speaks with it.
+//! The handle the agent holds: starts the engines' threads and speaks with them.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use hauberk_cipher::Implementation;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, TunnelConfig};
-use crate::engine::{Command, Engine};
+use crate::crew::{Command, Crew, MOST_ENGINES};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::io::outbox::Outbox;
 use crate::io::tun::Device;
 use crate::io::udp::Sockets;
 use crate::stats::{Counters, Health, OffloadFeatures, TunnelStats};
-use crate::wireguard::WireGuard;
+use crate::wireguard::{self, Identities, WireGuard};
+
+/// The engine that is asked what any of them could answer.
+const FIRST: usize = 0;
 
 /// A running tunnel. Dropping it ends it, like [`Tunnel::close`].
 ///
-/// The methods wait for the engine's thread to finish the packets it has in hand: microseconds.
+/// The methods wait for the engines' threads to finish the packets they have in hand: microseconds.
 pub struct Tunnel {
-    commands: Sender<Command<WireGuard>>,
-    wake: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    crew: Crew<WireGuard>,
+    threads: Vec<JoinHandle<()>>,
     counters: Arc<Counters>,
     health: Arc<Mutex<Health>>,
     features: OffloadFeatures,
+    handshake_limit: u64,
     cipher: Implementation,
     index: u32,
 }
 
 impl Tunnel {
     /// Opens the device and the sockets in the calling thread's network namespace and starts the
-    /// engine. No peer is known yet, so nothing passes.
+    /// engines. No peer is known yet, so nothing passes.
     pub fn start(config: TunnelConfig) -> Result<Tunnel, Error> {
         let failed = |step| move |source| Error::Engine { step, source };
-        let counters = Arc::new(Counters::default());
+        let count = config.threads;
+        if !(1..=MOST_ENGINES).contains(&count) {
+            return Err(Error::Threads { threads: count });
+        }
         // Before anything is opened: wrong keys should not leave a device behind.
-        let protocol = WireGuard::new(
-            config.keys,
-            config.handshake_limit_per_second,
-            config.device.mtu as usize,
-            config.copy_dscp,
-            config.cipher,
-            config.on_state,
-            counters.clone(),
-        )?;
-        let device = Device::open(&config.device)?;
-        let sockets = Sockets::bind(config.listen_port, config.fwmark)?;
-        let features = OffloadFeatures {
-            udp_gso: sockets.gso(),
-            udp_gro: sockets.gro(),
-            ipv6: sockets.v6.is_some(),
-            ..device.features()
+        let identities = Identities::new(config.keys, config.handshake_limit_per_second)?;
+        let counters = Arc::new(Counters::default());
+        let settings = wireguard::Settings {
+            counters: counters.clone(),
+            on_state: config.on_state.map(Arc::new),
+            mtu: config.device.mtu as usize,
+            copy_dscp: config.copy_dscp,
+            cipher: config.cipher,
         };
-        let index = device.index();
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(std::io::Error::from)
-            .map_err(failed("make an eventfd"))?;
-        let wake = Arc::new(wake);
-        let (commands, received) = channel();
-        device.attach()?;
-        let engine = Engine::new(device, sockets, protocol, received, wake.clone(), counters.clone(), config.spin)?;
-
-        let health = Arc::new(Mutex::new(Health::Running));
-        let thread = std::thread::Builder::new()
-            .name("hauberk-tunnel".to_owned())
-            .spawn({
-                let health = health.clone();
-                move || {
+        let mut devices = vec![Device::open(&config.device)?];
+        for _ in 1..count {
+            devices.push(devices[0].another()?);
+        }
+        let (sockets, sockets_steered) =
+            Sockets::bind_group(config.listen_port, config.fwmark, count, &wireguard::filter())?;
+        let features = OffloadFeatures {
+            udp_gso: sockets[0].gso(),
+            udp_gro: sockets[0].gro(),
+            ipv6: sockets[0].v6.is_some(),
+            steering: count == 1 || devices[0].steer() && sockets_steered,
+            ..devices[0].features()
+        };
+        let index = devices[0].index();
+        let crew = Crew::new(count).map_err(std::io::Error::from).map_err(failed("make an eventfd"))?;
+        let mut tunnel = Tunnel {
+            crew: crew[0].0.clone(),
+            threads: Vec::with_capacity(count),
+            counters: counters.clone(),
+            health: Arc::new(Mutex::new(Health::Running)),
+            features,
+            handshake_limit: config.handshake_limit_per_second,
+            cipher: config.cipher,
+            index,
+        };
+        // A queue's number is its place in the order in which they are let into traffic.
+        for ((device, sockets), (crew, orders)) in devices.into_iter().zip(sockets).zip(crew) {
+            device.attach()?;
+            let protocol = WireGuard::new(identities.clone(), settings.clone(), crew.clone());
+            let engine = Engine::new(device, sockets, protocol, (crew.clone(), orders), counters.clone(), config.spin)?;
+            let health = tunnel.health.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("hauberk-tun-{}", crew.own()))
+                .spawn(move || {
                     let reason = run_to_the_end(engine);
-                    *health.lock().unwrap_or_else(PoisonError::into_inner) = Health::Stopped { reason };
-                }
-            })
-            .map_err(failed("start its thread"))?;
+                    let mut health = health.lock().unwrap_or_else(PoisonError::into_inner);
+                    if *health == Health::Running {
+                        *health = Health::Stopped { reason };
+                    }
+                    drop(health);
+                    // Without one the others would carry some peers' packets and lose the rest.
+                    stop_all(&crew);
+                })
+                .map_err(failed("start its thread"))?;
+            tunnel.threads.push(thread);
+        }
         let (device, port, cipher) = (config.device.name, config.listen_port, config.cipher.name());
-        tracing::info!(device, index, port, cipher, ?features, "tunnel running");
-        Ok(Tunnel { commands, wake, thread: Some(thread), counters, health, features, cipher: config.cipher, index })
+        tracing::info!(device, index, port, cipher, threads = count, ?features, "tunnel running");
+        Ok(tunnel)
     }
 
-    /// Applies the changes as a whole, or none of them; returns once the engine has.
+    /// Applies the changes as a whole, or none of them; returns once the engines have, one after the other.
     pub fn apply(&self, changes: Vec<PeerChange>) -> Result<(), Error> {
-        self.ask(move |protocol, now, outbox| protocol.apply(changes, now, outbox))?
+        // All know the same peers: what the first takes all take.
+        for engine in 0..self.crew.count() {
+            let changes = changes.clone();
+            self.ask(engine, move |protocol, now, outbox| protocol.apply(changes, now, outbox))??;
+        }
+        Ok(())
     }
 
     /// Replaces our own keys: one or two, sessions of keys that stay are kept.
     pub fn set_keys(&self, keys: Vec<LocalKey>) -> Result<(), Error> {
-        self.ask(move |protocol, now, outbox| protocol.set_keys(keys, now, outbox))?
+        let identities = Identities::new(keys, self.handshake_limit)?;
+        for engine in 0..self.crew.count() {
+            let identities = identities.clone();
+            self.ask(engine, move |protocol, now, outbox| protocol.set_keys(identities, now, outbox))??;
+        }
+        Ok(())
     }
 
     /// Starts a handshake with the peer although there is nothing to send to it; its result comes as a change of state.
     pub fn handshake(&self, id: PeerId) -> Result<(), Error> {
-        self.ask(move |protocol, now, outbox| protocol.greet(id, now, outbox))
+        self.ask(self.crew.engine_of(id), move |protocol, now, outbox| protocol.greet(id, now, outbox))
     }
 
     /// What is installed, in the order of the ids; keys newest first, prefixes sorted and without host
     /// bits, so that it compares equal to a desired state in the same form.
     pub fn peers(&self) -> Result<Vec<PeerConfig>, Error> {
-        self.ask(|protocol, _, _| protocol.configs())
+        self.ask(FIRST, |protocol, _, _| protocol.configs())
     }
 
     /// What happened so far.
     pub fn stats(&self) -> Result<TunnelStats, Error> {
-        let (peers, udp_gso) = self.ask(|protocol, _, outbox| (protocol.stats(), outbox.takes_batches()))?;
+        let (mut peers, mut udp_gso) = (Vec::new(), true);
+        for engine in 0..self.crew.count() {
+            let (own, gso) = self.ask(engine, |protocol, _, outbox| (protocol.stats(), outbox.takes_batches()))?;
+            peers.extend(own);
+            udp_gso &= gso;
+        }
+        peers.sort_by_key(|peer| peer.id);
         Ok(TunnelStats {
             peers,
             drops: self.counters.drops(),
             probes_seen: self.counters.probes_seen(),
+            handed_over: self.counters.handed_over(),
             // A path may have turned out not to take what the kernel agreed to.
             features: OffloadFeatures { udp_gso, ..self.features },
         })
@@ -119,7 +160,7 @@ impl Tunnel {
     /// check is made of it.
     pub fn inject(&self, packet: Vec<u8>) {
         // A stopped engine shows in `health`; there is no packet to lose.
-        let _ = self.send(Command::Inject(packet));
+        self.crew.tell(FIRST, Command::Inject(packet));
     }
 
     /// Packets to [`crate::SELF_TEST_DESTINATION`] that came out of the device.
@@ -127,9 +168,14 @@ impl Tunnel {
         self.counters.probes_seen()
     }
 
-    /// Whether the engine runs; if not, why.
+    /// Whether the engines run; if not, why.
     pub fn health(&self) -> Health {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many threads carry packets.
+    pub fn threads(&self) -> usize {
+        self.crew.count()
     }
 
     /// The device's interface index.
@@ -147,28 +193,28 @@ impl Tunnel {
         self.cipher
     }
 
-    /// Ends the engine. A persistent device stays, and the kernel drops what is sent into it.
+    /// Ends the engines. A persistent device stays, and the kernel drops what is sent into it.
     pub fn close(self) {
         drop(self);
     }
 
     fn ask<T: Send + 'static>(
         &self,
+        engine: usize,
         question: impl FnOnce(&mut WireGuard, Instant, &mut Outbox<'_>) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let (answer, answered) = sync_channel(1);
-        self.send(Command::Run(Box::new(move |protocol, now, outbox| {
-            // Whoever asked may have gone.
-            let _ = answer.send(question(protocol, now, outbox));
-        })))?;
+        let told = self.crew.tell(
+            engine,
+            Command::Run(Box::new(move |protocol, now, _, outbox| {
+                // Whoever asked may have gone.
+                let _ = answer.send(question(protocol, now, outbox));
+            })),
+        );
+        if !told {
+            return Err(self.stopped());
+        }
         answered.recv().map_err(|_| self.stopped())
-    }
-
-    fn send(&self, command: Command<WireGuard>) -> Result<(), Error> {
-        self.commands.send(command).map_err(|_| self.stopped())?;
-        // Fails only when it is already at its highest, that is, set.
-        let _ = self.wake.write(1);
-        Ok(())
     }
 
     fn stopped(&self) -> Error {
@@ -182,11 +228,17 @@ impl Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        let _ = self.send(Command::Stop);
-        if let Some(thread) = self.thread.take() {
-            // The thread catches its own panics.
+        stop_all(&self.crew);
+        for thread in self.threads.drain(..) {
+            // The threads catch their own panics.
             let _ = thread.join();
         }
+    }
+}
+
+fn stop_all(crew: &Crew<WireGuard>) {
+    for engine in 0..crew.count() {
+        crew.tell(engine, Command::Stop);
     }
 }
 

@@ -144,6 +144,10 @@ pub struct Peer {
     pub epoch: u32,
 }
 
+/// Bits of a node's number by which the queue of the tunnel device is chosen, and so the thread: `skb->queue_mapping` has 16, and one
+/// number of them means none.
+pub const QUEUE_BITS: u32 = 0x7fff;
+
 /// Bits of [`Peer::flags`].
 pub mod peer_flag {
     /// A usable key is installed: packets may be handed to the tunnel.

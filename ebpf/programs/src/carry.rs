@@ -6,7 +6,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use hauberk_abi::{
-    layout::{Attachment, Settings, mark},
+    layout::{Attachment, QUEUE_BITS, Settings, mark},
     packet::Packet,
     reason::DropReason,
 };
@@ -73,13 +73,15 @@ pub fn drop(reason: DropReason) -> i32 {
     TC_ACT_SHOT as i32
 }
 
-/// Hands it to the tunnel device, from where the backend takes it.
+/// Hands it to the tunnel device, from where the backend takes it: by the queue of the thread that has the peer `node`.
 #[inline(always)]
-pub fn to_tunnel(context: &TcContext, settings: &Settings) -> i32 {
+pub fn to_tunnel(context: &TcContext, settings: &Settings, node: u32) -> i32 {
     if settings.tunnel == 0 {
         return drop(DropReason::PlaintextLeaving);
     }
     set_marks(context, settings, 0);
+    // SAFETY: the context is valid while the program runs, and the field may be written. The device's own program reads it there.
+    unsafe { (*skb(context)).queue_mapping = node & QUEUE_BITS };
     // SAFETY: plain helper call. An interface index that is gone makes the kernel drop the packet.
     redirected(unsafe { bpf_redirect(settings.tunnel, 0) })
 }

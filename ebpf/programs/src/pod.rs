@@ -73,7 +73,7 @@ fn follow(context: &TcContext, settings: &Settings, packet: &Packet, memory: &mu
     }
     record(flow, settings, Hook::FromPod, packet, verdict, *node, tunnel);
     Some(match verdict.encryption {
-        Encryption::Encrypted => carry::to_tunnel(context, settings),
+        Encryption::Encrypted => carry::to_tunnel(context, settings, *node),
         Encryption::Plain => route::forward(context, settings, packet, way),
         _ => carry::frame_to_pod(context, settings, pod),
     })
@@ -128,7 +128,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, mem
         },
         Encryption::Encrypted if packet.fits(settings.tunnel_mtu, segment(context)) => {
             memory.remember(&verdict, destination.node, &tunnel);
-            carry::to_tunnel(context, settings)
+            carry::to_tunnel(context, settings, destination.node)
         }
         Encryption::Plain
             if marked == 0

@@ -98,7 +98,7 @@ pub fn to_wire(context: &TcContext) -> i32 {
             return carry::turn_round(context);
         }
         if packet.destination == Address::v6(probe::TUNNEL) {
-            return carry::to_tunnel(context, settings);
+            return carry::to_tunnel(context, settings, 0);
         }
     }
     let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
@@ -161,7 +161,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
         {
             too_big::refuse(context, settings, packet)
         }
-        Encryption::Encrypted => carry::to_tunnel(context, settings),
+        Encryption::Encrypted => carry::to_tunnel(context, settings, destination.node),
         Encryption::Plain if unmarked && settings.flags & flag::STACK == 0 => {
             memory.remember(&verdict, destination.node, &tunnel);
             pass()

@@ -17,6 +17,7 @@ mod mtu;
 mod plain;
 mod restart;
 mod scale;
+mod threads;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         restart::TESTS,
         fallback::TESTS,
         interop::TESTS,
+        threads::TESTS,
         scale::TESTS,
         cni::TESTS,
         chained::TESTS,

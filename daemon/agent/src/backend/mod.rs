@@ -75,6 +75,10 @@ pub struct Stats {
     pub offloads: Vec<String>,
     /// The cipher, and whose code does its work.
     pub cipher: String,
+    /// Threads that carry packets.
+    pub threads: usize,
+    /// Packets and handshakes that came to another thread than their peer's.
+    pub handed_over: u64,
     /// Why it stopped, if it did.
     pub stopped: Option<String>,
 }
@@ -90,6 +94,8 @@ pub struct PeerStats {
     pub unanswered: u32,
     /// When the last handshake succeeded.
     pub latest_handshake: Option<SystemTime>,
+    /// Number of the thread that carries its packets.
+    pub thread: usize,
     /// Epoch of its key in use.
     pub epoch: Option<u32>,
     /// Bytes received.

@@ -12,6 +12,9 @@ use hauberk_tunnel::{
 
 use super::{Backend, BackendError, PeerStats, PeerStep, Progress, Stats};
 
+/// The eBPF programs choose the thread as the tunnel does.
+const _: () = assert!(hauberk_tunnel::QUEUE_BITS == hauberk_abi::layout::QUEUE_BITS);
+
 /// What the tunnel needs to start. No `Debug`: it holds the secrets.
 pub struct UserspaceConfig {
     /// Device name.
@@ -28,10 +31,12 @@ pub struct UserspaceConfig {
     pub spin: Duration,
     /// Whether outer packets have the DSCP of what is inside.
     pub copy_dscp: bool,
+    /// Threads that carry packets.
+    pub threads: usize,
     /// Whose code seals and opens packets.
     pub cipher: CipherImplementation,
     /// Told whenever a peer's state changes.
-    pub on_state: Box<dyn Fn(NodeNumber, Progress) + Send>,
+    pub on_state: Box<dyn Fn(NodeNumber, Progress) + Send + Sync>,
 }
 
 /// The running tunnel.
@@ -47,7 +52,8 @@ impl Userspace {
     pub fn start(config: UserspaceConfig) -> Result<Userspace, BackendError> {
         let on_state = config.on_state;
         let tunnel = Tunnel::start(TunnelConfig {
-            device: DeviceConfig { name: config.device, mtu: config.mtu, queues: 1, persist: true },
+            device: DeviceConfig { name: config.device, mtu: config.mtu, persist: true },
+            threads: config.threads,
             listen_port: config.port,
             keys: config.keys,
             fwmark: None,
@@ -88,6 +94,7 @@ impl Backend for Userspace {
             ("UDP GSO", stats.features.udp_gso),
             ("UDP GRO", stats.features.udp_gro),
             ("IPv6", stats.features.ipv6),
+            ("steering", stats.features.steering),
         ];
         Ok(Stats {
             peers: stats
@@ -97,6 +104,7 @@ impl Backend for Userspace {
                     number: NodeNumber(peer.id.0),
                     state: progress(peer.state),
                     unanswered: peer.unanswered,
+                    thread: peer.thread,
                     latest_handshake: peer.latest_handshake,
                     epoch: peer.remote_epoch,
                     received: peer.rx_bytes,
@@ -117,6 +125,8 @@ impl Backend for Userspace {
                 })
                 .collect(),
             cipher: format!("ChaCha20-Poly1305 ({})", self.tunnel.cipher().name()),
+            threads: self.tunnel.threads(),
+            handed_over: stats.handed_over,
             stopped: match self.tunnel.health() {
                 Health::Running => None,
                 Health::Stopped { reason } => Some(reason),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::config::{Config, ConfigError};
 
 /// Every field the object may have.
-pub(super) const FIELDS: [&str; 21] = [
+pub(super) const FIELDS: [&str; 22] = [
     "clusterRanges",
     "nodeRanges",
     "hostRouting",
@@ -16,6 +16,7 @@ pub(super) const FIELDS: [&str; 21] = [
     "tunnel.backend",
     "tunnel.port",
     "tunnel.mtu",
+    "tunnel.threads",
     "tunnel.handshakesPerSecond",
     "tunnel.spinMicroseconds",
     "tunnel.copyDscp",

@@ -173,6 +173,9 @@ pub struct Tunnel {
     pub port: u16,
     /// Largest packet inside the tunnel, bytes of IP; computed from the uplinks if automatic.
     pub mtu: Automatic<u32>,
+    /// Threads that carry encrypted packets, peers spread over them; as many as the agent may use CPUs, but at most
+    /// [`MOST_AUTOMATIC_THREADS`], if automatic.
+    pub threads: Automatic<u32>,
     /// Handshakes answered per second before senders must prove their address.
     pub handshakes_per_second: u32,
     /// For how long after a packet the tunnel looks for the next one before it sleeps, while that pays; microseconds, zero for never.
@@ -182,6 +185,20 @@ pub struct Tunnel {
     pub copy_dscp: bool,
     /// Whose code seals and opens packets.
     pub cipher: Cipher,
+}
+
+/// Most threads that are not asked for: beyond, memory and the pods' own need of CPUs weigh more.
+pub const MOST_AUTOMATIC_THREADS: usize = 8;
+
+impl Tunnel {
+    /// How many threads carry encrypted packets.
+    pub fn threads(&self) -> usize {
+        match self.threads {
+            // Knows of cgroups' quotas and of CPU sets.
+            Automatic::Auto => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_AUTOMATIC_THREADS),
+            Automatic::Value(threads) => threads as usize,
+        }
+    }
 }
 
 /// Whose code seals and opens packets.
@@ -374,6 +391,7 @@ impl Default for Tunnel {
             device: "hauberk0".into(),
             port: 51840,
             mtu: Automatic::Auto,
+            threads: Automatic::Auto,
             handshakes_per_second: 100,
             spin_microseconds: 100,
             copy_dscp: false,

@@ -23,7 +23,7 @@ fn every_field_of_the_effective_configuration_is_read_back() {
     let config = parse(SMALLEST).unwrap();
     assert_eq!(parse(&config.to_yaml().unwrap()).unwrap(), config);
     let text = "node: n1\nclusterRanges: [10.0.0.0/8]\nnodeRanges: [192.168.0.0/24]\nhostRouting: stack\nworldIngress: direct\n\
-        allowPodOptOut: true\ntunnel: {backend: userspace, device: h1, port: 1, mtu: 1400, handshakesPerSecond: 1, spinMicroseconds: 0, copyDscp: true, cipher: ring}\n\
+        allowPodOptOut: true\ntunnel: {backend: userspace, device: h1, port: 1, mtu: 1400, threads: 3, handshakesPerSecond: 1, spinMicroseconds: 0, copyDscp: true, cipher: ring}\n\
         uplinks: [eth0, eth1]\nattach: clsact\nmarkShift: 0\nmetrics: null\nlog: {level: debug, format: json}\n\
         paths: {state: /a, socket: /b, uapi: /c, pins: /d}\nsource: {directory: /m}\n\
         limits: {endpoints: 1, ranges: 1, flows: 1, attachments: 1, events: 4096}\n";
@@ -57,6 +57,7 @@ fn a_wrong_type_is_named_with_its_path() {
     for (text, part) in [
         ("tunnel: {port: many}", "tunnel.port"),
         ("tunnel: {mtu: small}", "tunnel.mtu"),
+        ("tunnel: {threads: some}", "tunnel.threads"),
         ("uplinks: eth0", "uplinks"),
         ("clusterRanges: [10.0.0.0/33]", "clusterRanges"),
         ("hostRouting: xdp", "hostRouting"),
@@ -70,7 +71,7 @@ fn a_wrong_type_is_named_with_its_path() {
 #[test]
 fn every_impossible_value_is_listed() {
     let text = "node: Not_A_Name\nclusterRanges: [10.0.0.1/8, 0.0.0.0/0, \"::ffff:10.0.0.0/104\", 224.0.0.0/8]\n\
-        nodeRanges: [10.1.0.0/16]\ntunnel: {device: a/b, port: 0, mtu: 100, handshakesPerSecond: 0, spinMicroseconds: 1001}\n\
+        nodeRanges: [10.1.0.0/16]\ntunnel: {device: a/b, port: 0, mtu: 100, threads: 65, handshakesPerSecond: 0, spinMicroseconds: 1001}\n\
         uplinks: [\"\", eth0, eth0, a/b]\nmarkShift: 29\npaths: {state: relative, socket: /s, uapi: /s}\n\
         limits: {endpoints: 0, events: 5000}\nsource: {directory: x}\n";
     let problems = problems(text);
@@ -84,6 +85,7 @@ fn every_impossible_value_is_listed() {
         "tunnel.device",
         "tunnel.port",
         "tunnel.mtu",
+        "tunnel.threads",
         "handshakesPerSecond",
         "spinMicroseconds",
         "`uplinks`",

@@ -18,6 +18,7 @@ const MIN_MTU: u32 = 1280;
 const MAX_MTU: u32 = 65_455;
 /// Longest time to look for the next packet, microseconds.
 const MAX_SPIN: u32 = 1000;
+const MAX_THREADS: u32 = 64;
 const NO_CLUSTER_RANGES: &str = "`clusterRanges` is required: the ranges that all nodes' pod addresses come from, because an address \
     in them that belongs to nobody known is protected; they are kube-controller-manager's --cluster-cidr, or cover every node's \
     spec.podCIDRs (kubectl get nodes -o jsonpath='{.items[*].spec.podCIDRs}')";
@@ -105,6 +106,11 @@ impl Config {
             && !(MIN_MTU..=MAX_MTU).contains(&mtu)
         {
             problems.push(format!("`tunnel.mtu` is {mtu}: it must be {MIN_MTU} to {MAX_MTU}, or auto"));
+        }
+        if let Automatic::Value(threads) = tunnel.threads
+            && !(1..=MAX_THREADS).contains(&threads)
+        {
+            problems.push(format!("`tunnel.threads` is {threads}: it must be 1 to {MAX_THREADS}, or auto"));
         }
         if tunnel.handshakes_per_second == 0 {
             problems.push("`tunnel.handshakesPerSecond` is 0: no peer could ever connect; 100 is the default".into());

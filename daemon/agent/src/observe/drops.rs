@@ -47,7 +47,8 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
         reason: UNREAD.into(),
         place: "tunnel".into(),
         packets: unread(device),
-        advice: "no agent read from the tunnel device, as between its end and its next start; if it runs, is it ready?"
+        advice: "nobody took it from the tunnel device: expected between an agent's end and its next start; if it runs, is it ready, or \
+                 is one of its threads hauberk-tun-N at 100 % of a CPU?"
             .into(),
     });
     reasons.push(DropCount {

@@ -130,6 +130,8 @@ fn tunnel(world: &World, stats: &Stats, facts: &Facts) -> TunnelStatus {
         keys: key_status(&facts.keys),
         offloads: stats.offloads.clone(),
         cipher: stats.cipher.clone(),
+        threads: stats.threads,
+        handed_over: stats.handed_over,
     }
 }
 
@@ -159,6 +161,7 @@ fn peers(world: &World, stats: &Stats, mute: &BTreeSet<String>) -> Vec<PeerStatu
                 latest_handshake: seen.and_then(|seen| Timestamp::try_from(seen.latest_handshake?).ok()),
                 received_bytes: seen.map_or(0, |seen| seen.received),
                 sent_bytes: seen.map_or(0, |seen| seen.sent),
+                thread: seen.map(|seen| seen.thread),
             }
         })
         .collect();
@@ -276,6 +279,7 @@ mod tests {
             latest_handshake: None,
             received_bytes: 0,
             sent_bytes: 0,
+            thread: None,
         }
     }
 

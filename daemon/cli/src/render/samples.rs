@@ -59,6 +59,8 @@ pub(crate) fn status() -> Status {
             keys: vec![key(2, "bmV3ZXN0LWtleS1vZi1uMQ=="), key(1, "b2xkZXIta2V5LW9mLW4x")],
             offloads: vec!["TSO".to_string(), "USO".to_string(), "UDP GRO refused by the kernel".to_string()],
             cipher: "ChaCha20-Poly1305 (ring)".to_string(),
+            threads: 4,
+            handed_over: 12,
         },
         host_routing: "bpf".to_string(),
         attach: "tcx".to_string(),
@@ -73,6 +75,7 @@ pub(crate) fn status() -> Status {
                 latest_handshake: Some(at("2026-11-22T09:57:57Z")),
                 received_bytes: 1536,
                 sent_bytes: 5 << 20,
+                thread: Some(3),
             },
             PeerStatus {
                 node: "n3".to_string(),
@@ -83,6 +86,7 @@ pub(crate) fn status() -> Status {
                 latest_handshake: None,
                 received_bytes: 0,
                 sent_bytes: 0,
+                thread: None,
             },
         ],
         namespaces: vec![

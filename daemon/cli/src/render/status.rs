@@ -72,6 +72,10 @@ fn node(page: &mut Page, status: &Status, verbose: bool) {
         page.field("started at", status.started);
         page.field("offloads", words_of(&tunnel.offloads));
         page.field("cipher", &tunnel.cipher);
+        page.field(
+            "threads",
+            format_args!("{}, {} packets handed over between them", tunnel.threads, tunnel.handed_over),
+        );
     }
 }
 
@@ -92,6 +96,9 @@ fn one_peer(page: &mut Page, peer: &PeerStatus, now: Timestamp, verbose: bool, l
     }
     let (received, sent) = (bytes(peer.received_bytes), bytes(peer.sent_bytes));
     page.field("transfer", format_args!("{received} received, {sent} sent"));
+    if let Some(thread) = peer.thread.filter(|_| verbose) {
+        page.field("thread", format_args!("hauberk-tun-{thread}"));
+    }
 }
 
 fn one_namespace(page: &mut Page, namespace: &NamespaceStatus, limit: usize) {

@@ -1,8 +1,9 @@
-//! System calls that no safe wrapper covers: the TUN and interface ioctls and two socket options.
+//! System calls that no safe wrapper covers: the TUN and interface ioctls, some socket options, and the program that chooses a
+//! device's queue.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 // linux/if_tun.h; all take an int or a pointer to one, or an ifreq.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
@@ -11,6 +12,7 @@ const TUNGETFEATURES: libc::c_ulong = 0x8004_54cf;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
+const TUNSETSTEERINGEBPF: libc::c_ulong = 0x8004_54e0;
 
 /// An interface name as the kernel takes it: at most 15 bytes, then zeros.
 pub(super) type Name = [libc::c_char; libc::IFNAMSIZ];
@@ -50,6 +52,77 @@ pub(super) fn tun_features(tun: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     // SAFETY: TUNGETFEATURES writes one unsigned int to the pointer, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNGETFEATURES, &raw mut features) })?;
     Ok(features as libc::c_int)
+}
+
+/// Has the program, which is shown each packet, say by which queue it leaves: the number it returns, modulo that of the queues.
+pub(super) fn tun_set_steering(tun: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = program.as_raw_fd();
+    // SAFETY: TUNSETSTEERINGEBPF reads one int from the pointer, which outlives the call; the kernel keeps the program itself.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETSTEERINGEBPF, &raw const program) })
+}
+
+/// Loads the eBPF program "return `skb->queue_mapping`": what a program at tc has written there, it says.
+pub(super) fn load_queue_mapping_program() -> io::Result<OwnedFd> {
+    /// `struct bpf_insn` of linux/bpf.h.
+    #[repr(C)]
+    struct Instruction {
+        code: u8,
+        registers: u8,
+        offset: i16,
+        immediate: i32,
+    }
+    /// The beginning of `union bpf_attr` of linux/bpf.h, as `BPF_PROG_LOAD` takes it; the rest counts as zero.
+    #[repr(C)]
+    struct Attributes {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+    }
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+    // BPF_LDX | BPF_MEM | BPF_W: r0 = *(u32 *)(r1 + offsetof(struct __sk_buff, queue_mapping)); then BPF_JMP | BPF_EXIT.
+    let instructions = [
+        Instruction { code: 0x61, registers: 0x10, offset: 12, immediate: 0 },
+        Instruction { code: 0x95, registers: 0, offset: 0, immediate: 0 },
+    ];
+    let license = c"Dual MIT/GPL";
+    let attributes = Attributes {
+        kind: BPF_PROG_TYPE_SOCKET_FILTER,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+    };
+    // SAFETY: the kernel reads `attributes`, the instructions and the license through the pointers in it; all outlive the call.
+    let program =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<Attributes>()) };
+    if program < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just returned this descriptor, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(program as libc::c_int) })
+}
+
+/// Has a classic BPF program, which is shown the payload of each datagram, say which socket of the group gets it: the number it returns,
+/// in the order in which they were bound.
+pub(super) fn set_group_filter(socket: BorrowedFd<'_>, filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: filter.len() as libc::c_ushort, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: SO_ATTACH_REUSEPORT_CBPF reads a sock_fprog and the instructions it points to; both outlive the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    })
 }
 
 /// Says which super-packets and unfinished checksums we take.

@@ -21,7 +21,7 @@ const CHECKSUM: libc::c_uint = 0x01;
 const TSO: libc::c_uint = 0x02 | 0x04 | 0x08; // IPv4, IPv6, with ECN
 const USO: libc::c_uint = 0x20 | 0x40; // IPv4, IPv6
 
-/// An open TUN device.
+/// An open TUN device, or one queue more of it.
 ///
 /// Its queue takes part in traffic only once a tunnel runs on it: until then, and once it is
 /// dropped, the kernel drops (and counts) what is sent into the device.
@@ -36,9 +36,6 @@ pub struct Device {
 impl Device {
     /// Opens the device in this thread's network namespace, making it if needed, and brings it up.
     pub fn open(config: &DeviceConfig) -> Result<Device, Error> {
-        if config.queues != 1 {
-            return Err(Error::DeviceQueues { name: config.name.clone(), queues: config.queues });
-        }
         let name =
             syscalls::interface_name(&config.name).ok_or_else(|| Error::DeviceName { name: config.name.clone() })?;
         let failed = |step| {
@@ -49,13 +46,7 @@ impl Device {
         let file = open_driver().map_err(failed("open /dev/net/tun"))?;
         let offered = syscalls::tun_features(file.as_fd()).map_err(failed("ask the TUN driver for its features"))?;
         let vnet_header = offered & libc::IFF_VNET_HDR != 0;
-        // Multi-queue even for one: a device that persists could not be opened with more later.
-        let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
-        if vnet_header {
-            flags |= libc::IFF_VNET_HDR;
-        }
-        syscalls::tun_set_interface(file.as_fd(), &name, flags).map_err(failed("attach to it"))?;
-        syscalls::tun_set_queue(file.as_fd(), false).map_err(failed("keep its queue out of traffic"))?;
+        open_queue(&file, &name, vnet_header).map_err(failed("open its queue"))?;
         let features = if vnet_header {
             syscalls::tun_set_header_length(file.as_fd(), virtio::HEADER_LENGTH as libc::c_int)
                 .map_err(failed("set the length of its packet headers"))?;
@@ -77,6 +68,30 @@ impl Device {
             .map_err(io::Error::from)
             .map_err(failed("find its index"))?;
         Ok(Device { file, name: config.name.clone(), index, mtu: config.mtu as usize, features })
+    }
+
+    /// One more queue of the same device, as the first one was: not in traffic yet.
+    pub(crate) fn another(&self) -> Result<Device, Error> {
+        let name = syscalls::interface_name(&self.name).ok_or_else(|| Error::DeviceName { name: self.name.clone() })?;
+        let file = open_driver()
+            .and_then(|file| open_queue(&file, &name, self.features.vnet_header).map(|()| file))
+            .map_err(|source| Error::Device { name: self.name.clone(), step: "open one more queue", source })?;
+        Ok(Device { file, name: self.name.clone(), ..*self })
+    }
+
+    /// Has the kernel choose the queue by the peer's number, which the eBPF programs write to `queue_mapping`. False if it refuses.
+    pub(crate) fn steer(&self) -> bool {
+        let set = syscalls::load_queue_mapping_program()
+            .and_then(|program| syscalls::tun_set_steering(self.file.as_fd(), program.as_fd()));
+        set.inspect_err(|error| {
+            tracing::warn!(
+                %error,
+                device = self.name,
+                "the kernel does not let us choose the device's queues: packets reach their thread by way of others, which \
+                 takes more CPU time; is CAP_BPF missing?"
+            );
+        })
+        .is_ok()
     }
 
     /// The interface index.
@@ -148,6 +163,17 @@ impl AsFd for Device {
 
 fn open_driver() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open("/dev/net/tun")
+}
+
+/// Takes part in the device, which is made if there is none, but not in its traffic.
+fn open_queue(file: &File, name: &syscalls::Name, vnet_header: bool) -> io::Result<()> {
+    // Multi-queue even for one: a device that persists could not be opened with more later.
+    let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+    if vnet_header {
+        flags |= libc::IFF_VNET_HDR;
+    }
+    syscalls::tun_set_interface(file.as_fd(), name, flags)?;
+    syscalls::tun_set_queue(file.as_fd(), false)
 }
 
 /// Asks for as much as the kernel gives: UDP super-packets came last (6.2), TCP's long before.

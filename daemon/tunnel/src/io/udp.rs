@@ -48,14 +48,55 @@ pub(crate) struct Received {
 impl Sockets {
     /// Binds to the port on all addresses. A machine without IPv6 (or without IPv4) is served by the other.
     pub(crate) fn bind(port: u16, mark: Option<u32>) -> Result<Sockets, Error> {
-        let v4 = Socket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), mark)?;
+        Sockets::bind_one(port, mark, false)
+    }
+
+    /// So many at one port. Which of them gets a datagram says the filter, a classic BPF program, by its payload. The last is
+    /// false if the kernel refuses it: then a sender's datagrams all reach one of them, but nobody knows which.
+    pub(crate) fn bind_group(
+        port: u16,
+        mark: Option<u32>,
+        count: usize,
+        filter: &[libc::sock_filter],
+    ) -> Result<(Vec<Sockets>, bool), Error> {
+        // Alone at first, so that whoever else is at the port is noticed; the others then join it.
+        let first = Sockets::bind(port, mark)?;
+        if count == 1 {
+            return Ok((vec![first], true));
+        }
+        let port = first.each().find_map(Socket::port).unwrap_or(port);
+        for socket in first.each() {
+            setsockopt(&socket.fd, sockopt::ReusePort, &true).map_err(|errno| Error::Socket {
+                address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+                step: "let more sockets join it",
+                source: errno.into(),
+            })?;
+        }
+        let mut group = vec![first];
+        for _ in 1..count {
+            group.push(Sockets::bind_one(port, mark, true)?);
+        }
+        let set = group[0].each().try_for_each(|socket| syscalls::set_group_filter(socket.as_fd(), filter));
+        if let Err(error) = &set {
+            tracing::warn!(
+                %error,
+                port,
+                "the kernel does not let us choose among sockets (SO_ATTACH_REUSEPORT_CBPF): datagrams reach their thread by way \
+                 of others, which takes more CPU time"
+            );
+        }
+        Ok((group, set.is_ok()))
+    }
+
+    fn bind_one(port: u16, mark: Option<u32>, joins: bool) -> Result<Sockets, Error> {
+        let v4 = Socket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), mark, joins)?;
         // An ephemeral port must be the same one for both.
         let port = match &v4 {
             Some(socket) => socket.port().unwrap_or(port),
             None => port,
         };
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        let v6 = Socket::bind(address, mark)?;
+        let v6 = Socket::bind(address, mark, joins)?;
         if v4.is_none() && v6.is_none() {
             let source = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
             return Err(Error::Socket { address, step: "open a socket of any family", source });
@@ -64,11 +105,15 @@ impl Sockets {
     }
 
     pub(crate) fn gso(&self) -> bool {
-        self.v4.iter().chain(&self.v6).all(|socket| socket.gso)
+        self.each().all(|socket| socket.gso)
     }
 
     pub(crate) fn gro(&self) -> bool {
-        self.v4.iter().chain(&self.v6).all(|socket| socket.gro)
+        self.each().all(|socket| socket.gro)
+    }
+
+    fn each(&self) -> impl Iterator<Item = &Socket> {
+        self.v4.iter().chain(&self.v6)
     }
 }
 
@@ -91,7 +136,7 @@ impl DatagramSink for Sockets {
 
 impl Socket {
     /// `None` when the machine does not have this family.
-    fn bind(address: SocketAddr, mark: Option<u32>) -> Result<Option<Socket>, Error> {
+    fn bind(address: SocketAddr, mark: Option<u32>, joins: bool) -> Result<Option<Socket>, Error> {
         let failed = |step| move |errno: Errno| Error::Socket { address, step, source: errno.into() };
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let fd = match socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None) {
@@ -103,6 +148,9 @@ impl Socket {
         }
         if let Some(mark) = mark {
             setsockopt(&fd, sockopt::Mark, &mark).map_err(failed("set its mark"))?;
+        }
+        if joins {
+            setsockopt(&fd, sockopt::ReusePort, &true).map_err(failed("let it share the port"))?;
         }
         match bind(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
             // IPv6 is compiled in but switched off.
@@ -135,7 +183,7 @@ impl Socket {
 
     fn port(&self) -> Option<u16> {
         let address: SockaddrStorage = getsockname(self.fd.as_raw_fd()).ok()?;
-        address.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::port)
+        socket_address(&address).map(|address| address.port())
     }
 
     /// Receives one datagram or one run of them. `Ok(None)` when there is nothing.

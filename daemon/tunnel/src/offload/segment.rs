@@ -1,5 +1,7 @@
 //! Cuts a super-packet read from the device into the packets it stands for.
 //!
+//! Until the first segment is asked for, the packet is as it was read.
+//!
 //! In place: the headers of each segment are written right in front of its payload, over the
 //! payload of the segment before, which by then is sealed. So a segment lives only until the next
 //! one is asked for.
@@ -21,8 +23,8 @@ pub(crate) struct Malformed;
 /// The segments of one super-packet, or the one packet that it is.
 #[allow(clippy::large_enum_variant)] // lives on one stack frame; a box would be an allocation per read
 pub(crate) enum Segments<'a> {
-    /// One packet, finished.
-    Single(Option<&'a mut [u8]>),
+    /// One packet, and where its checksum is if it lacks something.
+    Single(Option<&'a mut [u8]>, Option<Checksum>),
     /// A run of them.
     Run(Run<'a>),
 }
@@ -41,6 +43,13 @@ pub(crate) struct Run<'a> {
     /// Sum of the pseudo header without the length.
     pseudo: u64,
     next: usize,
+}
+
+/// What a checksum of a single packet lacks: the sum of everything from `start`. Its place is at `at`.
+#[derive(Clone, Copy)]
+pub(crate) struct Checksum {
+    start: usize,
+    at: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +73,8 @@ impl<'a> Segments<'a> {
     pub(crate) fn new(header: Header, packet: &'a mut [u8]) -> Result<Segments<'a>, Malformed> {
         let kind = match (header.gso, packet.first().map(|first| first >> 4)) {
             (Gso::None, _) => {
-                if header.needs_checksum {
-                    complete_checksum(header, packet)?;
-                }
-                return Ok(Segments::Single(Some(packet)));
+                let checksum = header.needs_checksum.then(|| Checksum::of(header, packet)).transpose()?;
+                return Ok(Segments::Single(Some(packet), checksum));
             }
             (Gso::TcpV4, Some(4)) | (Gso::TcpV6, Some(6)) => Transport::Tcp,
             (Gso::Udp, Some(4 | 6)) => Transport::Udp,
@@ -80,8 +87,8 @@ impl<'a> Segments<'a> {
         let run = Run::new(header, kind, packet)?;
         if run.packet.len() - run.headers_length <= run.size {
             let packet = run.packet;
-            complete_checksum(header, packet)?;
-            return Ok(Segments::Single(Some(packet)));
+            let checksum = Checksum::of(header, packet)?;
+            return Ok(Segments::Single(Some(packet), Some(checksum)));
         }
         Ok(Segments::Run(run))
     }
@@ -89,7 +96,7 @@ impl<'a> Segments<'a> {
     /// Length of the longest packet, and how many there are; before the first was asked for.
     pub(crate) fn extent(&self) -> (usize, usize) {
         match self {
-            Segments::Single(packet) => (packet.as_ref().map_or(0, |packet| packet.len()), 1),
+            Segments::Single(packet, _) => (packet.as_ref().map_or(0, |packet| packet.len()), 1),
             Segments::Run(run) => {
                 let payload = run.packet.len() - run.headers_length;
                 (run.headers_length + run.size.min(payload), payload.div_ceil(run.size))
@@ -100,7 +107,13 @@ impl<'a> Segments<'a> {
     /// The next finished packet.
     pub(crate) fn next(&mut self) -> Option<&mut [u8]> {
         match self {
-            Segments::Single(packet) => packet.take(),
+            Segments::Single(packet, checksum) => {
+                let packet = packet.take()?;
+                if let Some(checksum) = checksum {
+                    checksum.complete(packet);
+                }
+                Some(packet)
+            }
             Segments::Run(run) => run.next(),
         }
     }
@@ -194,16 +207,21 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Adds what the kernel left out of the checksum of a single packet.
-fn complete_checksum(header: Header, packet: &mut [u8]) -> Result<(), Malformed> {
-    let start = usize::from(header.checksum_start);
-    let at = start + usize::from(header.checksum_offset);
-    if start < ip::V4_HEADER || at + 2 > packet.len() {
-        return Err(Malformed);
+impl Checksum {
+    fn of(header: Header, packet: &[u8]) -> Result<Checksum, Malformed> {
+        let start = usize::from(header.checksum_start);
+        let at = start + usize::from(header.checksum_offset);
+        if start < ip::V4_HEADER || at + 2 > packet.len() {
+            return Err(Malformed);
+        }
+        Ok(Checksum { start, at })
     }
-    let sum = checksum::finish(checksum::add(0, &packet[start..]));
-    packet[at..at + 2].copy_from_slice(&sum);
-    Ok(())
+
+    /// Adds what the kernel left out.
+    fn complete(self, packet: &mut [u8]) {
+        let sum = checksum::finish(checksum::add(0, &packet[self.start..]));
+        packet[self.at..self.at + 2].copy_from_slice(&sum);
+    }
 }
 
 #[cfg(test)]
@@ -260,6 +278,22 @@ mod tests {
             assert!(!samples::is_sound(&packet));
             let header = Header { gso: Gso::None, ..header };
             assert_eq!(cut(header, &mut packet).unwrap(), vec![finished]);
+        }
+    }
+
+    /// Whoever finds out that a packet is another's to seal gives it away as it came.
+    #[test]
+    fn nothing_is_changed_before_the_first_is_asked_for() {
+        for (payload, size) in [(1, 1000), (1000, 1000), (5000, 1000), (1000, 0)] {
+            let mut packet = Tcp::new(Family::V4, 1, &vec![7; payload]).build();
+            let mut header = samples::as_super_packet(&mut packet, size);
+            if size == 0 {
+                header.gso = Gso::None;
+            }
+            let mut read = packet.clone();
+            let segments = Segments::new(header, &mut read).unwrap();
+            assert_eq!(segments.extent().1, if size == 0 { 1 } else { payload.div_ceil(1000) });
+            assert!(read == packet, "{payload} {size}");
         }
     }
 

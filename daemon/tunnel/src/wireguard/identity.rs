@@ -22,9 +22,13 @@ pub(super) struct Identity {
     gate: RateLimiter,
 }
 
-impl Identity {
+/// Our own keys, newest first; all engines have the same ones, so that a cookie is good at each of them.
+#[derive(Clone)]
+pub(crate) struct Identities(pub(super) Vec<Arc<Identity>>);
+
+impl Identities {
     /// Checks that the keys can be used, and puts the newest first.
-    pub(super) fn all(keys: Vec<LocalKey>, handshakes_per_second: u64) -> Result<Vec<Arc<Identity>>, Error> {
+    pub(crate) fn new(keys: Vec<LocalKey>, handshakes_per_second: u64) -> Result<Identities, Error> {
         if keys.is_empty() || keys.len() > 2 {
             return Err(Error::LocalKeys { given: format!("{} keys", keys.len()) });
         }
@@ -36,9 +40,11 @@ impl Identity {
         let identity = |key| Arc::new(Identity::new(key, handshakes_per_second));
         let mut identities: Vec<_> = keys.into_iter().map(identity).collect();
         identities.sort_by_key(|identity| std::cmp::Reverse(identity.epoch));
-        Ok(identities)
+        Ok(Identities(identities))
     }
+}
 
+impl Identity {
     /// Lets a handshake message pass whose first MAC was made for this key, and, under load, whose second MAC proves the
     /// sender's address (WireGuard paper, 5.3).
     pub(super) fn admit(&self, datagram: Datagram<'_>, outbox: &mut Outbox<'_>) -> Result<(), TunnelDrop> {

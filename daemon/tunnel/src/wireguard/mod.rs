@@ -3,11 +3,15 @@
 //! `message` is what is on the wire, `handshake` agrees on keys, `session` uses them, `pair` knows when it is time for what, `peer`
 //! which pair of keys to use.
 //!
+//! Each engine has a [`WireGuard`] of its own. All of them know all peers' configuration, and so who has what; keys and sessions are
+//! made by the engine that has the peer. What a stranger says is for the first one to hear.
+//!
 //! A datagram is believed for what its cryptography proves and for nothing else. Who may be spoken
 //! to, where, and which inner addresses belong to whom comes from the configuration alone.
 
 mod change;
 mod cookie;
+mod elsewhere;
 mod handshake;
 mod identity;
 mod message;
@@ -17,6 +21,7 @@ mod replay;
 mod session;
 mod sessions;
 mod source_limit;
+mod steering;
 #[cfg(test)]
 mod tests;
 mod timestamp;
@@ -32,6 +37,7 @@ use std::time::Instant;
 use hauberk_cipher::{HEAD, Implementation};
 
 use self::handshake::Responder;
+pub(crate) use self::identity::Identities;
 use self::identity::Identity;
 use self::message::{Data, INITIATION_NOISE, MAC, Message};
 use self::pair::Pair;
@@ -39,17 +45,23 @@ use self::peer::{HandshakeMessage, Peer};
 use self::source_limit::SourceLimit;
 use crate::allowed::AllowedIps;
 use crate::backlog::Flow;
-use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, StateCallback};
+use crate::config::{PeerChange, PeerConfig, PeerId, StateCallback};
+use crate::crew::{Crew, MOST_ENGINES};
 use crate::error::Error;
 use crate::io::outbox::{self, Outbox};
 use crate::offload::ip;
 use crate::offload::segment::Segments;
-use crate::protocol::{Datagram, Datagrams, Inbox, Protocol};
+use crate::protocol::{Datagram, Datagrams, Elsewhere, Inbox, Protocol};
 use crate::schedule::Schedule;
 use crate::stats::{Counters, PeerStats, TunnelDrop};
 
-/// Pairs' indices have 24 bits; the other 8 say which of its sessions a message is for.
-const INDEX_MASK: u32 = 0x00ff_ffff;
+pub(crate) use self::steering::filter;
+
+/// Pairs' indices have 24 bits, the lowest of which are the number of the engine that has it; the other 8 of a session's index say
+/// which of its sessions a message is for.
+const INDEX_BITS: u32 = 24;
+/// The engine to which strangers' handshakes come, and what cannot be understood.
+const FIRST_ENGINE: usize = 0;
 
 /// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: as many of them in one super-packet
 /// as, sealed, leave in one send.
@@ -66,40 +78,40 @@ pub(crate) struct WireGuard {
     by_endpoint: HashMap<SocketAddr, PeerId>,
     allowed: AllowedIps,
     next_index: u32,
-    handshake_limit: u64,
     sources: SourceLimit,
+    crew: Crew<WireGuard>,
     around: Surroundings,
 }
 
-/// What peers share.
+/// What all engines have in common.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) on_state: Option<Arc<StateCallback>>,
+    /// Largest inner packet, bytes.
+    pub(crate) mtu: usize,
+    pub(crate) copy_dscp: bool,
+    pub(crate) cipher: Implementation,
+}
+
+/// What the peers of an engine share.
 pub(crate) struct Surroundings {
-    counters: Arc<Counters>,
+    settings: Settings,
     schedule: Schedule<PeerId>,
-    on_state: Option<StateCallback>,
-    mtu: usize,
-    copy_dscp: bool,
-    cipher: Implementation,
 }
 
 impl Surroundings {
     /// Length of a packet with its padding: a multiple of 16 bytes, as far as the MTU lets it (WireGuard paper, 5.4.6).
     fn padded(&self, length: usize) -> usize {
-        length.next_multiple_of(16).min(self.mtu).max(length)
+        length.next_multiple_of(16).min(self.settings.mtu).max(length)
     }
 }
 
 impl WireGuard {
-    pub(crate) fn new(
-        keys: Vec<LocalKey>,
-        handshake_limit: u64,
-        mtu: usize,
-        copy_dscp: bool,
-        cipher: Implementation,
-        on_state: Option<StateCallback>,
-        counters: Arc<Counters>,
-    ) -> Result<WireGuard, Error> {
-        Ok(WireGuard {
-            identities: Identity::all(keys, handshake_limit)?,
+    /// The part of an engine, which is `crew`'s own.
+    pub(crate) fn new(identities: Identities, settings: Settings, crew: Crew<WireGuard>) -> WireGuard {
+        WireGuard {
+            identities: identities.0,
             peers: HashMap::new(),
             by_key: HashMap::new(),
             by_index: HashMap::new(),
@@ -107,10 +119,10 @@ impl WireGuard {
             allowed: AllowedIps::default(),
             // After a restart old sessions' indices should not meet new sessions.
             next_index: RandomState::new().build_hasher().finish() as u32,
-            handshake_limit,
             sources: SourceLimit::new(),
-            around: Surroundings { counters, schedule: Schedule::new(), on_state, mtu, copy_dscp, cipher },
-        })
+            crew,
+            around: Surroundings { settings, schedule: Schedule::new() },
+        }
     }
 
     /// Takes the batch as a whole, between two packets, or refuses it as a whole.
@@ -142,8 +154,8 @@ impl WireGuard {
     }
 
     /// Replaces our own keys. Sessions of keys that stay are kept.
-    pub(crate) fn set_keys(&mut self, keys: Vec<LocalKey>, now: Instant, outbox: &mut Outbox<'_>) -> Result<(), Error> {
-        let mut identities = Identity::all(keys, self.handshake_limit)?;
+    pub(crate) fn set_keys(&mut self, keys: Identities, now: Instant, outbox: &mut Outbox<'_>) -> Result<(), Error> {
+        let mut identities = keys.0;
         for peer in self.peers.values() {
             if let Some(reason) = change::unusable_keys(&peer.config.keys, &identities) {
                 return Err(Error::PeerKeys { id: peer.config.id, name: peer.config.name.clone(), reason });
@@ -152,19 +164,19 @@ impl WireGuard {
         for identity in &mut identities {
             let is_same = |old: &Arc<Identity>| old.epoch == identity.epoch && old.public == identity.public;
             // The same key again keeps its cookies and counts.
-            if let Some(index) = self.identities.iter().position(is_same) {
-                std::mem::swap(identity, &mut self.identities[index]);
+            if let Some(kept) = self.identities.iter().find(|old| is_same(old)) {
+                *identity = kept.clone();
             }
         }
         self.identities = identities;
-        let ids: Vec<_> = self.peers.keys().copied().collect();
+        let ids: Vec<_> = self.peers.keys().copied().filter(|id| self.crew.is_own(*id)).collect();
         for id in ids {
             self.renew_pairs(id, now, outbox);
         }
         Ok(())
     }
 
-    /// Starts a handshake with the peer unless it has a session, or one is under way. Unknown peers are fine.
+    /// Starts a handshake with a peer of ours unless it has a session, or one is under way. Unknown peers are fine.
     pub(crate) fn greet(&mut self, id: PeerId, now: Instant, outbox: &mut Outbox<'_>) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.expire(now);
@@ -173,18 +185,17 @@ impl WireGuard {
         }
     }
 
-    /// What is installed, in the order of the ids.
+    /// What is installed in all engines, in the order of the ids.
     pub(crate) fn configs(&self) -> Vec<PeerConfig> {
         let mut configs: Vec<_> = self.peers.values().map(|peer| peer.config.clone()).collect();
         configs.sort_by_key(|config| config.id);
         configs
     }
 
-    /// What each peer did, in the order of the ids.
+    /// What each of our peers did.
     pub(crate) fn stats(&self) -> Vec<PeerStats> {
-        let mut stats: Vec<_> = self.peers.values().map(Peer::stats).collect();
-        stats.sort_by_key(|peer| peer.id);
-        stats
+        let own = self.peers.values().filter(|peer| self.crew.is_own(peer.config.id));
+        own.map(|peer| peer.stats(self.crew.own())).collect()
     }
 
     /// Takes away what the peer shall not have any more; its endpoint is noted afresh with the rest.
@@ -222,6 +233,9 @@ impl WireGuard {
         let new_keys = peer.config.keys != config.keys || peer.pairs.is_empty();
         let new_endpoint = peer.config.endpoint != config.endpoint;
         peer.config = config;
+        if !self.crew.is_own(id) {
+            return;
+        }
         if new_keys || new_endpoint {
             peer.forgive();
         }
@@ -259,9 +273,9 @@ impl WireGuard {
                         kept
                     }
                     None => {
-                        let index = free_index(&mut self.next_index, &self.by_index);
+                        let index = free_index(&mut self.next_index, self.crew.own(), &self.by_index);
                         self.by_index.insert(index, id);
-                        Pair::new(identity.clone(), key, index, self.around.cipher)
+                        Pair::new(identity.clone(), key, index, self.around.settings.cipher)
                     }
                 };
                 peer.pairs.push(pair);
@@ -292,10 +306,30 @@ impl WireGuard {
             return Err(TunnelDrop::SourceRateLimited);
         }
         let responder = Responder::begin(&identity.secret, &identity.public, noise)?;
+        let id = *self.by_key.get(responder.remote().as_bytes()).ok_or(TunnelDrop::UnknownSender)?;
+        if self.crew.is_own(id) {
+            return self.answer_initiation(now, id, &identity, sender, responder, outbox);
+        }
+        let answer = move |protocol: &mut WireGuard, now, _: &mut dyn Inbox, outbox: &mut Outbox<'_>| {
+            let answered = protocol.answer_initiation(now, id, &identity, sender, responder, outbox);
+            protocol.count(answered);
+        };
+        self.hand_over(self.crew.engine_of(id), datagram.bytes.len(), answer)
+    }
+
+    /// A peer of ours asks for a session.
+    fn answer_initiation(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        identity: &Identity,
+        sender: u32,
+        responder: Responder,
+        outbox: &mut Outbox<'_>,
+    ) -> Result<(), TunnelDrop> {
+        let peer = self.peers.get_mut(&id).ok_or(TunnelDrop::UnknownSender)?;
         let remote = responder.remote().as_bytes();
-        let id = self.by_key.get(remote).ok_or(TunnelDrop::UnknownSender)?;
-        let peer = self.peers.get_mut(id).ok_or(TunnelDrop::UnknownSender)?;
-        let pair = peer.pairs.iter().position(|pair| pair.is_of(&identity, remote)).ok_or(TunnelDrop::UnknownSender)?;
+        let pair = peer.pairs.iter().position(|pair| pair.is_of(identity, remote)).ok_or(TunnelDrop::UnknownSender)?;
         peer.shake_hands(now, pair, HandshakeMessage::Initiation { sender, responder }, &mut self.around, outbox);
         Ok(())
     }
@@ -373,10 +407,27 @@ impl WireGuard {
     /// restarted. Our own handshake tells it, instead of leaving it to notice our silence for 15 s.
     /// Whoever forges this makes us greet a configured peer, at most once per session's life.
     fn greet_sender(&mut self, now: Instant, from: SocketAddr, outbox: &mut Outbox<'_>) {
-        if let Some(id) = self.by_endpoint.get(&from).copied()
-            && self.peers.get(&id).is_some_and(|peer| !peer.is_established())
-        {
+        let Some(id) = self.by_endpoint.get(&from).copied() else { return };
+        if self.crew.is_own(id) {
+            self.greet_stranger(id, now, outbox);
+        } else {
+            let greet = move |protocol: &mut WireGuard, now, _: &mut dyn Inbox, outbox: &mut Outbox<'_>| {
+                protocol.greet_stranger(id, now, outbox);
+            };
+            // One that has too much to do will hear from it again.
+            let _ = self.hand_over(self.crew.engine_of(id), 0, greet);
+        }
+    }
+
+    fn greet_stranger(&mut self, id: PeerId, now: Instant, outbox: &mut Outbox<'_>) {
+        if self.peers.get(&id).is_some_and(|peer| !peer.is_established()) {
             self.greet(id, now, outbox);
+        }
+    }
+
+    fn count(&self, outcome: Result<(), TunnelDrop>) {
+        if let Err(reason) = outcome {
+            self.around.settings.counters.drop_packet(reason);
         }
     }
 
@@ -394,21 +445,34 @@ impl WireGuard {
 }
 
 impl Protocol for WireGuard {
-    fn seal(&mut self, now: Instant, destination: IpAddr, packets: &mut Segments<'_>, outbox: &mut Outbox<'_>) {
-        let peer = self.allowed.lookup(destination).and_then(|id| self.peers.get_mut(&id));
-        match peer {
+    fn seal(
+        &mut self,
+        now: Instant,
+        destination: IpAddr,
+        packets: &mut Segments<'_>,
+        outbox: &mut Outbox<'_>,
+    ) -> Result<(), Elsewhere> {
+        let id = self.allowed.lookup(destination);
+        if let Some(id) = id.filter(|id| !self.crew.is_own(*id)) {
+            return Err(Elsewhere { engine: self.crew.engine_of(id), packets: packets.extent().1 });
+        }
+        match id.and_then(|id| self.peers.get_mut(&id)) {
             Some(peer) => peer.send(now, packets, &mut self.around, outbox),
             None => {
                 let reason = if destination.is_multicast() { TunnelDrop::Multicast } else { TunnelDrop::NoPeer };
-                self.around.counters.drop_packets(reason, packets.extent().1 as u64);
+                self.around.settings.counters.drop_packets(reason, packets.extent().1 as u64);
             }
         }
+        Ok(())
     }
 
     fn open(&mut self, now: Instant, datagrams: Datagrams<'_>, inbox: &mut dyn Inbox, outbox: &mut Outbox<'_>) {
         let mut datagrams = datagrams.iter().peekable();
         while let Some(datagram) = datagrams.next() {
-            let opened = match Message::parse(datagram.bytes) {
+            let message = Message::parse(datagram.bytes);
+            let engine = message.as_ref().map_or(self.crew.own(), |message| self.engine_of(message));
+            let opened = match message {
+                _ if engine != self.crew.own() => self.forward(engine, datagram),
                 Some(Message::Initiation { sender, noise }) => {
                     self.open_initiation(now, datagram, sender, noise, outbox)
                 }
@@ -429,9 +493,7 @@ impl Protocol for WireGuard {
                 }
                 None => Err(TunnelDrop::Malformed),
             };
-            if let Err(reason) = opened {
-                self.around.counters.drop_packet(reason);
-            }
+            self.count(opened);
         }
     }
 
@@ -468,12 +530,14 @@ impl Protocol for WireGuard {
     }
 }
 
-/// The next index that no pair has.
-fn free_index(next: &mut u32, taken: &HashMap<u32, PeerId>) -> u32 {
+/// The next index that no pair of this engine has, and none of another engine can have.
+fn free_index(next: &mut u32, engine: usize, taken: &HashMap<u32, PeerId>) -> u32 {
+    const STEPS: u32 = (1 << INDEX_BITS) / MOST_ENGINES as u32;
     loop {
-        *next = next.wrapping_add(1) & INDEX_MASK;
-        if !taken.contains_key(next) {
-            return *next;
+        *next = next.wrapping_add(1) % STEPS;
+        let index = *next * MOST_ENGINES as u32 + engine as u32;
+        if !taken.contains_key(&index) {
+            return index;
         }
     }
 }

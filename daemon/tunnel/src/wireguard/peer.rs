@@ -251,7 +251,7 @@ impl Peer {
 
     fn drop_packets(&mut self, reason: TunnelDrop, packets: u64, around: &Surroundings) {
         self.drops.add(reason, packets);
-        around.counters.drop_packets(reason, packets);
+        around.settings.counters.drop_packets(reason, packets);
     }
 
     pub(super) fn drop_waiting(&mut self, reason: TunnelDrop, around: &Surroundings) {
@@ -276,7 +276,8 @@ impl Peer {
         }
     }
 
-    pub(super) fn stats(&self) -> PeerStats {
+    /// As the engine `thread` has it.
+    pub(super) fn stats(&self, thread: usize) -> PeerStats {
         let sending = self.pairs.iter().find(|pair| pair.is_usable());
         let unanswered = match sending {
             // Other pairs may be hopeless, for instance with a key that the peer does not use yet.
@@ -296,6 +297,7 @@ impl Peer {
             rx_packets: self.rx_packets,
             tx_packets: self.tx_packets,
             endpoint: self.config.endpoint,
+            thread,
             drops: self.drops,
         }
     }
@@ -310,7 +312,7 @@ impl Peer {
         outbox: &mut Outbox<'_>,
     ) -> bool {
         while let Some(pair) = self.pairs.iter_mut().find(|pair| pair.is_usable()) {
-            let class = if around.copy_dscp { ip::traffic_class(packet) } else { ip::ecn(packet) };
+            let class = if around.settings.copy_dscp { ip::traffic_class(packet) } else { ip::ecn(packet) };
             let size = around.padded(packet.len()) + OVERHEAD;
             let sealed = outbox.post_with(to, class, size, |room| pair.seal(now, packet, room));
             if sealed {
@@ -401,7 +403,7 @@ impl Peer {
             PeerState::Established => tracing::info!(peer, endpoint = ?self.config.endpoint, "session established"),
             state => tracing::debug!(peer, ?state, "state changed"),
         }
-        if let Some(on_state) = &around.on_state {
+        if let Some(on_state) = &around.settings.on_state {
             on_state(id, self.state);
         }
     }

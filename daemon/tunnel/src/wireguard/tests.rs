@@ -3,6 +3,7 @@
 //! Datagrams go through a queue the tests look into. The time is the tests' own.
 
 mod changes;
+mod crew;
 mod differential;
 mod interop;
 mod lifetime;
@@ -17,8 +18,9 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::WireGuard;
-use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, PeerKey};
+use super::{Identities, Settings, WireGuard};
+use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, StateCallback};
+use crate::crew::Crew;
 use crate::error::Error;
 use crate::io::outbox::{Batch, DatagramSink, Outbox};
 use crate::offload::segment::Segments;
@@ -122,12 +124,18 @@ impl Node {
         let states = Arc::new(Mutex::new(Vec::new()));
         let on_state = {
             let states = states.clone();
-            Box::new(move |_, state| states.lock().unwrap().push(state))
+            Box::new(move |_, state| states.lock().unwrap().push(state)) as StateCallback
         };
-        let keys = local_keys(number, epochs);
-        let protocol =
-            WireGuard::new(keys, handshake_limit, MTU, false, Implementation::best(), Some(on_state), counters.clone())
-                .unwrap();
+        let identities = Identities::new(local_keys(number, epochs), handshake_limit).unwrap();
+        let settings = Settings {
+            counters: counters.clone(),
+            on_state: Some(Arc::new(on_state)),
+            mtu: MTU,
+            copy_dscp: false,
+            cipher: Implementation::best(),
+        };
+        let (crew, _) = Crew::new(1).unwrap().remove(0);
+        let protocol = WireGuard::new(identities, settings, crew);
         let inbox = Delivered { room: vec![0; 1 << 16], packets: vec![] };
         Node { number, protocol, batch: Batch::new(), inbox, counters, states }
     }
@@ -151,7 +159,7 @@ impl Node {
     }
 
     fn set_keys(&mut self, now: Instant, epochs: &[u32]) -> Vec<Sent> {
-        let keys = local_keys(self.number, epochs);
+        let keys = Identities::new(local_keys(self.number, epochs), 1000).unwrap();
         self.act(|protocol, _, outbox| protocol.set_keys(keys, now, outbox).unwrap())
     }
 
@@ -159,7 +167,7 @@ impl Node {
         let destination = ip::envelope(packet).unwrap().destination;
         let mut packet = packet.to_vec();
         let mut packets = Segments::new(Header::PLAIN, &mut packet).unwrap();
-        self.act(|protocol, _, outbox| protocol.seal(now, destination, &mut packets, outbox))
+        self.act(|protocol, _, outbox| protocol.seal(now, destination, &mut packets, outbox).unwrap())
     }
 
     fn open(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) -> Vec<Sent> {

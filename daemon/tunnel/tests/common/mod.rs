@@ -259,7 +259,8 @@ impl Node {
 
     pub fn config(self) -> TunnelConfig {
         TunnelConfig {
-            device: DeviceConfig { name: DEVICE.to_owned(), mtu: 1420, queues: 1, persist: true },
+            device: DeviceConfig { name: DEVICE.to_owned(), mtu: 1420, persist: true },
+            threads: 2,
             listen_port: PORT,
             keys: vec![LocalKey { epoch: 1, secret: StaticSecret::from([self.secret; 32]) }],
             fwmark: None,

@@ -7,6 +7,7 @@ mod bulk;
 mod datagram;
 mod echo;
 mod exchange;
+mod flood;
 mod raw;
 mod segment;
 mod size;
@@ -15,6 +16,7 @@ mod stream;
 
 pub use bulk::{BulkReport, bulk_tcp};
 pub use exchange::{Exchange, Outcome, Protocol, assert_answered, exchange, exchange_all};
+pub use flood::Flood;
 pub use raw::{internet_checksum, sctp_checksum};
 pub use size::{SizeOutcome, send_of_size, super_datagram};
 pub use stream::{TcpReport, TcpStreamer, UdpReport, UdpStreamer};

@@ -136,7 +136,7 @@ proptest! {
             let mut packet = read.packet.clone();
             let destination = ip::envelope(&packet).unwrap().destination;
             let mut packets = Segments::new(read.header, &mut packet).unwrap();
-            alice.protocol.seal(now, destination, &mut packets, &mut outbox);
+            alice.protocol.seal(now, destination, &mut packets, &mut outbox).unwrap();
         }
         outbox.flush();
 

@@ -1,0 +1,79 @@
+//! Which of several sockets gets a message: the one of the engine that has the session it is for.
+
+use super::{FIRST_ENGINE, INDEX_BITS};
+use crate::crew::MOST_ENGINES;
+
+// linux/bpf_common.h
+const LOAD_BYTE: u16 = 0x30;
+const IF_EQUAL: u16 = 0x15;
+const JUMP: u16 = 0x05;
+const AND: u16 = 0x54;
+const RETURN: u16 = 0x06;
+const RETURN_ACCUMULATOR: u16 = 0x16;
+
+const _: () = assert!(MOST_ENGINES.is_power_of_two() && MOST_ENGINES <= 256 && INDEX_BITS == 24);
+
+/// A classic BPF program that is shown a UDP payload and returns the engine's number.
+///
+/// Responses have the receiver's index at byte 8, cookie replies and data at byte 4 (WireGuard paper, 5.4), its lowest byte first.
+/// That one is the session's, in the next the lowest bits are the engine's. What is too short reads as zero.
+pub(crate) fn filter() -> [libc::sock_filter; 10] {
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    [
+        step(LOAD_BYTE, 0, 0, 0),
+        step(IF_EQUAL, 2, 0, 2),
+        step(IF_EQUAL, 3, 0, 3),
+        step(IF_EQUAL, 2, 5, 4),
+        step(LOAD_BYTE, 0, 0, 9),
+        step(JUMP, 0, 0, 1),
+        step(LOAD_BYTE, 0, 0, 5),
+        step(AND, 0, 0, MOST_ENGINES as u32 - 1),
+        step(RETURN_ACCUMULATOR, 0, 0, 0),
+        step(RETURN, 0, 0, FIRST_ENGINE as u32),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message;
+    use super::*;
+
+    /// As the kernel runs it (Documentation/networking/filter.rst), as far as it is used here.
+    fn run(payload: &[u8]) -> u32 {
+        let program = filter();
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let libc::sock_filter { code, jt, jf, k } = program[at];
+            at += 1;
+            match code {
+                LOAD_BYTE if k as usize >= payload.len() => return 0,
+                LOAD_BYTE => accumulator = payload[k as usize].into(),
+                IF_EQUAL => at += usize::from(if accumulator == k { jt } else { jf }),
+                JUMP => at += k as usize,
+                AND => accumulator &= k,
+                RETURN => return k,
+                RETURN_ACCUMULATOR => return accumulator,
+                _ => panic!("code {code:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn each_message_goes_to_the_engine_in_its_receivers_index() {
+        for engine in [0u32, 1, 5, 63] {
+            let receiver = ((7 << 6) | engine) << 8 | 0xa5;
+            let mut data = [0xff; 64];
+            message::data(receiver, u64::MAX, &mut data);
+            assert_eq!(run(&data), engine);
+            assert_eq!(run(&message::response(u32::MAX, receiver, &[0xff; message::RESPONSE_NOISE])), engine);
+            let mut cookie = [0xff; message::COOKIE_REPLY];
+            cookie[..4].copy_from_slice(&[3, 0, 0, 0]);
+            cookie[4..8].copy_from_slice(&receiver.to_le_bytes());
+            assert_eq!(run(&cookie), engine);
+            assert_eq!(run(&message::initiation(receiver, &[0xff; message::INITIATION_NOISE])), 0);
+        }
+        for nothing in [&[][..], &[4], &[4, 0, 0, 0, 0], &[9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]] {
+            assert_eq!(run(nothing), 0, "{nothing:?}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! More datagrams than anyone can carry.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context as _, Result, anyhow};
+use socket2::Type;
+
+use super::socket;
+use crate::syscalls::set_option;
+use crate::{Family, Party};
+
+/// What one send has: as much as an IPv4 packet, in datagrams of so many bytes.
+const DATAGRAM: usize = 1_300;
+const DATAGRAMS: usize = 48;
+
+/// Datagrams from one party to another as fast as the kernel takes them, until stopped. Nobody receives them.
+pub struct Flood {
+    flowing: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Flood {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// No sockets.
+    pub fn start(from: &Party, to: &Party, family: Family) -> Result<Flood> {
+        // Somebody has the port, or the flood would be answered by errors.
+        let receiver = to.netns.within(|| socket::bound(Type::DGRAM, None, SocketAddr::new(to.address(family), 0)))?;
+        let target = UdpSocket::from(receiver.try_clone().context("clone")?).local_addr().context("local address")?;
+        let sender = from.netns.within(|| {
+            let socket = socket::bound(Type::DGRAM, None, SocketAddr::new(from.address(family), 0))?;
+            set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, DATAGRAM as i32).context("UDP_SEGMENT")?;
+            Ok(UdpSocket::from(socket))
+        })?;
+        let flowing = Arc::new(AtomicBool::new(true));
+        let goes_on = flowing.clone();
+        let thread = thread::spawn(move || {
+            let bytes = vec![0; DATAGRAM * DATAGRAMS];
+            while goes_on.load(Ordering::SeqCst) {
+                match sender.send_to(&bytes, target) {
+                    Err(error) if !socket::is_passing(&error) => return Err(error).context("flood"),
+                    _ => {}
+                }
+            }
+            drop(receiver);
+            Ok(())
+        });
+        Ok(Flood { flowing, thread })
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// What kept it from flowing.
+    pub fn stop(self) -> Result<()> {
+        self.flowing.store(false, Ordering::SeqCst);
+        self.thread.join().map_err(|_| anyhow!("the flood panicked"))?
+    }
+}
