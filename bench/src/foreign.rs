@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -87,26 +87,41 @@ pub fn connect(nodes: &[Arc<Node>], program: Program, absent: &[AbsentPeer], dir
             node.run("wg", &["setconf", DEVICE, &file.to_string_lossy()]).map(Some)
         })?;
         node.netns.ip(&format!("link set {DEVICE} mtu {INNER_MTU} up"))?;
-        for other in nodes.iter().filter(|other| other.name != node.name) {
-            node.netns.ip(&format!(
-                "route replace {} dev {DEVICE}\nroute replace {} dev {DEVICE}",
-                other.pod_ranges[0], other.pod_ranges[1]
-            ))?;
-        }
+        route(node, nodes, DEVICE)?;
     }
     Ok(running)
 }
 
 fn start(node: &Node, program: Program, directory: &Path) -> Result<Foreign> {
     let file = programs::target_directory()?.join("bench/tools/bin").join(program.file);
-    let log = directory.join(format!("{}-{}.log", program.file, node.name));
-    let log = File::create(&log).with_context(|| format!("create {}", log.display()))?;
     let mut command = node.command(&file);
     command.args(program.arguments).envs(program.environment.iter().copied());
+    launch(node, command, program.file, DEVICE, directory)
+        .with_context(|| format!("run {}: has bench/tools/build made it?", file.display()))
+}
+
+/// Runs a command on a node, its output going to a log in the directory, and waits for the device it makes.
+///
+/// # Errors
+/// It cannot be run, or makes no such device.
+pub fn launch(node: &Node, mut command: Command, name: &str, device: &str, directory: &Path) -> Result<Foreign> {
+    let log = directory.join(format!("{name}-{}.log", node.name));
+    let log = File::create(&log).with_context(|| format!("create {}", log.display()))?;
     command.stdout(log.try_clone().context("clone log")?).stderr(log);
-    let process = command.spawn().with_context(|| format!("run {}: has bench/tools/build made it?", file.display()))?;
-    eventually(format!("{} to make its device on {}", program.file, node.name), || {
-        Ok(node.netns.interface(DEVICE).ok())
-    })?;
+    let process = command.spawn().with_context(|| format!("start {name} on {}", node.name))?;
+    eventually(format!("{name} to make its device on {}", node.name), || Ok(node.netns.interface(device).ok()))?;
     Ok(Foreign { process })
+}
+
+/// Sends what is for other nodes' pods into a node's device.
+///
+/// # Errors
+/// The kernel refuses a route.
+pub fn route(node: &Node, nodes: &[Arc<Node>], device: &str) -> Result<()> {
+    for other in nodes.iter().filter(|other| other.name != node.name) {
+        let routes: Vec<String> =
+            other.pod_ranges.iter().map(|range| format!("route replace {range} dev {device}")).collect();
+        node.netns.ip(&routes.join("\n"))?;
+    }
+    Ok(())
 }

@@ -13,6 +13,7 @@ mod congestion;
 mod foreign;
 mod lane;
 mod measure;
+mod null_cipher;
 mod plot;
 mod report;
 mod results;
@@ -37,7 +38,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Encrypted pod traffic: hauberk's userspace tunnel beside other userspace WireGuards and beside no encryption.
+    /// Encrypted pod traffic: hauberk's userspace tunnel beside other userspace WireGuards, beside no encryption, and beside the machine's
+    /// own limit: the cipher alone, and hauberk's I/O with a cipher that does nothing (null-cipher).
     Tunnel(Options),
     /// Traffic of a namespace that is not encrypted, with and without hauberk on the nodes.
     Classify(Options),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::results::Results;
+use crate::results::{Results, is_floor};
 
 const PANEL_WIDTH: usize = 360;
 const BAR_HEIGHT: usize = 18;
@@ -17,7 +17,7 @@ const PANELS: [(&str, &str); 6] = [
     ("latency_loaded_p99_us", "latency under load, p99, us (less is better)"),
 ];
 
-/// Bars with a whisker from the least to the most.
+/// Bars with a whisker from the least to the most; those of limits are hollow.
 pub fn tunnel(results: &Results) -> String {
     let systems = results.systems();
     let height = TITLE_HEIGHT + systems.len() * (BAR_HEIGHT + 4) + 16;
@@ -44,13 +44,18 @@ fn panel(svg: &mut String, results: &Results, systems: &[&str], metric: &str, ti
     for (row, system) in systems.iter().enumerate() {
         let y = top + TITLE_HEIGHT + row * (BAR_HEIGHT + 4);
         let middle = y + BAR_HEIGHT / 2;
-        let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\">{system}</text>", left + 8, middle + 4);
+        let label = if is_floor(system) { format!("{system} (floor)") } else { (*system).to_owned() };
+        let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\">{label}</text>", left + 8, middle + 4);
         let Some(found) = results.summary(system, metric) else { continue };
-        let colour = if system.starts_with("hauberk") { "#1565c0" } else { "#9e9e9e" };
+        let paint = match system {
+            system if is_floor(system) => "fill=\"#fff\" stroke=\"#9e9e9e\"",
+            system if system.starts_with("hauberk") => "fill=\"#1565c0\"",
+            _ => "fill=\"#9e9e9e\"",
+        };
         let start = (left + LABEL_WIDTH) as f64;
         let _ = writeln!(
             svg,
-            "<rect x=\"{start}\" y=\"{y}\" width=\"{:.1}\" height=\"{BAR_HEIGHT}\" fill=\"{colour}\"/>\
+            "<rect x=\"{start}\" y=\"{y}\" width=\"{:.1}\" height=\"{BAR_HEIGHT}\" {paint}/>\
              <line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{middle}\" y2=\"{middle}\" stroke=\"#000\"/>\
              <text x=\"{:.1}\" y=\"{}\">{:.3}</text>",
             scale(found.median),

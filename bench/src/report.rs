@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use crate::plot;
-use crate::results::{CIPHER, Results};
+use crate::results::{CIPHER, Results, is_floor};
 use crate::system::System;
 
 /// A goal: what is compared, and how it has to be.
@@ -54,9 +54,7 @@ pub fn tunnel(results: &mut Results) -> Result<()> {
         let floor = results.median(plain, "cpu_s_per_gb")? + results.median(CIPHER, "cpu_s_per_gb")?;
         Some(results.median(ours, "cpu_s_per_gb")? - floor)
     };
-    if let (Some(seal), Some(open)) = (results.median(CIPHER, "seal_ns"), results.median(CIPHER, "open_ns")) {
-        println!("\nthe cipher alone: {seal:.0} ns to seal a full packet, {open:.0} ns to open one");
-    }
+    limits(results);
     println!("\ngoals, as ratios to {peer} within this run where nothing else is said:");
     for goal in [
         Goal::at_least("TCP, 1 stream", ratio("tcp1_gbps"), 2.0),
@@ -76,6 +74,32 @@ pub fn tunnel(results: &mut Results) -> Result<()> {
     std::fs::write(&plot, plot::tunnel(results)).with_context(|| format!("write {}", plot.display()))?;
     println!("\n{}\n{}", path.display(), plot.display());
     Ok(())
+}
+
+/// Says what this machine lets a tunnel reach: nothing is to be compared with it but the tunnel built on it. That one can be a little
+/// below both together: its eBPF programs bring packets to the device, and not the kernel's routing as on the floor's nodes.
+fn limits(results: &Results) {
+    if let (Some(seal), Some(open)) = (results.median(CIPHER, "seal_ns"), results.median(CIPHER, "open_ns")) {
+        println!("\nthe cipher alone: {seal:.0} ns to seal a full packet, {open:.0} ns to open one");
+    }
+    let floor = |metric| results.median(System::NullCipher.as_str(), metric);
+    let rates =
+        [("tcp1_gbps", "Gb/s with 1 stream"), ("tcp4_gbps", "Gb/s with 4"), ("udp64_mpps", "million small packets/s")];
+    let rates: Vec<String> =
+        rates.iter().filter_map(|(metric, unit)| Some(format!("{} {unit}", short(floor(metric)?)))).collect();
+    if !rates.is_empty() {
+        println!("the I/O alone, with a cipher that does nothing: {}", rates.join(", "));
+    }
+    if let (Some(io), Some(cipher)) = (floor("cpu_s_per_gb"), results.median(CIPHER, "cpu_s_per_gb")) {
+        let ours = results.median(System::Hauberk.as_str(), "cpu_s_per_gb").map_or("not measured".into(), short);
+        println!(
+            "CPU s/GB: the I/O {}, the cipher {}, both together {}; {} {ours}",
+            short(io),
+            short(cipher),
+            short(io + cipher),
+            System::Hauberk
+        );
+    }
 }
 
 /// Says what hauberk costs those who are not encrypted.
@@ -105,7 +129,10 @@ pub fn classify(results: &mut Results) -> Result<()> {
 fn table(results: &Results) {
     let systems = results.systems();
     print!("\n{:<28}", "median (min - max)");
-    systems.iter().for_each(|system| print!(" {system:>24}"));
+    for system in &systems {
+        let name = if is_floor(system) { format!("{system} (floor)") } else { (*system).to_owned() };
+        print!(" {name:>24}");
+    }
     println!();
     for metric in results.metrics() {
         print!("{metric:<28}");
@@ -119,6 +146,11 @@ fn table(results: &Results) {
             }
         }
         println!();
+    }
+    if systems.iter().any(|system| is_floor(system)) {
+        println!(
+            "(floor): no competitor and nothing encrypted, but about what a tunnel with hauberk's I/O can reach at most here"
+        );
     }
     let (discarded, all) = results.discarded();
     println!(

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::cipher::Cost;
 use crate::measure::Sample;
+use crate::system::System;
 
 /// A run.
 #[derive(Serialize)]
@@ -20,6 +21,8 @@ pub struct Results {
     rounds: usize,
     /// Samples with more steal are not counted.
     pub steal_limit_percent: f64,
+    /// Those of `systems` that are no competitors, but limits of what a tunnel can reach on this machine.
+    floors: Vec<String>,
     systems: BTreeMap<String, BTreeMap<String, Summary>>,
     /// Every sample, those that do not count as well.
     pub samples: Vec<Taken>,
@@ -81,6 +84,7 @@ impl Results {
             machine,
             rounds,
             steal_limit_percent,
+            floors: Vec::new(),
             systems: BTreeMap::new(),
             samples: Vec::new(),
         }
@@ -166,7 +170,13 @@ impl Results {
             }
             numbers.insert(metric, summary);
         }
+        self.floors = self.systems.keys().filter(|system| is_floor(system)).cloned().collect();
     }
+}
+
+/// Whether the numbers of that name are a limit of this machine, to be compared with nothing.
+pub fn is_floor(name: &str) -> bool {
+    name == CIPHER || name.parse().is_ok_and(System::is_floor)
 }
 
 /// Under which name the cipher's own cost stands.
@@ -203,5 +213,16 @@ mod tests {
         results.sum_up();
         assert_eq!(results.median("a", "tcp1_gbps"), Some(2.0));
         assert_eq!(results.discarded(), (1, 3));
+    }
+
+    #[test]
+    fn limits_are_marked_and_competitors_are_not() {
+        let mut results = Results::new("test", 1, 5.0);
+        for system in System::TUNNELS.map(System::as_str).into_iter().chain([CIPHER]) {
+            let sample = Sample { values: [("tcp1_gbps".to_owned(), 1.0)].into(), steal_percent: 0.0 };
+            results.samples.push(Taken { system: system.into(), peers: 1, round: 0, kept: true, sample });
+        }
+        results.sum_up();
+        assert_eq!(results.floors, [CIPHER, System::NullCipher.as_str()]);
     }
 }

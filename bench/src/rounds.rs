@@ -27,11 +27,12 @@ pub struct Step {
     lanes: Vec<Lane>,
 }
 
-/// Encrypted traffic beside other userspace WireGuards.
+/// Encrypted traffic beside other userspace WireGuards, and beside what the machine lets a tunnel reach.
 pub fn tunnel(options: &Options) -> Vec<Step> {
     let systems = chosen(&System::TUNNELS, options);
     let mut steps = everything(&systems, options.seconds);
-    let tunnels: Vec<System> = systems.into_iter().filter(|system| *system != System::Plaintext).collect();
+    let has_peers = |system: &System| *system != System::Plaintext && !system.is_floor();
+    let tunnels: Vec<System> = systems.into_iter().filter(has_peers).collect();
     let lanes = |peers: &[usize]| -> Vec<Lane> {
         tunnels.iter().flat_map(|system| peers.iter().map(|peers| Lane { system: *system, peers: *peers })).collect()
     };

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hauberk_netns::{Cluster, Pod, Setup, manifests, runner, usage};
@@ -13,6 +13,7 @@ use serde_json::json;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::foreign::{self, Foreign};
+use crate::null_cipher;
 
 /// Largest packet in a tunnel on a wire of 1,500 bytes, as WireGuard has it by default.
 pub const INNER_MTU: u32 = 1420;
@@ -32,12 +33,25 @@ pub enum System {
     BoringtunCli,
     /// gotatun-cli on each node.
     GotatunCli,
+    /// hauberk's I/O engine with a cipher that does nothing on each node: the machine's own limit.
+    NullCipher,
 }
 
 impl System {
     /// Those of the tunnel's benchmark.
-    pub const TUNNELS: [System; 5] =
-        [System::Plaintext, System::Hauberk, System::WireguardGo, System::BoringtunCli, System::GotatunCli];
+    pub const TUNNELS: [System; 6] = [
+        System::Plaintext,
+        System::Hauberk,
+        System::WireguardGo,
+        System::BoringtunCli,
+        System::GotatunCli,
+        System::NullCipher,
+    ];
+
+    /// Whether it is no competitor but the limit of what a tunnel can reach on this machine; it knows one peer.
+    pub fn is_floor(self) -> bool {
+        self == System::NullCipher
+    }
 
     /// As in the results.
     pub fn as_str(self) -> &'static str {
@@ -48,6 +62,7 @@ impl System {
             System::WireguardGo => "wireguard-go",
             System::BoringtunCli => "boringtun-cli",
             System::GotatunCli => "gotatun-cli",
+            System::NullCipher => "null-cipher",
         }
     }
 }
@@ -98,7 +113,7 @@ impl Topology {
             topology.cluster.wait_known(&[&topology.client, &topology.server])?;
         }
         let program = match system {
-            System::Plaintext | System::Hauberk | System::HauberkPlain => None,
+            System::Plaintext | System::Hauberk | System::HauberkPlain | System::NullCipher => None,
             System::WireguardGo => Some(foreign::WIREGUARD_GO),
             System::BoringtunCli => Some(foreign::BORINGTUN_CLI),
             System::GotatunCli => Some(foreign::GOTATUN_CLI),
@@ -108,6 +123,14 @@ impl Topology {
                 narrow(pod)?;
             }
             topology.foreign = foreign::connect(&topology.cluster.nodes, program, &absent_peers(peers)?, directory)?;
+        }
+        if system.is_floor() {
+            ensure!(peers == 1, "{system} knows one peer, not {peers}");
+            for pod in [&topology.client, &topology.server] {
+                narrow(pod)?;
+                null_cipher::limit(pod)?;
+            }
+            topology.foreign = null_cipher::connect(&topology.cluster.nodes, directory)?;
         }
         for pod in [&topology.client, &topology.server] {
             prepare(pod)?;
