@@ -1,7 +1,10 @@
 //! The tunnel's cutting and joining of packets: no bytes panic, and what was joined is cut into the same packets again.
 #![no_main]
 
-// Private to the tunnel, and without dependencies: built here once more.
+// Private to the tunnel, and in need of nothing but each other: built here once more.
+#[allow(dead_code)]
+#[path = "../../daemon/tunnel/src/backlog.rs"]
+mod backlog;
 #[allow(dead_code)]
 #[path = "../../daemon/tunnel/src/offload/mod.rs"]
 mod offload;
