@@ -119,6 +119,15 @@ pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Res
     registry.register("verdict_packets", "Packets by hook and what happened to them", packets);
     registry.register_with_unit("verdict", "Bytes of IP by hook and what happened to them", Unit::Bytes, bytes);
 
+    gauge(&mut registry, "tunnel_threads", "Threads that carry encrypted packets", now.tunnel.threads as i64);
+    let handed_over: Counter = Counter::default();
+    handed_over.inc_by(now.tunnel.handed_over);
+    registry.register(
+        "tunnel_handed_over_packets",
+        "Packets and handshakes that came to another thread than their peer's",
+        handed_over,
+    );
+
     let lost: Counter = Counter::default();
     lost.inc_by(log.lost());
     registry.register("flow_events_lost", "Flow events the kernel could not deliver", lost);
