@@ -1,4 +1,5 @@
-//! HTTP requests and connections a second, by wrk against a server of ours that does next to nothing.
+//! HTTP requests and connections a second, by wrk against a server of ours that does next to nothing. Either has a thread for each CPU, so
+//! that the machine is the limit and not the one thread on whose CPU the kernel happens to do most of the work.
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
@@ -27,7 +28,8 @@ pub fn run(client: &Party, server: &Party, fresh: bool, seconds: u32) -> Result<
     // The sockets it accepts are in the listener's namespace, wherever the thread is.
     let serving = thread::spawn(move || serve(listener, stopped));
     let mut command = client.netns.command("wrk");
-    command.args(["--threads", "1", "--connections", CONNECTIONS, "--duration", &format!("{seconds}s")]);
+    let threads = threads()?.to_string();
+    command.args(["--threads", &threads, "--connections", CONNECTIONS, "--duration", &format!("{seconds}s")]);
     if fresh {
         command.args(["--header", "Connection: close"]);
     }
@@ -42,8 +44,13 @@ pub fn run(client: &Party, server: &Party, fresh: bool, seconds: u32) -> Result<
     Ok(rate)
 }
 
+fn threads() -> Result<usize> {
+    Ok(thread::available_parallelism().context("count the CPUs")?.get())
+}
+
 fn serve(listener: TcpListener, stopped: oneshot::Receiver<()>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("build a runtime")?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(threads()?).enable_all().build().context("build a runtime")?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).context("take over the listener")?;
         let body = axum::body::Bytes::from(vec![b'x'; BODY]);
