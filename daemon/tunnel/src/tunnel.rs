@@ -30,6 +30,8 @@ pub struct Tunnel {
     threads: Vec<JoinHandle<()>>,
     counters: Arc<Counters>,
     health: Arc<Mutex<Health>>,
+    /// Held while peers or keys are changed: engines must not take two changes in different order.
+    changing: Mutex<()>,
     features: OffloadFeatures,
     handshake_limit: u64,
     cipher: Implementation,
@@ -75,6 +77,7 @@ impl Tunnel {
             threads: Vec::with_capacity(count),
             counters: counters.clone(),
             health: Arc::new(Mutex::new(Health::Running)),
+            changing: Mutex::new(()),
             features,
             handshake_limit: config.handshake_limit_per_second,
             cipher: config.cipher,
@@ -108,10 +111,12 @@ impl Tunnel {
 
     /// Applies the changes as a whole, or none of them; returns once the engines have, one after the other.
     pub fn apply(&self, changes: Vec<PeerChange>) -> Result<(), Error> {
-        // All know the same peers: what the first takes all take.
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // All know the same peers, so it is the same plan for all.
+        let plan = self.ask(FIRST, |protocol, _, _| protocol.plan(changes))??;
         for engine in 0..self.crew.count() {
-            let changes = changes.clone();
-            self.ask(engine, move |protocol, now, outbox| protocol.apply(changes, now, outbox))??;
+            let plan = plan.clone();
+            self.ask(engine, |protocol, now, outbox| protocol.carry_out(plan, now, outbox))?;
         }
         Ok(())
     }
@@ -119,9 +124,12 @@ impl Tunnel {
     /// Replaces our own keys: one or two, sessions of keys that stay are kept.
     pub fn set_keys(&self, keys: Vec<LocalKey>) -> Result<(), Error> {
         let identities = Identities::new(keys, self.handshake_limit)?;
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let checked = identities.clone();
+        self.ask(FIRST, move |protocol, _, _| protocol.check_keys(&checked))??;
         for engine in 0..self.crew.count() {
             let identities = identities.clone();
-            self.ask(engine, move |protocol, now, outbox| protocol.set_keys(identities, now, outbox))??;
+            self.ask(engine, |protocol, now, outbox| protocol.set_keys(identities, now, outbox))?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::config::{PeerChange, PeerConfig, PeerId, PeerKey};
 use crate::error::Error;
 
 /// What each touched peer shall be; `None` means gone.
-pub(super) type Plan = BTreeMap<PeerId, Option<PeerConfig>>;
+pub(crate) type Plan = BTreeMap<PeerId, Option<PeerConfig>>;
 
 /// What is installed now.
 pub(super) struct Installed<'a> {

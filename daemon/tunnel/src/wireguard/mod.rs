@@ -36,6 +36,7 @@ use std::time::Instant;
 
 use hauberk_cipher::{HEAD, Implementation};
 
+pub(crate) use self::change::Plan;
 use self::handshake::Responder;
 pub(crate) use self::identity::Identities;
 use self::identity::Identity;
@@ -125,13 +126,8 @@ impl WireGuard {
         }
     }
 
-    /// Takes the batch as a whole, between two packets, or refuses it as a whole.
-    pub(crate) fn apply(
-        &mut self,
-        changes: Vec<PeerChange>,
-        now: Instant,
-        outbox: &mut Outbox<'_>,
-    ) -> Result<(), Error> {
+    /// What a batch of changes comes to in every engine, or why it cannot be. Nothing is changed yet.
+    pub(crate) fn plan(&self, changes: Vec<PeerChange>) -> Result<Plan, Error> {
         let peers = &self.peers;
         let installed = change::Installed {
             config: &|id| peers.get(&id).map(|peer| &peer.config),
@@ -139,7 +135,11 @@ impl WireGuard {
             by_key: &self.by_key,
             identities: &self.identities,
         };
-        let plan = change::plan(changes, &installed)?;
+        change::plan(changes, &installed)
+    }
+
+    /// Takes a plan as a whole, between two packets.
+    pub(crate) fn carry_out(&mut self, plan: Plan, now: Instant, outbox: &mut Outbox<'_>) {
         // What is given up first: another peer of the plan may take it over.
         for (id, wanted) in &plan {
             self.release(*id, wanted.as_ref());
@@ -150,17 +150,21 @@ impl WireGuard {
                 None => self.remove(id),
             }
         }
-        Ok(())
     }
 
-    /// Replaces our own keys. Sessions of keys that stay are kept.
-    pub(crate) fn set_keys(&mut self, keys: Identities, now: Instant, outbox: &mut Outbox<'_>) -> Result<(), Error> {
-        let mut identities = keys.0;
+    /// Whether keys can be ours beside those of the peers.
+    pub(crate) fn check_keys(&self, keys: &Identities) -> Result<(), Error> {
         for peer in self.peers.values() {
-            if let Some(reason) = change::unusable_keys(&peer.config.keys, &identities) {
+            if let Some(reason) = change::unusable_keys(&peer.config.keys, &keys.0) {
                 return Err(Error::PeerKeys { id: peer.config.id, name: peer.config.name.clone(), reason });
             }
         }
+        Ok(())
+    }
+
+    /// Replaces our own keys, which were checked. Sessions of keys that stay are kept.
+    pub(crate) fn set_keys(&mut self, keys: Identities, now: Instant, outbox: &mut Outbox<'_>) {
+        let mut identities = keys.0;
         for identity in &mut identities {
             let is_same = |old: &Arc<Identity>| old.epoch == identity.epoch && old.public == identity.public;
             // The same key again keeps its cookies and counts.
@@ -173,7 +177,6 @@ impl WireGuard {
         for id in ids {
             self.renew_pairs(id, now, outbox);
         }
-        Ok(())
     }
 
     /// Starts a handshake with a peer of ours unless it has a session, or one is under way. Unknown peers are fine.

@@ -149,9 +149,8 @@ impl Node {
     }
 
     fn apply(&mut self, now: Instant, changes: Vec<PeerChange>) -> Result<Vec<Sent>, Error> {
-        let mut result = Ok(());
-        let sent = self.act(|protocol, _, outbox| result = protocol.apply(changes, now, outbox));
-        result.map(|()| sent)
+        let plan = self.protocol.plan(changes)?;
+        Ok(self.act(|protocol, _, outbox| protocol.carry_out(plan, now, outbox)))
     }
 
     fn put(&mut self, config: PeerConfig) {
@@ -160,7 +159,8 @@ impl Node {
 
     fn set_keys(&mut self, now: Instant, epochs: &[u32]) -> Vec<Sent> {
         let keys = Identities::new(local_keys(self.number, epochs), 1000).unwrap();
-        self.act(|protocol, _, outbox| protocol.set_keys(keys, now, outbox).unwrap())
+        self.protocol.check_keys(&keys).unwrap();
+        self.act(|protocol, _, outbox| protocol.set_keys(keys, now, outbox))
     }
 
     fn seal(&mut self, now: Instant, packet: &[u8]) -> Vec<Sent> {

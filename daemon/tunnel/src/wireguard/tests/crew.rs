@@ -56,11 +56,11 @@ impl Crewed {
     }
 
     fn apply(&mut self, now: Instant, changes: &[PeerChange]) -> Vec<Sent> {
+        let plan = self.engines[0].0.plan(changes.to_vec()).unwrap();
         let mut sent = vec![];
         for engine in 0..self.engines.len() {
-            sent.extend(self.act(now, engine, |protocol, _, outbox| {
-                protocol.apply(changes.to_vec(), now, outbox).unwrap();
-            }));
+            let plan = plan.clone();
+            sent.extend(self.act(now, engine, |protocol, _, outbox| protocol.carry_out(plan, now, outbox)));
         }
         sent
     }
