@@ -24,14 +24,14 @@ pub fn connect(nodes: &[Arc<Node>], directory: &Path) -> Result<Vec<Foreign>> {
     let mut running = Vec::new();
     for (node, peer) in [(first, second), (second, first)] {
         // From the same build as this program, or figures of different engines would be compared.
-        let file = std::env::current_exe().context("own path")?.with_file_name(PROGRAM);
+        let file = std::env::current_exe().context("own path")?.with_file_name("examples").join(PROGRAM);
         let mut command = node.command(&file);
         command.args(["--device", DEVICE, "--mtu", &INNER_MTU.to_string(), "--port", &PORT.to_string()]);
         command.args(["--peer", &format!("{}:{PORT}", peer.v4)]);
         let started = foreign::launch(node, command, PROGRAM, DEVICE, directory);
-        running.push(
-            started.with_context(|| format!("run {}: build it with cargo build -p hauberk-bench", file.display()))?,
-        );
+        running.push(started.with_context(|| {
+            format!("run {}: build it with cargo build --release -p hauberk-bench --example {PROGRAM}", file.display())
+        })?);
         foreign::route(node, nodes, DEVICE)?;
     }
     Ok(running)
