@@ -9,7 +9,7 @@ use hauberk_netns::inject::{self, Forged};
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Marker, Party, Pod, Setup, Test, analysis, eventually};
 
-use crate::interop::Stranger;
+use crate::interop::{Stranger, WIREGUARD_GO};
 
 pub const TESTS: &[Test] = &[
     Test::new("injection::bpf_plaintext_from_the_wire_never_reaches_a_protected_pod", |context| {
@@ -145,7 +145,7 @@ fn from_the_wire(context: &Context, host_routing: HostRouting) -> Result<()> {
 fn spoofed_inside_tunnel(context: &Context) -> Result<()> {
     let playground = Playground::build(context, HostRouting::Bpf)?;
     let (cluster, victim) = (&playground.cluster, &playground.protected[0]);
-    let evil = Stranger::join(context, cluster)?;
+    let evil = Stranger::join(context, cluster, &WIREGUARD_GO)?;
     let inside = Capture::start(&[(victim.netns.clone(), "eth0".into())])?;
     evil.works_with(victim)?;
     let before = cluster.nodes[0].agent.all_drops()?;

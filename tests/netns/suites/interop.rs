@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::netns::feed;
 use hauberk_netns::traffic::{Exchange, Protocol, bulk_tcp, exchange, exchange_all};
@@ -15,15 +15,39 @@ use serde_json::json;
 
 pub const TESTS: &[Test] = &[
     Test::new("interop::bpf_wireguard_go_peer_talks_through_the_tunnel", |context| {
-        foreign_peer(context, HostRouting::Bpf)
+        foreign_peer(context, HostRouting::Bpf, &WIREGUARD_GO)
     }),
     Test::new("interop::stack_wireguard_go_peer_talks_through_the_tunnel", |context| {
-        foreign_peer(context, HostRouting::Stack)
+        foreign_peer(context, HostRouting::Stack, &WIREGUARD_GO)
+    }),
+    Test::new("interop::bpf_boringtun_cli_peer_talks_through_the_tunnel", |context| {
+        foreign_peer(context, HostRouting::Bpf, &BORINGTUN_CLI)
     }),
     Test::new("interop::stock_wg_reads_and_may_not_write", stock_wg),
 ];
 
-/// A machine that runs wireguard-go, configured by hand with `wg`, and has a Node object and a range of pods.
+/// Somebody else's WireGuard in user space, which makes the device `wg0`.
+pub struct Implementation {
+    program: &'static str,
+    arguments: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+}
+
+/// The reference.
+pub const WIREGUARD_GO: Implementation = Implementation {
+    program: "wireguard-go",
+    arguments: &["--foreground", "wg0"],
+    environment: &[("LOG_LEVEL", "verbose"), ("WG_PROCESS_FOREGROUND", "1")],
+};
+
+/// The one whose library is our gate. The user it would become does not exist here.
+pub const BORINGTUN_CLI: Implementation = Implementation {
+    program: "boringtun-cli",
+    arguments: &["--foreground", "--disable-drop-privileges", "--verbosity", "debug", "wg0"],
+    environment: &[],
+};
+
+/// A machine that runs such a one, configured by hand with `wg`, and has a Node object and a range of pods.
 pub struct Stranger {
     /// Its namespace, with a pod's addresses.
     pub party: Party,
@@ -36,17 +60,18 @@ const PORT: u16 = 51840;
 
 impl Stranger {
     /// Plugs it in and introduces it to the cluster.
-    pub fn join(context: &Context, cluster: &Cluster) -> Result<Stranger> {
+    pub fn join(context: &Context, cluster: &Cluster, implementation: &Implementation) -> Result<Stranger> {
         let netns = Netns::create("stranger")?;
         let mut wire = cluster.wire.clone();
         wire.plug(&netns, "eth0", 0, cluster.setup.uplink_mtu)?;
         netns.ip(&format!("addr add 172.18.0.{NUMBER}/24 dev eth0\naddr add fd00:18::{NUMBER}/64 dev eth0 nodad"))?;
-        let log = std::fs::File::create(context.directory.join("wireguard-go.log")).context("create log")?;
-        let mut command = netns.command(programs::tool("wireguard-go")?);
-        command.args(["--foreground", "wg0"]).env("LOG_LEVEL", "verbose").env("WG_PROCESS_FOREGROUND", "1");
+        let Implementation { program, arguments, environment } = *implementation;
+        let log = std::fs::File::create(context.directory.join(format!("{program}.log"))).context("create log")?;
+        let mut command = netns.command(programs::tool(program)?);
+        command.args(arguments).envs(environment.iter().copied());
         command.stdout(log.try_clone().context("clone log")?).stderr(log);
-        command.spawn().context("start wireguard-go")?;
-        eventually("wireguard-go's device", || Ok(netns.interface("wg0").ok()))?;
+        command.spawn().with_context(|| format!("start {program}"))?;
+        eventually(format!("{program}'s device"), || Ok(netns.interface("wg0").ok()))?;
         let run = |arguments: &[&str], input: &str| -> Result<String> {
             let mut command = netns.command("wg");
             command.args(arguments);
@@ -57,7 +82,7 @@ impl Stranger {
         let key_file = context.directory.join("stranger.key");
         let mut file = std::fs::File::create(&key_file).context("create key file")?;
         file.write_all(private.as_bytes()).context("write key file")?;
-        eventually("wireguard-go to take its key", || {
+        eventually(format!("{program} to take its key"), || {
             run(&["set", "wg0", "listen-port", &PORT.to_string(), "private-key", &key_file.to_string_lossy()], "")
                 .map(Some)
         })?;
@@ -113,12 +138,12 @@ impl Stranger {
     }
 }
 
-fn foreign_peer(context: &Context, host_routing: HostRouting) -> Result<()> {
+fn foreign_peer(context: &Context, host_routing: HostRouting, implementation: &Implementation) -> Result<()> {
     let cluster = Cluster::build(context, Setup { host_routing, ..Setup::default() })?;
     cluster.namespace("payments", Some("enabled"))?;
     let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
     cluster.wait_known(&[&a, &b])?;
-    let stranger = Stranger::join(context, &cluster)?;
+    let stranger = Stranger::join(context, &cluster, implementation)?;
     let mut exchanges = Vec::new();
     for family in Family::ALL {
         for protocol in Protocol::ALL {
@@ -132,10 +157,16 @@ fn foreign_peer(context: &Context, host_routing: HostRouting) -> Result<()> {
         ensure!(outcome.answered, "{exchange}: {outcome:?}");
     }
     for family in Family::ALL {
-        for (from, to) in [(&a.party, &stranger.party), (&stranger.party, &a.party)] {
-            let report = bulk_tcp(from, to, family, 8 << 20)?;
-            println!("{} -> {} {family}: {:?}", from.name, to.name, report.duration);
-        }
+        // Both ways at the same time.
+        std::thread::scope(|scope| {
+            let ways = [(&a.party, &stranger.party), (&stranger.party, &a.party)];
+            let transfers = ways.map(|(from, to)| scope.spawn(move || bulk_tcp(from, to, family, 16 << 20)));
+            for ((from, to), transfer) in ways.iter().zip(transfers) {
+                let report = transfer.join().map_err(|_| anyhow!("a transfer panicked"))??;
+                println!("{} -> {} {family}: {:?}", from.name, to.name, report.duration);
+            }
+            Ok::<_, anyhow::Error>(())
+        })?;
     }
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
 }
