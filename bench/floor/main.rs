@@ -91,6 +91,7 @@ fn carry(arguments: &Arguments) -> Result<()> {
     // A peer is one engine's, and there is one peer.
     let crew = Crew::new(1).context("make an eventfd")?.pop().context("a crew of one")?;
     device.attach()?;
-    let engine = Engine::new(device, sockets, floor, crew, counters, Duration::from_micros(arguments.spin))?;
+    let engine =
+        Engine::new(device, Vec::new(), sockets, floor, crew, counters, Duration::from_micros(arguments.spin))?;
     engine.run().with_context(|| format!("read from device {}: was it removed?", arguments.device))
 }

@@ -1,4 +1,4 @@
-//! The engine: one thread that carries packets between a queue of the device and its sockets.
+//! The engine: one thread that carries packets between its queues of the device and its sockets.
 //!
 //! It runs to completion: what it takes from the [`Backlog`] it seals or opens and sends on before it takes
 //! the next. It knows no protocol and takes no decision about a packet beyond its form. What the protocol says is another
@@ -37,22 +37,37 @@ pub const SELF_TEST_DESTINATION: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0x
 const PACKETS_PER_TURN: usize = 256;
 /// Reads per turn, however little each brings; commands as well.
 const READS_PER_TURN: usize = 64;
+/// Queues of the device that an engine reads. The kernel's device has 256 at most, for [`crate::crew::MOST_ENGINES`].
+pub(crate) const QUEUES_PER_ENGINE: usize = 4;
 /// A virtio header, and the longest packet an IPv6 length field can describe.
 const READ_BUFFER: usize = virtio::HEADER_LENGTH + ip::V6_HEADER + 65_535;
 
 /// What woke the engine.
-#[repr(u64)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
-    Device,
+    /// One of the device's queues, by its place among the engine's.
+    Queue(usize),
     SocketV4,
     SocketV6,
     Commands,
 }
 
+impl Source {
+    fn number(self) -> u64 {
+        match self {
+            Source::SocketV4 => 0,
+            Source::SocketV6 => 1,
+            Source::Commands => 2,
+            Source::Queue(queue) => 3 + queue as u64,
+        }
+    }
+}
+
 /// Everything the thread owns.
 pub(crate) struct Engine<P> {
+    /// The device, by the first of our queues.
     device: Device,
+    queues: Queues,
     sockets: Sockets,
     protocol: P,
     crew: Crew<P>,
@@ -69,6 +84,7 @@ pub(crate) struct Engine<P> {
 impl<P: Protocol> Engine<P> {
     pub(crate) fn new(
         device: Device,
+        more_queues: Vec<Device>,
         sockets: Sockets,
         protocol: P,
         (crew, orders): Place<P>,
@@ -78,9 +94,11 @@ impl<P: Protocol> Engine<P> {
         let failed = |step| move |errno: Errno| Error::Engine { step, source: errno.into() };
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("make an epoll instance"))?;
         let watch = |fd: std::os::fd::BorrowedFd<'_>, source: Source| {
-            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source as u64)).map_err(failed("watch a descriptor"))
+            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.number())).map_err(failed("watch a descriptor"))
         };
-        watch(device.as_fd(), Source::Device)?;
+        for (number, queue) in std::iter::once(&device).chain(&more_queues).enumerate() {
+            watch(queue.as_fd(), Source::Queue(number))?;
+        }
         watch(orders.wake.as_fd(), Source::Commands)?;
         if let Some(socket) = &sockets.v4 {
             watch(socket.as_fd(), Source::SocketV4)?;
@@ -93,6 +111,7 @@ impl<P: Protocol> Engine<P> {
         let coalescer = Coalescer::new(features.vnet_header, features.vnet_header && features.uso);
         Ok(Engine {
             device,
+            queues: Queues::new(more_queues),
             sockets,
             protocol,
             crew,
@@ -110,7 +129,7 @@ impl<P: Protocol> Engine<P> {
     /// Carries packets until told to stop. An error means that none can be carried any more.
     pub(crate) fn run(mut self) -> io::Result<()> {
         loop {
-            let mut events = [EpollEvent::empty(); 4];
+            let mut events = [EpollEvent::empty(); 3 + QUEUES_PER_ENGINE];
             let now = Instant::now();
             let timeout = if !self.outgoing.is_empty() || !self.incoming.is_empty() {
                 EpollTimeout::ZERO
@@ -128,12 +147,13 @@ impl<P: Protocol> Engine<P> {
             };
             // The one clock reading of what this turn carries.
             let now = Instant::now();
-            let is_ready = |source: Source| events[..ready].iter().any(|event| event.data() == source as u64);
+            let is_ready = |source: Source| events[..ready].iter().any(|event| event.data() == source.number());
             if is_ready(Source::Commands) && !self.take_commands(now) {
                 return self.finish(now);
             }
             let mut packets = self.receive(now, [is_ready(Source::SocketV4), is_ready(Source::SocketV6)]);
-            packets += self.send(now, is_ready(Source::Device))?;
+            self.queues.are_ready(|queue| is_ready(Source::Queue(queue)));
+            packets += self.send(now)?;
             if packets > 0 {
                 self.spin.carried(now, packets);
             }
@@ -157,14 +177,15 @@ impl<P: Protocol> Engine<P> {
             self.receive(now, [false, false]);
         }
         while !self.outgoing.is_empty() {
-            self.send(now, false)?;
+            self.queues.are_ready(|_| false);
+            self.send(now)?;
         }
         Ok(())
     }
 
     /// Device to network; how many packets.
-    fn send(&mut self, now: Instant, is_ready: bool) -> io::Result<usize> {
-        let Engine { device, sockets, protocol, crew, counters, batch, outgoing, .. } = self;
+    fn send(&mut self, now: Instant) -> io::Result<usize> {
+        let Engine { device, queues, sockets, protocol, crew, counters, batch, outgoing, .. } = self;
         let has_header = device.features().vnet_header;
         let mut outbox = Outbox::new(batch, sockets, counters);
         let (mut packets, mut was_small) = (0, false);
@@ -173,9 +194,9 @@ impl<P: Protocol> Engine<P> {
                 break;
             }
             // The first may be alone: then it need not wait for the answer that there is no other.
-            let mut goes_on = is_ready && (outgoing.is_empty() || turn > 0 && !was_small);
+            let mut goes_on = outgoing.is_empty() || turn > 0 && !was_small;
             while goes_on {
-                let read = outgoing.read(|buffer| read_device(device, buffer));
+                let read = outgoing.read(|buffer| queues.read(device, buffer));
                 if read.is_err() {
                     outbox.flush();
                 }
@@ -274,6 +295,43 @@ impl<P: Protocol> Engine<P> {
         // There may be more: packets first.
         let _ = self.orders.wake.write(1);
         true
+    }
+}
+
+/// The engine's queues of the device. What is for one peer comes by one of them, so that one that is full is not everybody's.
+struct Queues {
+    /// All but the first.
+    more: Vec<Device>,
+    ready: [bool; QUEUES_PER_ENGINE],
+    /// Which is read next.
+    next: usize,
+}
+
+impl Queues {
+    fn new(more: Vec<Device>) -> Queues {
+        Queues { more, ready: [false; QUEUES_PER_ENGINE], next: 0 }
+    }
+
+    /// Takes note of those that may have something.
+    fn are_ready(&mut self, is_ready: impl Fn(usize) -> bool) {
+        self.ready = std::array::from_fn(is_ready);
+    }
+
+    /// Reads from one that has something, each in its turn; `first` is the first of them.
+    fn read(&mut self, first: &Device, buffer: &mut [u8]) -> io::Result<Option<(usize, ())>> {
+        for _ in 0..=self.more.len() {
+            let queue = self.next;
+            self.next = if queue < self.more.len() { queue + 1 } else { 0 };
+            if !self.ready[queue] {
+                continue;
+            }
+            let device = if queue == 0 { first } else { &self.more[queue - 1] };
+            match read_device(device, buffer)? {
+                None => self.ready[queue] = false,
+                read => return Ok(read),
+            }
+        }
+        Ok(None)
     }
 }
 

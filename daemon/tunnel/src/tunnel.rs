@@ -11,7 +11,7 @@ use hauberk_cipher::Implementation;
 
 use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, TunnelConfig};
 use crate::crew::{Command, Crew, MOST_ENGINES};
-use crate::engine::Engine;
+use crate::engine::{Engine, QUEUES_PER_ENGINE};
 use crate::error::Error;
 use crate::io::outbox::Outbox;
 use crate::io::tun::Device;
@@ -58,7 +58,10 @@ impl Tunnel {
             cipher: config.cipher,
         };
         let mut devices = vec![Device::open(&config.device)?];
-        for _ in 1..count {
+        let queues_steered = devices[0].steer();
+        // Flows that the kernel spreads by itself must not be spread further than need be: it may change its mind.
+        let queues = if queues_steered { count * QUEUES_PER_ENGINE } else { count };
+        for _ in 1..queues {
             devices.push(devices[0].another()?);
         }
         let (sockets, sockets_steered) =
@@ -67,7 +70,7 @@ impl Tunnel {
             udp_gso: sockets[0].gso(),
             udp_gro: sockets[0].gro(),
             ipv6: sockets[0].v6.is_some(),
-            steering: count == 1 || devices[0].steer() && sockets_steered,
+            steering: (queues_steered || count == 1) && sockets_steered,
             ..devices[0].features()
         };
         let index = devices[0].index();
@@ -84,10 +87,26 @@ impl Tunnel {
             index,
         };
         // A queue's number is its place in the order in which they are let into traffic.
-        for ((device, sockets), (crew, orders)) in devices.into_iter().zip(sockets).zip(crew) {
+        for device in &devices {
             device.attach()?;
+        }
+        // The engine that has a peer has the queue that the peer's packets come by: of both there is the rest of a division, and the
+        // queues are a multiple of the engines.
+        let mut firsts: Vec<_> = devices.drain(..count).map(|device| (device, Vec::new())).collect();
+        for (number, device) in devices.into_iter().enumerate() {
+            firsts[number % count].1.push(device);
+        }
+        for (((device, more_queues), sockets), (crew, orders)) in firsts.into_iter().zip(sockets).zip(crew) {
             let protocol = WireGuard::new(identities.clone(), settings.clone(), crew.clone());
-            let engine = Engine::new(device, sockets, protocol, (crew.clone(), orders), counters.clone(), config.spin)?;
+            let engine = Engine::new(
+                device,
+                more_queues,
+                sockets,
+                protocol,
+                (crew.clone(), orders),
+                counters.clone(),
+                config.spin,
+            )?;
             let health = tunnel.health.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("hauberk-tun-{}", crew.own()))

@@ -12,15 +12,16 @@ use serde_json::json;
 pub const TESTS: &[Test] = &[
     Test::new("threads::bpf_packets_reach_their_thread_at_once", |context| at_once(context, HostRouting::Bpf)),
     Test::new("threads::stack_packets_reach_their_thread_at_once", |context| at_once(context, HostRouting::Stack)),
-    Test::new("threads::who_is_flooded_costs_others_nothing", flooded),
+    Test::new("threads::who_is_flooded_costs_others_nothing", |context| flooded(context, THREADS)),
+    Test::new("threads::who_is_flooded_costs_nothing_to_others_of_its_thread", |context| flooded(context, 1)),
 ];
 
 const THREADS: usize = 4;
 /// More threads here do not find their peer by chance than there are handshakes in a minute.
 const MOST_HANDED_OVER: u64 = 40;
 
-fn build(context: &Context, host_routing: HostRouting) -> Result<(Cluster, Vec<Pod>)> {
-    let config = json!({"tunnel": {"threads": THREADS}});
+fn build(context: &Context, host_routing: HostRouting, threads: usize) -> Result<(Cluster, Vec<Pod>)> {
+    let config = json!({"tunnel": {"threads": threads}});
     let cluster = Cluster::build(context, Setup { nodes: 4, host_routing, config, ..Setup::default() })?;
     cluster.namespace("secret", Some("enabled"))?;
     let pod = |node| cluster.pod("secret", &format!("p{node}"), node);
@@ -37,7 +38,7 @@ fn threads_of(node: &Node, others: &[&str]) -> Result<Vec<usize>> {
 }
 
 fn at_once(context: &Context, host_routing: HostRouting) -> Result<()> {
-    let (cluster, pods) = build(context, host_routing)?;
+    let (cluster, pods) = build(context, host_routing, THREADS)?;
     for (index, from) in pods.iter().enumerate() {
         for to in pods.iter().skip(index + 1) {
             assert_answered(from, to, &Protocol::ALL)?;
@@ -64,13 +65,16 @@ fn at_once(context: &Context, host_routing: HostRouting) -> Result<()> {
     cluster.assert_no_cleartext(&pods.iter().collect::<Vec<_>>(), Moment::START)
 }
 
-fn flooded(context: &Context) -> Result<()> {
-    let (cluster, pods) = build(context, HostRouting::Bpf)?;
+/// With one thread for all, it is the device's queues that keep them apart.
+fn flooded(context: &Context, threads: usize) -> Result<()> {
+    let (cluster, pods) = build(context, HostRouting::Bpf, threads)?;
     cluster.capture.tolerate_loss();
     let node = &cluster.nodes[0];
-    let threads = threads_of(node, &["n2", "n3", "n4"])?;
-    let calm = (1..3).find(|other| threads[*other] != threads[0]).context("all on one thread, this shows nothing")?;
-    let (hot, calm) = (&pods[1], &pods[calm + 1]);
+    // Their numbers' rests by four are 0, 3 and 1: three queues, or three threads.
+    let of = threads_of(node, &["n2", "n3", "n4"])?;
+    let expected = if threads == 1 { [0, 0, 0] } else { [0, 3, 1] };
+    ensure!(of == expected, "the nodes are on other threads than this test takes them to be: {of:?}");
+    let (hot, calm) = (&pods[1], &pods[2]);
     for to in [hot, calm] {
         assert_answered(&pods[0], to, &[Protocol::Udp])?;
     }

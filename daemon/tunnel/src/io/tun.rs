@@ -87,8 +87,8 @@ impl Device {
             tracing::warn!(
                 %error,
                 device = self.name,
-                "the kernel does not let us choose the device's queues: packets reach their thread by way of others, which \
-                 takes more CPU time; is CAP_BPF missing?"
+                "the kernel does not let us choose the device's queues: peers share them, and packets reach their thread by way of \
+                 others, which takes more CPU time; is CAP_BPF missing?"
             );
         })
         .is_ok()
