@@ -44,6 +44,7 @@ use crate::config::DeviceConfig;
 use crate::crew::Crew;
 use crate::engine::Engine;
 use crate::floor::Floor;
+use crate::io::queues::Queues;
 use crate::io::tun::Device;
 use crate::io::udp::Sockets;
 use crate::stats::Counters;
@@ -92,6 +93,6 @@ fn carry(arguments: &Arguments) -> Result<()> {
     let crew = Crew::new(1).context("make an eventfd")?.pop().context("a crew of one")?;
     device.attach()?;
     let engine =
-        Engine::new(device, Vec::new(), sockets, floor, crew, counters, Duration::from_micros(arguments.spin))?;
+        Engine::new(Queues::new(vec![device]), sockets, floor, crew, counters, Duration::from_micros(arguments.spin))?;
     engine.run().with_context(|| format!("read from device {}: was it removed?", arguments.device))
 }

@@ -15,8 +15,8 @@ use crate::config::PeerId;
 use crate::io::outbox::Outbox;
 use crate::protocol::Inbox;
 
-/// Most engines of a tunnel; so many bits of what names a session say whose it is.
-pub(crate) const MOST_ENGINES: usize = 64;
+/// Most engines of a tunnel, a thread each; the bits for it in what names a session say whose it is.
+pub const MOST_ENGINES: usize = 64;
 /// What may wait for an engine: as many packets as a device's queue holds, and as many bytes as a socket's buffer.
 const MOST_WAITING: usize = 1_000;
 const MOST_BYTES_WAITING: usize = 4 << 20;

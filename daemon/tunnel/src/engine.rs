@@ -19,6 +19,7 @@ use crate::backlog::{Backlog, Read};
 use crate::crew::{Command, Crew, Orders, Place};
 use crate::error::Error;
 use crate::io::outbox::{Batch, Outbox};
+use crate::io::queues::{QUEUES_PER_ENGINE, Queues};
 use crate::io::tun::Device;
 use crate::io::udp::{Received, Socket, Sockets};
 use crate::offload::coalesce::Coalescer;
@@ -37,8 +38,6 @@ pub const SELF_TEST_DESTINATION: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0x
 const PACKETS_PER_TURN: usize = 256;
 /// Reads per turn, however little each brings; commands as well.
 const READS_PER_TURN: usize = 64;
-/// Queues of the device that an engine reads. The kernel's device has 256 at most, for [`crate::crew::MOST_ENGINES`].
-pub(crate) const QUEUES_PER_ENGINE: usize = 4;
 /// A virtio header, and the longest packet an IPv6 length field can describe.
 const READ_BUFFER: usize = virtio::HEADER_LENGTH + ip::V6_HEADER + 65_535;
 
@@ -65,8 +64,6 @@ impl Source {
 
 /// Everything the thread owns.
 pub(crate) struct Engine<P> {
-    /// The device, by the first of our queues.
-    device: Device,
     queues: Queues,
     sockets: Sockets,
     protocol: P,
@@ -83,8 +80,7 @@ pub(crate) struct Engine<P> {
 
 impl<P: Protocol> Engine<P> {
     pub(crate) fn new(
-        device: Device,
-        more_queues: Vec<Device>,
+        queues: Queues,
         sockets: Sockets,
         protocol: P,
         (crew, orders): Place<P>,
@@ -96,7 +92,7 @@ impl<P: Protocol> Engine<P> {
         let watch = |fd: std::os::fd::BorrowedFd<'_>, source: Source| {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.number())).map_err(failed("watch a descriptor"))
         };
-        for (number, queue) in std::iter::once(&device).chain(&more_queues).enumerate() {
+        for (number, queue) in queues.each().enumerate() {
             watch(queue.as_fd(), Source::Queue(number))?;
         }
         watch(orders.wake.as_fd(), Source::Commands)?;
@@ -106,12 +102,11 @@ impl<P: Protocol> Engine<P> {
         if let Some(socket) = &sockets.v6 {
             watch(socket.as_fd(), Source::SocketV6)?;
         }
-        let features = device.features();
+        let features = queues.device().features();
         // Without a virtio header there is nothing to join packets with.
         let coalescer = Coalescer::new(features.vnet_header, features.vnet_header && features.uso);
         Ok(Engine {
-            device,
-            queues: Queues::new(more_queues),
+            queues,
             sockets,
             protocol,
             crew,
@@ -185,8 +180,8 @@ impl<P: Protocol> Engine<P> {
 
     /// Device to network; how many packets.
     fn send(&mut self, now: Instant) -> io::Result<usize> {
-        let Engine { device, queues, sockets, protocol, crew, counters, batch, outgoing, .. } = self;
-        let has_header = device.features().vnet_header;
+        let Engine { queues, sockets, protocol, crew, counters, batch, outgoing, .. } = self;
+        let (mtu, has_header) = (queues.device().mtu(), queues.device().features().vnet_header);
         let mut outbox = Outbox::new(batch, sockets, counters);
         let (mut packets, mut was_small) = (0, false);
         for turn in 0..READS_PER_TURN {
@@ -196,7 +191,7 @@ impl<P: Protocol> Engine<P> {
             // The first may be alone: then it need not wait for the answer that there is no other.
             let mut goes_on = outgoing.is_empty() || turn > 0 && !was_small;
             while goes_on {
-                let read = outgoing.read(|buffer| queues.read(device, buffer));
+                let read = outgoing.read(|buffer| Ok::<_, io::Error>(queues.read(buffer)?.map(|length| (length, ()))));
                 if read.is_err() {
                     outbox.flush();
                 }
@@ -208,11 +203,11 @@ impl<P: Protocol> Engine<P> {
             });
             let Some(mut read) = next else { break };
             let (header, packet) = split_header(has_header, read.bytes());
-            let sealed = seal_packet(device.mtu(), header, packet, counters, &mut |destination, packets| {
+            let sealed = seal_packet(mtu, header, packet, counters, &mut |destination, packets| {
                 protocol.seal(now, destination, packets, &mut outbox)
             });
             packets += sealed.unwrap_or_else(|elsewhere| {
-                hand_over(crew, elsewhere, device, read.bytes().to_vec(), counters);
+                hand_over(crew, elsewhere, (mtu, has_header), read.bytes().to_vec(), counters);
                 elsewhere.packets
             });
             was_small = read.is_small();
@@ -235,13 +230,13 @@ impl<P: Protocol> Engine<P> {
             if self.incoming.is_empty() || turn > 0 && !was_small {
                 self.take_in(ready, turn == 0);
             }
-            let Engine { device, sockets, protocol, counters, batch, coalescer, incoming, .. } = self;
+            let Engine { queues, sockets, protocol, counters, batch, coalescer, incoming, .. } = self;
             let next = incoming.next(|read, flows| protocol.flows(datagrams(read), flows));
             let Some(mut read) = next else { break };
             let run = datagrams(&mut read);
             let count = run.bytes.len().div_ceil(run.size);
             let mut outbox = Outbox::new(batch, sockets, counters);
-            let mut inbox = DeviceInbox { device, coalescer, counters };
+            let mut inbox = DeviceInbox { device: queues.device(), coalescer, counters };
             protocol.open(now, run, &mut inbox, &mut outbox);
             outbox.flush();
             packets += count;
@@ -252,8 +247,8 @@ impl<P: Protocol> Engine<P> {
             was_small = read.is_small();
             incoming.done(read);
         }
-        let Engine { device, coalescer, counters, .. } = self;
-        DeviceInbox { device, coalescer, counters }.flush();
+        let Engine { queues, coalescer, counters, .. } = self;
+        DeviceInbox { device: queues.device(), coalescer, counters }.flush();
         packets
     }
 
@@ -276,9 +271,9 @@ impl<P: Protocol> Engine<P> {
         for _ in 0..READS_PER_TURN {
             match self.orders.commands.try_recv() {
                 Ok(Command::Run(work)) => {
-                    let Engine { device, sockets, protocol, counters, batch, coalescer, .. } = self;
+                    let Engine { queues, sockets, protocol, counters, batch, coalescer, .. } = self;
                     let mut outbox = Outbox::new(batch, sockets, counters);
-                    let mut inbox = DeviceInbox { device, coalescer, counters };
+                    let mut inbox = DeviceInbox { device: queues.device(), coalescer, counters };
                     work(protocol, now, &mut inbox, &mut outbox);
                     inbox.flush();
                     outbox.flush();
@@ -286,7 +281,7 @@ impl<P: Protocol> Engine<P> {
                 Ok(Command::Inject(packet)) => {
                     let mut bytes = virtio::Header::PLAIN.to_bytes().to_vec();
                     bytes.extend_from_slice(&packet);
-                    write_device(&self.device, &self.counters, &bytes);
+                    write_device(self.queues.device(), &self.counters, &bytes);
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
@@ -295,43 +290,6 @@ impl<P: Protocol> Engine<P> {
         // There may be more: packets first.
         let _ = self.orders.wake.write(1);
         true
-    }
-}
-
-/// The engine's queues of the device. What is for one peer comes by one of them, so that one that is full is not everybody's.
-struct Queues {
-    /// All but the first.
-    more: Vec<Device>,
-    ready: [bool; QUEUES_PER_ENGINE],
-    /// Which is read next.
-    next: usize,
-}
-
-impl Queues {
-    fn new(more: Vec<Device>) -> Queues {
-        Queues { more, ready: [false; QUEUES_PER_ENGINE], next: 0 }
-    }
-
-    /// Takes note of those that may have something.
-    fn are_ready(&mut self, is_ready: impl Fn(usize) -> bool) {
-        self.ready = std::array::from_fn(is_ready);
-    }
-
-    /// Reads from one that has something, each in its turn; `first` is the first of them.
-    fn read(&mut self, first: &Device, buffer: &mut [u8]) -> io::Result<Option<(usize, ())>> {
-        for _ in 0..=self.more.len() {
-            let queue = self.next;
-            self.next = if queue < self.more.len() { queue + 1 } else { 0 };
-            if !self.ready[queue] {
-                continue;
-            }
-            let device = if queue == 0 { first } else { &self.more[queue - 1] };
-            match read_device(device, buffer)? {
-                None => self.ready[queue] = false,
-                read => return Ok(read),
-            }
-        }
-        Ok(None)
     }
 }
 
@@ -396,11 +354,10 @@ fn seal_packet(
 fn hand_over<P: Protocol>(
     crew: &Crew<P>,
     elsewhere: Elsewhere,
-    device: &Device,
+    (mtu, has_header): (usize, bool),
     mut bytes: Vec<u8>,
     counters: &Arc<Counters>,
 ) {
-    let (mtu, has_header) = (device.mtu(), device.features().vnet_header);
     let theirs = counters.clone();
     let taken = crew.hand_over(elsewhere.engine, bytes.len(), move |protocol, now, _, outbox| {
         let (header, packet) = split_header(has_header, &mut bytes);
@@ -434,14 +391,6 @@ fn datagrams(read: &mut Read<Received>) -> Datagrams<'_> {
     Datagrams { from, ecn, size, bytes: read.bytes() }
 }
 
-fn read_device(device: &Device, buffer: &mut [u8]) -> io::Result<Option<(usize, ())>> {
-    match device.read(buffer) {
-        Ok(length) => Ok(Some((length, ()))),
-        Err(error) if is_temporary(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// Errors on the socket (an ICMP answer, say) concern one packet, never the engine.
 fn receive_run(socket: &mut Socket, buffer: &mut [u8]) -> Option<(usize, Received)> {
     match socket.receive(buffer) {
@@ -458,10 +407,6 @@ fn write_device(device: &Device, counters: &Counters, packet: &[u8]) {
         tracing::debug!(%error, device = device.name(), "the kernel refused a decrypted packet");
         counters.drop_packet(TunnelDrop::TunWriteFailed);
     }
-}
-
-fn is_temporary(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ mod tunnel;
 mod wireguard;
 
 pub use config::{DeviceConfig, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, StateCallback, TunnelConfig};
-pub use crew::QUEUE_BITS;
+pub use crew::{MOST_ENGINES as MOST_THREADS, QUEUE_BITS};
 pub use engine::SELF_TEST_DESTINATION;
 pub use error::Error;
 pub use hauberk_cipher::Implementation as CipherImplementation;

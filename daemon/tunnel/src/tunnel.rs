@@ -11,9 +11,10 @@ use hauberk_cipher::Implementation;
 
 use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, TunnelConfig};
 use crate::crew::{Command, Crew, MOST_ENGINES};
-use crate::engine::{Engine, QUEUES_PER_ENGINE};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::io::outbox::Outbox;
+use crate::io::queues::{QUEUES_PER_ENGINE, Queues};
 use crate::io::tun::Device;
 use crate::io::udp::Sockets;
 use crate::stats::{Counters, Health, OffloadFeatures, TunnelStats};
@@ -92,15 +93,14 @@ impl Tunnel {
         }
         // The engine that has a peer has the queue that the peer's packets come by: of both there is the rest of a division, and the
         // queues are a multiple of the engines.
-        let mut firsts: Vec<_> = devices.drain(..count).map(|device| (device, Vec::new())).collect();
+        let mut queues: Vec<Vec<Device>> = (0..count).map(|_| Vec::new()).collect();
         for (number, device) in devices.into_iter().enumerate() {
-            firsts[number % count].1.push(device);
+            queues[number % count].push(device);
         }
-        for (((device, more_queues), sockets), (crew, orders)) in firsts.into_iter().zip(sockets).zip(crew) {
+        for ((queues, sockets), (crew, orders)) in queues.into_iter().zip(sockets).zip(crew) {
             let protocol = WireGuard::new(identities.clone(), settings.clone(), crew.clone());
             let engine = Engine::new(
-                device,
-                more_queues,
+                Queues::new(queues),
                 sockets,
                 protocol,
                 (crew.clone(), orders),

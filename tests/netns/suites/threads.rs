@@ -17,7 +17,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 const THREADS: usize = 4;
-/// More threads here do not find their peer by chance than there are handshakes in a minute.
+/// Handshakes are handed over, a few for each peer; packets would be by the thousand.
 const MOST_HANDED_OVER: u64 = 40;
 
 fn build(context: &Context, host_routing: HostRouting, threads: usize) -> Result<(Cluster, Vec<Pod>)> {

@@ -3,13 +3,12 @@
 use super::{FIRST_ENGINE, INDEX_BITS};
 use crate::crew::MOST_ENGINES;
 
-// linux/bpf_common.h
-const LOAD_BYTE: u16 = 0x30;
-const IF_EQUAL: u16 = 0x15;
-const JUMP: u16 = 0x05;
-const AND: u16 = 0x54;
-const RETURN: u16 = 0x06;
-const RETURN_ACCUMULATOR: u16 = 0x16;
+const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
+const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+const RETURN_ACCUMULATOR: u16 = (libc::BPF_RET | libc::BPF_A) as u16;
 
 const _: () = assert!(MOST_ENGINES.is_power_of_two() && MOST_ENGINES <= 256 && INDEX_BITS == 24);
 

@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result, anyhow};
 use socket2::Type;
 
 use super::socket;
-use crate::syscalls::set_option;
 use crate::{Family, Party};
 
 /// What one send has: as much as an IPv4 packet, in datagrams of so many bytes.
@@ -29,13 +28,11 @@ impl Flood {
     /// No sockets.
     pub fn start(from: &Party, to: &Party, family: Family) -> Result<Flood> {
         // Somebody has the port, or the flood would be answered by errors.
-        let receiver = to.netns.within(|| socket::bound(Type::DGRAM, None, SocketAddr::new(to.address(family), 0)))?;
-        let target = UdpSocket::from(receiver.try_clone().context("clone")?).local_addr().context("local address")?;
-        let sender = from.netns.within(|| {
-            let socket = socket::bound(Type::DGRAM, None, SocketAddr::new(from.address(family), 0))?;
-            set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, DATAGRAM as i32).context("UDP_SEGMENT")?;
-            Ok(UdpSocket::from(socket))
+        let receiver = to.netns.within(|| {
+            Ok(UdpSocket::from(socket::bound(Type::DGRAM, None, SocketAddr::new(to.address(family), 0))?))
         })?;
+        let target = receiver.local_addr().context("local address")?;
+        let sender = from.netns.within(|| socket::segmenting(SocketAddr::new(from.address(family), 0), DATAGRAM))?;
         let flowing = Arc::new(AtomicBool::new(true));
         let goes_on = flowing.clone();
         let thread = thread::spawn(move || {

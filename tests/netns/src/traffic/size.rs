@@ -108,11 +108,7 @@ pub fn super_datagram(
         Ok(UdpSocket::from(socket))
     })?;
     let target = receiver.local_addr().context("local address")?;
-    let sender = from.netns.within(|| {
-        let socket = socket::bound(Type::DGRAM, None, SocketAddr::new(from.address(family), 0))?;
-        set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, bytes as i32).context("UDP_SEGMENT")?;
-        Ok(UdpSocket::from(socket))
-    })?;
+    let sender = from.netns.within(|| socket::segmenting(SocketAddr::new(from.address(family), 0), bytes))?;
     let segment = marker.fill(bytes);
     let mut arrived = 0;
     let mut buffer = vec![0; socket::LARGEST];

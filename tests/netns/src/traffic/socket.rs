@@ -1,10 +1,12 @@
 //! Sockets with the settings all traffic here has in common.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::syscalls::set_option;
 
 /// How long a receive waits before it looks round whether to stop.
 pub(super) const GLANCE: Duration = Duration::from_millis(50);
@@ -21,6 +23,13 @@ pub(super) fn bound(kind: Type, protocol: Option<Protocol>, address: SocketAddr)
     socket.bind(&SockAddr::from(local)).with_context(|| format!("bind to {local}"))?;
     socket.set_read_timeout(Some(GLANCE)).context("SO_RCVTIMEO")?;
     Ok(socket)
+}
+
+/// A UDP socket whose sends are super-packets of datagrams of `bytes` each (UDP_SEGMENT, udp(7)).
+pub(super) fn segmenting(address: SocketAddr, bytes: usize) -> Result<UdpSocket> {
+    let socket = bound(Type::DGRAM, None, address)?;
+    set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, bytes as i32).context("UDP_SEGMENT")?;
+    Ok(UdpSocket::from(socket))
 }
 
 /// Whether an error only says that nothing has come yet, or that somebody along the way refused: datagrams go on.
