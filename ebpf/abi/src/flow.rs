@@ -59,6 +59,30 @@ pub struct Flow {
 
 const _: () = assert!(size_of::<Flow>() == 56);
 
+/// A flow's packets that are not in its entry yet (96 bytes).
+///
+/// A program that knows a flow from a moment ago gathers its packets, each CPU its own, and adds them to the entry together. Whoever
+/// reads entries has to add what is gathered: `packets` and `bytes` are what is missing, `first` is when the programs last looked at the
+/// flow anew, `last` its last packet; the rest is as in the entry.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// Which flow.
+    pub key: FlowKey,
+    /// What is missing in its entry; no packets if nothing is.
+    pub flow: Flow,
+}
+
+const _: () = assert!(size_of::<Tally>() == 96);
+
+impl Flow {
+    /// Whether both say the same of what happened to the packets.
+    #[inline(always)]
+    pub fn is_judged_as(&self, other: &Flow) -> bool {
+        self.encryption == other.encryption && self.why == other.why && self.drop == other.drop
+    }
+}
+
 /// What an event tells.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -28,6 +28,8 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// Least-recently-used hash of [`crate::flow::FlowKey`] to [`crate::flow::Flow`].
     pub const FLOWS: &str = "FLOWS";
+    /// Per-CPU array of [`crate::flow::Tally`]: packets that are not in `FLOWS` yet.
+    pub const TALLIES: &str = "TALLIES";
     /// Ring buffer of [`crate::flow::FlowEvent`].
     pub const EVENTS: &str = "EVENTS";
 }

@@ -1,7 +1,7 @@
 //! Leave for aya to copy these types into and out of maps.
 
 use crate::address::Address;
-use crate::flow::{Flow, FlowEvent, FlowKey};
+use crate::flow::{Flow, FlowEvent, FlowKey, Tally};
 use crate::identity::Identity;
 use crate::layout::{Attachment, Counter, Interface, Pair, Peer, Settings};
 
@@ -13,4 +13,4 @@ macro_rules! plain_data {
     };
 }
 
-plain_data!(Address, Identity, Attachment, Interface, Peer, Pair, Counter, Settings, FlowKey, Flow, FlowEvent);
+plain_data!(Address, Identity, Attachment, Interface, Peer, Pair, Counter, Settings, FlowKey, Flow, FlowEvent, Tally);

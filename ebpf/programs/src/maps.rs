@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use hauberk_abi::{
     address::Address,
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, Tally},
     identity::Identity,
     layout::{Attachment, COUNTER_SLOTS, Counter, Interface, Pair, Peer, Settings, generation},
     packet::Packet,
@@ -40,11 +40,13 @@ pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::pinned(COUNTER_SLOTS, 0
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(65_536, 0);
 #[map]
+pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::pinned(crate::recent::SLOTS, 0);
+#[map]
 pub static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
 
 /// Not pinned: nobody outside a program run looks at it.
 #[map]
-pub static SCRATCH: PerCpuArray<crate::record::Scratch> = PerCpuArray::with_max_entries(1, 0);
+pub static SCRATCH: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 
 /// Not pinned, likewise: an answer under construction.
 #[map]

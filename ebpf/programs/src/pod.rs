@@ -3,6 +3,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
     address::Address,
+    flow::Tally,
     identity::Protection,
     judge::{self, Need, Verdict},
     layout::{Hook, Settings, flag, mark, probe},
@@ -15,8 +16,8 @@ use crate::lookup::{
     NO_PEER, Skb, attachment, identity, interface_protection, is_translated, peer, place, put_down,
     remember_translated, settings, tunnel,
 };
-use crate::recent::{Memory, Recent};
-use crate::record::{Scratch, name, record};
+use crate::recent::{Memory, Recent, Undecided};
+use crate::record::{name, record};
 use crate::route;
 
 /// What a pod sends: the source is checked, then the packet goes to a local pod, into the tunnel, or up the stack.
@@ -41,29 +42,28 @@ fn leave_pod(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
     let Some(mut memory) = Memory::of(context, interface, Hook::FromPod, packet) else {
         return drop(DropReason::NotReady);
     };
-    if memory.holds() {
+    if memory.holds(packet) {
         if let Some(action) = follow(context, settings, packet, &mut memory) {
             return action;
         }
     }
+    let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
     // A neighbour that is thought to be there is asked at its own address, from a link-local one (RFC 4861 section 7.3.3).
     let asks_neighbour = packet.source.is_link_scope() && packet.is_neighbour_discovery();
     if packet.destination.is_link_scope() || asks_neighbour {
-        return on_link(memory.flow, interface, settings, packet);
+        return on_link(undecided.flow, interface, settings, packet);
     }
     match attachment(&packet.source) {
         Some(own) if own.interface == interface => {}
-        _ => return refuse(memory.flow, settings, packet, DropReason::SpoofedSource),
+        _ => return refuse(undecided.flow, settings, packet, DropReason::SpoofedSource),
     }
-    judge_from_pod(context, settings, packet, memory)
+    judge_from_pod(context, settings, packet, undecided)
 }
 
 /// The way that a packet of the same flow went a moment ago; none if this one is not to go it.
 #[inline(always)]
 fn follow(context: &TcContext, settings: &Settings, packet: &Packet, memory: &mut Memory) -> Option<i32> {
-    let Memory { decision, flow, .. } = memory;
-    let Recent { verdict, node, tunnel, pod, way, .. } = &**decision;
-    let may = match verdict.encryption {
+    let may = match memory.decision.verdict.encryption {
         Encryption::Encrypted => packet.fits(settings.tunnel_mtu, segment(context)),
         Encryption::Plain => route::may_forward(context, settings, packet),
         _ => true,
@@ -71,7 +71,8 @@ fn follow(context: &TcContext, settings: &Settings, packet: &Packet, memory: &mu
     if !may {
         return None;
     }
-    record(flow, settings, Hook::FromPod, packet, verdict, *node, tunnel);
+    memory.record(settings, packet);
+    let Recent { verdict, node, pod, way, .. } = &*memory.decision;
     Some(match verdict.encryption {
         Encryption::Encrypted => carry::to_tunnel(context, settings, *node),
         Encryption::Plain => route::forward(context, settings, packet, way),
@@ -80,7 +81,7 @@ fn follow(context: &TcContext, settings: &Settings, packet: &Packet, memory: &mu
 }
 
 #[inline(always)]
-fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, memory: Memory) -> i32 {
+fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, undecided: Undecided) -> i32 {
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     let stack = settings.flags & flag::STACK != 0;
@@ -90,16 +91,16 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, mem
 
     if matches!(need, Need::World) {
         if packet.destination.is_multicast() && protected {
-            return refuse(memory.flow, settings, packet, DropReason::Multicast);
+            return refuse(undecided.flow, settings, packet, DropReason::Multicast);
         }
         // Until everything has been read once, "outside the cluster" is a guess; and with a detour the address is not
         // the last one.
         if protected && (settings.flags & flag::SYNCED == 0 || packet.detour) {
             let reason = if packet.detour { DropReason::Malformed } else { DropReason::NotReady };
-            return refuse(memory.flow, settings, packet, reason);
+            return refuse(undecided.flow, settings, packet, reason);
         }
         let verdict = judge::outgoing(need, &destination, &NO_PEER);
-        record(memory.flow, settings, Hook::FromPod, packet, &verdict, 0, &NO_PEER);
+        record(undecided.flow, settings, Hook::FromPod, packet, &verdict, 0, &NO_PEER);
         // A service address looks like the world until netfilter has translated it: `to_wire` and `to_pod` judge then.
         marked |= mark::SEEN;
         set_marks(context, settings, marked);
@@ -116,18 +117,18 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, mem
 
     let tunnel = tunnel(need, destination.node);
     let verdict = judge::outgoing(need, &destination, &tunnel);
-    record(memory.flow, settings, Hook::FromPod, packet, &verdict, destination.node, &tunnel);
+    record(undecided.flow, settings, Hook::FromPod, packet, &verdict, destination.node, &tunnel);
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
         Encryption::Local => match attachment(&packet.destination) {
             Some(pod) => {
-                memory.remember(&verdict, destination.node, &tunnel).pod = *pod;
+                undecided.remember(&verdict, destination.node, &tunnel).pod = *pod;
                 carry::frame_to_pod(context, settings, pod)
             }
             None => pass(),
         },
         Encryption::Encrypted if packet.fits(settings.tunnel_mtu, segment(context)) => {
-            memory.remember(&verdict, destination.node, &tunnel);
+            undecided.remember(&verdict, destination.node, &tunnel);
             carry::to_tunnel(context, settings, destination.node)
         }
         Encryption::Plain
@@ -136,9 +137,9 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, mem
                 && destination.is_pod()
                 && route::may_forward(context, settings, packet) =>
         {
-            match route::find(context, memory.interface, settings, packet) {
+            match route::find(context, undecided.interface, settings, packet) {
                 Some(way) => {
-                    memory.remember(&verdict, destination.node, &tunnel).way = *way;
+                    undecided.remember(&verdict, destination.node, &tunnel).way = *way;
                     route::forward(context, settings, packet, way)
                 }
                 None => pass(),
@@ -154,7 +155,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, mem
 
 /// Link-scope packets reach the node's own stack and nobody else; a protected pod gets what it needs to find its gateway.
 #[inline(always)]
-fn on_link(flow: &mut Scratch, interface: u32, settings: &Settings, packet: &Packet) -> i32 {
+fn on_link(flow: &mut Tally, interface: u32, settings: &Settings, packet: &Packet) -> i32 {
     let needed =
         packet.is_neighbour_discovery() || packet.is_listener_discovery() || !packet.destination.is_multicast();
     if !needed && interface_protection(interface) != Protection::None {
@@ -238,7 +239,7 @@ fn packet_of(context: &TcContext) -> Result<&'static Packet, i32> {
 }
 
 #[inline(always)]
-fn refuse(flow: &mut Scratch, settings: &Settings, packet: &Packet, reason: DropReason) -> i32 {
+fn refuse(flow: &mut Tally, settings: &Settings, packet: &Packet, reason: DropReason) -> i32 {
     record(flow, settings, Hook::FromPod, packet, &Verdict::refuse(reason), 0, &NO_PEER);
     drop(reason)
 }

@@ -7,15 +7,15 @@
 
 use aya_ebpf::programs::TcContext;
 use hauberk_abi::{
-    flow::FlowKey,
+    flow::{FlowKey, Tally},
     judge::Verdict,
-    layout::{Attachment, Hook, Peer, generation},
+    layout::{Attachment, Hook, Peer, Settings, generation},
     packet::Packet,
 };
 
 use crate::carry::has_tag;
-use crate::maps::{GENERATIONS, RECENT};
-use crate::record::{self, Scratch};
+use crate::maps::{GENERATIONS, RECENT, TALLIES};
+use crate::record::{self, add_gathered};
 use crate::route::Way;
 
 /// Slots of the table; a power of two.
@@ -23,7 +23,7 @@ pub const SLOTS: u32 = 128;
 /// How long a decision is remembered, nanoseconds.
 const LIFETIME: u64 = 20_000_000;
 
-/// A decision. Everything that [`record`] says of the packets that follow it is in here.
+/// A decision. Its packets are gathered in the [`Tally`] of the same slot.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Recent {
@@ -33,8 +33,6 @@ pub struct Recent {
     interface: u32,
     /// The other end's node.
     pub node: u32,
-    /// Its tunnel.
-    pub tunnel: Peer,
     /// What was decided.
     pub verdict: Verdict,
     /// The pod it goes to, if it goes straight into one.
@@ -47,84 +45,114 @@ pub struct Recent {
 pub struct Memory {
     /// What was decided: of this flow only if it [holds](Memory::holds).
     pub decision: &'static mut Recent,
-    /// The flow's name.
-    pub flow: &'static mut Scratch,
+    tally: &'static mut Tally,
     generations: [u64; 2],
     now: u64,
+    interface: u32,
+    hook: Hook,
+    usual: bool,
+}
+
+/// A packet that is to be judged.
+pub struct Undecided {
+    /// The flow's name.
+    pub flow: &'static mut Tally,
     /// The interface it is seen on.
     pub interface: u32,
-    usual: bool,
+    memory: Memory,
 }
 
 impl Memory {
     /// Of a packet's flow. To be asked before anything is looked up: what changes in between voids what is remembered.
     #[inline(always)]
     pub fn of(context: &TcContext, interface: u32, hook: Hook, packet: &Packet) -> Option<Memory> {
-        let flow = record::name(interface, hook, packet)?;
-        let slot = RECENT.get_ptr_mut(slot(&flow.key))?;
-        // SAFETY: the slot belongs to this CPU and to the program that runs on it.
-        let decision = unsafe { &mut *slot };
+        let slot = slot(hook, packet);
+        // SAFETY: the slots belong to this CPU and to the program that runs on it.
+        let (decision, tally) = unsafe { (&mut *RECENT.get_ptr_mut(slot)?, &mut *TALLIES.get_ptr_mut(slot)?) };
         let generations = [*GENERATIONS.get(generation::AGENT)?, *GENERATIONS.get(generation::PROGRAMS)?];
         let usual = !packet.tagged && !packet.detour && !has_tag(context);
-        Some(Memory { decision, flow, generations, now: record::now(), interface, usual })
+        Some(Memory { decision, tally, generations, now: record::now(), interface, hook, usual })
     }
 
-    /// Whether what was decided still holds, for this packet too.
+    /// Whether what was decided still holds, for this packet too. The tally outlives the program, and may be another one's by now.
     #[inline(always)]
-    pub fn holds(&self) -> bool {
+    pub fn holds(&self, packet: &Packet) -> bool {
         self.usual
             && self.decision.until > self.now
             && self.decision.generations[0] == self.generations[0]
             && self.decision.generations[1] == self.generations[1]
             && self.decision.interface == self.interface
-            && is_same(&self.decision.key, &self.flow.key)
+            && is_of(&self.decision.key, self.hook, packet)
+            && is_of(&self.tally.key, self.hook, packet)
     }
 
+    /// Records a packet for which it holds.
+    #[inline(always)]
+    pub fn record(&mut self, settings: &Settings, packet: &Packet) {
+        record::gather(self.tally, settings, self.hook, packet, &self.decision.verdict, self.now);
+    }
+
+    /// Leaves what is remembered: this packet is another flow's, or is to be judged anew.
+    #[inline(always)]
+    pub fn leave(self, settings: &Settings, packet: &Packet) -> Option<Undecided> {
+        add_gathered(self.tally, self.now, settings.flow_idle_ms);
+        let flow = record::name(self.interface, self.hook, packet)?;
+        Some(Undecided { flow, interface: self.interface, memory: self })
+    }
+}
+
+impl Undecided {
     /// Remembers a decision; where the packet goes is for the caller to add.
     #[inline(always)]
     pub fn remember(self, verdict: &Verdict, node: u32, tunnel: &Peer) -> &'static mut Recent {
-        let Memory { decision: slot, flow, generations, now, interface, usual } = self;
-        record::put(&mut slot.key.source, &flow.key.source);
-        record::put(&mut slot.key.destination, &flow.key.destination);
-        slot.key.source_port = flow.key.source_port;
-        slot.key.destination_port = flow.key.destination_port;
-        slot.key.protocol = flow.key.protocol;
-        slot.key.hook = flow.key.hook;
-        slot.key.reserved = 0;
+        let Undecided { flow: Tally { key, .. }, interface, memory } = self;
+        let Memory { decision: slot, tally, generations, now, usual, .. } = memory;
+        record::put_key(&mut slot.key, key);
         slot.generations = generations;
         slot.until = if usual { now + LIFETIME } else { 0 };
         slot.interface = interface;
         slot.node = node;
-        slot.tunnel = *tunnel;
         slot.verdict = *verdict;
+        record::put_key(&mut tally.key, key);
+        tally.flow.first = now;
+        tally.flow.last = now;
+        tally.flow.node = node;
+        // Apart from its neighbours, see `record`.
+        // SAFETY: a field of a live value.
+        unsafe { (&raw mut tally.flow.epoch).write_volatile(tunnel.epoch) };
+        tally.flow.encryption = verdict.encryption as u8;
+        tally.flow.why = verdict.why as u8;
+        tally.flow.drop = verdict.drop as u8;
+        tally.flow.tcp_flags = 0;
+        tally.flow.interface = interface;
         slot
     }
 }
 
 /// Spreads flows over the table. Whoever makes them collide makes them slower, nothing else.
 #[inline(always)]
-fn slot(key: &FlowKey) -> u32 {
+fn slot(hook: Hook, packet: &Packet) -> u32 {
     let fold = |[a, b, c, d]: [u32; 4]| a ^ b ^ c ^ d;
-    let ports = (u32::from(key.source_port) << 16) | u32::from(key.destination_port);
-    let mixed = fold(key.source.words())
-        ^ fold(key.destination.words()).rotate_left(11)
+    let ports = (u32::from(packet.source_port) << 16) | u32::from(packet.destination_port);
+    let mixed = fold(packet.source.words())
+        ^ fold(packet.destination.words()).rotate_left(11)
         ^ ports.wrapping_mul(0x85eb_ca6b)
-        ^ u32::from(key.hook);
+        ^ hook as u32;
     mixed.wrapping_mul(0x9e37_79b1) >> (32 - SLOTS.trailing_zeros())
 }
 
 #[inline(always)]
-fn is_same(one: &FlowKey, other: &FlowKey) -> bool {
-    let [a, b, c, d] = one.source.words();
-    let [e, f, g, h] = one.destination.words();
-    let [i, j, k, l] = other.source.words();
-    let [m, n, o, p] = other.destination.words();
+fn is_of(key: &FlowKey, hook: Hook, packet: &Packet) -> bool {
+    let [a, b, c, d] = key.source.words();
+    let [e, f, g, h] = key.destination.words();
+    let [i, j, k, l] = packet.source.words();
+    let [m, n, o, p] = packet.destination.words();
     d == l
         && h == p
-        && one.source_port == other.source_port
-        && one.destination_port == other.destination_port
-        && one.protocol == other.protocol
-        && one.hook == other.hook
+        && key.source_port == packet.source_port
+        && key.destination_port == packet.destination_port
+        && key.protocol == packet.protocol
+        && key.hook == hook as u8
         && (a, b, c) == (i, j, k)
         && (e, f, g) == (m, n, o)
 }

@@ -5,7 +5,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use hauberk_abi::{
     address::Address,
-    flow::{EventKind, Flow, FlowEvent, FlowKey, TCP_FIN, TCP_RST},
+    flow::{EventKind, Flow, FlowEvent, FlowKey, TCP_FIN, TCP_RST, Tally},
     judge::Verdict,
     layout::{Hook, LOST_EVENTS, Peer, Settings, counter_slot},
     packet::{Packet, protocol},
@@ -23,18 +23,10 @@ pub fn count_drop(reason: DropReason) {
     }
 }
 
-/// A flow under construction. In a map because a program's stack is 512 bytes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Scratch {
-    /// Which flow.
-    pub key: FlowKey,
-    flow: Flow,
-}
-
-/// Names the flow of a packet and the interface it is seen on, for all that follows in this run.
+/// Names the flow of a packet and the interface it is seen on, for all that follows in this run. In a map because a program's stack is
+/// 512 bytes.
 #[inline(always)]
-pub fn name(interface: u32, hook: Hook, packet: &Packet) -> Option<&'static mut Scratch> {
+pub fn name(interface: u32, hook: Hook, packet: &Packet) -> Option<&'static mut Tally> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the slot belongs to this CPU and to the program that runs on it.
     let scratch = unsafe { &mut *scratch };
@@ -60,7 +52,7 @@ pub fn now() -> u64 {
 /// changes its verdict or is first refused. `node` is the other end's, `tunnel` its tunnel.
 #[inline(always)]
 pub fn record(
-    scratch: &mut Scratch,
+    scratch: &mut Tally,
     settings: &Settings,
     hook: Hook,
     packet: &Packet,
@@ -84,7 +76,48 @@ pub fn record(
     flow.drop = verdict.drop as u8;
     flow.tcp_flags = if packet.protocol == protocol::TCP { packet.tcp_flags } else { 0 };
     flow.reserved = 0;
-    account(scratch, settings.flow_idle_ms);
+    account(scratch, now, settings.flow_idle_ms, false);
+}
+
+/// Records a packet that goes the way of the others of its flow: it is counted, and added to the flow's entry with others.
+#[inline(always)]
+pub fn gather(tally: &mut Tally, settings: &Settings, hook: Hook, packet: &Packet, verdict: &Verdict, now: u64) {
+    count(counter_slot(hook, verdict.encryption), packet.length);
+    tally.flow.packets += 1;
+    tally.flow.bytes += u64::from(packet.length);
+    tally.flow.last = now;
+    if packet.protocol == protocol::TCP {
+        let fresh = packet.tcp_flags & !tally.flow.tcp_flags;
+        tally.flow.tcp_flags |= fresh;
+        // The flow's end is told at once, with all of its packets so far.
+        if fresh & (TCP_FIN | TCP_RST) != 0 {
+            add_gathered(tally, now, settings.flow_idle_ms);
+        }
+    }
+}
+
+/// Adds what was gathered of a flow to its entry.
+#[inline(always)]
+pub fn add_gathered(tally: &mut Tally, now: u64, idle_ms: u32) {
+    if tally.flow.packets != 0 {
+        account(tally, now, idle_ms, true);
+        tally.flow.packets = 0;
+        // Apart from its neighbour, as in `record`.
+        // SAFETY: a field of a live value.
+        unsafe { (&raw mut tally.flow.bytes).write_volatile(0) };
+    }
+}
+
+/// Copies a flow's name, see [`put`].
+#[inline(always)]
+pub fn put_key(slot: &mut FlowKey, key: &FlowKey) {
+    put(&mut slot.source, &key.source);
+    put(&mut slot.destination, &key.destination);
+    slot.source_port = key.source_port;
+    slot.destination_port = key.destination_port;
+    slot.protocol = key.protocol;
+    slot.hook = key.hook;
+    slot.reserved = 0;
 }
 
 /// Copies an address word by word. Of a plain copy the compiler makes a call of `memmove`, which here goes byte by byte.
@@ -101,21 +134,23 @@ pub fn put(slot: &mut Address, address: &Address) {
     }
 }
 
-/// Adds one packet's flow to the table. A function of its own to the verifier: one copy for all callers.
+/// Adds packets of a flow to the table: one, or what was gathered. A function of its own to the verifier: one copy for all callers.
 #[inline(never)]
-fn account(seen: &Scratch, idle_ms: u32) {
+fn account(seen: &Tally, now: u64, idle_ms: u32, gathered: bool) {
     let new = &seen.flow;
+    let limit = u64::from(idle_ms) * 1_000_000;
     let refused = new.encryption == Encryption::Refused as u8;
     if let Some(flow) = FLOWS.get_ptr_mut(&seen.key) {
         // SAFETY: the pointer is to a live map value. Other CPUs may write it too: counters are added to atomically, the
         // rest are single stores whose last writer is as right as any.
         unsafe {
-            let idle = new.last.saturating_sub((*flow).last) > u64::from(idle_ms) * 1_000_000;
-            let same = (*flow).encryption == new.encryption && (*flow).why == new.why && (*flow).drop == new.drop;
-            if same && !idle {
-                add(&raw mut (*flow).packets, 1);
+            let idle = !gathered && new.last.saturating_sub((*flow).last) > limit;
+            if (*flow).is_judged_as(new) && !idle {
+                add(&raw mut (*flow).packets, new.packets);
                 add(&raw mut (*flow).bytes, new.bytes);
-                (*flow).last = new.last;
+                if (*flow).last < new.last {
+                    (*flow).last = new.last;
+                }
                 let fresh = new.tcp_flags & !(*flow).tcp_flags;
                 if fresh != 0 {
                     (*flow).tcp_flags |= fresh;
@@ -126,6 +161,13 @@ fn account(seen: &Scratch, idle_ms: u32) {
                 return;
             }
         }
+        // Another CPU has begun it anew since, with another verdict: these packets are of the time before.
+        if gathered {
+            return;
+        }
+    } else if gathered && now.saturating_sub(new.last) > limit {
+        // It was so long ago that the agent has ended the flow, with these packets.
+        return;
     }
     // A full least-recently-used map makes room; a failure here loses accounting, never the verdict.
     let _ = FLOWS.insert(&seen.key, new, 0);

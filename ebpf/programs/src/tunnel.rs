@@ -12,7 +12,7 @@ use hauberk_abi::{
 
 use crate::carry::{self, drop, interface, marks, pass, set_marks, skb};
 use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, put_down, settings};
-use crate::recent::{Memory, Recent};
+use crate::recent::Memory;
 use crate::record::record;
 
 /// Decrypted packets: straight into the pod, or up the stack where addresses may have to be translated back.
@@ -34,21 +34,20 @@ fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) 
     if marks(context, settings) & mark::DECRYPTED != 0 {
         return pass();
     }
-    let Some(memory) = Memory::of(context, interface(context), Hook::FromTunnel, packet) else {
+    let Some(mut memory) = Memory::of(context, interface(context), Hook::FromTunnel, packet) else {
         return drop(DropReason::NotReady);
     };
-    if memory.holds() {
-        let Memory { decision, flow, .. } = memory;
-        let Recent { verdict, node, tunnel, pod, .. } = decision;
-        record(flow, settings, Hook::FromTunnel, packet, verdict, *node, tunnel);
-        return carry::packet_to_pod(context, settings, pod, packet);
+    if memory.holds(packet) {
+        memory.record(settings, packet);
+        return carry::packet_to_pod(context, settings, &memory.decision.pod, packet);
     }
+    let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     let need = judge::need(&source, &destination, &place(settings, 0));
     let verdict = judge::arriving_decrypted(need, &source, &destination, settings.node);
     let tunnel = peer(source.node);
-    record(memory.flow, settings, Hook::FromTunnel, packet, &verdict, source.node, &tunnel);
+    record(undecided.flow, settings, Hook::FromTunnel, packet, &verdict, source.node, &tunnel);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
@@ -58,7 +57,7 @@ fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) 
     }
     if settings.flags & flag::STACK == 0 && !is_translated(&packet.source, &packet.destination) {
         if let Some(pod) = pod {
-            memory.remember(&verdict, source.node, &tunnel).pod = *pod;
+            undecided.remember(&verdict, source.node, &tunnel).pod = *pod;
             return carry::packet_to_pod(context, settings, pod, packet);
         }
     }

@@ -4,6 +4,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
     address::Address,
+    flow::Tally,
     identity::{Identity, Protection},
     judge::{self, Need, Verdict, is_here},
     layout::{Hook, Settings, flag, mark, probe},
@@ -15,8 +16,8 @@ use crate::carry::{self, drop, has_tag, interface, marks, pass, segment, skb};
 use crate::lookup::{
     NO_PEER, Skb, attachment, identity, is_translated, place, put_down, remember_translated, settings, tunnel,
 };
-use crate::recent::{Memory, Recent};
-use crate::record::{Scratch, record};
+use crate::recent::Memory;
+use crate::record::record;
 use crate::too_big;
 
 /// What concerns no pod is not ours to judge.
@@ -41,31 +42,37 @@ pub fn from_wire(context: &TcContext) -> i32 {
 #[inline(never)]
 fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
     let context = &TcContext::new(skb);
-    let Some(memory) = Memory::of(context, interface(context), Hook::FromWire, packet) else {
+    let Some(mut memory) = Memory::of(context, interface(context), Hook::FromWire, packet) else {
         return drop(DropReason::NotReady);
     };
-    if memory.holds() {
-        let Memory { decision, flow, .. } = memory;
-        let Recent { verdict, node, tunnel, pod, .. } = decision;
-        if pod.interface == 0 {
+    if memory.holds(packet) {
+        if memory.decision.pod.interface == 0 {
             return pass();
         }
-        record(flow, settings, Hook::FromWire, packet, verdict, *node, tunnel);
-        return carry::frame_to_pod(context, settings, pod);
+        memory.record(settings, packet);
+        return carry::frame_to_pod(context, settings, &memory.decision.pod);
     }
+    let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     if !source.is_pod() && !destination.is_pod() {
-        memory.remember(&OF_NODES, 0, &NO_PEER).pod.interface = 0;
+        undecided.remember(&OF_NODES, 0, &NO_PEER).pod.interface = 0;
         return pass();
     }
     if source.protection() == Protection::Enabled && packet.destination.is_multicast() {
-        return refuse(memory.flow, settings, Hook::FromWire, packet, DropReason::PlaintextFromProtected, source.node);
+        return refuse(
+            undecided.flow,
+            settings,
+            Hook::FromWire,
+            packet,
+            DropReason::PlaintextFromProtected,
+            source.node,
+        );
     }
     let need = judge::need(&source, &destination, &place(settings, 0));
     let direct = settings.flags & flag::WORLD_DIRECT != 0;
     let verdict = judge::arriving_in_clear(need, &source, &destination, settings.node, direct);
-    record(memory.flow, settings, Hook::FromWire, packet, &verdict, source.node, &NO_PEER);
+    record(undecided.flow, settings, Hook::FromWire, packet, &verdict, source.node, &NO_PEER);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
@@ -73,7 +80,7 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) ->
     {
         if let Some(pod) = attachment(&packet.destination) {
             if !is_translated(&packet.source, &packet.destination) {
-                memory.remember(&verdict, source.node, &NO_PEER).pod = *pod;
+                undecided.remember(&verdict, source.node, &NO_PEER).pod = *pod;
                 return carry::frame_to_pod(context, settings, pod);
             }
         }
@@ -114,15 +121,16 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
     };
     // What a mark says is of this packet alone.
     let unmarked = marked & !mark::STACK == 0;
-    if unmarked && memory.holds() {
+    if unmarked && memory.holds(packet) {
         return pass();
     }
+    let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     let carries = marked & mark::PROTECTED != 0;
     if !source.is_pod() && !destination.is_pod() && !carries {
         if unmarked {
-            memory.remember(&OF_NODES, 0, &NO_PEER);
+            undecided.remember(&OF_NODES, 0, &NO_PEER);
         }
         return pass();
     }
@@ -130,14 +138,14 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
     let need = judge::need(&source, &destination, &place(settings, marked));
     if matches!(need, Need::Local) {
         // Both ends are here, yet it leaves: its pod is gone and a default route caught it.
-        return refuse(memory.flow, settings, Hook::ToWire, packet, DropReason::NotLocal, 0);
+        return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::NotLocal, 0);
     }
     if matches!(need, Need::World) && protected {
         if packet.destination.is_multicast() {
-            return refuse(memory.flow, settings, Hook::ToWire, packet, DropReason::Multicast, 0);
+            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::Multicast, 0);
         }
         if settings.flags & flag::SYNCED == 0 {
-            return refuse(memory.flow, settings, Hook::ToWire, packet, DropReason::NotReady, 0);
+            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::NotReady, 0);
         }
     }
     if settings.flags & flag::STACK == 0 && marked & mark::SEEN != 0 && in_cluster(&destination) {
@@ -149,7 +157,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
     let verdict = judge::outgoing(need, &destination, &tunnel);
     // Plain pods' packets were recorded when they left the pod, unless the stack decides.
     if settings.flags & flag::STACK != 0 || !matches!(verdict.encryption, Encryption::Plain | Encryption::World) {
-        record(memory.flow, settings, Hook::ToWire, packet, &verdict, destination.node, &tunnel);
+        record(undecided.flow, settings, Hook::ToWire, packet, &verdict, destination.node, &tunnel);
     }
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
@@ -163,7 +171,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
         }
         Encryption::Encrypted => carry::to_tunnel(context, settings, destination.node),
         Encryption::Plain if unmarked && settings.flags & flag::STACK == 0 => {
-            memory.remember(&verdict, destination.node, &tunnel);
+            undecided.remember(&verdict, destination.node, &tunnel);
             pass()
         }
         _ => pass(),
@@ -176,7 +184,7 @@ fn in_cluster(identity: &Identity) -> bool {
 }
 
 #[inline(always)]
-fn refuse(flow: &mut Scratch, settings: &Settings, hook: Hook, packet: &Packet, reason: DropReason, node: u32) -> i32 {
+fn refuse(flow: &mut Tally, settings: &Settings, hook: Hook, packet: &Packet, reason: DropReason, node: u32) -> i32 {
     record(flow, settings, hook, packet, &Verdict::refuse(reason), node, &NO_PEER);
     drop(reason)
 }

@@ -41,12 +41,12 @@ pub(super) struct Follow {
 }
 
 /// What is remembered of starts and refusals, then what is in the table; or all that comes from now on.
-pub(super) async fn flows(State(context): State<Context>, Query(query): Query<Follow>) -> Response {
+pub(super) async fn flows(State(context): State<Context>, Query(query): Query<Follow>) -> Result<Response, Refusal> {
     let mut live = query.follow.then(|| context.flows.follow());
     let mut records = context.flows.recent();
     if live.is_none() {
         let world = context.world.read();
-        records.extend(flows::ongoing(&world, &context.eyes, context.flows.lost()));
+        records.extend(flows::ongoing(&world, &context.eyes, context.flows.lost()).map_err(internal)?);
         records.sort_by_key(|record| record.time);
     }
     let before = futures_util::stream::iter(records.into_iter().map(line));
@@ -62,7 +62,7 @@ pub(super) async fn flows(State(context): State<Context>, Query(query): Query<Fo
         }
     });
     let body = Body::from_stream(before.chain(after).map(Ok::<_, Infallible>));
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
 fn line(record: FlowRecord) -> Bytes {

@@ -6,7 +6,7 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key};
 use hauberk_abi::address::{Address, Prefix};
-use hauberk_abi::flow::{Flow, FlowKey};
+use hauberk_abi::flow::{Flow, FlowKey, Tally};
 use hauberk_abi::identity::Identity;
 use hauberk_abi::layout::Hook;
 use hauberk_abi::layout::{
@@ -14,7 +14,7 @@ use hauberk_abi::layout::{
 };
 use hauberk_abi::reason::{DropReason, Encryption};
 
-use super::DatapathError;
+use super::{DatapathError, tally};
 
 /// Handles to the pinned maps.
 pub struct Maps {
@@ -29,6 +29,7 @@ pub struct Maps {
     drops: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, Counter>,
     flows: HashMap<MapData, FlowKey, Flow>,
+    tallies: PerCpuArray<MapData, Tally>,
     events: Option<RingBuf<MapData>>,
     capacities: Vec<(&'static str, u32)>,
 }
@@ -74,6 +75,7 @@ impl Maps {
         let drops = typed(find(map::DROPS)?, map::DROPS)?;
         let counters = typed(find(map::COUNTERS)?, map::COUNTERS)?;
         let flows = typed(find(map::FLOWS)?, map::FLOWS)?;
+        let tallies = typed(find(map::TALLIES)?, map::TALLIES)?;
         let events = Some(typed(find(map::EVENTS)?, map::EVENTS)?);
         Ok(Maps {
             settings,
@@ -87,6 +89,7 @@ impl Maps {
             drops,
             counters,
             flows,
+            tallies,
             events,
             capacities,
         })
@@ -279,12 +282,42 @@ impl Maps {
         }))
     }
 
-    /// Every remembered flow. Entries that vanish while they are read are left out.
-    pub fn flows(&self) -> Vec<(FlowKey, Flow)> {
+    /// Every remembered flow at a moment of the monotonic clock (nanoseconds), with what programs have gathered of it and not added yet.
+    /// Entries that vanish while they are read are left out.
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`].
+    pub fn flows(&self, now: u64) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
+        // Entries first: what is added in between is missed for now, and not counted twice.
+        let entries = self.flows.iter().filter_map(Result::ok).collect();
+        let idle = u64::from(self.settings()?.flow_idle_ms) * 1_000_000;
+        Ok(tally::add_up(entries, &self.tallies()?, now.saturating_sub(idle)))
+    }
+
+    /// What programs have gathered.
+    fn tallies(&self) -> Result<Vec<Tally>, DatapathError> {
+        let read = |slot| self.tallies.get(&slot, 0).map_err(failed(map::TALLIES));
+        let mut tallies = Vec::new();
+        for slot in 0..self.tallies.len() {
+            let seen = read(slot)?;
+            if seen.iter().all(|tally| tally.flow.packets == 0) {
+                continue;
+            }
+            // A slot may have become another flow's halfway through: what was read is this one's if it still has it.
+            let again = read(slot)?;
+            let same = seen.iter().zip(again.iter()).filter(|(seen, again)| seen.key == again.key);
+            tallies.extend(same.map(|(seen, _)| *seen).filter(|tally| tally.flow.packets != 0));
+        }
+        Ok(tallies)
+    }
+
+    /// Entries of the flows' map alone.
+    #[cfg(test)]
+    pub(super) fn flow_entries(&self) -> Vec<(FlowKey, Flow)> {
         self.flows.iter().filter_map(Result::ok).collect()
     }
 
-    /// Forgets a flow.
+    /// Forgets a flow. What is gathered of it and [idle](Settings::flow_idle_ms) counts for nothing from then on.
     pub fn remove_flow(&mut self, key: &FlowKey) -> Result<(), DatapathError> {
         absent_is_fine(self.flows.remove(key), map::FLOWS)
     }

@@ -5,6 +5,7 @@
 
 mod links;
 mod maps;
+mod tally;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -6,13 +6,17 @@
 
 use std::net::IpAddr;
 
+use aya::maps::{MapData, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use hauberk_abi::address::{Address, Prefix};
+use hauberk_abi::flow::{EventKind, Flow, FlowEvent, FlowKey};
 use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::{self, Peer, flag, mark, peer_flag, probe};
 use hauberk_abi::reason::DropReason;
 
 use super::*;
+use crate::observe::flows::read_event;
 
 const OK: u32 = 0;
 const SHOT: u32 = 2;
@@ -37,6 +41,7 @@ fn pins() -> tempfile::TempDir {
 
 struct Bench {
     datapath: Datapath,
+    ring: RingBuf<MapData>,
     _pins: tempfile::TempDir,
 }
 
@@ -84,7 +89,8 @@ impl Bench {
                 .unwrap();
         }
         maps.put_peer(THERE, Peer { flags: peer_flag::KEY | peer_flag::READY, epoch: 1 }).unwrap();
-        Bench { datapath, _pins: folder }
+        let ring = maps.take_events().unwrap();
+        Bench { datapath, ring, _pins: folder }
     }
 
     fn run_frame(&mut self, hook: Hook, frame: &[u8], marks: u32) -> u32 {
@@ -97,6 +103,23 @@ impl Bench {
 
     fn run(&mut self, hook: Hook, source: &str, destination: &str) -> u32 {
         self.run_frame(hook, &udp(source, destination), 0)
+    }
+
+    fn flows(&self) -> Vec<(FlowKey, Flow)> {
+        self.datapath.maps().flows(now()).unwrap()
+    }
+
+    /// Whatever the programs have told of flows.
+    fn events(&mut self) -> Vec<FlowEvent> {
+        let mut events = Vec::new();
+        while let Some(item) = self.ring.next() {
+            events.push(read_event(&item).expect("an event of the usual size"));
+        }
+        events
+    }
+
+    fn kinds(&mut self) -> Vec<u32> {
+        self.events().iter().map(|event| event.kind).collect()
     }
 
     fn drops(&self, reason: DropReason) -> u64 {
@@ -112,16 +135,51 @@ impl Bench {
 }
 
 fn udp(source: &str, destination: &str) -> Vec<u8> {
-    use etherparse::PacketBuilder;
+    udp_from(1000, source, destination)
+}
+
+fn udp_from(port: u16, source: &str, destination: &str) -> Vec<u8> {
+    let mut frame = Vec::new();
+    ip(source, destination).udp(port, 2000).write(&mut frame, b"payload").unwrap();
+    frame
+}
+
+fn tcp(source: &str, destination: &str, flags: u8) -> Vec<u8> {
+    let mut frame = Vec::new();
+    ip(source, destination).tcp(1000, 2000, 1, 1000).write(&mut frame, b"payload").unwrap();
+    // The 14th byte of the header, behind the addresses' (RFC 9293 section 3.1).
+    frame[14 + 20 + 13] = flags;
+    frame
+}
+
+fn ip(source: &str, destination: &str) -> PacketBuilderStep<IpHeaders> {
     let ethernet = PacketBuilder::ethernet2([2; 6], [4; 6]);
-    let step = match (source.parse().unwrap(), destination.parse().unwrap()) {
+    match (source.parse().unwrap(), destination.parse().unwrap()) {
         (IpAddr::V4(s), IpAddr::V4(d)) => ethernet.ipv4(s.octets(), d.octets(), 64),
         (IpAddr::V6(s), IpAddr::V6(d)) => ethernet.ipv6(s.octets(), d.octets(), 64),
         _ => panic!("two families"),
-    };
-    let mut frame = Vec::new();
-    step.udp(1000, 2000).write(&mut frame, b"payload").unwrap();
-    frame
+    }
+}
+
+/// The clock by which programs count, nanoseconds.
+fn now() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
+    std::time::Duration::from(time).as_nanos() as u64
+}
+
+/// Runs the rest of this thread on one CPU.
+fn move_to(cpu: usize) {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu).unwrap();
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).unwrap();
+}
+
+/// Two CPUs this thread may run on; the same one twice if there is but one.
+fn two_cpus() -> [usize; 2] {
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+    let mut allowed = (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap());
+    let first = allowed.next().unwrap();
+    [first, allowed.next().unwrap_or(first)]
 }
 
 #[test]
@@ -238,7 +296,7 @@ fn packets_larger_than_the_tunnel_take_the_way_that_tells_the_sender() {
     let mut bench = Bench::new(flag::SYNCED);
     let big = |payload: usize| {
         let mut frame = Vec::new();
-        etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+        PacketBuilder::ethernet2([2; 6], [4; 6])
             .ipv4([10, 0, 1, 1], [10, 0, 2, 3], 64)
             .udp(1, 2)
             .write(&mut frame, &vec![0; payload])
@@ -276,15 +334,13 @@ fn flows_carry_their_verdict_and_events_tell_of_it() {
     for _ in 0..3 {
         bench.run(Hook::FromPod, "10.0.1.1", "10.0.2.3");
     }
-    let flows = bench.datapath.maps().flows();
+    let flows = bench.flows();
     let (key, flow) = flows.iter().find(|(key, _)| key.destination == address("10.0.2.3")).unwrap();
     assert_eq!((key.source_port, key.destination_port, key.protocol), (1000, 2000, 17));
     assert_eq!((flow.packets, flow.node, flow.epoch), (3, THERE, 1));
     assert_eq!(flow.encryption, hauberk_abi::reason::Encryption::Encrypted as u8);
     assert_eq!(flow.why, hauberk_abi::reason::Why::SourceOptedIn as u8);
-    let mut ring = bench.datapath.maps_mut().take_events().unwrap();
-    assert!(ring.next().is_some(), "the flow's start was told");
-    assert!(ring.next().is_none(), "once");
+    assert_eq!(bench.kinds(), [EventKind::Start as u32], "the flow's start was told, once");
 }
 
 /// A pod with another protection than before.
@@ -408,11 +464,122 @@ fn packets_of_one_flow_are_recorded_each_whether_remembered_or_not() {
         bench.run(Hook::FromWire, "10.0.2.3", "10.0.1.3");
         bench.run(Hook::FromPod, "10.0.1.1", "10.0.2.3");
     }
-    let flows = bench.datapath.maps().flows();
+    let flows = bench.flows();
     assert_eq!(flows.len(), 2);
     for (key, flow) in flows {
         assert_eq!((flow.packets, flow.node), (50, THERE), "{key:?}");
     }
+}
+
+#[test]
+fn flows_that_share_a_slot_lose_no_packet() {
+    let mut bench = Bench::new(flag::SYNCED);
+    for _ in 0..10 {
+        for port in 1..=500 {
+            for _ in 0..2 {
+                bench.run_frame(Hook::FromPod, &udp_from(port, "10.0.1.1", "10.0.2.3"), 0);
+            }
+        }
+    }
+    let flows = bench.flows();
+    assert_eq!(flows.len(), 500);
+    for (key, flow) in flows {
+        assert_eq!(flow.packets, 20, "{key:?}");
+    }
+    assert_eq!(bench.kinds(), [EventKind::Start as u32; 500]);
+}
+
+#[test]
+fn what_is_gathered_of_a_flow_is_soon_in_its_entry() {
+    let mut bench = Bench::new(flag::SYNCED);
+    move_to(two_cpus()[0]);
+    let start = now();
+    let mut packets = 0;
+    // Longer than a decision is remembered.
+    while now() - start < 50_000_000 {
+        bench.run(Hook::FromPod, "10.0.1.1", "10.0.2.3");
+        packets += 1;
+    }
+    let entries = bench.datapath.maps().flow_entries();
+    let [(_, entry)] = entries[..] else { panic!("{entries:?}") };
+    assert!(entry.packets > 2, "{} of {packets}", entry.packets);
+    let [(_, flow)] = bench.flows()[..] else { panic!() };
+    assert_eq!((flow.packets, flow.bytes), (packets, packets * entry.bytes / entry.packets));
+    assert!(flow.first >= start && flow.last >= entry.last && flow.last <= now());
+}
+
+#[test]
+fn the_end_of_a_connection_tells_of_all_its_packets() {
+    use hauberk_abi::flow::{TCP_FIN, TCP_RST};
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    for end in [TCP_FIN | ACK, TCP_RST] {
+        let mut bench = Bench::new(flag::SYNCED);
+        move_to(two_cpus()[0]);
+        for flags in [SYN, ACK, ACK, ACK, end, ACK, end] {
+            bench.run_frame(Hook::FromPod, &tcp("10.0.1.1", "10.0.2.3", flags), 0);
+        }
+        let told: Vec<_> = bench.events().iter().map(|event| (event.kind, event.flow.packets)).collect();
+        assert_eq!(told, [(EventKind::Start as u32, 1), (EventKind::End as u32, 5)], "{end:#x}");
+        let [(_, flow)] = bench.flows()[..] else { panic!() };
+        assert_eq!((flow.packets, flow.tcp_flags), (7, SYN | ACK | end));
+    }
+}
+
+/// Each CPU gathers for itself: what one of them has not added yet comes from before the change.
+#[test]
+fn what_was_gathered_before_another_verdict_does_not_undo_it() {
+    let cpus = two_cpus();
+    for cpus in [cpus, [cpus[0]; 2]] {
+        let mut bench = Bench::new(flag::SYNCED);
+        move_to(cpus[0]);
+        for _ in 0..5 {
+            bench.run(Hook::FromWire, "10.0.2.3", "10.0.1.3");
+        }
+        let plain = bench.flows();
+        assert_eq!((plain.len(), plain[0].1.packets, plain[0].1.drop), (1, 5, 0));
+        bench.datapath.maps_mut().put_endpoint(address("10.0.1.3"), pod(Protection::Enabled, HERE)).unwrap();
+        move_to(cpus[1]);
+        bench.run(Hook::FromWire, "10.0.2.3", "10.0.1.3");
+        let is_refused = |bench: &Bench, packets: u64| {
+            let [(_, flow)] = bench.flows()[..] else { panic!() };
+            assert_eq!((flow.packets, flow.drop), (packets, DropReason::PlaintextToProtected as u8));
+        };
+        is_refused(&bench, 1);
+        move_to(cpus[0]);
+        bench.run(Hook::FromWire, "10.0.2.3", "10.0.1.3");
+        is_refused(&bench, 2);
+        assert_eq!(bench.kinds(), [EventKind::Start as u32, EventKind::Refused as u32]);
+    }
+}
+
+/// The agent ends it with what is gathered; that must not begin it again.
+#[test]
+fn a_flow_that_was_ended_for_its_silence_stays_ended() {
+    let mut bench = Bench::new(flag::SYNCED);
+    move_to(two_cpus()[0]);
+    let settings = bench.datapath.maps().settings().unwrap();
+    bench.datapath.configure(&Settings { flow_idle_ms: 30, ..settings }).unwrap();
+    for _ in 0..3 {
+        bench.run(Hook::FromPod, "10.0.1.1", "10.0.2.3");
+    }
+    let [(key, flow)] = bench.flows()[..] else { panic!() };
+    assert_eq!(flow.packets, 3);
+    while now() - flow.last <= 30_000_000 {
+        std::thread::yield_now();
+    }
+    bench.datapath.maps_mut().remove_flow(&key).unwrap();
+    assert_eq!(bench.flows(), []);
+    // Whatever comes by that slot next.
+    for port in 1..=500 {
+        bench.run_frame(Hook::FromPod, &udp_from(port, "10.0.1.3", "10.0.1.1"), 0);
+    }
+    assert!(bench.flows().iter().all(|(known, _)| *known != key));
+    assert!(!bench.events().iter().skip(1).any(|event| event.key == key));
+    bench.run(Hook::FromPod, "10.0.1.1", "10.0.2.3");
+    let again = bench.flows().into_iter().find(|(known, _)| *known == key).unwrap();
+    assert_eq!(again.1.packets, 1);
+    assert_eq!(bench.events().iter().filter(|event| event.key == key).count(), 1, "it began again");
 }
 
 #[test]

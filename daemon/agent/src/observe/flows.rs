@@ -21,6 +21,7 @@ use tokio::sync::broadcast;
 use tracing::warn;
 
 use super::Eyes;
+use crate::datapath::DatapathError;
 use crate::world::{Shared, World};
 
 /// Records kept for who asks later.
@@ -158,7 +159,7 @@ fn drain(ring: &mut RingBuf<MapData>) -> Vec<FlowEvent> {
 }
 
 /// An event from its bytes. Field by field, in the layout's order.
-fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
+pub(crate) fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
     if bytes.len() != size_of::<FlowEvent>() {
         return None;
     }
@@ -201,8 +202,14 @@ fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
     let clock = Clock::now();
     let mut maps = eyes.maps();
     let idle = maps.settings().map_or(60_000, |settings| u64::from(settings.flow_idle_ms)) * 1_000_000;
-    let silent: Vec<_> =
-        maps.flows().into_iter().filter(|(_, flow)| clock.monotonic.saturating_sub(flow.last) > idle).collect();
+    let mut silent = match maps.flows(clock.monotonic) {
+        Ok(flows) => flows,
+        Err(error) => {
+            warn!(%error, "cannot look for idle flows");
+            return;
+        }
+    };
+    silent.retain(|(_, flow)| clock.monotonic.saturating_sub(flow.last) > idle);
     for (key, _) in &silent {
         if let Err(error) = maps.remove_flow(key) {
             warn!(%error, "cannot forget an idle flow");
@@ -220,10 +227,13 @@ fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
 }
 
 /// The flows the kernel remembers, as records of kind `ongoing`.
-pub fn ongoing(world: &World, eyes: &Eyes, lost: u64) -> Vec<FlowRecord> {
+///
+/// # Errors
+/// [`DatapathError`] if they cannot be read.
+pub fn ongoing(world: &World, eyes: &Eyes, lost: u64) -> Result<Vec<FlowRecord>, DatapathError> {
     let mut observer = Observer::new(world, lost);
-    let flows = eyes.maps().flows();
-    flows.iter().map(|(key, flow)| observer.see("ongoing", key, flow).record()).collect()
+    let flows = eyes.maps().flows(observer.clock.monotonic)?;
+    Ok(flows.iter().map(|(key, flow)| observer.see("ongoing", key, flow).record()).collect())
 }
 
 /// When traffic from `source` to `destination` was last seen, on any port, and with which encryption value.
@@ -233,12 +243,13 @@ pub fn last_seen(eyes: &Eyes, source: Address, destination: Address) -> Vec<(Tim
         (key.source == source && key.destination == destination)
             || (key.source == destination && key.destination == source)
     };
-    let flows = eyes.maps().flows();
+    // What cannot be read proves nothing.
+    let flows = eyes.maps().flows(clock.monotonic).unwrap_or_default();
     let seen = flows.into_iter().filter(|(key, _)| between(key));
     seen.map(|(_, flow)| (clock.at(flow.last), Encryption::from_u8(flow.encryption))).collect()
 }
 
-/// Both clocks at one moment: flows carry the monotonic one.
+/// Both clocks at one moment: flows carry the monotonic one, as coarse as the programs read it.
 struct Clock {
     now: Timestamp,
     monotonic: u64,
@@ -246,7 +257,7 @@ struct Clock {
 
 impl Clock {
     fn now() -> Clock {
-        let monotonic = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        let monotonic = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
             .map_or(0, |time| (time.tv_sec() as u64) * 1_000_000_000 + time.tv_nsec() as u64);
         Clock { now: Timestamp::now(), monotonic }
     }
