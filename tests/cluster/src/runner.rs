@@ -264,8 +264,9 @@ fn attempt(test: &Test, context: &Context) -> bool {
     let result = catch_unwind(AssertUnwindSafe(|| (test.run)(context))).unwrap_or_else(|_| bail!("it panicked"));
     println!("{} took {:.1} s", test.name, started.elapsed().as_secs_f64());
     let Err(error) = result else { return true };
-    println!("FAILED: {error:#}");
     explain(context);
+    // Last, so that it is on the screen, and in whatever shows the end of a log.
+    println!("FAILED: {error:#}");
     false
 }
 

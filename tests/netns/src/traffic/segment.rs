@@ -57,12 +57,10 @@ pub(super) fn ask(
     shared: &Shared,
 ) -> Result<(bool, String)> {
     let deadline = Instant::now() + patience;
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None).context("socket")?;
-    socket.bind(&SockAddr::from(SocketAddr::new(local, 0))).with_context(|| format!("bind to {local}"))?;
-    if let Err(error) = socket.connect_timeout(&SockAddr::from(target), patience) {
-        return Ok((false, format!("connect to {target}: {error}")));
-    }
-    let mut connection = TcpStream::from(socket);
+    let mut connection = match connect(local, target, deadline)? {
+        Ok(connection) => connection,
+        Err(error) => return Ok((false, format!("connect to {target}: {error}"))),
+    };
     if let Err(error) = connection.write_all(&shared.request.fill(bytes)) {
         return Ok((false, format!("send: {error}")));
     }
@@ -79,4 +77,40 @@ pub(super) fn ask(
     }
     let answered = reply == shared.reply.fill(bytes);
     Ok((answered, if answered { String::new() } else { format!("{} of {bytes} bytes of reply", reply.len()) }))
+}
+
+/// Connects. Who is refused comes again, as real clients do: a Service refuses until its node has been told of its endpoints.
+fn connect(local: IpAddr, target: SocketAddr, deadline: Instant) -> Result<std::io::Result<TcpStream>> {
+    loop {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None).context("socket")?;
+        socket.bind(&SockAddr::from(SocketAddr::new(local, 0))).with_context(|| format!("bind to {local}"))?;
+        let left = deadline.saturating_duration_since(Instant::now()).max(socket::GLANCE);
+        match socket.connect_timeout(&SockAddr::from(target), left) {
+            Ok(()) => return Ok(Ok(TcpStream::from(socket))),
+            Err(error) if socket::is_passing(&error) && Instant::now() < deadline => sleep(socket::GLANCE),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn who_is_refused_comes_again() {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let free = TcpListener::bind((here, 0)).unwrap().local_addr().unwrap();
+        let refused = connect(here, free, Instant::now()).unwrap().unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        std::thread::scope(|scope| {
+            let client = scope.spawn(|| connect(here, free, Instant::now() + Duration::from_secs(60)));
+            sleep(4 * socket::GLANCE);
+            let listener = TcpListener::bind(free).unwrap();
+            client.join().unwrap().unwrap().unwrap();
+            listener.accept().unwrap();
+        });
+    }
 }
