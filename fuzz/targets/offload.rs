@@ -24,10 +24,14 @@ fuzz_target!(|bytes: &[u8]| {
 fn cut_whatever(bytes: &[u8]) {
     let Some((header, packet)) = bytes.split_first_chunk::<HEADER_LENGTH>() else { return };
     let mut packet = packet.to_vec();
+    // Asked of all that is read, before it is known to be a packet.
+    ip::flow(&packet);
     let (Some(header), Some(envelope)) = (Header::parse(*header), ip::envelope(&packet)) else { return };
+    let (flow, is_fragment) = (ip::flow(&packet[..envelope.length]), ip::is_fragment(&packet));
     let Ok(mut segments) = Segments::new(header, &mut packet[..envelope.length]) else { return };
     while let Some(segment) = segments.next() {
         assert!(segment.len() <= envelope.length);
+        assert_eq!((ip::flow(segment), ip::is_fragment(segment)), (flow, is_fragment));
     }
 }
 
