@@ -137,7 +137,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
                 && destination.is_pod()
                 && route::may_forward(context, settings, packet) =>
         {
-            match route::find(context, undecided.interface, settings, packet) {
+            match route::find(context, undecided.interface(), settings, packet) {
                 Some(way) => {
                     undecided.remember(&verdict, destination.node, &tunnel).way = *way;
                     route::forward(context, settings, packet, way)

@@ -57,8 +57,6 @@ pub struct Memory {
 pub struct Undecided {
     /// The flow's name.
     pub flow: &'static mut Tally,
-    /// The interface it is seen on.
-    pub interface: u32,
     memory: Memory,
 }
 
@@ -97,16 +95,22 @@ impl Memory {
     pub fn leave(self, settings: &Settings, packet: &Packet) -> Option<Undecided> {
         add_gathered(self.tally, self.now, settings.flow_idle_ms);
         let flow = record::name(self.interface, self.hook, packet)?;
-        Some(Undecided { flow, interface: self.interface, memory: self })
+        Some(Undecided { flow, memory: self })
     }
 }
 
 impl Undecided {
+    /// The interface it is seen on.
+    #[inline(always)]
+    pub fn interface(&self) -> u32 {
+        self.memory.interface
+    }
+
     /// Remembers a decision; where the packet goes is for the caller to add.
     #[inline(always)]
     pub fn remember(self, verdict: &Verdict, node: u32, tunnel: &Peer) -> &'static mut Recent {
-        let Undecided { flow: Tally { key, .. }, interface, memory } = self;
-        let Memory { decision: slot, tally, generations, now, usual, .. } = memory;
+        let Undecided { flow: Tally { key, .. }, memory } = self;
+        let Memory { decision: slot, tally, generations, now, interface, usual, .. } = memory;
         record::put_key(&mut slot.key, key);
         slot.generations = generations;
         slot.until = if usual { now + LIFETIME } else { 0 };
@@ -114,15 +118,7 @@ impl Undecided {
         slot.node = node;
         slot.verdict = *verdict;
         record::put_key(&mut tally.key, key);
-        tally.flow.first = now;
-        tally.flow.last = now;
-        tally.flow.node = node;
-        // Apart from its neighbours, see `record`.
-        // SAFETY: a field of a live value.
-        unsafe { (&raw mut tally.flow.epoch).write_volatile(tunnel.epoch) };
-        tally.flow.encryption = verdict.encryption as u8;
-        tally.flow.why = verdict.why as u8;
-        tally.flow.drop = verdict.drop as u8;
+        record::judged(&mut tally.flow, verdict, node, tunnel, now);
         tally.flow.tcp_flags = 0;
         tally.flow.interface = interface;
         slot

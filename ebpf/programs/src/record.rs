@@ -63,10 +63,19 @@ pub fn record(
     count(counter_slot(hook, verdict.encryption), packet.length);
     let now = now();
     let flow = &mut scratch.flow;
-    flow.first = now;
-    flow.last = now;
+    judged(flow, verdict, node, tunnel, now);
     flow.packets = 1;
     flow.bytes = u64::from(packet.length);
+    flow.tcp_flags = if packet.protocol == protocol::TCP { packet.tcp_flags } else { 0 };
+    flow.reserved = 0;
+    account(scratch, now, settings.flow_idle_ms, false);
+}
+
+/// Says of a flow what was decided of the packet that came now.
+#[inline(always)]
+pub fn judged(flow: &mut Flow, verdict: &Verdict, node: u32, tunnel: &Peer, now: u64) {
+    flow.first = now;
+    flow.last = now;
     flow.node = node;
     // Not joined with its neighbours where all are zero: that would be a call of `memset`, byte by byte.
     // SAFETY: a field of a live value.
@@ -74,9 +83,6 @@ pub fn record(
     flow.encryption = verdict.encryption as u8;
     flow.why = verdict.why as u8;
     flow.drop = verdict.drop as u8;
-    flow.tcp_flags = if packet.protocol == protocol::TCP { packet.tcp_flags } else { 0 };
-    flow.reserved = 0;
-    account(scratch, now, settings.flow_idle_ms, false);
 }
 
 /// Records a packet that goes the way of the others of its flow: it is counted, and added to the flow's entry with others.
@@ -102,7 +108,7 @@ pub fn add_gathered(tally: &mut Tally, now: u64, idle_ms: u32) {
     if tally.flow.packets != 0 {
         account(tally, now, idle_ms, true);
         tally.flow.packets = 0;
-        // Apart from its neighbour, as in `record`.
+        // Apart from its neighbour, as in `judged`.
         // SAFETY: a field of a live value.
         unsafe { (&raw mut tally.flow.bytes).write_volatile(0) };
     }
