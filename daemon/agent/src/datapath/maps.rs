@@ -290,8 +290,23 @@ impl Maps {
     pub fn flows(&self, now: u64) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
         // Entries first: what is added in between is missed for now, and not counted twice.
         let entries = self.flows.iter().filter_map(Result::ok).collect();
-        let idle = u64::from(self.settings()?.flow_idle_ms) * 1_000_000;
-        Ok(tally::add_up(entries, &self.tallies()?, now.saturating_sub(idle)))
+        Ok(tally::add_up(entries, &self.tallies()?, self.idle_since(now)?))
+    }
+
+    /// Those of them that have been silent for as long as the programs wait before they start one anew.
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`].
+    pub fn silent_flows(&self, now: u64) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
+        let idle_since = self.idle_since(now)?;
+        let mut flows = self.flows(now)?;
+        flows.retain(|(_, flow)| flow.last < idle_since);
+        Ok(flows)
+    }
+
+    /// Whose last packet came before this moment is idle.
+    fn idle_since(&self, now: u64) -> Result<u64, DatapathError> {
+        Ok(now.saturating_sub(u64::from(self.settings()?.flow_idle_ms) * 1_000_000))
     }
 
     /// What programs have gathered.

@@ -262,6 +262,12 @@ fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, Datapath
         .map_err(|error: aya::programs::ProgramError| refused(chain(&error)))
 }
 
+/// The clock by which the programs time flows: the coarse monotonic one, nanoseconds; 0 if it cannot be read.
+pub fn now() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(0, |time| std::time::Duration::from(time).as_nanos() as u64)
+}
+
 /// An error with its causes, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -161,12 +161,6 @@ fn ip(source: &str, destination: &str) -> PacketBuilderStep<IpHeaders> {
     }
 }
 
-/// The clock by which programs count, nanoseconds.
-fn now() -> u64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
-    std::time::Duration::from(time).as_nanos() as u64
-}
-
 /// Runs the rest of this thread on one CPU.
 fn move_to(cpu: usize) {
     let mut set = nix::sched::CpuSet::new();

@@ -21,7 +21,7 @@ use tokio::sync::broadcast;
 use tracing::warn;
 
 use super::Eyes;
-use crate::datapath::DatapathError;
+use crate::datapath::{self, DatapathError};
 use crate::world::{Shared, World};
 
 /// Records kept for who asks later.
@@ -199,17 +199,14 @@ pub(crate) fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
 
 /// Ends flows that have been silent for as long as the programs wait before they start one anew.
 fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
-    let clock = Clock::now();
     let mut maps = eyes.maps();
-    let idle = maps.settings().map_or(60_000, |settings| u64::from(settings.flow_idle_ms)) * 1_000_000;
-    let mut silent = match maps.flows(clock.monotonic) {
+    let silent = match maps.silent_flows(datapath::now()) {
         Ok(flows) => flows,
         Err(error) => {
             warn!(%error, "cannot look for idle flows");
             return;
         }
     };
-    silent.retain(|(_, flow)| clock.monotonic.saturating_sub(flow.last) > idle);
     for (key, _) in &silent {
         if let Err(error) = maps.remove_flow(key) {
             warn!(%error, "cannot forget an idle flow");
@@ -249,7 +246,7 @@ pub fn last_seen(eyes: &Eyes, source: Address, destination: Address) -> Vec<(Tim
     seen.map(|(_, flow)| (clock.at(flow.last), Encryption::from_u8(flow.encryption))).collect()
 }
 
-/// Both clocks at one moment: flows carry the monotonic one, as coarse as the programs read it.
+/// Both clocks at one moment: flows carry the monotonic one, as the programs read it.
 struct Clock {
     now: Timestamp,
     monotonic: u64,
@@ -257,9 +254,7 @@ struct Clock {
 
 impl Clock {
     fn now() -> Clock {
-        let monotonic = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
-            .map_or(0, |time| (time.tv_sec() as u64) * 1_000_000_000 + time.tv_nsec() as u64);
-        Clock { now: Timestamp::now(), monotonic }
+        Clock { now: Timestamp::now(), monotonic: datapath::now() }
     }
 
     fn at(&self, monotonic: u64) -> Timestamp {
