@@ -1,6 +1,6 @@
 //! TCP throughput, by iperf3.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_netns::Party;
@@ -13,7 +13,7 @@ use super::server::{Server, Transport};
 const PORT: u16 = 5201;
 /// The most that iperf3 writes at once. What is left of a block when the kernel has cut it into super-packets is one or two small packets,
 /// by the size of a segment: of its usual 128 KiB, 1,448 bytes make three packets and 1,368 make four, a tenth of everything measured.
-const BLOCKS: [&str; 2] = ["--length", "1M"];
+const BLOCK: &str = "1M";
 
 /// Who sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,10 +29,8 @@ pub enum Direction {
 /// Sends for some seconds; bytes that arrived, in both directions together.
 pub fn run(client: &Party, server: &Party, streams: u32, direction: Direction, seconds: u32) -> Result<u64> {
     let _server = start(server)?;
-    let mut command = client.netns.command("iperf3");
-    command.args(["--json", "--client", &server.v4.to_string(), "--port", &PORT.to_string()]);
-    command.args(["--time", &seconds.to_string(), "--parallel", &streams.to_string()]);
-    command.args(BLOCKS);
+    let mut command = sender(client, server, seconds);
+    command.args(["--json", "--parallel", &streams.to_string()]);
     match direction {
         Direction::Forward => {}
         Direction::Reverse => drop(command.arg("--reverse")),
@@ -58,9 +56,7 @@ impl Background {
     /// iperf3 does not run.
     pub fn start(client: &Party, server: &Party) -> Result<Background> {
         let running = start(server)?;
-        let mut command = client.netns.command("iperf3");
-        command.args(["--client", &server.v4.to_string(), "--port", &PORT.to_string(), "--time", "0"]);
-        command.args(BLOCKS);
+        let mut command = sender(client, server, 0);
         let client = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("run iperf3")?;
         Ok(Background { client, _server: running })
     }
@@ -71,6 +67,14 @@ impl Drop for Background {
         self.client.kill().ok();
         self.client.wait().ok();
     }
+}
+
+/// A client that sends for some seconds, or until it is told to stop: 0.
+fn sender(client: &Party, server: &Party, seconds: u32) -> Command {
+    let mut command = client.netns.command("iperf3");
+    command.args(["--client", &server.v4.to_string(), "--port", &PORT.to_string(), "--time", &seconds.to_string()]);
+    command.args(["--length", BLOCK]);
+    command
 }
 
 fn start(party: &Party) -> Result<Server> {
