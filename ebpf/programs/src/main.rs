@@ -8,6 +8,7 @@
 //! | `from_tunnel` | ingress of the tunnel device |
 //! | `from_wire` | ingress of the uplinks |
 //! | `to_wire` | egress of the uplinks: the last guard |
+//! | `from_wire_ip`, `to_wire_ip` | the same on devices whose packets have no Ethernet header |
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -49,6 +50,16 @@ pub fn from_wire(context: TcContext) -> i32 {
 #[classifier]
 pub fn to_wire(context: TcContext) -> i32 {
     wire::to_wire(&context)
+}
+
+#[classifier]
+pub fn from_wire_ip(context: TcContext) -> i32 {
+    wire::from_wire_ip(&context)
+}
+
+#[classifier]
+pub fn to_wire_ip(context: TcContext) -> i32 {
+    wire::to_wire_ip(&context)
 }
 
 #[cfg(not(test))]

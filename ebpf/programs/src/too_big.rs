@@ -25,8 +25,9 @@ const BEHIND_ETHERNET: u32 = 1;
 /// Drops the packet, and turns it into the answer where one can be given. That comes up the stack by the tunnel device, so that
 /// translated addresses in it are translated back.
 #[inline(always)]
-pub fn refuse(context: &TcContext, settings: &Settings, packet: &Packet) -> i32 {
-    let answerable = !packet.tagged && !packet.detour && !has_tag(context) && settings.tunnel != 0;
+pub fn refuse(context: &TcContext, settings: &Settings, packet: &Packet, ethernet: bool) -> i32 {
+    // Without an Ethernet header it did not come from a pod's interface, whose route would have said so before.
+    let answerable = ethernet && !packet.tagged && !packet.detour && !has_tag(context) && settings.tunnel != 0;
     if !answerable || !turn_into_answer(skb(context), packet.source.is_v4(), settings.tunnel_mtu) {
         return drop(DropReason::TooBig);
     }

@@ -7,8 +7,8 @@ use hauberk_abi::{
     flow::Tally,
     identity::{Identity, Protection},
     judge::{self, Need, Verdict, is_here},
-    layout::{Hook, Settings, flag, mark, probe},
-    packet::{Fragment, Frame, Packet, parse_frame},
+    layout::{Attachment, Hook, Settings, flag, mark, probe},
+    packet::{Bytes, Fragment, Frame, Malformed, Packet, parse_frame, parse_ip},
     reason::{DropReason, Encryption, Why},
 };
 
@@ -26,8 +26,19 @@ const OF_NODES: Verdict = Verdict::pass(Encryption::Plain, Why::NotOptedIn);
 /// What arrives: plaintext for or from opted-in pods is dropped, plaintext for plain pods goes straight in.
 #[inline(always)]
 pub fn from_wire(context: &TcContext) -> i32 {
+    arrived::<true>(context)
+}
+
+/// The same on a device whose packets begin with their IP header.
+#[inline(always)]
+pub fn from_wire_ip(context: &TcContext) -> i32 {
+    arrived::<false>(context)
+}
+
+#[inline(always)]
+fn arrived<const ETHERNET: bool>(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return pass() };
-    let packet = match parse_frame(&Skb(context)) {
+    let packet = match parse::<ETHERNET>(context) {
         Ok(Frame::Ip(packet)) => packet,
         Ok(Frame::Arp | Frame::Other) => return pass(),
         Err(_) => return drop(DropReason::Malformed),
@@ -36,11 +47,11 @@ pub fn from_wire(context: &TcContext) -> i32 {
         return drop(DropReason::SelfTest);
     }
     let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
-    judge_from_wire(skb(context), settings, packet)
+    judge_from_wire(skb(context), settings, packet, ETHERNET)
 }
 
 #[inline(never)]
-fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethernet: bool) -> i32 {
     let context = &TcContext::new(skb);
     let Some(mut memory) = Memory::of(context, interface(context), Hook::FromWire, packet) else {
         return drop(DropReason::NotReady);
@@ -50,7 +61,7 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) ->
             return pass();
         }
         memory.record(settings, packet);
-        return carry::frame_to_pod(context, settings, &memory.decision.pod);
+        return to_pod(context, settings, &memory.decision.pod, packet, ethernet);
     }
     let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
     let source = identity(&packet.source);
@@ -81,7 +92,7 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) ->
         if let Some(pod) = attachment(&packet.destination) {
             if !is_translated(&packet.source, &packet.destination) {
                 undecided.remember(&verdict, source.node, &NO_PEER).pod = *pod;
-                return carry::frame_to_pod(context, settings, pod);
+                return to_pod(context, settings, pod, packet, ethernet);
             }
         }
     }
@@ -91,8 +102,19 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) ->
 /// What is about to leave: encrypted if either end asks for it, dropped if that cannot be.
 #[inline(always)]
 pub fn to_wire(context: &TcContext) -> i32 {
+    leaves::<true>(context)
+}
+
+/// The same on a device whose packets begin with their IP header.
+#[inline(always)]
+pub fn to_wire_ip(context: &TcContext) -> i32 {
+    leaves::<false>(context)
+}
+
+#[inline(always)]
+fn leaves<const ETHERNET: bool>(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return pass() };
-    let packet = match parse_frame(&Skb(context)) {
+    let packet = match parse::<ETHERNET>(context) {
         Ok(Frame::Ip(packet)) => packet,
         Ok(Frame::Arp | Frame::Other) => return pass(),
         Err(_) => return drop(DropReason::Malformed),
@@ -109,11 +131,11 @@ pub fn to_wire(context: &TcContext) -> i32 {
         }
     }
     let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
-    judge_to_wire(skb(context), settings, packet)
+    judge_to_wire(skb(context), settings, packet, ETHERNET)
 }
 
 #[inline(never)]
-fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethernet: bool) -> i32 {
     let context = &TcContext::new(skb);
     let marked = marks(context, settings);
     let Some(memory) = Memory::of(context, interface(context), Hook::ToWire, packet) else {
@@ -167,7 +189,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
         Encryption::Encrypted
             if !packet.fits(settings.tunnel_mtu, segment(context)) && matches!(packet.fragment, Fragment::Whole) =>
         {
-            too_big::refuse(context, settings, packet)
+            too_big::refuse(context, settings, packet, ethernet)
         }
         Encryption::Encrypted => carry::to_tunnel(context, settings, destination.node),
         Encryption::Plain if unmarked && settings.flags & flag::STACK == 0 => {
@@ -175,6 +197,30 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i
             pass()
         }
         _ => pass(),
+    }
+}
+
+/// A frame, or a packet by itself. What is neither IPv4 nor IPv6 is not ours to judge.
+#[inline(always)]
+fn parse<const ETHERNET: bool>(context: &TcContext) -> Result<Frame, Malformed> {
+    let bytes = Skb(context);
+    if ETHERNET {
+        return parse_frame(&bytes);
+    }
+    match bytes.load::<1>(0) {
+        Some([first]) if matches!(first >> 4, 4 | 6) => Ok(Frame::Ip(parse_ip(&bytes)?)),
+        Some(_) => Ok(Frame::Other),
+        None => Err(Malformed),
+    }
+}
+
+/// Straight into a pod of this node.
+#[inline(always)]
+fn to_pod(context: &TcContext, settings: &Settings, pod: &Attachment, packet: &Packet, ethernet: bool) -> i32 {
+    if ethernet {
+        carry::frame_to_pod(context, settings, pod)
+    } else {
+        carry::packet_to_pod(context, settings, pod, packet)
     }
 }
 

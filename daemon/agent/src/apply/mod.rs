@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 use crate::attachments::INTERFACE_PREFIX;
 use crate::backend::{Backend, BackendError, PeerStep};
-use crate::datapath::{Datapath, DatapathError};
+use crate::datapath::{Datapath, DatapathError, Framing};
 use crate::fault;
 use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
 
@@ -249,7 +249,7 @@ impl Kernel {
         }
         for hook in [Hook::FromPod, Hook::ToPod] {
             fault::point("attach a program to a pod interface");
-            self.datapath.attach(hook, &pod.host_interface)?;
+            self.datapath.attach(hook, &pod.host_interface, Framing::Ethernet)?;
         }
         let maps = self.datapath.maps_mut();
         fault::point("put an interface entry");

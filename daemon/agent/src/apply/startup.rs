@@ -17,7 +17,7 @@ use super::uplinks::{beside, chained, guard, write_uplinks};
 use super::{ApplyError, Kernel};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, Config, HostRouting, WorldIngress};
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Framing};
 use crate::fault;
 use crate::host::{Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 
@@ -119,7 +119,9 @@ impl Prepared {
             let exists = self.netlink.link(&attachment.interface).await.map_err(ApplyError::from)?.is_some();
             fault::point("take over a link");
             if exists {
-                self.datapath.attach(attachment.hook, &attachment.interface).map_err(ApplyError::from)?;
+                self.datapath
+                    .attach(attachment.hook, &attachment.interface, Framing::Ethernet)
+                    .map_err(ApplyError::from)?;
             } else {
                 self.datapath.detach(attachment.hook, &attachment.interface).map_err(ApplyError::from)?;
             }
@@ -195,7 +197,7 @@ impl Prepared {
             return Err(ApplyError::from(crate::host::HostError::Netlink { action, source }).into());
         };
         fault::point("attach a program to the tunnel");
-        self.datapath.attach(Hook::FromTunnel, device).map_err(ApplyError::from)?;
+        self.datapath.attach(Hook::FromTunnel, device, Framing::Ip).map_err(ApplyError::from)?;
         sysctl::prepare_tunnel(device).map_err(ApplyError::from)?;
         // Without an address of its own the loose reverse-path filter takes nothing from a device (fib_validate_source).
         self.netlink.put_gateways(link.index, true, false).await.map_err(ApplyError::from)?;

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::startup::tunnel_mtu;
 use super::{ApplyError, Kernel, Node, StartError};
 use crate::config::{CniInstall, Config};
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Framing};
 use crate::fault;
 use crate::host::{Beside, Chained, Link, Ruleset};
 
@@ -111,7 +111,7 @@ pub(super) fn write_uplinks(datapath: &mut Datapath, uplinks: &[Link]) -> Result
 pub(super) fn guard(datapath: &mut Datapath, uplink: &Link) -> Result<(), ApplyError> {
     for hook in [Hook::ToWire, Hook::FromWire] {
         fault::point("attach a program to an uplink");
-        datapath.attach(hook, &uplink.name)?;
+        datapath.attach(hook, &uplink.name, Framing::Ethernet)?;
     }
     Ok(())
 }

@@ -38,6 +38,42 @@ impl How {
     }
 }
 
+/// With what packets begin on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Framing {
+    /// With an Ethernet header.
+    Ethernet,
+    /// With their IP header, as on a TUN, PPP or WireGuard device.
+    Ip,
+}
+
+impl Framing {
+    /// Every program there is.
+    pub const PROGRAMS: [&'static str; 7] =
+        ["from_pod", "to_pod", "from_tunnel", "from_wire", "to_wire", "from_wire_ip", "to_wire_ip"];
+
+    /// The program for `hook` on a device with this framing.
+    pub const fn program(self, hook: Hook) -> &'static str {
+        match (self, hook) {
+            (Framing::Ip, Hook::FromWire) => "from_wire_ip",
+            (Framing::Ip, Hook::ToWire) => "to_wire_ip",
+            _ => hook.as_str(),
+        }
+    }
+}
+
+/// Whether a program runs where it was attached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Seat {
+    /// It does not.
+    Missing,
+    /// It does.
+    Attached {
+        /// Programs of others between it and the wire (or the pod), by name: what they do to a packet it does not see.
+        between: Vec<String>,
+    },
+}
+
 /// An attached program.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attachment {
@@ -92,6 +128,21 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
     let link = program.take_link(id).map_err(|error| chain(&error))?;
     FdLink::try_from(link).map_err(|error| chain(&error))?.pin(pin).map_err(|error| chain(&error))?;
     Ok(())
+}
+
+pub(super) fn seat(program: &SchedClassifier, hook: Hook, interface: &str) -> Result<Seat, DatapathError> {
+    let refused =
+        |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
+    let own = program.info().map_err(|error| refused(chain(&error)))?.id();
+    let (_, attached) =
+        SchedClassifier::query_tcx(interface, direction(hook)).map_err(|error| refused(chain(&error)))?;
+    let Some(place) = attached.iter().position(|other| other.id() == own) else { return Ok(Seat::Missing) };
+    let between = match direction(hook) {
+        TcAttachType::Ingress => &attached[..place],
+        _ => &attached[place + 1..],
+    };
+    let between = between.iter().map(|other| other.name_as_str().unwrap_or("unnamed").to_owned()).collect();
+    Ok(Seat::Attached { between })
 }
 
 fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, interface: &str) -> Result<(), String> {

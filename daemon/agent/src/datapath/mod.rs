@@ -18,7 +18,7 @@ use hauberk_abi::layout::{Hook, Settings, map};
 
 use crate::config::{AttachMode, Limits};
 
-pub use links::{Attachment, How};
+pub use links::{Attachment, Framing, How, Seat};
 pub use maps::{Counted, Maps};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hauberk.bpf.o"));
@@ -168,10 +168,10 @@ impl Datapath {
             }
         }
         let mut ebpf = loader.load(OBJECT).map_err(|source| DatapathError::Load { source: Box::new(source) })?;
-        for hook in Hook::ALL {
-            program(&mut ebpf, hook)?
+        for name in Framing::PROGRAMS {
+            program(&mut ebpf, name)?
                 .load()
-                .map_err(|error| DatapathError::Program { program: hook.as_str(), reason: chain(&error) })?;
+                .map_err(|error| DatapathError::Program { program: name, reason: chain(&error) })?;
         }
         let maps = Maps::take(&mut ebpf)?;
         let mode = links::settle(mode);
@@ -211,13 +211,26 @@ impl Datapath {
         if self.mode == AttachMode::Clsact { How::Clsact } else { How::Tcx }
     }
 
-    /// Attaches `hook` to the interface, or swaps the program in where an earlier agent attached one.
+    /// Attaches `hook` to the interface, or swaps the program in where an earlier agent attached one. Of the two programs
+    /// that a wire's hook has, it takes the one for the interface's framing.
     ///
     /// # Errors
     /// [`DatapathError::Attach`].
-    pub fn attach(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
-        let program = program(&mut self.ebpf, hook)?;
+    pub fn attach(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
+        let program = program(&mut self.ebpf, framing.program(hook))?;
         links::attach(program, &self.pins.links(), self.mode, hook, interface)
+    }
+
+    /// Asks the kernel whether `hook` runs on the interface, and who gets between it and the wire (or the pod). With
+    /// clsact the kernel is asked by netlink instead ([`crate::host::Netlink`]): here it is taken for attached.
+    ///
+    /// # Errors
+    /// [`DatapathError::Attach`] if the kernel does not tell, as when the interface is gone.
+    pub fn seat(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<Seat, DatapathError> {
+        if self.mode == AttachMode::Clsact {
+            return Ok(Seat::Attached { between: Vec::new() });
+        }
+        links::seat(program(&mut self.ebpf, framing.program(hook))?, hook, interface)
     }
 
     /// Detaches `hook` from the interface; nothing if it is not attached or the interface is gone.
@@ -253,8 +266,7 @@ pub fn remove(root: &Path) -> Result<Vec<String>, DatapathError> {
     Ok(disciplines)
 }
 
-fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, DatapathError> {
-    let program = hook.as_str();
+fn program<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
     let refused = |reason: String| DatapathError::Program { program, reason };
     ebpf.program_mut(program)
         .ok_or_else(|| refused("it is not in the object this agent was built with".into()))?

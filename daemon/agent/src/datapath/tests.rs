@@ -98,7 +98,7 @@ impl Bench {
         let mut context = [0u8; 192];
         context[8..12].copy_from_slice(&(marks << SHIFT).to_ne_bytes());
         let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
-        program(&mut self.datapath.ebpf, hook).unwrap().test_run(options).unwrap().return_value
+        program(&mut self.datapath.ebpf, hook.as_str()).unwrap().test_run(options).unwrap().return_value
     }
 
     fn run(&mut self, hook: Hook, source: &str, destination: &str) -> u32 {
@@ -591,7 +591,7 @@ fn an_agent_takes_over_maps_of_the_one_before() {
 fn the_verifier_is_done_with_each_program_soon() {
     let mut bench = Bench::new(flag::SYNCED);
     for hook in Hook::ALL {
-        let info = program(&mut bench.datapath.ebpf, hook).unwrap().info().unwrap();
+        let info = program(&mut bench.datapath.ebpf, hook.as_str()).unwrap().info().unwrap();
         let walked = info.verified_instruction_count().expect("Linux 5.16 says so");
         println!("{}: {walked} instructions walked", hook.as_str());
         assert!(walked < 100_000, "{}: {walked} instructions walked", hook.as_str());
