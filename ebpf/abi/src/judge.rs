@@ -81,6 +81,10 @@ pub fn need(source: &Identity, destination: &Identity, place: &Place) -> Need {
         return Need::Local;
     }
     if source.is_world() || destination.is_world() {
+        // An opted-in pod's packet whose source was translated to an address that is not known yet.
+        if place.carries_protected && !destination.is_world() {
+            return Need::Encrypt(Why::Translated);
+        }
         return Need::World;
     }
     if source.protection() == Protection::Enabled && !is_unknown(source) {
@@ -188,19 +192,52 @@ pub fn arriving_decrypted(need: Need, source: &Identity, destination: &Identity,
     Verdict::pass(Encryption::Encrypted, why)
 }
 
-/// A packet about to enter a pod of this node; `decrypted`: it came out of the tunnel.
+/// Where a packet came into this node's stack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// From a pod's interface on this node, as the owner of its source address.
+    Pod,
+    /// From a socket of the node itself.
+    Node,
+    /// Out of the tunnel.
+    Tunnel,
+    /// In the clear from a guarded device.
+    Wire,
+    /// By a device that has no guard.
+    Unguarded,
+}
+
+/// A packet about to enter a pod of this node.
 ///
 /// The last word before the pod, for packets that went through the host's stack; what came from the wire in the clear
 /// has been judged there already.
 #[inline(always)]
-pub fn entering_pod(need: Need, destination: &Identity, decrypted: bool) -> Verdict {
+pub fn entering_pod(
+    need: Need,
+    source: &Identity,
+    destination: &Identity,
+    origin: Origin,
+    world_direct: bool,
+) -> Verdict {
+    let decrypted = matches!(origin, Origin::Tunnel);
+    let protected = destination.protection() == Protection::Enabled;
     match need {
+        Need::Local if decrypted => Verdict::pass(Encryption::Encrypted, Why::Decrypted),
+        // Only a pod's interface and the node itself prove that a packet was on no wire. By any other device a pod's
+        // address is a lie; the node's own address is what masquerading gives to packets of the world.
+        Need::Local
+            if (protected || source.protection() == Protection::Enabled)
+                && (matches!(origin, Origin::Unguarded) || (matches!(origin, Origin::Wire) && source.is_pod())) =>
+        {
+            Verdict::refuse(DropReason::Martian)
+        }
         Need::Local => Verdict::pass(Encryption::Local, Why::SameNode),
+        Need::World if protected && source.is_world() && matches!(origin, Origin::Unguarded) && !world_direct => {
+            Verdict::refuse(DropReason::WorldToProtected)
+        }
         Need::World => Verdict::pass(Encryption::World, Why::OutsideCluster),
         Need::Encrypt(why) if decrypted => Verdict::pass(Encryption::Encrypted, why),
-        Need::Encrypt(_) if destination.protection() == Protection::Enabled => {
-            Verdict::refuse(DropReason::PlaintextToProtected)
-        }
+        Need::Encrypt(_) if protected => Verdict::refuse(DropReason::PlaintextToProtected),
         Need::Encrypt(_) => Verdict::refuse(DropReason::PlaintextFromProtected),
         _ if decrypted => Verdict::pass(Encryption::Encrypted, Why::Decrypted),
         Need::Prefer => Verdict::pass(Encryption::Plain, Why::PermissivePeerNotReady),

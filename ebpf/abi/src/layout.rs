@@ -22,6 +22,8 @@ pub mod map {
     pub const GENERATIONS: &str = "GENERATIONS";
     /// Least-recently-used hash of [`super::Pair`] to nanoseconds: pairs whose packets netfilter translated.
     pub const TRANSLATED: &str = "TRANSLATED";
+    /// Hash of [`super::AnswerKey`] to [`super::Answer`]: packets that have to be sealed because they answer what came sealed.
+    pub const SEALED: &str = "SEALED";
     /// Per-CPU array of packets by drop reason.
     pub const DROPS: &str = "DROPS";
     /// Per-CPU array of [`super::Counter`] by [`super::counter_slot`].
@@ -83,8 +85,10 @@ pub struct Settings {
     pub mark_shift: u32,
     /// A flow whose last packet is older than this many milliseconds starts anew.
     pub flow_idle_ms: u32,
+    /// UDP port of the tunnel, in host order; 0 while there is none.
+    pub tunnel_port: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 32);
@@ -97,9 +101,29 @@ pub mod flag {
     pub const SYNCED: u32 = 1 << 1;
     /// `worldIngress: direct`: packets from outside the cluster may come straight to an opted-in pod's address.
     pub const WORLD_DIRECT: u32 = 1 << 2;
+    /// Another CNI plugin connects pods: an interface of a pod may not be known as one yet.
+    pub const CHAINED: u32 = 1 << 3;
 }
 
-/// Bits hauberk sets in `skb->mark`, before [`Settings::mark_shift`].
+/// What the programs tell each other of a packet on its way through the node, in `skb->tc_index`: it goes with the packet through
+/// routing, netfilter, fragmentation and stacked devices, and neither netfilter nor a socket can write it. Verdicts rest on it.
+///
+/// The low bits are those of [`mark`], the next ones say where the packet came from.
+pub mod token {
+    /// In the high byte of every token: a packet that no program has seen has none.
+    pub const MAGIC: u32 = 0x6800;
+    /// The bits of the magic number.
+    pub const MAGIC_BITS: u32 = 0xff00;
+    /// From a pod's interface on this node.
+    pub const FROM_POD: u32 = 0x10;
+    /// In the clear from a guarded device.
+    pub const FROM_WIRE: u32 = 0x20;
+    /// Out of the tunnel.
+    pub const FROM_TUNNEL: u32 = 0x40;
+}
+
+/// Bits hauberk sets in `skb->mark`, before [`Settings::mark_shift`]: for its netfilter rules alone. Others may write marks, so
+/// verdicts rest on the [`token`].
 pub mod mark {
     /// Seen by `from_pod` (or `from_tunnel`): the stack carries it, hauberk judged or will judge it.
     pub const SEEN: u32 = 1;
@@ -177,6 +201,39 @@ pub struct Pair {
     /// Destination.
     pub destination: Address,
 }
+
+/// A flow, in the direction of the answer to what came sealed (40 bytes). Of ICMP and of everything else between the two
+/// addresses one entry has no protocol and no ports.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct AnswerKey {
+    /// Source of the answer.
+    pub source: Address,
+    /// Destination of the answer.
+    pub destination: Address,
+    /// Source port of the answer, host order.
+    pub source_port: u16,
+    /// Destination port of the answer, host order.
+    pub destination_port: u16,
+    /// Transport protocol; 0 for any.
+    pub protocol: u32,
+}
+
+const _: () = assert!(size_of::<AnswerKey>() == 40);
+
+/// Where an answer has to go (16 bytes).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Answer {
+    /// The node whose tunnel the question came by.
+    pub node: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// When the last question came, nanoseconds of the coarse monotonic clock.
+    pub last: u64,
+}
+
+const _: () = assert!(size_of::<Answer>() == 16);
 
 /// Packets and bytes.
 #[repr(C)]

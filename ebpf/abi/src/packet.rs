@@ -79,6 +79,8 @@ pub struct Packet {
     pub destination: Address,
     /// Bytes from the IP header on (a GSO super-packet's sum).
     pub length: u32,
+    /// What a datagram's fragments have in common (IPv4: 16 bits); 0 of an IPv6 packet that is no fragment.
+    pub identification: u32,
     /// Bytes from the IP header to the end of the transport header: what every GSO segment carries besides payload.
     pub header_length: u32,
     /// Source port, or 0.
@@ -206,6 +208,7 @@ fn parse_v4<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
         source: Address::v4_word(source),
         destination: Address::v4_word(destination),
         length,
+        identification: second >> 16,
         header_length: header,
         source_port: 0,
         destination_port: 0,
@@ -242,6 +245,7 @@ fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
         source: Address::v6_words([s0, s1, s2, s3]),
         destination: Address::v6_words([d0, d1, d2, d3]),
         length,
+        identification: 0,
         header_length: 40,
         source_port: 0,
         destination_port: 0,
@@ -261,13 +265,14 @@ fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
             parse_transport(bytes, offset, &mut packet);
             return Ok(packet);
         }
-        let Some([first, _]) = bytes.words(offset + packet.header_length) else { return Err(Malformed) };
+        let Some([first, second]) = bytes.words(offset + packet.header_length) else { return Err(Malformed) };
         // The next header, this one's length, and what depends on its kind.
         let first = u32::from_be(first);
         let (next, units, rest) = ((first >> 24) as u8, (first >> 16) & 0xff, first as u16);
         packet.header_length += match packet.protocol {
             44 => {
                 packet.fragment = fragment(rest >> 3, rest & 1 != 0);
+                packet.identification = second;
                 8
             }
             51 => (units + 2) * 4,

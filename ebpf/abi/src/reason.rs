@@ -74,6 +74,10 @@ named_enum! {
         TooBig = 17, "too_big";
         /// A packet socket on the node sent a frame bearing a pod's address.
         PacketSocket = 18, "packet_socket";
+        /// From an address that is not known to be this node's yet, or from outside the cluster, to a protected pod of another node.
+        UnknownSource = 19, "unknown_source";
+        /// Came sealed, and there is no room to remember that its answers have to be sealed as well.
+        SealedFull = 20, "sealed_full";
     }
 }
 
@@ -123,6 +127,8 @@ named_enum! {
         Dropped = 10, "dropped";
         /// Came out of the tunnel, hence sealed by the peer that owns the source.
         Decrypted = 11, "decrypted";
+        /// Answers what came out of the tunnel.
+        AnswersSealed = 12, "answers_sealed";
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::address::Address;
 use crate::flow::{Flow, FlowEvent, FlowKey, Tally};
 use crate::identity::Identity;
-use crate::layout::{Attachment, Counter, Interface, Pair, Peer, Settings};
+use crate::layout::{Answer, AnswerKey, Attachment, Counter, Interface, Pair, Peer, Settings};
 
 macro_rules! plain_data {
     ($($name:ty),*) => {
@@ -13,4 +13,5 @@ macro_rules! plain_data {
     };
 }
 
-plain_data!(Address, Identity, Attachment, Interface, Peer, Pair, Counter, Settings, FlowKey, Flow, FlowEvent, Tally);
+plain_data!(Address, Identity, Attachment, Interface, Peer, Pair, AnswerKey, Answer, Counter, Settings);
+plain_data!(FlowKey, Flow, FlowEvent, Tally);

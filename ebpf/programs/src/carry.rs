@@ -1,12 +1,12 @@
 //! Carrying out a verdict: drop, pass, redirect. What the kernel refuses is dropped and counted.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT},
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_head},
     programs::TcContext,
 };
 use hauberk_abi::{
-    layout::{Attachment, QUEUE_BITS, Settings, mark},
+    layout::{Attachment, QUEUE_BITS, Settings, mark, token},
     packet::Packet,
     reason::DropReason,
 };
@@ -42,17 +42,34 @@ pub fn has_tag(context: &TcContext) -> bool {
     unsafe { (*skb(context)).vlan_present != 0 }
 }
 
-/// Hauberk's bits of the packet's mark, shifted down.
+/// The device by which the packet came; 0 if this node made it.
 #[inline(always)]
-pub fn marks(context: &TcContext, settings: &Settings) -> u32 {
+pub fn came_by(context: &TcContext) -> u32 {
     // SAFETY: as above.
-    unsafe { ((*skb(context)).mark >> (settings.mark_shift & 31)) & mark::ALL }
+    unsafe { (*skb(context)).ingress_ifindex }
 }
 
-/// Replaces hauberk's bits of the packet's mark and leaves everybody else's.
+/// What an earlier program on this node said of the packet; 0 if none did.
 #[inline(always)]
-pub fn set_marks(context: &TcContext, settings: &Settings, bits: u32) {
+pub fn said(context: &TcContext) -> u32 {
+    // SAFETY: as above.
+    let word = unsafe { (*skb(context)).tc_index };
+    if word & token::MAGIC_BITS == token::MAGIC { word & !token::MAGIC_BITS & 0xffff } else { 0 }
+}
+
+/// Says something of the packet to later programs, in place of what was said before.
+#[inline(always)]
+pub fn say(context: &TcContext, bits: u32) {
+    // SAFETY: as above; `tc_index` is writable for tc programs.
+    unsafe { (*skb(context)).tc_index = token::MAGIC | bits };
+}
+
+/// Replaces hauberk's bits of the packet's mark and leaves the others. Of these bits, netfilter's rules are told by the mark
+/// and later programs by the token, which also says by `origin` where the packet came from.
+#[inline(always)]
+pub fn set_marks(context: &TcContext, settings: &Settings, bits: u32, origin: u32) {
     let shift = settings.mark_shift & 31;
+    say(context, bits | origin);
     // SAFETY: as above; `mark` is writable for tc programs.
     unsafe {
         let others = (*skb(context)).mark & !(mark::ALL << shift);
@@ -60,10 +77,10 @@ pub fn set_marks(context: &TcContext, settings: &Settings, bits: u32) {
     }
 }
 
-/// Lets the stack have it. Ends the TCX chain.
+/// Nothing more to say: other programs on the device have their turn, then the stack or the wire.
 #[inline(always)]
 pub fn pass() -> i32 {
-    TC_ACT_OK as i32
+    TC_ACT_UNSPEC
 }
 
 /// Drops and counts it.
@@ -79,7 +96,7 @@ pub fn to_tunnel(context: &TcContext, settings: &Settings, node: u32) -> i32 {
     if settings.tunnel == 0 {
         return drop(DropReason::PlaintextLeaving);
     }
-    set_marks(context, settings, 0);
+    set_marks(context, settings, 0, 0);
     // SAFETY: the context is valid while the program runs, and the field may be written. The device's own program reads it there.
     unsafe { (*skb(context)).queue_mapping = node & QUEUE_BITS };
     // SAFETY: plain helper call. An interface index that is gone makes the kernel drop the packet.
@@ -121,7 +138,7 @@ pub fn packet_to_pod(context: &TcContext, settings: &Settings, pod: &Attachment,
 #[inline(always)]
 fn peer_redirect(context: &TcContext, settings: &Settings, pod: &Attachment) -> i32 {
     // The mark would still be there inside the pod.
-    set_marks(context, settings, 0);
+    set_marks(context, settings, 0, 0);
     // SAFETY: plain helper call.
     redirected(unsafe { bpf_redirect_peer(pod.interface, 0) })
 }

@@ -66,6 +66,12 @@ pub fn put_down(packet: Packet) -> Option<&'static Packet> {
     }
 }
 
+/// The packet that was put down last in this run.
+#[inline(always)]
+pub fn last_put_down() -> Option<&'static Packet> {
+    PACKET.get(0)
+}
+
 /// The node's settings; none before the agent has written them.
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {

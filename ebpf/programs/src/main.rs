@@ -14,6 +14,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features)]
 
+mod answer;
 mod carry;
 mod lookup;
 mod maps;

@@ -9,7 +9,7 @@ use hauberk_abi::{
     address::Address,
     flow::{Flow, FlowKey, Tally},
     identity::Identity,
-    layout::{Attachment, COUNTER_SLOTS, Counter, Interface, Pair, Peer, Settings, generation},
+    layout::{Answer, AnswerKey, Attachment, COUNTER_SLOTS, Counter, Interface, Pair, Peer, Settings, generation},
     packet::Packet,
     reason::DROP_SLOTS,
     too_big::{HEAD_V6, QUOTE},
@@ -33,6 +33,8 @@ pub static PEERS: HashMap<u32, Peer> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC
 pub static GENERATIONS: Array<u64> = Array::pinned(generation::SLOTS, 0);
 #[map]
 pub static TRANSLATED: LruHashMap<Pair, u64> = LruHashMap::pinned(16_384, 0);
+#[map]
+pub static SEALED: HashMap<AnswerKey, Answer> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
 #[map]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DROP_SLOTS, 0);
 #[map]
@@ -63,3 +65,11 @@ pub static RECENT: PerCpuArray<crate::recent::Recent> = PerCpuArray::with_max_en
 /// Not pinned, likewise: the packet at hand.
 #[map]
 pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+
+/// Not pinned, likewise: the name of a flow that is asked for.
+#[map]
+pub static ASKED: PerCpuArray<AnswerKey> = PerCpuArray::with_max_entries(1, 0);
+
+/// Not pinned, likewise: the node to which the later fragments of a datagram must go sealed, by its identification in place of the protocol.
+#[map]
+pub static FRAGMENTS: LruHashMap<AnswerKey, u32> = LruHashMap::with_max_entries(1_024, 0);

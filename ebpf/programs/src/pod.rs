@@ -5,13 +5,13 @@ use hauberk_abi::{
     address::Address,
     flow::Tally,
     identity::Protection,
-    judge::{self, Need, Verdict},
-    layout::{Hook, Settings, flag, mark, probe},
+    judge::{self, Need, Origin, Verdict},
+    layout::{Hook, Settings, flag, mark, probe, token},
     packet::{Frame, Packet, parse_frame, protocol},
     reason::{DropReason, Encryption},
 };
 
-use crate::carry::{self, drop, has_tag, interface, marks, pass, segment, set_marks, skb};
+use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, set_marks, skb};
 use crate::lookup::{
     NO_PEER, Skb, attachment, identity, interface_protection, is_translated, peer, place, put_down,
     remember_translated, settings, tunnel,
@@ -24,6 +24,8 @@ use crate::route;
 #[inline(always)]
 pub fn from_pod(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return drop(DropReason::NotReady) };
+    // Whatever the pod said of its packet inside its own network namespace ends here.
+    say(context, token::FROM_POD);
     let packet = match packet_of(context) {
         Ok(packet) => packet,
         Err(action) => return action,
@@ -103,7 +105,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
         record(undecided.flow, settings, Hook::FromPod, packet, &verdict, 0, &NO_PEER);
         // A service address looks like the world until netfilter has translated it: `to_wire` and `to_pod` judge then.
         marked |= mark::SEEN;
-        set_marks(context, settings, marked);
+        set_marks(context, settings, marked, token::FROM_POD);
         return pass();
     }
     if matches!(need, Need::Encrypt(_)) {
@@ -111,7 +113,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
     }
     if stack || is_translated(&packet.source, &packet.destination) {
         // Somebody must translate the addresses back first; the guard at the uplink judges what comes out.
-        set_marks(context, settings, marked);
+        set_marks(context, settings, marked, token::FROM_POD);
         return pass();
     }
 
@@ -147,7 +149,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
         }
         // Too big for the tunnel: the stack fragments it or tells the sender, and `to_wire` sends on what is left.
         _ => {
-            set_marks(context, settings, marked);
+            set_marks(context, settings, marked, token::FROM_POD);
             pass()
         }
     }
@@ -204,16 +206,17 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
     let source = identity(&packet.source);
     let destination = identity(&packet.destination);
     let need = judge::need(&source, &destination, &place(settings, 0));
-    let marked = marks(context, settings);
-    if marked & (mark::DECRYPTED | mark::SEEN) == mark::DECRYPTED
+    let said = said(context);
+    if said & (mark::DECRYPTED | mark::SEEN) == mark::DECRYPTED
         && matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6)
     {
         // The node's own word that a packet was too big: it came from nowhere.
         return pass();
     }
-    let decrypted = marked & mark::DECRYPTED != 0;
-    let verdict = judge::entering_pod(need, &destination, decrypted);
-    let tunnel = if decrypted { peer(source.node) } else { NO_PEER };
+    let origin = origin(context, settings, said);
+    let direct = settings.flags & flag::WORLD_DIRECT != 0;
+    let verdict = judge::entering_pod(need, &source, &destination, origin, direct);
+    let tunnel = if matches!(origin, Origin::Tunnel) { peer(source.node) } else { NO_PEER };
     let Some(flow) = name(interface(context), Hook::ToPod, packet) else { return drop(DropReason::NotReady) };
     record(flow, settings, Hook::ToPod, packet, &verdict, source.node, &tunnel);
     if verdict.is_refused() {
@@ -224,6 +227,23 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
         remember_translated(&packet.source, &packet.destination);
     }
     pass()
+}
+
+/// Where the packet came into the node: by what an earlier program said, else by the device it came by.
+#[inline(always)]
+fn origin(context: &TcContext, settings: &Settings, said: u32) -> Origin {
+    let device = came_by(context);
+    if said & token::FROM_TUNNEL != 0 || (settings.tunnel != 0 && device == settings.tunnel) {
+        Origin::Tunnel
+    } else if said & token::FROM_POD != 0 {
+        Origin::Pod
+    } else if said & token::FROM_WIRE != 0 {
+        Origin::Wire
+    } else if device == 0 {
+        Origin::Node
+    } else {
+        Origin::Unguarded
+    }
 }
 
 /// The IP packet in a frame at a pod's interface, or what happens to a frame that holds none.

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use hauberk_abi::{
     address::Address,
-    layout::{Settings, mark},
+    layout::{Settings, mark, token},
     packet::{Bytes, Packet},
 };
 
@@ -68,7 +68,7 @@ pub fn forward(context: &TcContext, settings: &Settings, packet: &Packet, way: &
         return pass();
     }
     // As if it had gone through the stack: the guard of packet sockets at the uplink lets it by.
-    set_marks(context, settings, mark::STACK);
+    set_marks(context, settings, mark::STACK, token::FROM_POD);
     let size = size_of::<NextHop>() as i32;
     // SAFETY: the next hop is part of a map's value and of that size; the kernel only reads it.
     redirected(unsafe { bpf_redirect_neigh(way.uplink, (&raw const way.next_hop).cast_mut(), size, 0) })

@@ -32,8 +32,8 @@ pub fn refuse(context: &TcContext, settings: &Settings, packet: &Packet, etherne
         return drop(DropReason::TooBig);
     }
     count_drop(DropReason::TooBig);
-    // Nothing else has this mark alone.
-    set_marks(context, settings, mark::DECRYPTED);
+    // Nothing else has this bit alone.
+    set_marks(context, settings, mark::DECRYPTED, 0);
     // SAFETY: plain helper call. What the kernel refuses it drops.
     unsafe { bpf_redirect(settings.tunnel, u64::from(BPF_F_INGRESS)) as i32 }
 }

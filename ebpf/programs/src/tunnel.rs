@@ -5,12 +5,13 @@ use hauberk_abi::{
     address::Address,
     identity::Protection,
     judge,
-    layout::{Hook, Settings, flag, mark, probe},
+    layout::{Hook, Settings, flag, mark, probe, token},
     packet::{Packet, parse_ip},
     reason::DropReason,
 };
 
-use crate::carry::{self, drop, interface, marks, pass, set_marks, skb};
+use crate::answer;
+use crate::carry::{self, drop, interface, pass, said, set_marks, skb};
 use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, put_down, settings};
 use crate::recent::Memory;
 use crate::record::record;
@@ -30,8 +31,8 @@ pub fn from_tunnel(context: &TcContext) -> i32 {
 #[inline(never)]
 fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
     let context = &TcContext::new(skb);
-    // What the tunnel itself writes has no mark.
-    if marks(context, settings) & mark::DECRYPTED != 0 {
+    // The node's own word that a packet was too big. What the tunnel itself writes has no token.
+    if said(context) & mark::DECRYPTED != 0 {
         return pass();
     }
     let Some(mut memory) = Memory::of(context, interface(context), Hook::FromTunnel, packet) else {
@@ -51,6 +52,9 @@ fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) 
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
+    if !answer::remember(settings, packet, need, source.node) {
+        return drop(DropReason::SealedFull);
+    }
     let pod = attachment(&packet.destination);
     if destination.is_pod() && pod.is_none() {
         return drop(DropReason::NotLocal);
@@ -61,9 +65,10 @@ fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) 
             return carry::packet_to_pod(context, settings, pod, packet);
         }
     }
-    // The mark stays on through forwarding, so that a packet translated to yet another node is still known to carry
+    // The token stays on through forwarding, so that a packet translated to yet another node is still known to carry
     // protected traffic.
     let protected = source.protection() == Protection::Enabled || destination.protection() == Protection::Enabled;
-    set_marks(context, settings, mark::DECRYPTED | mark::SEEN | if protected { mark::PROTECTED } else { 0 });
+    let bits = mark::DECRYPTED | mark::SEEN | if protected { mark::PROTECTED } else { 0 };
+    set_marks(context, settings, bits, token::FROM_TUNNEL);
     pass()
 }

@@ -7,14 +7,16 @@ use hauberk_abi::{
     flow::Tally,
     identity::{Identity, Protection},
     judge::{self, Need, Verdict, is_here},
-    layout::{Attachment, Hook, Settings, flag, mark, probe},
+    layout::{Attachment, Hook, Settings, flag, mark, probe, token},
     packet::{Bytes, Fragment, Frame, Malformed, Packet, parse_frame, parse_ip},
     reason::{DropReason, Encryption, Why},
 };
 
-use crate::carry::{self, drop, has_tag, interface, marks, pass, segment, skb};
+use crate::answer;
+use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, skb};
 use crate::lookup::{
-    NO_PEER, Skb, attachment, identity, is_translated, place, put_down, remember_translated, settings, tunnel,
+    NO_PEER, Skb, attachment, identity, is_translated, last_put_down, place, put_down, remember_translated, settings,
+    tunnel,
 };
 use crate::recent::Memory;
 use crate::record::record;
@@ -38,6 +40,7 @@ pub fn from_wire_ip(context: &TcContext) -> i32 {
 #[inline(always)]
 fn arrived<const ETHERNET: bool>(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return pass() };
+    say(context, token::FROM_WIRE);
     let packet = match parse::<ETHERNET>(context) {
         Ok(Frame::Ip(packet)) => packet,
         Ok(Frame::Arp | Frame::Other) => return pass(),
@@ -80,6 +83,9 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, et
             source.node,
         );
     }
+    if is_unadopted(settings, packet, &source) && destination.protection() != Protection::Enabled {
+        return pass();
+    }
     let need = judge::need(&source, &destination, &place(settings, 0));
     let direct = settings.flags & flag::WORLD_DIRECT != 0;
     let verdict = judge::arriving_in_clear(need, &source, &destination, settings.node, direct);
@@ -114,11 +120,29 @@ pub fn to_wire_ip(context: &TcContext) -> i32 {
 #[inline(always)]
 fn leaves<const ETHERNET: bool>(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return pass() };
+    let action = read_leaving::<ETHERNET>(skb(context), settings);
+    if action != JUDGE {
+        return action;
+    }
+    match last_put_down() {
+        Some(packet) => judge_to_wire(skb(context), settings, packet, ETHERNET),
+        None => drop(DropReason::NotReady),
+    }
+}
+
+/// No action of tc's: the packet is put down and to be judged.
+const JUDGE: i32 = 1_000;
+
+/// A function of its own, so that what the parser keeps on the stack is not below what the judge keeps there.
+#[inline(never)]
+fn read_leaving<const ETHERNET: bool>(skb: *mut __sk_buff, settings: &Settings) -> i32 {
+    let context = &TcContext::new(skb);
     let packet = match parse::<ETHERNET>(context) {
         Ok(Frame::Ip(packet)) => packet,
         Ok(Frame::Arp | Frame::Other) => return pass(),
         Err(_) => return drop(DropReason::Malformed),
     };
+    let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
     if packet.destination.words()[0] == Address::v6(probe::DROP).words()[0] {
         if packet.destination == Address::v6(probe::DROP) {
             return drop(DropReason::SelfTest);
@@ -130,35 +154,46 @@ fn leaves<const ETHERNET: bool>(context: &TcContext) -> i32 {
             return carry::to_tunnel(context, settings, 0);
         }
     }
-    let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
-    judge_to_wire(skb(context), settings, packet, ETHERNET)
+    JUDGE
 }
 
 #[inline(never)]
 fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethernet: bool) -> i32 {
     let context = &TcContext::new(skb);
-    let marked = marks(context, settings);
+    let said = said(context);
+    let marked = said & mark::ALL;
     let Some(memory) = Memory::of(context, interface(context), Hook::ToWire, packet) else {
         return drop(DropReason::NotReady);
     };
-    // What a mark says is of this packet alone.
+    // What a token says is of this packet alone.
     let unmarked = marked & !mark::STACK == 0;
     if unmarked && memory.holds(packet) {
         return pass();
     }
     let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
     let source = identity(&packet.source);
-    let destination = identity(&packet.destination);
+    let mut destination = identity(&packet.destination);
     let carries = marked & mark::PROTECTED != 0;
-    if !source.is_pod() && !destination.is_pod() && !carries {
+    let mut need = judge::need(&source, &destination, &place(settings, marked));
+    // One end is a node, or was one when the other asked.
+    if matches!(need, Need::Clear | Need::Shelter | Need::World) && !(source.is_pod() && destination.is_pod()) {
+        let node = answer::asked(packet);
+        if node != 0 {
+            need = Need::Encrypt(Why::AnswersSealed);
+            destination.node = node;
+        }
+    }
+    if !source.is_pod() && !destination.is_pod() && !carries && !matches!(need, Need::Encrypt(_)) {
         if unmarked {
             undecided.remember(&OF_NODES, 0, &NO_PEER);
         }
         return pass();
     }
     let protected = source.protection() == Protection::Enabled || carries;
-    let need = judge::need(&source, &destination, &place(settings, marked));
     if matches!(need, Need::Local) {
+        if !protected && destination.protection() != Protection::Enabled && is_unadopted_here(settings, packet) {
+            return pass();
+        }
         // Both ends are here, yet it leaves: its pod is gone and a default route caught it.
         return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::NotLocal, 0);
     }
@@ -168,6 +203,17 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
         }
         if settings.flags & flag::SYNCED == 0 {
             return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::NotReady, 0);
+        }
+    }
+    if matches!(need, Need::World) && destination.protection() == Protection::Enabled {
+        if is_here(&destination, settings.node) {
+            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::NotLocal, 0);
+        }
+        // This node's own address that is not known to be one yet, or the world's by way of this node: the packet would go
+        // from node to node in the clear.
+        if came_by(context) == 0 || settings.flags & flag::WORLD_DIRECT == 0 {
+            let node = destination.node;
+            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::UnknownSource, node);
         }
     }
     if settings.flags & flag::STACK == 0 && marked & mark::SEEN != 0 && in_cluster(&destination) {
@@ -222,6 +268,23 @@ fn to_pod(context: &TcContext, settings: &Settings, pod: &Attachment, packet: &P
     } else {
         carry::packet_to_pod(context, settings, pod, packet)
     }
+}
+
+/// Whether the source is a plain pod of this node whose interface is not known as one (yet): beside another CNI plugin it may
+/// speak by a device that has the guard of a wire.
+#[inline(always)]
+fn is_unadopted(settings: &Settings, packet: &Packet, source: &Identity) -> bool {
+    settings.flags & flag::CHAINED != 0
+        && source.is_pod()
+        && is_here(source, settings.node)
+        && source.protection() != Protection::Enabled
+        && attachment(&packet.source).is_none()
+}
+
+/// Whether the destination, a pod of this node, has no interface that is known as one (yet).
+#[inline(always)]
+fn is_unadopted_here(settings: &Settings, packet: &Packet) -> bool {
+    settings.flags & flag::CHAINED != 0 && attachment(&packet.destination).is_none()
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! The netns suites: what must hold on real packets. One file per subject, in the order in which one would doubt it:
 //! can the harness see a leak at all, does every pair talk as the policy says, and then everything that can go wrong.
 
+mod answers;
 mod births;
 mod chained;
 mod cli;
@@ -12,11 +13,13 @@ mod injection;
 mod interop;
 mod kill;
 mod labels;
+mod marks;
 mod matrix;
 mod mtu;
 mod plain;
 mod restart;
 mod scale;
+mod strangers;
 mod threads;
 
 use std::process::ExitCode;
@@ -31,6 +34,9 @@ fn main() -> ExitCode {
         births::TESTS,
         denial::TESTS,
         injection::TESTS,
+        answers::TESTS,
+        marks::TESTS,
+        strangers::TESTS,
         labels::TESTS,
         mtu::TESTS,
         plain::TESTS,

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use super::uplinks::{beside, chained, guard, write_uplinks};
 use super::{ApplyError, Kernel};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
-use crate::config::{Automatic, Config, HostRouting, WorldIngress};
+use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
 use crate::datapath::{Datapath, Framing};
 use crate::fault;
 use crate::host::{Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
@@ -90,7 +90,8 @@ impl Prepared {
             flags: flags(config) | if earlier.node == number.0 { earlier.flags & flag::SYNCED } else { 0 },
             mark_shift: config.mark_shift,
             flow_idle_ms: FLOW_IDLE_MS,
-            reserved: [0; 2],
+            tunnel_port: config.tunnel.port.into(),
+            reserved: 0,
         };
         fault::point("write the settings");
         datapath.configure(&settings).map_err(ApplyError::from)?;
@@ -218,6 +219,9 @@ fn flags(config: &Config) -> u32 {
     }
     if config.world_ingress == WorldIngress::Direct {
         flags |= flag::WORLD_DIRECT;
+    }
+    if config.cni.install == CniInstall::Chained {
+        flags |= flag::CHAINED;
     }
     flags
 }

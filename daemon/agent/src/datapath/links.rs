@@ -123,7 +123,12 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
         // The device went and one of the same name came: the old link leads nowhere.
         std::fs::remove_file(pin).map_err(|error| error.to_string())?;
     }
-    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    // Next to the wire or the pod: what others do to a packet happens between this program and the stack.
+    let order = match direction(hook) {
+        TcAttachType::Ingress => LinkOrder::first(),
+        _ => LinkOrder::last(),
+    };
+    let options = TcAttachOptions::TcxOrder(order);
     let id = program.attach_with_options(interface, direction(hook), options).map_err(|error| chain(&error))?;
     let link = program.take_link(id).map_err(|error| chain(&error))?;
     FdLink::try_from(link).map_err(|error| chain(&error))?.pin(pin).map_err(|error| chain(&error))?;

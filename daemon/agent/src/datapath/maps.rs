@@ -10,11 +10,17 @@ use hauberk_abi::flow::{Flow, FlowKey, Tally};
 use hauberk_abi::identity::Identity;
 use hauberk_abi::layout::Hook;
 use hauberk_abi::layout::{
-    self, Attachment, COUNTER_SLOTS, Counter, Interface, LOST_EVENTS, Settings, counter_slot, generation, map,
+    self, Answer, AnswerKey, Attachment, COUNTER_SLOTS, Counter, Interface, LOST_EVENTS, Settings, counter_slot,
+    generation, map,
 };
 use hauberk_abi::reason::{DropReason, Encryption};
 
 use super::{DatapathError, tally};
+
+/// For how long an answer must go sealed after the last question, nanoseconds: a connection may be silent for long.
+const FORGET: u64 = 24 * 3_600 * 1_000_000_000;
+/// The same when the map is more than half full.
+const FORGET_WHEN_CROWDED: u64 = 600 * 1_000_000_000;
 
 /// Handles to the pinned maps.
 pub struct Maps {
@@ -26,6 +32,7 @@ pub struct Maps {
     uplinks: HashMap<MapData, u32, u32>,
     generations: Array<MapData, u64>,
     peers: HashMap<MapData, u32, layout::Peer>,
+    sealed: HashMap<MapData, AnswerKey, Answer>,
     drops: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, Counter>,
     flows: HashMap<MapData, FlowKey, Flow>,
@@ -72,6 +79,7 @@ impl Maps {
         let uplinks = typed(find(map::UPLINKS)?, map::UPLINKS)?;
         let generations = typed(find(map::GENERATIONS)?, map::GENERATIONS)?;
         let peers = typed(find(map::PEERS)?, map::PEERS)?;
+        let sealed = typed(find(map::SEALED)?, map::SEALED)?;
         let drops = typed(find(map::DROPS)?, map::DROPS)?;
         let counters = typed(find(map::COUNTERS)?, map::COUNTERS)?;
         let flows = typed(find(map::FLOWS)?, map::FLOWS)?;
@@ -86,6 +94,7 @@ impl Maps {
             uplinks,
             generations,
             peers,
+            sealed,
             drops,
             counters,
             flows,
@@ -243,6 +252,23 @@ impl Maps {
     /// Every node's tunnel.
     pub fn peers(&self) -> Result<Vec<(u32, layout::Peer)>, DatapathError> {
         self.peers.iter().collect::<Result<_, _>>().map_err(failed(map::PEERS))
+    }
+
+    /// Answers that have to go sealed.
+    pub fn sealed(&self) -> Result<Vec<(AnswerKey, Answer)>, DatapathError> {
+        self.sealed.iter().collect::<Result<_, _>>().map_err(failed(map::SEALED))
+    }
+
+    /// Forgets answers whose questions ended long ago: after a day, or after ten minutes once the map is half full. `now` is a
+    /// moment of the monotonic clock, nanoseconds.
+    pub fn forget_answers(&mut self, now: u64) -> Result<(), DatapathError> {
+        let sealed = self.sealed()?;
+        let crowded = sealed.len() * 2 > self.capacity(map::SEALED).unwrap_or(0) as usize;
+        let limit = if crowded { FORGET_WHEN_CROWDED } else { FORGET };
+        for (key, _) in sealed.iter().filter(|(_, answer)| now.saturating_sub(answer.last) > limit) {
+            absent_is_fine(self.sealed.remove(key), map::SEALED)?;
+        }
+        Ok(())
     }
 
     /// Dropped packets by reason, all CPUs together.

@@ -109,12 +109,18 @@ pub fn advice(reason: DropReason) -> &'static str {
             "the kernel refused to hand a packet to the tunnel or a pod; look for a missing interface in `hauberk bpf`"
         }
         DropReason::Martian => {
-            "packets arrived from the wire that claim to come from this node's own pods; somebody forges packets, or routing loops"
+            "packets that claim to come from this node's own pods came by another device than the pod's; packets are forged, or routing loops"
         }
         DropReason::WorldToProtected => {
             "packets came from outside the cluster straight to an opted-in pod; if that is wanted, set worldIngress: direct"
         }
         DropReason::TooBig => "larger than the tunnel's MTU; does the sender ignore its route's MTU?",
+        DropReason::UnknownSource => {
+            "a packet for an opted-in pod of another node from an address that is not known to be this node's yet, or from outside the cluster by way of this node; it cannot be sealed"
+        }
+        DropReason::SealedFull => {
+            "more flows came sealed to node addresses than can be remembered; more of them are refused until others end"
+        }
         DropReason::PacketSocket => {
             "a packet socket on this node sent a frame with a pod's address; find the program: nothing on a node should"
         }

@@ -100,6 +100,7 @@ fn reason_in_words(why: Why) -> &'static str {
         Why::PermissivePeerNotReady => "an end is permissive but the peer cannot encrypt yet",
         Why::NotOptedIn => "neither end is opted in",
         Why::Translated => "a node's address may stand for an opted-in pod where addresses are translated",
+        Why::AnswersSealed => "it answers what came out of the tunnel",
         Why::SameNode | Why::OutsideCluster | Why::Dropped | Why::Decrypted | Why::Unspecified => "by its place",
     }
 }

@@ -212,6 +212,9 @@ fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
             warn!(%error, "cannot forget an idle flow");
         }
     }
+    if let Err(error) = maps.forget_answers(datapath::now()) {
+        warn!(%error, "cannot forget answers that are not waited for any more");
+    }
     drop(maps);
     // A closed TCP connection has said so already.
     let untold = silent.iter().filter(|(_, flow)| {

@@ -47,6 +47,19 @@ pub fn maps(world: &Shared, eyes: &Eyes, pins: &datapath::Pins) -> Result<Maps, 
         let ready = if peer.flags & peer_flag::READY != 0 { ", answered a handshake" } else { "" };
         (node(&world, number), format!("{key}{ready}, epoch {}", peer.epoch))
     });
+    let sealed = maps.sealed()?.into_iter().map(|(flow, answer)| {
+        let (source, destination) = (flow.source, flow.destination);
+        let what = match flow.protocol {
+            0 => format!("{source} -> {destination}, ICMP"),
+            protocol => {
+                format!(
+                    "{source} -> {destination}, protocol {protocol}, {} -> {}",
+                    flow.source_port, flow.destination_port
+                )
+            }
+        };
+        (what, format!("sealed to {}", node(&world, answer.node)))
+    });
     Ok(Maps {
         pin_directory: pins.display(),
         settings: settings(&world, &maps.settings()?),
@@ -56,6 +69,7 @@ pub fn maps(world: &Shared, eyes: &Eyes, pins: &datapath::Pins) -> Result<Maps, 
             row(map::ATTACHMENTS, "this node's pods, by address", attachments.collect()),
             row(map::INTERFACES, "this node's pods, by interface", interfaces.collect()),
             row(map::PEERS, "other nodes' tunnels", peers.collect()),
+            row(map::SEALED, "answers to what came sealed", sealed.collect()),
         ],
         links,
     })

@@ -47,7 +47,9 @@ fn an_opted_in_end_is_never_plain_between_nodes() {
                         let out = outgoing(need, &destination, &peer).encryption;
                         assert!(matches!(out, Encryption::Encrypted | Encryption::Refused));
                         assert!(arriving_in_clear(need, &source, &destination, HERE, true).is_refused());
-                        assert!(entering_pod(need, &destination, false).is_refused());
+                        for origin in [Origin::Pod, Origin::Node, Origin::Wire, Origin::Unguarded] {
+                            assert!(entering_pod(need, &source, &destination, origin, true).is_refused());
+                        }
                     }
                     if outgoing(need, &destination, &peer).encryption == Encryption::Encrypted {
                         assert_ne!(peer.flags & peer_flag::KEY, 0, "handed to a tunnel without a key");
@@ -91,6 +93,40 @@ fn translated_traffic_of_a_protected_pod_stays_protected() {
     assert_eq!(need(&pod(Protection::None, HERE), &node(THERE), &place(false)), Need::Clear);
     assert_eq!(outgoing(Need::Shelter, &node(THERE), &KEYED).encryption, Encryption::Encrypted);
     assert_eq!(outgoing(Need::Shelter, &node(THERE), &NONE).encryption, Encryption::Plain);
+}
+
+#[test]
+fn translation_to_an_unknown_address_does_not_make_protected_traffic_the_worlds() {
+    let carrying = Place { carries_protected: true, ..place(true) };
+    for destination in everyone().into_iter().filter(|destination| !destination.is_world()) {
+        let need = need(&Identity::WORLD, &destination, &carrying);
+        assert_eq!(need, Need::Encrypt(Why::Translated), "{destination:?}");
+    }
+    assert_eq!(need(&node(HERE), &Identity::WORLD, &carrying), Need::World);
+}
+
+#[test]
+fn only_a_pods_interface_and_the_node_itself_prove_that_a_packet_is_local() {
+    let enters = |source: Identity, destination: Identity, origin: Origin| {
+        let need = need(&source, &destination, &place(true));
+        entering_pod(need, &source, &destination, origin, false)
+    };
+    let (plain, protected) = (pod(Protection::None, HERE), pod(Protection::Enabled, HERE));
+    for (source, destination) in [(plain, protected), (protected, plain), (protected, protected)] {
+        for origin in [Origin::Wire, Origin::Unguarded] {
+            assert_eq!(enters(source, destination, origin).drop, DropReason::Martian, "{origin:?}");
+        }
+        for origin in [Origin::Pod, Origin::Node] {
+            assert_eq!(enters(source, destination, origin).encryption, Encryption::Local, "{origin:?}");
+        }
+    }
+    // Masquerading gives the node's address to what came from the world by a guarded device.
+    assert_eq!(enters(node(HERE), protected, Origin::Wire).encryption, Encryption::Local);
+    assert_eq!(enters(node(HERE), protected, Origin::Unguarded).drop, DropReason::Martian);
+    assert_eq!(enters(Identity::WORLD, protected, Origin::Unguarded).drop, DropReason::WorldToProtected);
+    // A service's address was translated after the guard let the packet by.
+    assert_eq!(enters(Identity::WORLD, protected, Origin::Wire).encryption, Encryption::World);
+    assert_eq!(enters(plain, plain, Origin::Unguarded).encryption, Encryption::Local);
 }
 
 #[test]

@@ -1,0 +1,137 @@
+//! What came sealed is answered sealed: masquerading puts a node's address in a protected pod's place, and what answers it may be a node
+//! as well, so that the addresses of an answer say nothing.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use hauberk_netns::analysis;
+use hauberk_netns::capture::Moment;
+use hauberk_netns::traffic::{Exchange, Protocol, exchange, exchange_all};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Marker, Party, Pod, Setup, Test, eventually, nat};
+
+pub const TESTS: &[Test] = &[
+    Test::new("answers::bpf_masqueraded_services_on_the_host_network", |context| services(context, HostRouting::Bpf)),
+    Test::new("answers::stack_masqueraded_services_on_the_host_network", |context| {
+        services(context, HostRouting::Stack)
+    }),
+    Test::new("answers::errors_that_quote_a_question_are_sealed", errors),
+    Test::new("answers::nodes_that_asked_in_the_clear_are_answered_in_the_clear", control),
+];
+
+/// Ports of services: what is left to tell a translated packet by.
+const FIRST_PORT: u16 = 23000;
+
+struct Playground {
+    cluster: Cluster,
+    client: Pod,
+    plain: Pod,
+}
+
+/// A protected pod on the first node, whose every service is masqueraded, and a plain pod on the second.
+fn build(context: &Context, host_routing: HostRouting) -> Result<Playground> {
+    let cluster = Cluster::build(context, Setup { host_routing, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    cluster.namespace("public", None)?;
+    let (client, plain) = (cluster.pod("payments", "a", 0)?, cluster.pod("public", "d", 1)?);
+    cluster.wait_known(&[&client, &plain])?;
+    Ok(Playground { cluster, client, plain })
+}
+
+/// A service of the first node for each backend, masqueraded as kube-proxy does it.
+fn service(cluster: &Cluster, number: u8, backend: IpAddr) -> Result<IpAddr> {
+    let service = nat::service_address(Family::of(backend), number);
+    nat::add_service(&cluster.nodes[0], service, backend)?;
+    nat::masquerade_to(&cluster.nodes[0], backend)?;
+    Ok(service)
+}
+
+/// The API server's own service has this shape: its backends are nodes.
+fn services(context: &Context, host_routing: HostRouting) -> Result<()> {
+    let Playground { cluster, client, plain } = &build(context, host_routing)?;
+    let mut exchanges = Vec::new();
+    for family in Family::ALL {
+        for (number, backend) in [(1, &cluster.nodes[1].party), (2, &plain.party)] {
+            let service = service(cluster, number, backend.address(family))?;
+            // The last one is answered in fragments.
+            for (protocol, bytes) in [(Protocol::Tcp, 400), (Protocol::Udp, 400), (Protocol::Udp, 4000)] {
+                let port = FIRST_PORT + exchanges.len() as u16;
+                let one = Exchange::new(protocol, family, client, backend).via(SocketAddr::new(service, port), port);
+                exchanges.push(Exchange { bytes, ..one });
+            }
+        }
+    }
+    let since = cluster.capture.sync()?;
+    let outcomes = exchange_all(&exchanges)?;
+    let frames = cluster.capture.since(since)?;
+    let seen = analysis::markers(&frames);
+    let mut wrong = Vec::new();
+    for (exchange, outcome) in exchanges.iter().zip(&outcomes) {
+        if !outcome.answered {
+            wrong.push(format!("{exchange}: no answer: {}", outcome.said));
+        }
+        let node = cluster.nodes[0].address(exchange.family);
+        if outcome.seen_client != Some(node) {
+            wrong.push(format!("{exchange}: the backend saw {:?} instead of {node}", outcome.seen_client));
+        }
+        for (what, marker) in [("request", outcome.request), ("reply", outcome.reply)] {
+            if seen.contains_key(&marker) {
+                wrong.push(format!("{exchange}: its {what} is on the wire in the clear"));
+            }
+        }
+        if let Some(sighting) = analysis::clear_port(&frames, exchange.port).first() {
+            wrong.push(format!("{exchange}: {sighting}"));
+        }
+    }
+    for node in &cluster.nodes {
+        println!("drops on {}: {:?}", node.name, node.agent.all_drops()?);
+    }
+    ensure!(wrong.is_empty(), "{} of {}:\n  {}", wrong.len(), exchanges.len(), wrong.join("\n  "));
+    let flows = cluster.nodes[1].agent.flows()?;
+    let says = |flow: &&hauberk_core::api::FlowRecord| flow.why == "answers_sealed" && flow.encryption == "encrypted";
+    ensure!(flows.iter().any(|flow| says(&flow)), "no flow says that it answers what came sealed: {flows:?}");
+    cluster.assert_no_cleartext(&[client], Moment::START)
+}
+
+/// A port that is closed: the node's kernel answers with an error that quotes the question.
+fn errors(context: &Context) -> Result<()> {
+    let Playground { cluster, client, .. } = &build(context, HostRouting::Stack)?;
+    for family in Family::ALL {
+        let service = service(cluster, 1, cluster.nodes[1].address(family))?;
+        let marker = Marker::unique();
+        let refused = |socket: &UdpSocket| -> Result<bool> {
+            // The kernel quotes 28 bytes of IPv4 and UDP headers at least, Linux the rest as well.
+            let sent = socket.send(&marker.fill(200));
+            Ok(matches!(sent, Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused))
+        };
+        let address = client.address(family);
+        client.netns.within(|| {
+            let socket = UdpSocket::bind((address, 0)).context("bind")?;
+            socket.connect((service, 9)).context("connect")?;
+            eventually("the error to come back", || Ok(refused(&socket)?.then_some(())))
+        })?;
+        let seen = analysis::markers(&cluster.capture.all()?);
+        ensure!(!seen.contains_key(&marker), "{family}: the question, or the error that quotes it, is in the clear");
+    }
+    Ok(())
+}
+
+/// Nodes among themselves are left alone, and a flow beside one that is sealed stays as it is.
+fn control(context: &Context) -> Result<()> {
+    let Playground { cluster, client, .. } = &build(context, HostRouting::Stack)?;
+    let nodes: [&Party; 2] = [&cluster.nodes[0].party, &cluster.nodes[1].party];
+    for family in Family::ALL {
+        let service = service(cluster, 1, nodes[1].address(family))?;
+        let sealed = Exchange::new(Protocol::Tcp, family, client, nodes[1]);
+        let sealed = exchange(&sealed.via(SocketAddr::new(service, FIRST_PORT), FIRST_PORT))?;
+        ensure!(sealed.answered, "{sealed:?}");
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Fragments] {
+            let one = Exchange::new(protocol, family, nodes[0], nodes[1]).patience(Duration::from_secs(60));
+            let outcome = exchange(&one)?;
+            ensure!(outcome.answered, "{one}: {outcome:?}");
+            let seen = analysis::markers(&cluster.capture.all()?);
+            ensure!(seen.contains_key(&outcome.reply), "{one}: nodes' own traffic is not on the wire as it is");
+        }
+    }
+    Ok(())
+}
