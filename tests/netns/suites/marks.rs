@@ -21,7 +21,7 @@ const LOST: [(&str, &str); 3] = [
     ("postrouting priority mangle", "meta mark set ct mark"),
 ];
 /// Every bit of a mark, hauberk's among them.
-const FORGED: [(&str, &str); 2] = [("prerouting priority raw", "meta mark set 0xffffffff")];
+const FORGED: [(&str, &str); 1] = [("prerouting priority raw", "meta mark set 0xffffffff")];
 
 fn rewrite(node: &Node, rules: &[(&str, &str)]) -> Result<()> {
     let chains: Vec<String> = rules
