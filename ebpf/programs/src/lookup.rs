@@ -130,6 +130,13 @@ pub fn interface_protection(index: u32) -> Protection {
     }
 }
 
+/// Whether a pod is behind interface `index`.
+#[inline(always)]
+pub fn is_pod_interface(index: u32) -> bool {
+    // SAFETY: only the entry's presence matters.
+    unsafe { INTERFACES.get(&index) }.is_some()
+}
+
 /// Whether what leaves by interface `index` passes the last guard.
 #[inline(always)]
 pub fn is_uplink(index: u32) -> bool {

@@ -13,7 +13,7 @@ use hauberk_abi::{
 
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, set_marks, skb};
 use crate::lookup::{
-    NO_PEER, Skb, attachment, identity, interface_protection, is_translated, peer, place, put_down,
+    NO_PEER, Skb, attachment, identity, interface_protection, is_pod_interface, is_translated, peer, place, put_down,
     remember_translated, settings, tunnel,
 };
 use crate::recent::{Memory, Recent, Undecided};
@@ -229,18 +229,22 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
     pass()
 }
 
-/// Where the packet came into the node: by what an earlier program said, else by the device it came by.
+/// Where the packet came into the node: by the device it came by, and by what an earlier program said. A token alone does not
+/// do: it stays on a packet that comes out of another one, and that may be anybody's.
 #[inline(always)]
 fn origin(context: &TcContext, settings: &Settings, said: u32) -> Origin {
     let device = came_by(context);
-    if said & token::FROM_TUNNEL != 0 || (settings.tunnel != 0 && device == settings.tunnel) {
-        Origin::Tunnel
-    } else if said & token::FROM_POD != 0 {
+    if device == 0 {
+        return Origin::Node;
+    }
+    if device == settings.tunnel {
+        return Origin::Tunnel;
+    }
+    // Behind another CNI plugin's bridge the device is the bridge.
+    if said & token::FROM_POD != 0 && (settings.flags & flag::CHAINED != 0 || is_pod_interface(device)) {
         Origin::Pod
     } else if said & token::FROM_WIRE != 0 {
         Origin::Wire
-    } else if device == 0 {
-        Origin::Node
     } else {
         Origin::Unguarded
     }

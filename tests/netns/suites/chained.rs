@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,13 +15,14 @@ use hauberk_netns::analysis;
 use hauberk_netns::capture::{Frame, Moment};
 use hauberk_netns::chain::Chain;
 use hauberk_netns::traffic::{Exchange, Outcome, Protocol, bulk_tcp, exchange, exchange_all, send_of_size};
-use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Party, Pod, Setup, Test, eventually};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Party, Pod, Setup, Test, eventually, nat};
 use serde_json::{Value, json};
 
 pub const TESTS: &[Test] = &[
     Test::new("chained::bridge_and_routes", |context| every_pair(context, Plugin::Bridge, Underlay::Routes, false)),
     Test::new("chained::bridge_and_vxlan", |context| every_pair(context, Plugin::Bridge, Underlay::Vxlan, false)),
     Test::new("chained::bridge_that_masquerades", |context| every_pair(context, Plugin::Bridge, Underlay::Vxlan, true)),
+    Test::new("chained::masqueraded_services_on_the_host_network", host_network),
     Test::new("chained::ptp_and_routes", |context| every_pair(context, Plugin::Ptp, Underlay::Routes, false)),
     Test::new("chained::ptp_and_vxlan", |context| every_pair(context, Plugin::Ptp, Underlay::Vxlan, false)),
     Test::new("chained::the_world_and_the_node_are_reached_as_before", world_and_node),
@@ -362,6 +363,31 @@ fn world_and_node(context: &Context) -> Result<()> {
         .collect();
     ensure!(inside.is_empty(), "protected pods' packets in the clear: {}", analysis::list(&inside));
     Ok(())
+}
+
+/// The API server's own service: its backends are nodes, and the other plugin's masquerading makes a node of the client as well.
+fn host_network(context: &Context) -> Result<()> {
+    let playground = Playground::build(context, Plugin::Bridge, Underlay::Vxlan, true)?;
+    playground.start()?;
+    let a = playground.pod("payments", "a", 0)?;
+    playground.wait_adopted([1, 0])?;
+    let cluster = &playground.cluster;
+    cluster.wait_known(&[&a])?;
+    let backend = &cluster.nodes[1].party;
+    let since = cluster.capture.sync()?;
+    for family in Family::ALL {
+        let service = nat::service_address(family, 1);
+        nat::add_service(&cluster.nodes[0], service, backend.address(family))?;
+        for (protocol, port) in [(Protocol::Tcp, 25001), (Protocol::Udp, 25002)] {
+            let one = Exchange::new(protocol, family, &a, backend).via(SocketAddr::new(service, port), port);
+            let outcome = exchange(&one)?;
+            ensure!(outcome.answered, "{one}: {outcome:?}");
+            let seen = analysis::markers(&cluster.capture.since(since)?);
+            ensure!(!seen.contains_key(&outcome.request), "{one}: the request is in the clear");
+            ensure!(!seen.contains_key(&outcome.reply), "{one}: the reply is in the clear");
+        }
+    }
+    cluster.assert_no_cleartext(&[&a], Moment::START)
 }
 
 fn adoption(context: &Context) -> Result<()> {
