@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use hauberk_agent::config::{self, Config, LogFormat};
 use hauberk_agent::{apply, cluster_config, install, run, selfcheck};
@@ -79,6 +79,12 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .context("cannot start the runtime")?;
     match command {
         Command::Uninstall => {
+            // It would put back what is taken away here, and until then there is neither.
+            if let Some(answers) = runtime.block_on(hauberk_agent::api::answers(&config.paths.socket)) {
+                bail!(
+                    "an agent runs on this node and answers at {answers}: stop it first (its service, or the DaemonSet hauberk-system/hauberk), then uninstall"
+                );
+            }
             // First the list, so that no pod comes while the rest goes.
             install::uninstall(&config.cni).context("cannot uninstall the CNI plugin")?;
             runtime.block_on(apply::uninstall(&config)).context("cannot uninstall")?;

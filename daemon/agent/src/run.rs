@@ -326,7 +326,7 @@ async fn prove(world: Shared, eyes: Eyes) {
             Some(Ok(())) => last.elapsed() > SELF_TEST,
         };
         if let Some(running) = running.filter(|_| due) {
-            let outcome = self_test::run(&running.uplinks, running.backend.as_ref(), &eyes).await;
+            let outcome = self_test::run(&running.devices, running.backend.as_ref(), &eyes).await;
             last = Instant::now();
             let passed = outcome.is_ok();
             if let Err(reason) = &outcome {

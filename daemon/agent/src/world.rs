@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hauberk_abi::address::Address;
-use hauberk_core::api::{Event, KeyStatus, Problem, SourceStatus};
+use hauberk_core::api::{Event, KeyStatus, Problem, Severity, SourceStatus};
 use hauberk_core::desired::{Incremental, Owner, Policy};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::Model;
@@ -46,8 +46,10 @@ pub struct World {
 pub struct Running {
     /// The tunnel.
     pub backend: Arc<dyn Backend>,
-    /// Guarded uplinks, by name and interface index.
-    pub uplinks: Vec<(String, u32)>,
+    /// What leads to other nodes and the world, by name.
+    pub uplinks: Vec<String>,
+    /// Every guarded device that is up.
+    pub devices: Vec<Device>,
     /// Largest packet inside the tunnel, bytes.
     pub mtu: u32,
     /// Whether packet sockets are kept from sending as pods.
@@ -57,6 +59,20 @@ pub struct Running {
     /// Packets that netfilter kept from leaving by an overlay without a guard.
     pub unguarded_overlay_drops: u64,
 }
+
+/// A guarded device, to be tested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub index: u32,
+    /// Whether its packets have Ethernet headers.
+    pub ethernet: bool,
+}
+
+/// What problems with the guard itself concern: while there is one, protection is not what it should be.
+const GUARD: [&str; 4] = ["device/", "devices", "pod interface/", "netfilter"];
 
 impl World {
     /// Nothing heard of yet.
@@ -74,9 +90,14 @@ impl World {
         }
     }
 
-    /// Whether protected pods can be promised what they ask for: everything read, attached and proven.
+    /// Whether protected pods can be promised what they ask for: everything read, attached, proven and still there.
     pub fn is_ready(&self) -> bool {
-        self.running.is_some() && self.source.synced && matches!(self.self_test, Some(Ok(())))
+        self.running.is_some()
+            && self.source.synced
+            && matches!(self.self_test, Some(Ok(())))
+            && !self.failures.values().any(|problem| {
+                problem.severity == Severity::Critical && GUARD.iter().any(|part| problem.object.starts_with(part))
+            })
     }
 
     /// Who has `address`, for people: `namespace/name` of a pod or a node's name.

@@ -50,6 +50,8 @@ pub mod reason {
     pub const ATTACHMENT_INVALID: &str = "AttachmentInvalid";
     /// Two nodes' names hash to one number.
     pub const NODE_NUMBER_TAKEN: &str = "NodeNumberTaken";
+    /// Something of this node's protection was taken away by another program, and is back.
+    pub const RESTORED: &str = "Restored";
 }
 
 /// Number of events by reason.

@@ -33,14 +33,14 @@ pub const TESTS: &[Test] = &[
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Plugin {
+pub(crate) enum Plugin {
     Bridge,
     Ptp,
 }
 
 /// How the other plugin's network reaches other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Underlay {
+pub(crate) enum Underlay {
     /// By routes over the nodes' own addresses.
     Routes,
     /// In UDP packets, as flannel does it.
@@ -52,15 +52,15 @@ const VXLAN_PORT: u16 = 8472;
 const VXLAN_MTU: u32 = 1450;
 
 /// A cluster that another plugin connects.
-struct Playground {
-    cluster: Cluster,
+pub(crate) struct Playground {
+    pub(crate) cluster: Cluster,
     underlay: Underlay,
     chains: Vec<Chain>,
 }
 
 impl Playground {
     /// Connected, with agents that are configured but do not run yet.
-    fn build(context: &Context, plugin: Plugin, underlay: Underlay, masquerade: bool) -> Result<Playground> {
+    pub(crate) fn build(context: &Context, plugin: Plugin, underlay: Underlay, masquerade: bool) -> Result<Playground> {
         let setup = Setup { host_routing: HostRouting::Stack, start: false, ..Setup::default() };
         let cluster = Cluster::build(context, setup)?;
         cluster.namespace("payments", Some("enabled"))?;
@@ -75,16 +75,16 @@ impl Playground {
         Ok(Playground { cluster, underlay, chains })
     }
 
-    fn pod(&self, namespace: &str, name: &str, node: usize) -> Result<Pod> {
+    pub(crate) fn pod(&self, namespace: &str, name: &str, node: usize) -> Result<Pod> {
         self.chains[node].run(&self.cluster.manifests, namespace, name)
     }
 
-    fn start(&self) -> Result<()> {
+    pub(crate) fn start(&self) -> Result<()> {
         self.cluster.start()
     }
 
     /// Waits until the agents guard so many pods' interfaces.
-    fn wait_adopted(&self, counts: [usize; 2]) -> Result<()> {
+    pub(crate) fn wait_adopted(&self, counts: [usize; 2]) -> Result<()> {
         for (node, count) in self.cluster.nodes.iter().zip(counts) {
             eventually(format!("{count} attachments on {}", node.name), || {
                 let held: Vec<Attachment> = node.agent.ask("/v1/attachments")?;

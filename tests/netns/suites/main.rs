@@ -7,6 +7,7 @@ mod chained;
 mod cli;
 mod cni;
 mod denial;
+mod devices;
 mod fallback;
 mod harness;
 mod injection;
@@ -16,6 +17,7 @@ mod labels;
 mod marks;
 mod matrix;
 mod mtu;
+mod outages;
 mod plain;
 mod restart;
 mod scale;
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
         scale::TESTS,
         cni::TESTS,
         chained::TESTS,
+        devices::TESTS,
+        outages::TESTS,
         cli::TESTS,
     ];
     runner::main(&suites.concat())

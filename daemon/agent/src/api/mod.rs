@@ -88,6 +88,11 @@ pub async fn bind(path: &Path) -> Result<UnixListener, ApiStartError> {
     Ok(listener)
 }
 
+/// The socket's path, if an agent answers there.
+pub async fn answers(path: &Path) -> Option<String> {
+    tokio::net::UnixStream::connect(path).await.is_ok().then(|| path.display().to_string())
+}
+
 /// Answers on the unix socket until the process ends.
 pub async fn serve(listener: UnixListener, context: Context) -> std::io::Result<()> {
     let attachment = "/v1/attachments/{container}/{interface}";

@@ -1,7 +1,9 @@
 //! Carries out the plan, step by step: the one place that writes to maps, tunnel, routes and netfilter.
 
+mod check;
+mod devices;
+mod routes;
 mod startup;
-mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,6 +22,8 @@ use crate::datapath::{Datapath, DatapathError, Framing};
 use crate::fault;
 use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
 
+pub use check::{Finding, Found};
+pub use devices::{Devices, Guarded};
 pub use startup::{Node, Prepared, StartError, uninstall};
 
 /// A step could not be carried out; what it would have changed is as before.
@@ -56,7 +60,11 @@ pub struct Kernel {
     ruleset: Ruleset,
     backend: Arc<dyn Backend>,
     settings: Settings,
-    uplinks: Vec<Link>,
+    devices: Devices,
+    /// Pods' interfaces that are attached, by index.
+    pods: BTreeMap<u32, LocalPod>,
+    /// Those that went without a word from the runtime.
+    gone: BTreeSet<u32>,
     /// The node's own addresses: senders of packets to local pods.
     sources: Vec<IpAddr>,
 }
@@ -85,9 +93,9 @@ impl Kernel {
         self.netfilter.has_packet_socket_guard()
     }
 
-    /// Guarded uplinks.
+    /// What leads to other nodes and the world.
     pub fn uplinks(&self) -> &[Link] {
-        &self.uplinks
+        &self.devices.uplinks
     }
 
     /// Largest packet inside the tunnel, bytes.
@@ -142,9 +150,9 @@ impl Kernel {
     /// # Errors
     /// [`ApplyError::Host`].
     pub async fn remove_foreign_routes(&self, wanted: &BTreeSet<IpNet>) -> Result<(), ApplyError> {
-        for destination in self.netlink.own_routes().await?.difference(wanted) {
+        for destination in self.netlink.own_routes().await?.into_keys().filter(|held| !wanted.contains(held)) {
             fault::point("remove a route");
-            self.netlink.remove_route(destination).await?;
+            self.netlink.remove_route(&destination).await?;
         }
         Ok(())
     }
@@ -215,17 +223,26 @@ impl Kernel {
         Ok(())
     }
 
-    /// Puts the netfilter rules back if somebody flushed them; says whether that was so.
+    /// Whether the netfilter rules are there.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
-    pub async fn heal_netfilter(&self) -> Result<bool, ApplyError> {
-        if self.netfilter.is_intact().await? {
-            return Ok(false);
-        }
+    pub async fn has_netfilter(&self) -> Result<bool, ApplyError> {
+        Ok(self.netfilter.is_intact().await?)
+    }
+
+    /// Puts the netfilter rules back.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn restore_netfilter(&self) -> Result<(), ApplyError> {
         fault::point("restore the netfilter rules");
-        self.netfilter.restore().await?;
-        Ok(true)
+        Ok(self.netfilter.restore().await?)
+    }
+
+    /// The node's own addresses, as its object has them now.
+    pub fn follow_addresses(&mut self, addresses: &[IpAddr]) {
+        self.sources = addresses.to_vec();
     }
 
     fn configure(&mut self, settings: Settings) -> Result<(), ApplyError> {
@@ -239,6 +256,12 @@ impl Kernel {
     async fn attach(&mut self, pod: &LocalPod) -> Result<(), ApplyError> {
         match self.netlink.link(&pod.host_interface).await? {
             Some(link) if link.index == pod.host_index => {}
+            // It went without a word from the runtime, which will still call DEL. There is nothing left to guard.
+            _ if self.pods.contains_key(&pod.host_index) || self.gone.contains(&pod.host_index) => {
+                self.pods.remove(&pod.host_index);
+                self.gone.insert(pod.host_index);
+                return self.forget_entries(pod);
+            }
             _ => {
                 return Err(ApplyError::NoInterface {
                     name: pod.host_interface.clone(),
@@ -249,16 +272,18 @@ impl Kernel {
         }
         for hook in [Hook::FromPod, Hook::ToPod] {
             fault::point("attach a program to a pod interface");
-            self.datapath.attach(hook, &pod.host_interface, Framing::Ethernet)?;
+            self.datapath.attach_and_look(hook, &pod.host_interface, Framing::Ethernet)?;
         }
-        let maps = self.datapath.maps_mut();
         fault::point("put an interface entry");
+        let maps = self.datapath.maps_mut();
         maps.put_interface(pod.host_index, layout::Interface { protection: pod.protection as u8, reserved: [0; 7] })?;
         let attachment = layout::Attachment { interface: pod.host_index, macs: [pod.pod_mac, pod.host_mac] };
         for address in &pod.addresses {
             fault::point("put an attachment entry");
             maps.put_attachment((*address).into(), attachment)?;
         }
+        self.becomes_pods(pod.host_index, &pod.host_interface)?;
+        self.pods.insert(pod.host_index, pod.clone());
         if pod.adopted {
             return Ok(());
         }
@@ -285,13 +310,10 @@ impl Kernel {
 
     /// The map entries go first, so that nothing reaches or leaves the interface while the rest is taken down.
     async fn detach(&mut self, pod: &LocalPod) -> Result<(), ApplyError> {
-        let maps = self.datapath.maps_mut();
-        for address in &pod.addresses {
-            fault::point("remove an attachment entry");
-            maps.remove_attachment((*address).into(), pod.host_index)?;
-        }
-        fault::point("remove an interface entry");
-        maps.remove_interface(pod.host_index)?;
+        self.forget_entries(pod)?;
+        self.pods.remove(&pod.host_index);
+        self.gone.remove(&pod.host_index);
+        let mut stays = false;
         if let Some(link) = self.netlink.link(&pod.host_interface).await? {
             if link.index != pod.host_index {
                 // Another pod's by now; its programs stay.
@@ -300,13 +322,35 @@ impl Kernel {
             if !pod.adopted && pod.host_interface.starts_with(INTERFACE_PREFIX) {
                 fault::point("remove a pod interface");
                 self.netlink.remove_link(link.index).await?;
+            } else {
+                // What was a pod's interface may lead anywhere next: it always has the one or the other.
+                match self.becomes_device(&link) {
+                    Ok(()) => stays = true,
+                    // The other plugin takes it down meanwhile.
+                    Err(_) if self.netlink.link(&pod.host_interface).await?.is_none() => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         for hook in [Hook::FromPod, Hook::ToPod] {
             fault::point("detach a program from a pod interface");
-            self.datapath.detach(hook, &pod.host_interface)?;
+            if stays {
+                self.datapath.give_up(hook, &pod.host_interface)?;
+            } else {
+                self.datapath.detach(hook, &pod.host_interface)?;
+            }
         }
         Ok(())
+    }
+
+    fn forget_entries(&mut self, pod: &LocalPod) -> Result<(), ApplyError> {
+        let maps = self.datapath.maps_mut();
+        for address in &pod.addresses {
+            fault::point("remove an attachment entry");
+            maps.remove_attachment((*address).into(), pod.host_index)?;
+        }
+        fault::point("remove an interface entry");
+        Ok(maps.remove_interface(pod.host_index)?)
     }
 
     fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {

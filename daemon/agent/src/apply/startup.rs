@@ -1,7 +1,7 @@
 //! From nothing, or from what an earlier agent left, to a [`Kernel`] that steps can be applied to. Deny first: the cluster's
 //! ranges are closed before any program is attached, programs are attached before the tunnel starts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use hauberk_core::desired::Policy;
 use hauberk_core::model::NodeNumber;
 use ipnet::IpNet;
 
-use super::uplinks::{beside, chained, guard, write_uplinks};
+use super::devices::{Devices, no_uplink};
 use super::{ApplyError, Kernel};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
 use crate::datapath::{Datapath, Framing};
 use crate::fault;
-use crate::host::{Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
+use crate::host::{Header, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 
 /// What an outer IPv6 header, UDP and WireGuard take of a packet, bytes (IPv4: 60; a node's peers may have either).
 const OVERHEAD: u32 = 80;
@@ -34,6 +34,9 @@ pub enum StartError {
     /// Something could not be applied.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// No device leads to other nodes.
+    #[error("{0}")]
+    NoUplink(String),
     /// The uplinks are too small to carry a tunnel.
     #[error(
         "uplink {uplink} has an MTU of {mtu} bytes: the tunnel would be left with {left}, less than the {MIN_MTU} that IPv6 needs; raise it, or set tunnel.mtu"
@@ -53,6 +56,7 @@ pub struct Prepared {
     datapath: Datapath,
     netlink: Netlink,
     settings: Settings,
+    devices: Devices,
 }
 
 /// What this node's own object says.
@@ -95,8 +99,11 @@ impl Prepared {
         };
         fault::point("write the settings");
         datapath.configure(&settings).map_err(ApplyError::from)?;
-        let mut prepared = Prepared { datapath, netlink, settings };
-        prepared.take_over().await?;
+        let mut prepared = Prepared { datapath, netlink, settings, devices: Devices::default() };
+        if prepared.take_over().await? {
+            // What an earlier agent guarded may have other names by now, and there may be more.
+            prepared.guard_devices(&config.tunnel.device).await?;
+        }
         Ok(prepared)
     }
 
@@ -114,23 +121,36 @@ impl Prepared {
         Ok(links.into_iter().map(|link| (link.name, link.index)).collect())
     }
 
-    async fn take_over(&mut self) -> Result<(), StartError> {
+    /// Returns whether there was anything.
+    async fn take_over(&mut self) -> Result<bool, StartError> {
         let attached = self.datapath.pins().attached().map_err(ApplyError::from)?;
-        for attachment in attached {
-            let exists = self.netlink.link(&attachment.interface).await.map_err(ApplyError::from)?.is_some();
+        for attachment in &attached {
+            let link = self.netlink.link(&attachment.interface).await.map_err(ApplyError::from)?;
+            // What is attached to a device that has another name by now stays until that one is guarded anew.
+            let Some(link) = link else { continue };
+            let framing = if link.header == Header::Ip { Framing::Ip } else { Framing::Ethernet };
             fault::point("take over a link");
-            if exists {
-                self.datapath
-                    .attach(attachment.hook, &attachment.interface, Framing::Ethernet)
-                    .map_err(ApplyError::from)?;
-            } else {
+            let taken = self.datapath.attach_and_look(attachment.hook, &attachment.interface, framing);
+            let still_there = self.netlink.link(&attachment.interface).await.map_err(ApplyError::from)?.is_some();
+            if still_there {
+                taken.map_err(ApplyError::from)?;
+            }
+        }
+        Ok(!attached.is_empty())
+    }
+
+    async fn guard_devices(&mut self, tunnel: &str) -> Result<Vec<Link>, StartError> {
+        let (links, _) = self.devices.guard_all(&mut self.datapath, &self.netlink, tunnel).await?;
+        for attachment in self.datapath.pins().attached().map_err(ApplyError::from)? {
+            if !links.iter().any(|link| link.name == attachment.interface) {
+                fault::point("forget a link");
                 self.datapath.detach(attachment.hook, &attachment.interface).map_err(ApplyError::from)?;
             }
         }
-        Ok(())
+        Ok(links)
     }
 
-    /// Guards the uplinks, starts the tunnel, installs the netfilter rules.
+    /// Guards every device, starts the tunnel, installs the netfilter rules.
     ///
     /// # Errors
     /// [`StartError`]; what was attached until then stays, and `self` can be tried again.
@@ -142,14 +162,16 @@ impl Prepared {
         tunnel: impl FnOnce(u32) -> UserspaceConfig,
     ) -> Result<Kernel, (Box<Prepared>, StartError)> {
         match self.try_settle(config, policy, node, tunnel).await {
-            Ok((backend, uplinks, netfilter, ruleset)) => Ok(Kernel {
+            Ok((backend, netfilter, ruleset)) => Ok(Kernel {
                 datapath: self.datapath,
                 netlink: self.netlink,
                 netfilter,
                 ruleset,
                 backend,
                 settings: self.settings,
-                uplinks,
+                devices: self.devices,
+                pods: BTreeMap::new(),
+                gone: BTreeSet::new(),
                 sources: node.addresses.clone(),
             }),
             Err(error) => Err((Box::new(self), error)),
@@ -162,35 +184,34 @@ impl Prepared {
         policy: &Policy,
         node: &Node,
         tunnel: impl FnOnce(u32) -> UserspaceConfig,
-    ) -> Result<(Arc<dyn Backend>, Vec<Link>, Netfilter, Ruleset), StartError> {
-        let addresses = node.addresses.iter().copied().collect();
-        let chained = chained(config, &policy.cluster_ranges, node);
-        let uplinks = self.netlink.uplinks(&config.uplinks, &addresses, &config.tunnel.device, chained);
-        let uplinks = uplinks.await.map_err(ApplyError::from)?;
-        let mtu = tunnel_mtu(config, &uplinks)?;
-        for uplink in &uplinks {
-            guard(&mut self.datapath, uplink)?;
-        }
-        fault::point("write the uplinks");
-        write_uplinks(&mut self.datapath, &uplinks)?;
-        let names: Vec<String> = uplinks.iter().map(|uplink| uplink.name.clone()).collect();
+    ) -> Result<(Arc<dyn Backend>, Netfilter, Ruleset), StartError> {
+        let device = &config.tunnel.device;
+        let links = self.guard_devices(device).await?;
+        self.devices.find_uplinks(&self.netlink, config, &policy.cluster_ranges, node, &links).await?;
+        let mtu = tunnel_mtu(config, &self.devices.uplinks);
         let ruleset = Ruleset {
             mark_shift: config.mark_shift,
-            uplinks: names.clone(),
             // Who else routes to pods also says what of theirs is masqueraded.
             local: if policy.chained { BTreeSet::new() } else { node.pod_ranges.iter().copied().collect() },
             untranslated: policy.cluster_ranges.iter().chain(&policy.node_ranges).copied().collect(),
             guarded: policy.cluster_ranges.iter().copied().collect(),
-            chained: beside(config, &uplinks, mtu),
+            ..Ruleset::default()
         };
+        // Rules do not wait for an uplink that comes later.
+        let ruleset = self.devices.rules(config, *mtu.as_ref().unwrap_or(&MIN_MTU), &ruleset);
         fault::point("install the netfilter rules");
         let netfilter = Netfilter::install(&ruleset).await.map_err(ApplyError::from)?;
+        let mtu = mtu?;
+        if self.devices.uplinks.is_empty() {
+            let addresses = node.addresses.iter().copied().collect();
+            return Err(StartError::NoUplink(no_uplink(&addresses).message));
+        }
         fault::point("prepare the host");
+        let names: Vec<String> = self.devices.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
         sysctl::prepare_host(&names).map_err(ApplyError::from)?;
 
         fault::point("start the tunnel");
         let backend = Userspace::start(tunnel(mtu)).map_err(ApplyError::from)?;
-        let device = &config.tunnel.device;
         let link = self.netlink.link(device).await.map_err(ApplyError::from)?;
         let Some(link) = link else {
             let source = std::io::Error::other("the tunnel was started but its device is not there");
@@ -198,7 +219,7 @@ impl Prepared {
             return Err(ApplyError::from(crate::host::HostError::Netlink { action, source }).into());
         };
         fault::point("attach a program to the tunnel");
-        self.datapath.attach(Hook::FromTunnel, device, Framing::Ip).map_err(ApplyError::from)?;
+        self.datapath.attach_and_look(Hook::FromTunnel, device, Framing::Ip).map_err(ApplyError::from)?;
         sysctl::prepare_tunnel(device).map_err(ApplyError::from)?;
         // Without an address of its own the loose reverse-path filter takes nothing from a device (fib_validate_source).
         self.netlink.put_gateways(link.index, true, false).await.map_err(ApplyError::from)?;
@@ -208,7 +229,9 @@ impl Prepared {
         self.settings.tunnel_mtu = mtu;
         fault::point("write the settings");
         self.datapath.configure(&self.settings).map_err(ApplyError::from)?;
-        Ok((Arc::new(backend), uplinks, netfilter, ruleset))
+        // Its index is one by which pods' packets may leave.
+        self.devices.guard_all(&mut self.datapath, &self.netlink, device).await?;
+        Ok((Arc::new(backend), netfilter, ruleset))
     }
 }
 

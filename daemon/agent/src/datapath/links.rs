@@ -14,7 +14,9 @@ use crate::config::AttachMode;
 
 /// Ahead of everybody who did not ask for a place.
 const CLSACT_PRIORITY: u16 = 1;
-const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x6861);
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, CLSACT_MINOR);
+/// The number by which our filters are told from others on a clsact queueing discipline.
+pub const CLSACT_MINOR: u16 = 0x6861;
 
 /// Instead of a program's name in the record of a queueing discipline that was made here.
 const QDISC: &str = "clsact";
@@ -205,6 +207,28 @@ pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused(error.to_string())),
         _ => Ok(()),
     }
+}
+
+/// Takes the record of a clsact filter away and leaves the filter.
+pub(super) fn forget(links: &Path, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+    match std::fs::remove_dir(pin_path(links, hook, interface)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::Pins { path: links.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is recorded of an interface is from now on that of `new`.
+pub(super) fn rename(links: &Path, old: &str, new: &str) -> Result<(), DatapathError> {
+    for (program, interface, _) in records(links)? {
+        if interface == old {
+            let path = |name: &str| links.join(format!("{program}@{}", escape(name)));
+            std::fs::rename(path(old), path(new))
+                .map_err(|source| DatapathError::Pins { path: links.to_owned(), source })?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn list(links: &Path) -> Result<Vec<Attachment>, DatapathError> {

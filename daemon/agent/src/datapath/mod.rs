@@ -3,6 +3,7 @@
 //! Everything here outlives the agent: maps and links are pinned, and a new agent takes them over without a gap - it
 //! loads its programs against the pinned maps and swaps them in, link by link, each in one atomic step.
 
+mod keep;
 mod links;
 mod maps;
 mod tally;
@@ -18,7 +19,7 @@ use hauberk_abi::layout::{Hook, Settings, map};
 
 use crate::config::{AttachMode, Limits};
 
-pub use links::{Attachment, Framing, How, Seat};
+pub use links::{Attachment, CLSACT_MINOR, Framing, How, Seat};
 pub use maps::{Counted, Maps};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hauberk.bpf.o"));
@@ -231,6 +232,11 @@ impl Datapath {
             return Ok(Seat::Attached { between: Vec::new() });
         }
         links::seat(program(&mut self.ebpf, framing.program(hook))?, hook, interface)
+    }
+
+    /// Whether programs are filters of a clsact queueing discipline.
+    pub fn is_clsact(&self) -> bool {
+        self.mode == AttachMode::Clsact
     }
 
     /// Detaches `hook` from the interface; nothing if it is not attached or the interface is gone.

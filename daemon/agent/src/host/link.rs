@@ -1,22 +1,16 @@
-//! Network devices: which lead to other nodes, and what a pod's host side needs.
+//! Network devices, and what a pod's host side needs. Which of them are guarded is said in [`super::devices`].
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
-use ipnet::IpNet;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
-use netlink_packet_route::route::RouteAttribute;
 use netlink_packet_route::tc::TcHandle;
 use nix::errno::Errno;
-use rtnetlink::{LinkUnspec, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{LinkUnspec, MulticastGroup};
 
 use super::{HostError, Netlink, is_errno, refused};
-use crate::attachments::INTERFACE_PREFIX;
-use crate::config::Automatic;
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,12 +27,25 @@ pub struct Link {
     pub up: bool,
     /// Whether it is the loopback device.
     pub loopback: bool,
-    /// Whether its packets have Ethernet headers.
-    pub ethernet: bool,
+    /// With what its packets begin.
+    pub header: Header,
     /// What kind of virtual device it is.
     pub kind: LinkKind,
+    /// Index of the bridge or bond that it is a port of.
+    pub controller: Option<u32>,
     /// Of a veth: the other end's index, and the id of the network namespace that is in.
     pub peer: Option<(u32, i32)>,
+}
+
+/// With what a device's packets begin (`ARPHRD_*` of the kernel).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// An Ethernet header.
+    Ethernet,
+    /// Their IP header.
+    Ip,
+    /// Something that no program here reads.
+    Other,
 }
 
 /// What the difference is for hauberk.
@@ -50,17 +57,10 @@ pub enum LinkKind {
     Bridge,
     /// Puts Ethernet frames into UDP or GRE packets: other nodes are behind it, but it is itself carried by an uplink.
     Overlay,
-    /// Anything else.
-    Other,
-}
-
-/// Of another CNI plugin's network: where to look for the devices by which it reaches other nodes.
-#[derive(Clone, Copy, Debug)]
-pub struct Chained<'a> {
-    /// Ranges pods' addresses come from, in the whole cluster.
-    pub cluster_ranges: &'a [IpNet],
-    /// Those of this node.
-    pub own_ranges: &'a [IpNet],
+    /// Another virtual device.
+    Virtual,
+    /// A machine's own hardware, as far as the kernel says.
+    Physical,
 }
 
 impl From<LinkMessage> for Link {
@@ -72,9 +72,9 @@ impl From<LinkMessage> for Link {
             mac: None,
             up: message.header.flags.contains(LinkFlags::Up),
             loopback: message.header.flags.contains(LinkFlags::Loopback),
-            // The loopback device has them too.
-            ethernet: matches!(message.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback),
-            kind: LinkKind::Other,
+            header: header(message.header.link_layer_type),
+            kind: LinkKind::Physical,
+            controller: None,
             peer: None,
         };
         let (mut lower, mut namespace) = (None, None);
@@ -84,6 +84,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
                 LinkAttribute::Link(index) => lower = Some(index),
+                LinkAttribute::Controller(index) => link.controller = Some(index).filter(|index| *index != 0),
                 LinkAttribute::LinkNetNsId(id) => namespace = Some(id),
                 LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
                 _ => {}
@@ -102,7 +103,26 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
         Some(InfoKind::Veth) => LinkKind::Veth,
         Some(InfoKind::Bridge) => LinkKind::Bridge,
         Some(InfoKind::Vxlan | InfoKind::Geneve | InfoKind::GreTap | InfoKind::GreTap6) => LinkKind::Overlay,
-        _ => LinkKind::Other,
+        Some(_) => LinkKind::Virtual,
+        None => LinkKind::Physical,
+    }
+}
+
+fn header(layer: LinkLayerType) -> Header {
+    match layer {
+        // The loopback device has Ethernet headers too.
+        LinkLayerType::Ether | LinkLayerType::Loopback => Header::Ethernet,
+        LinkLayerType::None
+        | LinkLayerType::Ppp
+        | LinkLayerType::Slip
+        | LinkLayerType::Cslip
+        | LinkLayerType::Rawip
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre => Header::Ip,
+        _ => Header::Other,
     }
 }
 
@@ -133,69 +153,6 @@ impl Netlink {
             Err(error) if is_errno(&error, Errno::ENODEV) => Ok(None),
             Err(error) => Err(refused(format!("look up device {name}"))(error)),
         }
-    }
-
-    /// The devices that lead to other nodes: those configured, or those that have one of the node's addresses or a default
-    /// route; behind another CNI plugin also every overlay, and whatever leads to pods elsewhere.
-    ///
-    /// # Errors
-    /// [`HostError::NoSuchUplink`], [`HostError::NoUplink`], [`HostError::NotEthernet`], [`HostError::Netlink`].
-    pub async fn uplinks(
-        &self,
-        configured: &Automatic<Vec<String>>,
-        node_addresses: &BTreeSet<IpAddr>,
-        tunnel: &str,
-        chained: Option<Chained<'_>>,
-    ) -> Result<Vec<Link>, HostError> {
-        let uplinks = self.find_uplinks(configured, node_addresses, tunnel, chained).await?;
-        // The programs there expect Ethernet headers: without, they would take addresses from the wrong bytes.
-        match uplinks.iter().find(|uplink| !uplink.ethernet) {
-            Some(uplink) => Err(HostError::NotEthernet { name: uplink.name.clone() }),
-            None => Ok(uplinks),
-        }
-    }
-
-    async fn find_uplinks(
-        &self,
-        configured: &Automatic<Vec<String>>,
-        node_addresses: &BTreeSet<IpAddr>,
-        tunnel: &str,
-        chained: Option<Chained<'_>>,
-    ) -> Result<Vec<Link>, HostError> {
-        let links = self.links().await?;
-        if let Automatic::Value(names) = configured {
-            let find = |name: &String| {
-                links.iter().find(|link| link.name == *name).cloned().ok_or_else(|| HostError::NoSuchUplink {
-                    name: name.clone(),
-                    present: links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>().join(", "),
-                })
-            };
-            return names.iter().map(find).collect();
-        }
-        let routes = self.device_routes().await?;
-        let is_default = |route: &&DeviceRoute| route.destination.is_none_or(|range| range.prefix_len() == 0);
-        let mut indices: BTreeSet<u32> = routes.iter().filter(is_default).map(|route| route.device).collect();
-        let own = self.addresses().await?;
-        indices.extend(own.iter().filter(|(_, address)| node_addresses.contains(address)).map(|(index, _)| *index));
-        if let Some(chained) = chained {
-            let leads_away = |link: &&Link| {
-                let mut its = routes.iter().filter(|route| route.device == link.index);
-                link.kind == LinkKind::Overlay
-                    || (link.kind != LinkKind::Bridge && its.any(|route| chained.leads_away(route)))
-            };
-            indices.extend(links.iter().filter(leads_away).map(|link| link.index));
-        }
-        let uplinks: Vec<Link> = links
-            .into_iter()
-            .filter(|link| indices.contains(&link.index) && !link.loopback)
-            .filter(|link| link.name != tunnel && !link.name.starts_with(INTERFACE_PREFIX))
-            .collect();
-        if uplinks.is_empty() {
-            let addresses: Vec<String> = node_addresses.iter().map(IpAddr::to_string).collect();
-            let addresses = if addresses.is_empty() { "none are known".into() } else { addresses.join(", ") };
-            return Err(HostError::NoUplink { addresses });
-        }
-        Ok(uplinks)
     }
 
     /// Every address of this host, with its device's index.
@@ -288,6 +245,22 @@ impl Netlink {
         }
     }
 
+    /// Whether a filter with this handle is on the device's clsact queueing discipline, on the way in or out.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn has_filter(&self, index: u32, ingress: bool, handle: u16) -> Result<bool, HostError> {
+        let mut filters = self.handle.traffic_filter(index as i32);
+        let request = if ingress { filters.get().ingress() } else { filters.get().egress() };
+        let handle = TcHandle { major: 0, minor: handle };
+        match request.execute().try_collect::<Vec<_>>().await {
+            Ok(filters) => Ok(filters.iter().any(|filter| filter.header.handle == handle)),
+            // There is no such queueing discipline.
+            Err(error) if is_errno(&error, Errno::EINVAL) || is_errno(&error, Errno::ENOENT) => Ok(false),
+            Err(error) => Err(refused(format!("list filters of device {index}"))(error)),
+        }
+    }
+
     /// Gives the host side of a pod's interface the gateway addresses of the wanted families: 169.254.1.1/32 and fe80::1/64.
     ///
     /// # Errors
@@ -316,33 +289,6 @@ impl Netlink {
         request.execute().await.map_err(refused(format!("add the neighbour {address} on device {index}")))
     }
 
-    /// The main table's unicast routes.
-    async fn device_routes(&self) -> Result<Vec<DeviceRoute>, HostError> {
-        let mut found = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessageBuilder::<Ipv4Addr>::new().build();
-            message.header.address_family = family;
-            let routes: Vec<_> =
-                self.handle.route().get(message).execute().try_collect().await.map_err(refused("list routes"))?;
-            for route in routes.iter().filter(|route| {
-                // The IPv6 table has an all-covering multicast and "unreachable" route besides the real ones.
-                route.header.kind == netlink_packet_route::route::RouteType::Unicast
-                    && route.header.table == netlink_packet_route::route::RouteHeader::RT_TABLE_MAIN
-            }) {
-                let destination = super::route::destination(route);
-                for attribute in &route.attributes {
-                    match attribute {
-                        RouteAttribute::Oif(device) => found.push(DeviceRoute { device: *device, destination }),
-                        RouteAttribute::MultiPath(hops) => found
-                            .extend(hops.iter().map(|hop| DeviceRoute { device: hop.interface_index, destination })),
-                        _ => {}
-                    }
-                }
-            }
-        }
-        Ok(found)
-    }
-
     /// The other end of a pod's pair, seen from this end: needs no way into the pod's namespace. None if it is gone.
     ///
     /// # Errors
@@ -357,23 +303,5 @@ impl Netlink {
             Err(error) if is_errno(&error, Errno::ENODEV) || is_errno(&error, Errno::EINVAL) => Ok(None),
             Err(error) => Err(refused(format!("look up the other end of {}", link.name))(error)),
         }
-    }
-}
-
-/// A route by a device; no destination: everywhere.
-struct DeviceRoute {
-    device: u32,
-    destination: Option<IpNet>,
-}
-
-impl Chained<'_> {
-    /// Whether the route is to pods of other nodes.
-    fn leads_away(&self, route: &DeviceRoute) -> bool {
-        let Some(destination) = route.destination else { return false };
-        let covers = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&destination));
-        // A single address is a pod's here, by its own pair.
-        destination.prefix_len() < destination.max_prefix_len()
-            && covers(self.cluster_ranges)
-            && !covers(self.own_ranges)
     }
 }

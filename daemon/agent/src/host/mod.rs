@@ -5,6 +5,7 @@
 //! number of their own ([`ROUTE_PROTOCOL`]), rules are in tables of their own, addresses and neighbours are on pods' own
 //! interfaces and go with them.
 
+pub mod devices;
 pub mod link;
 pub mod netfilter;
 pub mod route;
@@ -14,9 +15,10 @@ use std::io;
 
 use tokio::task::JoinHandle;
 
-pub use link::{Chained, Link, LinkKind};
+pub use devices::{Chained, Role};
+pub use link::{Header, Link, LinkKind};
 pub use netfilter::{Beside, Netfilter, Ruleset};
-pub use route::{ROUTE_PROTOCOL, Route, Via};
+pub use route::{Hop, ROUTE_PROTOCOL, Route, Via};
 
 /// Something on the host could not be set or read.
 #[derive(Debug, thiserror::Error)]
@@ -28,30 +30,6 @@ pub enum HostError {
         action: String,
         /// The kernel's answer.
         source: io::Error,
-    },
-    /// A configured uplink does not exist.
-    #[error("uplink {name} does not exist; this node has {present}; correct `uplinks` or write auto")]
-    NoSuchUplink {
-        /// As configured.
-        name: String,
-        /// What there is.
-        present: String,
-    },
-    /// No device leads to other nodes.
-    #[error(
-        "no uplink found: no device has one of the node's addresses ({addresses}) and there is no default route; name the devices in `uplinks`"
-    )]
-    NoUplink {
-        /// The Node object's addresses.
-        addresses: String,
-    },
-    /// A device that leads to other nodes cannot be guarded.
-    #[error(
-        "uplink {name} has no Ethernet headers (an IP-in-IP or WireGuard device?), and hauberk cannot guard such a one: use an overlay of VXLAN or Geneve or none, or name other devices in `uplinks`"
-    )]
-    NotEthernet {
-        /// Its name.
-        name: String,
     },
     /// A kernel setting could not be read or written.
     #[error("cannot set {name} to {value}: {source}; is /proc/sys mounted read-only?")]

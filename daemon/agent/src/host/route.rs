@@ -3,13 +3,15 @@
 //! Every route carries [`ROUTE_PROTOCOL`] and [`ROUTE_PRIORITY`]. The second makes it a route beside somebody else's to the
 //! same destination: replacing ours never touches theirs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteVia,
+};
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
@@ -42,35 +44,65 @@ pub enum Via {
     Node(IpAddr),
 }
 
+/// The device and next hop of a route; no next hop: the destination is on the device's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The device's index.
+    pub device: u32,
+    /// The next hop, of either family.
+    pub gateway: Option<IpAddr>,
+}
+
 impl Netlink {
-    /// Adds a route, or replaces ours to the same destination.
+    /// Adds a route, or replaces ours to the same destination. A source that the host does not have (yet) is left out, and a next
+    /// hop that no route of the host's leads to is taken to be on the device's link, as the route to the node has it.
     ///
     /// # Errors
     /// [`HostError::Netlink`], also if there is no way to the node it leads by.
     pub async fn put_route(&self, route: &Route) -> Result<(), HostError> {
-        let destination = route.destination.trunc();
-        let action = format!("route {destination}");
-        let mut builder = builder(&destination).scope(RouteScope::Universe);
-        match route.via {
-            Via::Device(index) => builder = builder.output_interface(index).scope(RouteScope::Link),
-            Via::Node(node) => {
-                let (device, gateway) = self.way_to(node).await?;
-                builder = builder.output_interface(device);
-                let attribute = match gateway {
-                    IpAddr::V4(v4) => RouteAttribute::Gateway(RouteAddress::Inet(v4)),
-                    IpAddr::V6(v6) => RouteAttribute::Gateway(RouteAddress::Inet6(v6)),
-                };
-                builder.get_mut().attributes.push(attribute);
+        let hop = match route.via {
+            Via::Device(device) => Hop { device, gateway: None },
+            Via::Node(node) => self.way_to(node).await?,
+        };
+        let sources = if route.source.is_some() { vec![route.source, None] } else { vec![None] };
+        let mut first = None;
+        for source in sources {
+            for on_link in [false, true] {
+                if on_link && hop.gateway.is_none() {
+                    continue;
+                }
+                match self.try_route(route, source, hop, on_link).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => first = first.or(Some(error)),
+                }
             }
         }
+        first.map_or(Ok(()), Err)
+    }
+
+    async fn try_route(&self, route: &Route, source: Option<IpAddr>, hop: Hop, on_link: bool) -> Result<(), HostError> {
+        let destination = route.destination.trunc();
+        let scope = if hop.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+        let mut builder = builder(&destination).output_interface(hop.device).scope(scope);
         let message = builder.get_mut();
-        if let Some(source) = route.source {
+        if let Some(gateway) = hop.gateway {
+            message.attributes.push(match (gateway, destination.addr()) {
+                // RFC 8950: IPv4 by a router that is known by its IPv6 address.
+                (IpAddr::V6(v6), IpAddr::V4(_)) => RouteAttribute::Via(RouteVia::Inet6(v6)),
+                _ => RouteAttribute::Gateway(to_attribute(gateway)),
+            });
+        }
+        if on_link {
+            message.header.flags |= RouteFlags::Onlink;
+        }
+        if let Some(source) = source {
             message.attributes.push(RouteAttribute::PrefSource(to_attribute(source)));
         }
         if let Some(mtu) = route.mtu {
             message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
         }
-        self.handle.route().add(builder.build()).replace().execute().await.map_err(refused(action))
+        let request = self.handle.route().add(builder.build()).replace();
+        request.execute().await.map_err(refused(format!("route {destination}")))
     }
 
     /// Removes our route to a destination, if there is one.
@@ -88,23 +120,25 @@ impl Netlink {
         }
     }
 
-    /// Destinations of every route that is ours.
+    /// Every route that is ours: where it leads, and the source it has.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
-    pub async fn own_routes(&self) -> Result<BTreeSet<IpNet>, HostError> {
-        let mut destinations = BTreeSet::new();
+    pub async fn own_routes(&self) -> Result<BTreeMap<IpNet, (Hop, Option<IpAddr>)>, HostError> {
+        let mut found = BTreeMap::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessageBuilder::<Ipv4Addr>::new().build();
             message.header.address_family = family;
             let mut routes = std::pin::pin!(self.handle.route().get(message).execute());
             while let Some(route) = routes.try_next().await.map_err(refused("list routes"))? {
-                if route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
-                    destinations.extend(destination(&route));
+                if route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+                    && let (Some(destination), Some(hop)) = (destination(&route), hop(&route))
+                {
+                    found.insert(destination, (hop, source(&route)));
                 }
             }
         }
-        Ok(destinations)
+        Ok(found)
     }
 
     /// Removes every route that is ours.
@@ -112,14 +146,17 @@ impl Netlink {
     /// # Errors
     /// [`HostError::Netlink`].
     pub async fn remove_own_routes(&self) -> Result<(), HostError> {
-        for destination in self.own_routes().await? {
+        for destination in self.own_routes().await?.into_keys().collect::<BTreeSet<_>>() {
             self.remove_route(&destination).await?;
         }
         Ok(())
     }
 
     /// The device and next hop of packets to `node`: itself if it is on a link, else the router on the way.
-    async fn way_to(&self, node: IpAddr) -> Result<(u32, IpAddr), HostError> {
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`], also if there is no way.
+    pub async fn way_to(&self, node: IpAddr) -> Result<Hop, HostError> {
         let action = format!("find a way to node address {node}");
         let message = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(node, if node.is_ipv4() { 32 } else { 128 })
@@ -127,21 +164,36 @@ impl Netlink {
             .build();
         let mut answers = std::pin::pin!(self.handle.route().get(message).execute());
         let answer = answers.try_next().await.map_err(refused(action.clone()))?;
-        let mut device = None;
-        let mut next = node;
-        for attribute in answer.into_iter().flat_map(|route| route.attributes) {
-            match attribute {
-                RouteAttribute::Oif(index) => device = Some(index),
-                RouteAttribute::Gateway(RouteAddress::Inet(v4)) => next = v4.into(),
-                RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => next = v6.into(),
-                _ => {}
-            }
-        }
-        match device {
-            Some(device) => Ok((device, next)),
+        match answer.as_ref().and_then(hop) {
+            Some(Hop { device, gateway }) => Ok(Hop { device, gateway: Some(gateway.unwrap_or(node)) }),
             None => Err(HostError::Netlink { action, source: Errno::ENETUNREACH.into() }),
         }
     }
+}
+
+fn hop(route: &RouteMessage) -> Option<Hop> {
+    let (mut device, mut gateway) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => device = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) | RouteAttribute::Via(RouteVia::Inet(v4)) => {
+                gateway = Some(IpAddr::V4(*v4));
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) | RouteAttribute::Via(RouteVia::Inet6(v6)) => {
+                gateway = Some(IpAddr::V6(*v6));
+            }
+            _ => {}
+        }
+    }
+    Some(Hop { device: device?, gateway })
+}
+
+fn source(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })
 }
 
 fn builder(destination: &IpNet) -> RouteMessageBuilder<IpAddr> {

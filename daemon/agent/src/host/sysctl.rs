@@ -11,11 +11,12 @@ use super::HostError;
 const ROOTS: [&str; 2] = ["/host/proc/sys", "/proc/sys"];
 
 /// Lets the host forward packets of both families. Uplinks that took their address from router advertisements go on doing
-/// so: a forwarding host stops to, unless told otherwise (`accept_ra` 2).
+/// so: a forwarding host stops to, unless told otherwise (`accept_ra` 2). Returns what was not as it should be.
 ///
 /// # Errors
 /// [`HostError::Sysctl`].
-pub fn prepare_host(uplinks: &[String]) -> Result<(), HostError> {
+pub fn prepare_host(uplinks: &[String]) -> Result<Vec<String>, HostError> {
+    let mut changed = Vec::new();
     if has_ipv6() && read("net/ipv6/conf/all/forwarding").as_deref() == Some("0") {
         for uplink in uplinks {
             let name = format!("net/ipv6/conf/{uplink}/accept_ra");
@@ -24,46 +25,66 @@ pub fn prepare_host(uplinks: &[String]) -> Result<(), HostError> {
             }
         }
     }
-    write("net/ipv4/ip_forward", "1")?;
+    put("net/ipv4/ip_forward", "1", &mut changed)?;
     if has_ipv6() {
-        write("net/ipv6/conf/all/forwarding", "1")?;
+        put("net/ipv6/conf/all/forwarding", "1", &mut changed)?;
+    }
+    Ok(changed)
+}
+
+/// A network card that came later takes router advertisements if the host's other uplinks do so although it forwards. Other
+/// devices do not: a pod or a container may be at their other end.
+///
+/// # Errors
+/// [`HostError::Sysctl`].
+pub fn accept_advertisements_as(others: &[String], device: &str) -> Result<(), HostError> {
+    let setting = |device: &str| format!("net/ipv6/conf/{device}/accept_ra");
+    let others_do = others.iter().any(|other| read(&setting(other)).as_deref() == Some("2"));
+    if others_do && read(&setting(device)).as_deref() == Some("1") {
+        return write(&setting(device), "2");
     }
     Ok(())
 }
 
-/// Lets decrypted packets in: their sources are routed by the uplink, which a strict reverse-path filter would not take.
+/// Lets decrypted packets in: their sources are routed by the uplink, which a strict reverse-path filter would not take. Returns
+/// what was not as it should be.
 ///
 /// # Errors
 /// [`HostError::Sysctl`].
-pub fn prepare_tunnel(device: &str) -> Result<(), HostError> {
-    write(&format!("net/ipv4/conf/{device}/rp_filter"), "2")?;
+pub fn prepare_tunnel(device: &str) -> Result<Vec<String>, HostError> {
+    let mut changed = Vec::new();
+    put(&format!("net/ipv4/conf/{device}/rp_filter"), "2", &mut changed)?;
+    put(&format!("net/ipv4/conf/{device}/forwarding"), "1", &mut changed)?;
     if has_ipv6() {
+        put(&format!("net/ipv6/conf/{device}/disable_ipv6"), "0", &mut changed)?;
+        put(&format!("net/ipv6/conf/{device}/forwarding"), "1", &mut changed)?;
         // Nobody talks to the tunnel device itself: no link-local address, no router solicitations into the tunnel.
-        write(&format!("net/ipv6/conf/{device}/addr_gen_mode"), "1")?;
-        write(&format!("net/ipv6/conf/{device}/accept_ra"), "0")?;
+        put(&format!("net/ipv6/conf/{device}/addr_gen_mode"), "1", &mut changed)?;
+        put(&format!("net/ipv6/conf/{device}/accept_ra"), "0", &mut changed)?;
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Prepares the host side of a pod's interface, while it is down: it forwards, tells the pod of no better way, takes no
-/// advertisement from it, and has no address but the gateways.
+/// advertisement from it, and has no address but the gateways. Returns what was not as it should be.
 ///
 /// # Errors
 /// [`HostError::Sysctl`].
-pub fn prepare_pod_interface(device: &str, ipv6: bool) -> Result<(), HostError> {
-    write(&format!("net/ipv4/conf/{device}/forwarding"), "1")?;
-    write(&format!("net/ipv4/conf/{device}/send_redirects"), "0")?;
-    write(&format!("net/ipv4/conf/{device}/accept_redirects"), "0")?;
+pub fn prepare_pod_interface(device: &str, ipv6: bool) -> Result<Vec<String>, HostError> {
+    let mut changed = Vec::new();
+    put(&format!("net/ipv4/conf/{device}/forwarding"), "1", &mut changed)?;
+    put(&format!("net/ipv4/conf/{device}/send_redirects"), "0", &mut changed)?;
+    put(&format!("net/ipv4/conf/{device}/accept_redirects"), "0", &mut changed)?;
     if !has_ipv6() {
-        return Ok(());
+        return Ok(changed);
     }
-    write(&format!("net/ipv6/conf/{device}/accept_ra"), "0")?;
-    write(&format!("net/ipv6/conf/{device}/addr_gen_mode"), "1")?;
+    put(&format!("net/ipv6/conf/{device}/accept_ra"), "0", &mut changed)?;
+    put(&format!("net/ipv6/conf/{device}/addr_gen_mode"), "1", &mut changed)?;
     if ipv6 {
-        write(&format!("net/ipv6/conf/{device}/disable_ipv6"), "0")?;
-        write(&format!("net/ipv6/conf/{device}/forwarding"), "1")?;
+        put(&format!("net/ipv6/conf/{device}/disable_ipv6"), "0", &mut changed)?;
+        put(&format!("net/ipv6/conf/{device}/forwarding"), "1", &mut changed)?;
     }
-    Ok(())
+    Ok(changed)
 }
 
 fn has_ipv6() -> bool {
@@ -78,10 +99,19 @@ fn read(name: &str) -> Option<String> {
     fs::read_to_string(root().join(name)).ok().map(|value| value.trim().to_owned())
 }
 
+fn put(name: &str, value: &str, changed: &mut Vec<String>) -> Result<(), HostError> {
+    if read(name).as_deref() != Some(value) {
+        write(name, value)?;
+        changed.push(name.replace('/', "."));
+    }
+    Ok(())
+}
+
 fn write(name: &str, value: &str) -> Result<(), HostError> {
     if read(name).as_deref() == Some(value) {
         return Ok(());
     }
+    crate::fault::point("write a kernel setting");
     let failed = |source: io::Error| HostError::Sysctl { name: name.to_owned(), value: value.to_owned(), source };
     fs::write(root().join(name), value).map_err(failed)
 }

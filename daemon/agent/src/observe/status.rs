@@ -104,11 +104,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
         }
         .into(),
         attach: facts.attach.into(),
-        uplinks: world
-            .running
-            .as_ref()
-            .map(|running| running.uplinks.iter().map(|(name, _)| name.clone()).collect())
-            .unwrap_or_default(),
+        uplinks: world.running.as_ref().map(|running| running.uplinks.clone()).unwrap_or_default(),
         peers,
         namespaces,
         attachments: world.model.attachments().filter(|(_, attachment)| attachment.attach.is_some()).count(),

@@ -1,7 +1,9 @@
 //! The reconciler: takes in changes, computes what the node should hold, and has the difference carried out. It alone writes
 //! to the kernel; everybody else sends it an [`Input`].
 
+mod failures;
 mod input;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,21 +22,28 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::apply::{Kernel, Node, Prepared, peer_step};
+use crate::apply::{Found, Kernel, Node, Prepared, peer_step};
 use crate::attachments::{self, Attachments};
 use crate::backend::{Progress, UserspaceConfig};
 use crate::cluster_config;
 use crate::config::Config;
+use crate::datapath::Framing;
 use crate::source::Source;
-use crate::world::{Running, Shared};
+use crate::world::{Device, Running, Shared};
 
+use failures::{Area, Failures};
 pub use input::Input;
 
 /// First pause after a failure; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Between looks at what nobody announces: netfilter flushed by somebody, peers that went quiet.
-const LOOK_AROUND: Duration = Duration::from_secs(10);
+/// Between looks whether the programs on devices still run where they were attached, and those on pods' interfaces too.
+const LOOK: Duration = Duration::from_millis(250);
+const WHOLE_LOOK: Duration = Duration::from_secs(1);
+/// Between looks at everything else that nobody announces: netfilter flushed by somebody, peers that went quiet.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// Between two attempts to start a handshake with a peer that may not answer.
+const GREETING: Duration = Duration::from_secs(30);
 /// Inputs taken in before the next computation.
 const BATCH: usize = 4_096;
 
@@ -76,6 +85,9 @@ pub struct Reconciler {
     stale: bool,
     foreign_routes_removed: bool,
     greeted: BTreeMap<NodeNumber, Instant>,
+    failures: Failures,
+    looked: Option<Instant>,
+    looked_around: Option<Instant>,
 }
 
 /// What a [`Reconciler`] is made of.
@@ -119,25 +131,28 @@ impl Reconciler {
             stale: false,
             foreign_routes_removed: false,
             greeted: BTreeMap::new(),
+            failures: Failures::default(),
+            looked: None,
+            looked_around: None,
         }
     }
 
     /// Runs until the last sender of inputs is gone.
     pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
         let mut retry: Option<Instant> = None;
-        let mut look_around = tokio::time::interval(LOOK_AROUND);
-        look_around.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let mut batch = Vec::new();
             tokio::select! {
                 count = inputs.recv_many(&mut batch, BATCH) => if count == 0 { return },
                 () = sleep_until(retry) => {}
-                _ = look_around.tick() => {
-                    if self.look_around().await { retry = Some(Instant::now()); }
+                _ = look.tick() => {
+                    if self.look().await { retry = Some(Instant::now()); }
                     continue;
                 }
             }
-            if batch.iter().any(|input| matches!(input, Input::Devices)) && !self.refresh_uplinks().await {
+            if batch.iter().any(|input| matches!(input, Input::Devices)) && !self.refresh_devices(false).await {
                 retry = Some(Instant::now() + self.pause);
             }
             let (changed, waiting) = self.absorb(batch);
@@ -215,18 +230,19 @@ impl Reconciler {
         }
         self.follow();
         self.take_settings();
-        let failures = self.carry_out().await;
+        self.follow_addresses();
+        let mut failures = self.carry_out().await;
+        self.follow_rules(&mut failures).await;
         let clean = failures.is_empty();
-        {
-            let mut world = self.world.write();
-            world.failures = failures;
-            if clean {
-                for since in self.waiting_since.drain(..) {
-                    world.apply_seconds.observe(since.elapsed().as_secs_f64());
-                }
+        let enforced = !failures.keys().any(|object| concerns_enforcement(object));
+        self.tell(Area::Steps, failures);
+        if clean {
+            let world = self.world.write();
+            for since in self.waiting_since.drain(..) {
+                world.apply_seconds.observe(since.elapsed().as_secs_f64());
             }
         }
-        if clean { self.after_success().await } else { false }
+        self.publish(clean, enforced).await && clean
     }
 
     /// From prepared to running, as soon as the node's own object is known.
@@ -255,20 +271,24 @@ impl Reconciler {
             }
             Err(error) => warn!(%error, "cannot read the kernel's state back; everything is written anew"),
         }
-        info!(uplinks = ?kernel.uplinks().iter().map(|u| &u.name).collect::<Vec<_>>(), mtu = kernel.tunnel_mtu(), "datapath attached");
+        info!(uplinks = ?uplinks(&kernel), mtu = kernel.tunnel_mtu(), "datapath attached");
         {
             let mut world = self.world.write();
             world.policy.route_mtu = Some(kernel.tunnel_mtu());
             world.running = Some(Running {
                 backend: kernel.backend(),
-                uplinks: in_use(&kernel),
+                uplinks: uplinks(&kernel),
+                devices: devices(&kernel),
                 mtu: kernel.tunnel_mtu(),
                 packet_socket_guard: kernel.has_packet_socket_guard(),
                 packet_socket_drops: 0,
                 unguarded_overlay_drops: 0,
             });
         }
+        let problems = kernel.devices().problems.clone();
         self.stage = Stage::Running(Box::new(kernel));
+        self.succeed("datapath");
+        self.tell(Area::Devices, problems);
         self.take_host_addresses().await
     }
 
@@ -352,10 +372,11 @@ impl Reconciler {
         failures
     }
 
-    /// Acknowledges what is enforced now, and tidies up once.
-    async fn after_success(&mut self) -> bool {
+    /// Publishes this node's keys, whatever failed, and acknowledges what is enforced now. Tidies up once.
+    async fn publish(&mut self, clean: bool, enforces: bool) -> bool {
         let Stage::Running(kernel) = &self.stage else { return true };
         if !self.foreign_routes_removed
+            && clean
             && let Some(routes) = self.own_routes()
         {
             match kernel.remove_foreign_routes(&routes).await {
@@ -365,16 +386,21 @@ impl Reconciler {
         }
         self.greet();
         let mut annotations = BTreeMap::from([(KEYS_ANNOTATION.to_owned(), self.published.clone())]);
-        if let Some(enforced) = &self.world.read().desired.enforced {
-            annotations.insert(ENFORCED_ANNOTATION.to_owned(), convergence::render(enforced));
-        }
+        let enforced = match &self.world.read().desired.enforced {
+            Some(enforced) if enforces => Some(convergence::render(enforced)),
+            // What was acknowledged before stays until the new can be.
+            _ => self.written.get(ENFORCED_ANNOTATION).cloned(),
+        };
+        annotations.extend(enforced.map(|enforced| (ENFORCED_ANNOTATION.to_owned(), enforced)));
         if annotations == self.written && self.holds(&annotations) {
+            self.succeed("annotations");
             return true;
         }
         let values = annotations.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect();
         match Arc::clone(&self.source).annotate(values).await {
             Ok(()) => {
                 self.written = annotations;
+                self.succeed("annotations");
                 true
             }
             Err(error) => self.fail(
@@ -414,40 +440,13 @@ impl Reconciler {
         let now = Instant::now();
         let ready = hauberk_abi::layout::peer_flag::READY;
         for (number, entry) in &wanted.peer_entries {
-            let lately = self.greeted.get(number).is_some_and(|at| now.duration_since(*at) < 3 * LOOK_AROUND);
+            let lately = self.greeted.get(number).is_some_and(|at| now.duration_since(*at) < GREETING);
             if entry.flags & ready == 0 && wanted.peers.contains_key(number) && !lately {
                 self.greeted.insert(*number, now);
                 if let Err(error) = kernel.backend().greet(*number) {
                     warn!(%error, peer = number.0, "cannot start a handshake");
                 }
             }
-        }
-    }
-
-    /// Guards follow the uplinks. Returns whether they could.
-    async fn refresh_uplinks(&mut self) -> bool {
-        let Some(node) = self.own_node() else { return true };
-        let Stage::Running(kernel) = &mut self.stage else { return true };
-        let cluster_ranges = self.world.read().policy.cluster_ranges.clone();
-        match kernel.refresh_uplinks(&self.config, &cluster_ranges, &node).await {
-            Ok(false) => self.take_host_addresses().await,
-            Ok(true) => {
-                let uplinks = in_use(kernel);
-                info!(?uplinks, mtu = kernel.tunnel_mtu(), "uplinks changed");
-                self.settings_due = true;
-                {
-                    let mut world = self.world.write();
-                    world.policy.route_mtu = Some(kernel.tunnel_mtu());
-                    if let Some(running) = &mut world.running {
-                        running.uplinks = uplinks;
-                        running.mtu = kernel.tunnel_mtu();
-                    }
-                    // The new ones have proven nothing yet.
-                    world.self_test = None;
-                }
-                self.take_host_addresses().await
-            }
-            Err(error) => self.fail("uplinks", format!("cannot guard every uplink: {error}")),
         }
     }
 
@@ -463,37 +462,16 @@ impl Reconciler {
         };
         match kernel.host_addresses(&cluster_ranges).await {
             Ok(addresses) => {
-                let known = &mut self.world.write().policy.host_addresses;
-                self.stale |= addresses != *known;
-                *known = addresses;
+                {
+                    let known = &mut self.world.write().policy.host_addresses;
+                    self.stale |= addresses != *known;
+                    *known = addresses;
+                }
+                self.succeed("addresses");
                 true
             }
             Err(error) => self.fail("addresses", format!("cannot tell this node's own addresses: {error}")),
         }
-    }
-
-    /// What nobody announces. Returns whether something must be reconciled.
-    async fn look_around(&mut self) -> bool {
-        if !self.refresh_uplinks().await {
-            return true;
-        }
-        let Stage::Running(kernel) = &self.stage else { return false };
-        match kernel.heal_netfilter().await {
-            Ok(false) => {}
-            Ok(true) => warn!("somebody removed hauberk's netfilter rules; they are back"),
-            Err(error) => {
-                self.fail("netfilter", format!("the netfilter rules are gone and cannot be put back: {error}"));
-                return true;
-            }
-        }
-        if let Ok(counters) = kernel.netfilter_counters().await
-            && let Some(running) = &mut self.world.write().running
-        {
-            running.packet_socket_drops = counters.packet_socket;
-            running.unguarded_overlay_drops = counters.unguarded_overlay;
-        }
-        self.greet();
-        self.stale
     }
 
     /// Whether what a waiter asked for is now in force.
@@ -509,19 +487,22 @@ impl Reconciler {
             (false, true, None) => Err("the interface is still attached; it is tried again".into()),
         }
     }
-
-    fn fail(&self, object: &str, message: String) -> bool {
-        warn!(object, "{message}");
-        let problem = Problem { severity: Severity::Critical, object: object.to_owned(), message };
-        self.world.write().failures.insert(object.to_owned(), problem);
-        false
-    }
 }
 
-/// The uplinks that can prove that they are guarded, by name and index.
-fn in_use(kernel: &Kernel) -> Vec<(String, u32)> {
-    let up = kernel.uplinks().iter().filter(|uplink| uplink.up);
-    up.map(|uplink| (uplink.name.clone(), uplink.index)).collect()
+/// What leads to other nodes and the world, as far as it is up.
+fn uplinks(kernel: &Kernel) -> Vec<String> {
+    kernel.uplinks().iter().filter(|uplink| uplink.up).map(|uplink| uplink.name.clone()).collect()
+}
+
+/// The devices that can prove that they are guarded.
+fn devices(kernel: &Kernel) -> Vec<Device> {
+    let up = kernel.devices().guarded.iter().filter(|(_, guarded)| guarded.up);
+    up.map(|(index, guarded)| Device {
+        name: guarded.name.clone(),
+        index: *index,
+        ethernet: guarded.framing == Framing::Ethernet,
+    })
+    .collect()
 }
 
 /// Notes an event; news are logged.
@@ -549,6 +530,11 @@ fn concerns(step: &Step) -> String {
         Step::SetSynced(_) => "settings".into(),
         Step::SetUntranslated(_) => "netfilter".into(),
     }
+}
+
+/// Whether a failure leaves in doubt what this node enforces. A route or a peer that cannot be had only denies.
+fn concerns_enforcement(object: &str) -> bool {
+    ["address/", "range/", "container/", "settings", "netfilter"].iter().any(|part| object.starts_with(part))
 }
 
 /// Where packets of pods may have to go through the tunnel: to other pods and to nodes. Unless `nodeRanges` says where nodes

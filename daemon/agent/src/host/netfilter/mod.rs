@@ -32,6 +32,10 @@ pub struct Ruleset {
     pub mark_shift: u32,
     /// The uplinks' names.
     pub uplinks: Vec<String>,
+    /// Names of those that lead to other nodes and the world.
+    pub masquerade: Vec<String>,
+    /// Indices of the devices by which packets with pods' addresses may leave.
+    pub passable: BTreeSet<u32>,
     /// This node's pod ranges: what they send to the world is masqueraded.
     pub local: BTreeSet<IpNet>,
     /// Destinations that are not the world.

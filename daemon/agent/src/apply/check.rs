@@ -1,0 +1,151 @@
+//! Reads back what protects: whether each program still runs where it was attached, and whether the kernel's settings are as they
+//! were left. Nothing announces it when somebody takes one away.
+
+use hauberk_abi::layout::Hook;
+use hauberk_core::api::{Problem, Severity};
+
+use super::devices::{WIRE, subject};
+use super::{ApplyError, Kernel};
+use crate::config::Config;
+use crate::datapath::{CLSACT_MINOR, Framing, Seat};
+use crate::fault;
+use crate::host::sysctl;
+
+/// Something that is not as it was left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it concerns, as problems name it.
+    pub object: String,
+    /// Which program.
+    pub hook: Hook,
+    /// Where.
+    pub interface: String,
+    framing: Framing,
+    /// What is found.
+    pub found: Found,
+}
+
+/// What is found in a program's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing: somebody detached it.
+    Missing,
+    /// It runs, and programs of others are between it and the wire (or the pod).
+    Between(Vec<String>),
+}
+
+impl Finding {
+    /// For the status.
+    pub fn problem(&self) -> Problem {
+        let (severity, message) = match &self.found {
+            Found::Missing => {
+                (Severity::Critical, format!("{} does not run: another program detached it", self.hook.as_str()))
+            }
+            Found::Between(programs) => (
+                Severity::Warning,
+                format!(
+                    "what other programs ({}) do to packets behind {} is not seen by it; see `bpftool net`",
+                    programs.join(", "),
+                    self.hook.as_str()
+                ),
+            ),
+        };
+        Problem { severity, object: self.object.clone(), message }
+    }
+}
+
+impl Kernel {
+    /// Asks the kernel for every program; unless `whole`, for those of pods' interfaces not. One that cannot be asked for, because its device went, is left to the next look.
+    ///
+    /// # Errors
+    /// [`ApplyError`] if the folders of pins are gone and cannot be made again.
+    pub async fn look(&mut self, config: &Config, whole: bool) -> Result<Vec<Finding>, ApplyError> {
+        self.datapath.restore_pins()?;
+        let mut seats = vec![(
+            Hook::FromTunnel,
+            self.settings.tunnel,
+            config.tunnel.device.clone(),
+            Framing::Ip,
+            subject(&config.tunnel.device),
+        )];
+        for (index, guarded) in &self.devices.guarded {
+            let object = subject(&guarded.name);
+            seats.extend(WIRE.map(|hook| (hook, *index, guarded.name.clone(), guarded.framing, object.clone())));
+        }
+        for (index, pod) in self.pods.iter().filter(|_| whole) {
+            let object = format!("pod interface/{}", pod.host_interface);
+            let hooks = [Hook::FromPod, Hook::ToPod];
+            seats.extend(
+                hooks.map(|hook| (hook, *index, pod.host_interface.clone(), Framing::Ethernet, object.clone())),
+            );
+        }
+        let mut findings = Vec::new();
+        for (hook, index, interface, framing, object) in seats {
+            let Some(found) = self.ask(hook, index, &interface, framing).await else { continue };
+            findings.push(Finding { object, hook, interface, framing, found });
+        }
+        Ok(findings)
+    }
+
+    async fn ask(&mut self, hook: Hook, index: u32, interface: &str, framing: Framing) -> Option<Found> {
+        let found = if self.datapath.is_clsact() {
+            let ingress = !matches!(hook, Hook::ToPod | Hook::ToWire);
+            let there = self.netlink.has_filter(index, ingress, CLSACT_MINOR).await;
+            (!there.ok()?).then_some(Found::Missing)?
+        } else {
+            match self.datapath.seat(hook, interface, framing) {
+                Ok(Seat::Attached { between }) if between.is_empty() => return None,
+                Ok(Seat::Attached { between }) => Found::Between(between),
+                Ok(Seat::Missing) | Err(_) => Found::Missing,
+            }
+        };
+        // A device that went, or has another name, is for the next refresh.
+        let link = self.netlink.link(interface).await.ok()??;
+        (link.index == index).then_some(found)
+    }
+
+    /// Attaches again what is missing.
+    ///
+    /// # Errors
+    /// [`ApplyError`].
+    pub fn repair(&mut self, finding: &Finding) -> Result<(), ApplyError> {
+        if finding.found == Found::Missing {
+            fault::point("attach a program again");
+            self.datapath.attach_and_look(finding.hook, &finding.interface, finding.framing)?;
+        }
+        Ok(())
+    }
+
+    /// Puts kernel settings, the tunnel device and its address back. Returns what was not as it should be.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`] for the first that cannot be put back.
+    pub async fn heal_host(&mut self, config: &Config) -> Result<Vec<String>, ApplyError> {
+        let device = &config.tunnel.device;
+        let mut changed = Vec::new();
+        let names: Vec<String> = self.devices.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
+        changed.extend(sysctl::prepare_host(&names)?);
+        if let Some(link) = self.netlink.link(device).await? {
+            changed.extend(sysctl::prepare_tunnel(device)?);
+            if !link.up {
+                fault::point("bring the tunnel up");
+                self.netlink.set_up(link.index).await?;
+                changed.push(format!("{device} was down"));
+            }
+            if link.mtu != self.settings.tunnel_mtu {
+                fault::point("set the tunnel's MTU");
+                self.netlink.set_mtu(link.index, self.settings.tunnel_mtu).await?;
+                changed.push(format!("{device} had an MTU of {}", link.mtu));
+            }
+            self.netlink.put_gateways(link.index, true, false).await?;
+        }
+        for pod in self.pods.values().filter(|pod| !pod.adopted) {
+            let ipv6 = pod.addresses.iter().any(|address| address.is_ipv6());
+            // One that is gone is for the next refresh.
+            if let Ok(settings) = sysctl::prepare_pod_interface(&pod.host_interface, ipv6) {
+                changed.extend(settings);
+            }
+        }
+        Ok(changed)
+    }
+}

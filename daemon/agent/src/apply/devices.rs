@@ -1,0 +1,351 @@
+//! Every device is guarded or shut. Devices come and go, and a guard must be on each before anything uses it; what has none is not
+//! among those by which netfilter lets pods' packets leave.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hauberk_abi::layout::{Hook, Settings};
+use hauberk_core::api::{Problem, Severity};
+use ipnet::IpNet;
+use tracing::{info, warn};
+
+use super::startup::tunnel_mtu;
+use super::{ApplyError, Kernel, Node};
+use crate::config::{Automatic, CniInstall, Config};
+use crate::datapath::{Datapath, Framing};
+use crate::fault;
+use crate::host::{Beside, Chained, Link, LinkKind, Netlink, Role, Ruleset, sysctl};
+
+/// What leaves is guarded before what arrives: a leak is worse than a loss.
+pub(super) const WIRE: [Hook; 2] = [Hook::ToWire, Hook::FromWire];
+
+/// A device with the guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guarded {
+    /// Its name.
+    pub name: String,
+    /// With what its packets begin.
+    pub framing: Framing,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+/// What is known of this host's devices.
+#[derive(Debug, Default)]
+pub struct Devices {
+    /// Those with the guard, by index.
+    pub guarded: BTreeMap<u32, Guarded>,
+    /// Those that lead to other nodes and the world, as far as is known.
+    pub uplinks: Vec<Link>,
+    /// Indices of others by which pods' packets may leave: what is harmless, and pods' interfaces.
+    harmless: BTreeSet<u32>,
+    /// What is wrong, by what it concerns: a device that is shut, an uplink that is missing.
+    pub problems: BTreeMap<String, Problem>,
+}
+
+impl Devices {
+    /// Puts the guard on every device that has none, and forgets those that are gone. Each that cannot be guarded is a problem of
+    /// its own. Returns all devices, and whether those with a guard are others than before.
+    ///
+    /// # Errors
+    /// [`ApplyError`] if devices cannot be listed.
+    pub(super) async fn guard_all(
+        &mut self,
+        datapath: &mut Datapath,
+        netlink: &Netlink,
+        tunnel: &str,
+    ) -> Result<(Vec<Link>, bool), ApplyError> {
+        let links = netlink.links().await?;
+        let pods: BTreeSet<u32> = datapath.maps().interfaces()?.into_iter().map(|(index, _)| index).collect();
+        self.problems.clear();
+        self.harmless.clear();
+        let renamed = self.renamed(&links);
+        if !renamed.is_empty() {
+            fault::point("rename a device's programs");
+            if let Err(error) = datapath.rename(&renamed) {
+                warn!(%error, ?renamed, "the guards of devices that have other names now are recorded under the old ones");
+            }
+        }
+        let before: BTreeMap<u32, (String, Framing)> =
+            self.guarded.iter().map(|(index, guarded)| (*index, (guarded.name.clone(), guarded.framing))).collect();
+        for (old, new) in &renamed {
+            self.guarded.values_mut().filter(|guarded| guarded.name == *old).for_each(|g| g.name.clone_from(new));
+        }
+        let gone: Vec<Guarded> = self
+            .guarded
+            .iter()
+            .filter(|(index, _)| !links.iter().any(|link| link.index == **index))
+            .map(|(_, guarded)| guarded.clone())
+            .collect();
+        self.guarded.retain(|index, _| links.iter().any(|link| link.index == *index));
+        for link in &links {
+            match link.role(tunnel, &pods) {
+                Role::Wire(framing) => self.guard(datapath, netlink, link, framing).await,
+                Role::Shut => {
+                    let message =
+                        "hauberk has no guard for this kind of device: packets with pods' addresses do not leave by it";
+                    self.note(Severity::Warning, &link.name, message.into());
+                }
+                Role::Harmless | Role::Pod => {
+                    self.harmless.insert(link.index);
+                }
+            }
+        }
+        for gone in gone.iter().filter(|gone| !links.iter().any(|link| link.name == gone.name)) {
+            for hook in WIRE {
+                fault::point("forget a device's program");
+                if let Err(error) = datapath.detach(hook, &gone.name) {
+                    warn!(%error, device = gone.name, "cannot forget a device that is gone");
+                }
+            }
+        }
+        let ethernet = |(index, guarded): (&u32, &Guarded)| (guarded.framing == Framing::Ethernet).then_some(*index);
+        fault::point("write the uplinks");
+        datapath.maps_mut().set_uplinks(&self.guarded.iter().filter_map(ethernet).collect())?;
+        let after = self.guarded.iter().map(|(index, guarded)| (*index, (guarded.name.clone(), guarded.framing)));
+        Ok((links, before != after.collect()))
+    }
+
+    /// Guarded devices that have another name by now, with both names.
+    fn renamed(&self, links: &[Link]) -> Vec<(String, String)> {
+        let other_name = |link: &Link| {
+            let known = self.guarded.get(&link.index).filter(|known| known.name != link.name)?;
+            Some((known.name.clone(), link.name.clone()))
+        };
+        links.iter().filter_map(other_name).collect()
+    }
+
+    async fn guard(&mut self, datapath: &mut Datapath, netlink: &Netlink, link: &Link, framing: Framing) {
+        if let Some(known) = self.guarded.get_mut(&link.index)
+            && known.framing == framing
+        {
+            known.up = link.up;
+            return;
+        }
+        match guard(datapath, &link.name, framing) {
+            Ok(()) => {
+                let guarded = Guarded { name: link.name.clone(), framing, up: link.up };
+                info!(device = link.name, index = link.index, ?framing, "guarded");
+                self.guarded.insert(link.index, guarded);
+            }
+            Err(error) => {
+                self.guarded.remove(&link.index);
+                // One that went in between needs no guard.
+                let there = netlink.link(&link.name).await;
+                if there.is_ok_and(|there| there.is_some_and(|there| there.index == link.index)) {
+                    let message =
+                        format!("cannot be guarded, and packets with pods' addresses do not leave by it: {error}");
+                    self.note(Severity::Critical, &link.name, message);
+                }
+            }
+        }
+    }
+
+    /// Follows which devices are uplinks. None at all leaves those that were.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub(super) async fn find_uplinks(
+        &mut self,
+        netlink: &Netlink,
+        config: &Config,
+        cluster_ranges: &[IpNet],
+        node: &Node,
+        links: &[Link],
+    ) -> Result<bool, ApplyError> {
+        let addresses: BTreeSet<IpAddr> = node.addresses.iter().copied().collect();
+        let chained = chained(config, cluster_ranges, node);
+        let (found, missing) =
+            netlink.uplinks(links, &config.uplinks, &addresses, &config.tunnel.device, chained).await?;
+        for name in missing {
+            let present = links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>().join(", ");
+            let message = format!(
+                "is named in `uplinks` and does not exist; this node has {present}; correct `uplinks` or write auto"
+            );
+            let object = format!("uplink/{name}");
+            self.problems.insert(object.clone(), Problem { severity: Severity::Critical, object, message });
+        }
+        let known: Vec<(u32, String)> = self.uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
+        let follow = |link: &Link| links.iter().find(|present| present.index == link.index).cloned();
+        let mut uplinks: Vec<Link> = self.uplinks.iter().filter_map(follow).collect();
+        // What was an uplink may be one again: its address or route comes back.
+        uplinks.extend(found.iter().filter(|link| !known.iter().any(|(index, _)| *index == link.index)).cloned());
+        if let Automatic::Value(_) = config.uplinks {
+            uplinks = found.clone();
+        }
+        for link in &uplinks {
+            let is_new = !known.iter().any(|(index, _)| *index == link.index);
+            if !link.up && !self.problems.contains_key(&subject(&link.name)) {
+                self.note(
+                    Severity::Warning,
+                    &link.name,
+                    "is an uplink and down: no other node is reached by it".into(),
+                );
+            }
+            if is_new {
+                info!(device = link.name, mtu = link.mtu, "an uplink");
+            }
+        }
+        if found.is_empty() {
+            self.problems.insert("uplinks".into(), no_uplink(&addresses));
+        }
+        self.uplinks = uplinks;
+        let now: Vec<(u32, String)> = self.uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
+        Ok(now != known)
+    }
+
+    /// Network cards that came later go on with router advertisements as the others.
+    pub(super) fn follow_advertisements(&mut self, links: &[Link]) -> Result<(), ApplyError> {
+        let others: Vec<String> = self.uplinks.iter().map(|link| link.name.clone()).collect();
+        let is_card = |link: &&Link| match link.kind {
+            LinkKind::Physical => self.guarded.contains_key(&link.index),
+            _ => others.contains(&link.name),
+        };
+        for link in links.iter().filter(is_card) {
+            fault::point("accept router advertisements");
+            sysctl::accept_advertisements_as(&others, &link.name)?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, severity: Severity, name: &str, message: String) {
+        let object = subject(name);
+        self.problems.insert(object.clone(), Problem { severity, object, message });
+    }
+
+    /// Names of the guarded.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.guarded.values().map(|guarded| guarded.name.clone()).collect()
+    }
+
+    /// Adds what follows from the devices to the rules.
+    pub(super) fn rules(&self, config: &Config, tunnel_mtu: u32, rules: &Ruleset) -> Ruleset {
+        let is_chained = config.cni.install == CniInstall::Chained;
+        Ruleset {
+            uplinks: self.names(),
+            masquerade: self.uplinks.iter().map(|link| link.name.clone()).collect(),
+            passable: self.guarded.keys().chain(&self.harmless).copied().collect(),
+            chained: is_chained.then(|| Beside { guarded: self.guarded.keys().copied().collect(), tunnel_mtu }),
+            ..rules.clone()
+        }
+    }
+}
+
+impl Kernel {
+    /// Guards devices that are new, forgets those that are gone, and follows a smaller MTU. Returns whether anything changed.
+    /// What concerns one device is in [`Devices::problems`] and holds up nothing else.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; guards that are there stay.
+    pub async fn refresh_devices(
+        &mut self,
+        config: &Config,
+        cluster_ranges: &[IpNet],
+        node: &Node,
+    ) -> Result<bool, ApplyError> {
+        self.sources.clone_from(&node.addresses);
+        let (links, mut changed) =
+            self.devices.guard_all(&mut self.datapath, &self.netlink, &config.tunnel.device).await?;
+        changed |= self.devices.find_uplinks(&self.netlink, config, cluster_ranges, node, &links).await?;
+        self.devices.follow_advertisements(&links)?;
+        changed |= self.follow_mtu(config).await?;
+        self.follow_rules(config).await?;
+        Ok(changed)
+    }
+
+    /// Has netfilter know by which devices pods' packets may leave.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn follow_rules(&mut self, config: &Config) -> Result<(), ApplyError> {
+        let ruleset = self.devices.rules(config, self.settings.tunnel_mtu, &self.ruleset);
+        if ruleset != self.ruleset {
+            fault::point("change the netfilter rules");
+            self.netfilter.apply(&ruleset).await?;
+            self.ruleset = ruleset;
+        }
+        Ok(())
+    }
+
+    /// What is known of this host's devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// A pod's interface has programs of its own by now: the guard that it may have had goes.
+    pub(super) fn becomes_pods(&mut self, index: u32, name: &str) -> Result<(), ApplyError> {
+        self.devices.harmless.insert(index);
+        self.devices.guarded.remove(&index);
+        for hook in WIRE {
+            fault::point("detach the guard from a pod's interface");
+            self.datapath.give_up(hook, name)?;
+        }
+        Ok(())
+    }
+
+    /// An interface that is no pod's any more gets the guard, before its own programs go.
+    pub(super) fn becomes_device(&mut self, link: &Link) -> Result<(), ApplyError> {
+        if let Role::Wire(framing) = link.role("", &BTreeSet::new()) {
+            guard(&mut self.datapath, &link.name, framing)?;
+            self.devices.guarded.insert(link.index, Guarded { name: link.name.clone(), framing, up: link.up });
+        }
+        Ok(())
+    }
+
+    /// Addresses inside the cluster's ranges that are this host's: of another plugin's bridge or overlay.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn host_addresses(&self, cluster_ranges: &[IpNet]) -> Result<BTreeSet<IpAddr>, ApplyError> {
+        let addresses = self.netlink.addresses().await?.into_iter().map(|(_, address)| address);
+        Ok(addresses.filter(|address| cluster_ranges.iter().any(|range| range.contains(address))).collect())
+    }
+
+    /// Packets that fitted would be lost on an uplink that became smaller. One that became larger is used at the next start.
+    async fn follow_mtu(&mut self, config: &Config) -> Result<bool, ApplyError> {
+        let mtu = match tunnel_mtu(config, &self.devices.uplinks) {
+            Ok(mtu) => mtu,
+            Err(error) => {
+                let (severity, object) = (Severity::Critical, "uplinks".to_owned());
+                let problem = Problem { severity, object: object.clone(), message: error.to_string() };
+                self.devices.problems.insert(object, problem);
+                return Ok(false);
+            }
+        };
+        if mtu >= self.settings.tunnel_mtu {
+            return Ok(false);
+        }
+        fault::point("set the tunnel's MTU");
+        self.netlink.set_mtu(self.settings.tunnel, mtu).await?;
+        self.configure(Settings { tunnel_mtu: mtu, ..self.settings })?;
+        Ok(true)
+    }
+}
+
+/// As problems name a device.
+pub(super) fn subject(name: &str) -> String {
+    format!("device/{name}")
+}
+
+pub(super) fn no_uplink(addresses: &BTreeSet<IpAddr>) -> Problem {
+    let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    let addresses = if addresses.is_empty() { "none are known".into() } else { addresses.join(", ") };
+    let message = format!(
+        "no uplink: no device has one of the node's addresses ({addresses}) and there is no default route; name the devices in `uplinks`"
+    );
+    Problem { severity: Severity::Critical, object: "uplinks".into(), message }
+}
+
+/// Where another plugin's network is to be looked for, if there is one.
+pub(super) fn chained<'a>(config: &Config, cluster_ranges: &'a [IpNet], node: &'a Node) -> Option<Chained<'a>> {
+    let is_chained = config.cni.install == CniInstall::Chained;
+    is_chained.then_some(Chained { cluster_ranges, own_ranges: &node.pod_ranges })
+}
+
+pub(super) fn guard(datapath: &mut Datapath, name: &str, framing: Framing) -> Result<(), ApplyError> {
+    for hook in WIRE {
+        fault::point("attach a program to a device");
+        datapath.attach_and_look(hook, name, framing)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! Routes of ours are read back: an address or a link that went took some with it, and somebody may have flushed them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hauberk_core::desired::Route;
+use hauberk_core::model::AttachmentKey;
+use ipnet::IpNet;
+
+use super::{ApplyError, Kernel};
+use crate::host::Hop;
+
+/// What is not in the routing table as it should be.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Routes to other nodes' pods.
+    pub routes: Vec<IpNet>,
+    /// Pods of this node without one of their routes.
+    pub pods: Vec<AttachmentKey>,
+}
+
+impl Kernel {
+    /// Compares the routing table with `wanted` and with this node's pods. With `ways`, next hops are compared too: the way to a
+    /// node is another one after its route, or its device, has changed.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn lost_routes(&self, wanted: &BTreeMap<IpNet, Route>, ways: bool) -> Result<Lost, ApplyError> {
+        let held = self.netlink.own_routes().await?;
+        let own: BTreeSet<IpAddr> = self.netlink.addresses().await?.into_iter().map(|(_, address)| address).collect();
+        let mut lost = Lost::default();
+        let mut ways_to: BTreeMap<IpAddr, Option<Hop>> = BTreeMap::new();
+        for route in wanted.values() {
+            let way = match held.get(&route.destination) {
+                None => {
+                    lost.routes.push(route.destination);
+                    continue;
+                }
+                Some(way) => way,
+            };
+            let source = self.source_for(route.destination.addr()).filter(|source| own.contains(source));
+            let is_same_source = source.is_none() || source == way.1;
+            let is_same_way = if ways {
+                if !ways_to.contains_key(&route.via) {
+                    ways_to.insert(route.via, self.netlink.way_to(route.via).await.ok());
+                }
+                ways_to.get(&route.via).copied().flatten().is_none_or(|to| to == way.0)
+            } else {
+                true
+            };
+            if !is_same_source || !is_same_way {
+                lost.routes.push(route.destination);
+            }
+        }
+        for (index, pod) in self.pods.iter().filter(|(_, pod)| !pod.adopted) {
+            let by_interface =
+                |address: &IpAddr| held.get(&IpNet::from(*address)).is_some_and(|(hop, _)| hop.device == *index);
+            if !pod.addresses.iter().all(by_interface) {
+                lost.pods.push(pod.key());
+            }
+        }
+        Ok(lost)
+    }
+}

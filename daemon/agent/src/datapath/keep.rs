@@ -1,0 +1,100 @@
+//! Keeps what is attached attached: against devices that get another name, programs that somebody detached, and folders of pins
+//! that somebody removed.
+
+use std::io;
+
+use aya::maps::{MapData, MapInfo};
+use hauberk_abi::layout::Hook;
+
+use super::links::{self, Framing, Seat};
+use super::{Datapath, DatapathError, chain, program};
+
+impl Datapath {
+    /// [`Datapath::attach`], and asks the kernel afterwards. A pinned link may still be that of a device of the same name that was
+    /// moved to another network namespace: then a new one is made.
+    ///
+    /// # Errors
+    /// [`DatapathError::Attach`].
+    pub fn attach_and_look(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
+        self.attach(hook, interface, framing)?;
+        if self.seat(hook, interface, framing)? != Seat::Missing {
+            return Ok(());
+        }
+        self.detach(hook, interface)?;
+        self.attach(hook, interface, framing)?;
+        match self.seat(hook, interface, framing)? {
+            Seat::Attached { .. } => Ok(()),
+            Seat::Missing => Err(DatapathError::Attach {
+                program: hook.as_str(),
+                interface: interface.into(),
+                reason: "the kernel took it and does not run it".into(),
+            }),
+        }
+    }
+
+    /// Another hook's program has taken over from `hook` on the interface. A clsact filter was replaced by that; a TCX program stood
+    /// beside it and goes.
+    ///
+    /// # Errors
+    /// [`DatapathError::Attach`].
+    pub fn give_up(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+        if self.is_clsact() {
+            return links::forget(&self.pins.links(), hook, interface);
+        }
+        self.detach(hook, interface)
+    }
+
+    /// Devices that were given other names: what is attached to them goes on under the new ones.
+    ///
+    /// # Errors
+    /// [`DatapathError::Pins`].
+    pub fn rename(&self, names: &[(String, String)]) -> Result<(), DatapathError> {
+        // By way of a third name: two devices may have swapped theirs.
+        let between = |name: &str| format!("{name}%");
+        for (old, _) in names {
+            links::rename(&self.pins.links(), old, &between(old))?;
+        }
+        for (old, new) in names {
+            links::rename(&self.pins.links(), &between(old), new)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the folders of pins again, if somebody removed them, and pins the maps that the programs use. Says whether anything
+    /// was missing.
+    ///
+    /// # Errors
+    /// [`DatapathError::Pins`].
+    pub fn restore_pins(&mut self) -> Result<bool, DatapathError> {
+        let folder = self.pins.maps();
+        let complete = folder.join(hauberk_abi::layout::map::ENDPOINTS).exists() && self.pins.links().exists();
+        if complete {
+            return Ok(false);
+        }
+        crate::fault::point("make the folders of pins again");
+        self.pins.create()?;
+        let mut names = Framing::PROGRAMS.to_vec();
+        names.dedup();
+        for name in names {
+            let refused = |reason: String| DatapathError::Program { program: name, reason };
+            let info = program(&mut self.ebpf, name)?.info().map_err(|error| refused(chain(&error)))?;
+            let maps = info.map_ids().map_err(|error| refused(chain(&error)))?.unwrap_or_default();
+            for id in maps {
+                let pin = || -> Result<(), Box<dyn std::error::Error>> {
+                    let map = MapInfo::from_id(id)?;
+                    let name = map.name_as_str().unwrap_or_default().to_owned();
+                    let is_ours = !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+                    if is_ours && !folder.join(&name).exists() {
+                        MapData::from_id(id)?.pin(folder.join(&name))?;
+                    }
+                    Ok(())
+                };
+                pin().map_err(|error| DatapathError::Pins {
+                    path: folder.clone(),
+                    source: io::Error::other(error.to_string()),
+                })?;
+            }
+        }
+        Ok(true)
+    }
+}

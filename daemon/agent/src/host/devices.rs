@@ -1,0 +1,149 @@
+//! What each network device is to hauberk. Every device is guarded or shut: whatever is not known to be harmless counts as one
+//! that leads to other nodes, whether or not anybody named it.
+//!
+//! *Uplinks* are those among the guarded that are known to lead to other nodes and the world: the tunnel's size follows them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteType};
+use rtnetlink::RouteMessageBuilder;
+
+use super::link::Header;
+use super::{HostError, Link, LinkKind, Netlink, refused};
+use crate::attachments::INTERFACE_PREFIX;
+use crate::config::Automatic;
+use crate::datapath::Framing;
+
+/// What a device is to hauberk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Packets on it never leave the node, or the guard on a device beneath sees them: loopback, the tunnel, bridges.
+    Harmless,
+    /// A pod's interface: it has programs of its own.
+    Pod,
+    /// Other nodes may be behind it: it gets the guard.
+    Wire(Framing),
+    /// Other nodes may be behind it, and no program reads its packets: nothing of pods may leave by it.
+    Shut,
+}
+
+/// Of another CNI plugin's network: where to look for the devices by which it reaches other nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Chained<'a> {
+    /// Ranges pods' addresses come from, in the whole cluster.
+    pub cluster_ranges: &'a [IpNet],
+    /// Those of this node.
+    pub own_ranges: &'a [IpNet],
+}
+
+impl Link {
+    /// What the device is, where `pods` are the indices of pods' interfaces and `tunnel` is our own device's name.
+    pub fn role(&self, tunnel: &str, pods: &BTreeSet<u32>) -> Role {
+        if pods.contains(&self.index) {
+            return Role::Pod;
+        }
+        // A pair that the CNI plugin has just made: nothing can be sent by it until it is attached and brought up.
+        if self.kind == LinkKind::Veth && self.name.starts_with(INTERFACE_PREFIX) && !self.up {
+            return Role::Pod;
+        }
+        if self.loopback || self.name == tunnel || self.kind == LinkKind::Bridge {
+            return Role::Harmless;
+        }
+        match self.header {
+            Header::Ethernet => Role::Wire(Framing::Ethernet),
+            Header::Ip => Role::Wire(Framing::Ip),
+            Header::Other => Role::Shut,
+        }
+    }
+}
+
+impl Netlink {
+    /// Which of `links` are uplinks: those configured, or those that have one of the node's addresses or a default route; behind
+    /// another CNI plugin also every overlay, and whatever leads to pods elsewhere. Configured names that do not exist are told
+    /// beside.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn uplinks(
+        &self,
+        links: &[Link],
+        configured: &Automatic<Vec<String>>,
+        node_addresses: &BTreeSet<IpAddr>,
+        tunnel: &str,
+        chained: Option<Chained<'_>>,
+    ) -> Result<(Vec<Link>, Vec<String>), HostError> {
+        if let Automatic::Value(names) = configured {
+            let find = |name: &String| links.iter().find(|link| link.name == *name).cloned();
+            let missing = names.iter().filter(|name| find(name).is_none()).cloned().collect();
+            return Ok((names.iter().filter_map(find).collect(), missing));
+        }
+        let routes = self.device_routes().await?;
+        let is_default = |route: &&DeviceRoute| route.destination.is_none_or(|range| range.prefix_len() == 0);
+        let mut indices: BTreeSet<u32> = routes.iter().filter(is_default).map(|route| route.device).collect();
+        let own = self.addresses().await?;
+        indices.extend(own.iter().filter(|(_, address)| node_addresses.contains(address)).map(|(index, _)| *index));
+        if let Some(chained) = chained {
+            let leads_away = |link: &&Link| {
+                let mut its = routes.iter().filter(|route| route.device == link.index);
+                link.kind == LinkKind::Overlay
+                    || (link.kind != LinkKind::Bridge && its.any(|route| chained.leads_away(route)))
+            };
+            indices.extend(links.iter().filter(leads_away).map(|link| link.index));
+        }
+        let uplinks = links
+            .iter()
+            .filter(|link| indices.contains(&link.index) && !link.loopback)
+            .filter(|link| link.name != tunnel && !link.name.starts_with(INTERFACE_PREFIX))
+            .cloned()
+            .collect();
+        Ok((uplinks, Vec::new()))
+    }
+
+    /// The main table's unicast routes.
+    async fn device_routes(&self) -> Result<Vec<DeviceRoute>, HostError> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessageBuilder::<Ipv4Addr>::new().build();
+            message.header.address_family = family;
+            let routes: Vec<_> =
+                self.handle.route().get(message).execute().try_collect().await.map_err(refused("list routes"))?;
+            for route in routes.iter().filter(|route| {
+                // The IPv6 table has an all-covering multicast and "unreachable" route besides the real ones.
+                route.header.kind == RouteType::Unicast && route.header.table == RouteHeader::RT_TABLE_MAIN
+            }) {
+                let destination = super::route::destination(route);
+                for attribute in &route.attributes {
+                    match attribute {
+                        RouteAttribute::Oif(device) => found.push(DeviceRoute { device: *device, destination }),
+                        RouteAttribute::MultiPath(hops) => found
+                            .extend(hops.iter().map(|hop| DeviceRoute { device: hop.interface_index, destination })),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A route by a device; no destination: everywhere.
+struct DeviceRoute {
+    device: u32,
+    destination: Option<IpNet>,
+}
+
+impl Chained<'_> {
+    /// Whether the route is to pods of other nodes.
+    fn leads_away(&self, route: &DeviceRoute) -> bool {
+        let Some(destination) = route.destination else { return false };
+        let covers = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&destination));
+        // A single address is a pod's here, by its own pair.
+        destination.prefix_len() < destination.max_prefix_len()
+            && covers(self.cluster_ranges)
+            && !covers(self.own_ranges)
+    }
+}

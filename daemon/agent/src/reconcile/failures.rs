@@ -1,0 +1,88 @@
+//! What is wrong, by what it concerns. A problem stays until that very thing succeeds: other work that goes well says nothing of it.
+
+use std::collections::BTreeMap;
+
+use hauberk_core::api::{Problem, Severity};
+use tracing::warn;
+
+use super::Reconciler;
+
+/// Whose work it is that goes wrong or well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Area {
+    /// The plan's steps.
+    Steps,
+    /// Devices, as they come and go.
+    Devices,
+    /// Programs, as the kernel tells of them.
+    Programs,
+    /// Anything else, told one by one.
+    Others,
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub(super) struct Failures(BTreeMap<Area, BTreeMap<String, Problem>>);
+
+impl Failures {
+    /// Whether nothing is wrong in one area.
+    pub(super) fn is_empty(&self, area: Area) -> bool {
+        self.0.get(&area).is_none_or(BTreeMap::is_empty)
+    }
+
+    /// What is wrong altogether; of two problems with one thing, the worse.
+    fn all(&self) -> BTreeMap<String, Problem> {
+        let mut all: BTreeMap<String, Problem> = BTreeMap::new();
+        for (object, problem) in self.0.values().flatten() {
+            let known = all.entry(object.clone()).or_insert_with(|| problem.clone());
+            if problem.severity < known.severity {
+                known.clone_from(problem);
+            }
+        }
+        all
+    }
+}
+
+impl Reconciler {
+    /// All that is wrong in one area now.
+    pub(super) fn tell(&mut self, area: Area, problems: BTreeMap<String, Problem>) {
+        self.failures.0.insert(area, problems);
+        self.world.write().failures = self.failures.all();
+    }
+
+    /// One more thing is wrong. Returns false.
+    pub(super) fn fail(&mut self, object: &str, message: String) -> bool {
+        warn!(object, "{message}");
+        let problem = Problem { severity: Severity::Critical, object: object.to_owned(), message };
+        self.failures.0.entry(Area::Others).or_default().insert(object.to_owned(), problem);
+        self.world.write().failures = self.failures.all();
+        false
+    }
+
+    /// It is well again.
+    pub(super) fn succeed(&mut self, object: &str) {
+        if self.failures.0.get_mut(&Area::Others).and_then(|others| others.remove(object)).is_some() {
+            self.world.write().failures = self.failures.all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(severity: Severity) -> Problem {
+        Problem { severity, object: "device/eth0".into(), message: format!("{severity:?}") }
+    }
+
+    #[test]
+    fn of_two_problems_with_one_thing_the_worse_is_told() {
+        let mut failures = Failures::default();
+        for (area, severity) in [(Area::Devices, Severity::Critical), (Area::Programs, Severity::Warning)] {
+            failures.0.entry(area).or_default().insert("device/eth0".into(), problem(severity));
+        }
+        assert_eq!(failures.all()["device/eth0"].message, "Critical");
+        failures.0.remove(&Area::Devices);
+        assert_eq!(failures.all()["device/eth0"].message, "Warning");
+    }
+}

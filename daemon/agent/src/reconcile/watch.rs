@@ -1,0 +1,216 @@
+//! What others do to the kernel: devices that come and go, programs, rules, routes and settings that somebody takes away. All of it
+//! is read back and repaired; until it is, the node is not ready.
+
+use std::collections::BTreeMap;
+
+use hauberk_core::api::Problem;
+use hauberk_core::events::{NewEvent, reason};
+use hauberk_core::plan::Scope;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Area, Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK, devices, note, uplinks};
+
+impl Reconciler {
+    /// Guards follow the devices, routes follow the uplinks. Returns whether all could be read.
+    pub(super) async fn refresh_devices(&mut self, ways: bool) -> bool {
+        let Some(node) = self.own_node() else { return true };
+        let Stage::Running(kernel) = &mut self.stage else { return true };
+        let cluster_ranges = self.world.read().policy.cluster_ranges.clone();
+        let refreshed = kernel.refresh_devices(&self.config, &cluster_ranges, &node).await;
+        let problems = kernel.devices().problems.clone();
+        let (uplinks, devices, mtu) = (uplinks(kernel), devices(kernel), kernel.tunnel_mtu());
+        self.tell(Area::Devices, problems);
+        let changed = match refreshed {
+            Ok(changed) => changed,
+            Err(error) => return self.fail("devices", format!("cannot follow this node's devices: {error}")),
+        };
+        self.succeed("devices");
+        {
+            let mut world = self.world.write();
+            world.policy.route_mtu = Some(mtu);
+            if let Some(running) = &mut world.running {
+                let is_new = devices.iter().any(|device| !running.devices.contains(device));
+                running.devices = devices;
+                running.uplinks.clone_from(&uplinks);
+                running.mtu = mtu;
+                if is_new {
+                    // The new ones have proven nothing yet.
+                    world.self_test = None;
+                }
+            }
+        }
+        if changed {
+            info!(?uplinks, mtu, "devices changed");
+            self.settings_due = true;
+        }
+        self.find_lost_routes(ways || changed).await && self.take_host_addresses().await
+    }
+
+    /// Marks what is not in the routing table to be put again.
+    async fn find_lost_routes(&mut self, ways: bool) -> bool {
+        let Stage::Running(kernel) = &self.stage else { return true };
+        // What was never put is not lost.
+        let wanted = {
+            let world = self.world.read();
+            let routes = world.desired.routes.iter();
+            routes.filter(|(to, _)| self.actual.routes.contains_key(*to)).map(|(to, route)| (*to, *route)).collect()
+        };
+        match kernel.lost_routes(&wanted, ways).await {
+            Ok(lost) => {
+                for destination in &lost.routes {
+                    self.actual.routes.remove(destination);
+                }
+                for key in &lost.pods {
+                    self.actual.attachments.remove(key);
+                }
+                if !lost.routes.is_empty() || !lost.pods.is_empty() {
+                    info!(routes = ?lost.routes, pods = ?lost.pods, "routes are gone or lead elsewhere by now; they are put again");
+                    self.pending = Scope::everything();
+                    self.stale = true;
+                }
+                self.succeed("routes");
+                true
+            }
+            Err(error) => self.fail("routes", format!("cannot read the routing table: {error}")),
+        }
+    }
+
+    /// What nobody announces. Returns whether something must be reconciled.
+    pub(super) async fn look(&mut self) -> bool {
+        self.look_at_programs().await;
+        if self.looked_around.is_some_and(|at| at.elapsed() < LOOK_AROUND) {
+            return self.stale;
+        }
+        self.looked_around = Some(Instant::now());
+        if !self.refresh_devices(true).await {
+            return true;
+        }
+        self.look_at_netfilter().await;
+        self.look_at_settings().await;
+        self.greet();
+        self.stale
+    }
+
+    /// Programs that somebody detached are attached again. The problem stays until the next look has seen them run.
+    async fn look_at_programs(&mut self) {
+        let Stage::Running(kernel) = &mut self.stage else { return };
+        let whole = self.looked.is_none_or(|at| at.elapsed() >= WHOLE_LOOK);
+        if !whole && !self.failures.is_empty(Area::Programs) {
+            // What was found stays told until it is looked at again.
+            return;
+        }
+        if whole {
+            self.looked = Some(Instant::now());
+        }
+        let findings = match kernel.look(&self.config, whole).await {
+            Ok(findings) => findings,
+            Err(error) => {
+                self.fail("devices", format!("cannot look after the programs: {error}"));
+                return;
+            }
+        };
+        let mut problems: BTreeMap<String, Problem> = BTreeMap::new();
+        for finding in &findings {
+            let problem = finding.problem();
+            let known = problems.entry(problem.object.clone()).or_insert_with(|| problem.clone());
+            if problem.severity < known.severity {
+                *known = problem;
+            }
+        }
+        self.tell(Area::Programs, problems.clone());
+        if !findings.iter().any(|finding| finding.found == Found::Missing) {
+            return;
+        }
+        // Not ready until they have proven themselves.
+        self.world.write().self_test = None;
+        let Stage::Running(kernel) = &mut self.stage else { return };
+        let mut restored = Vec::new();
+        for finding in findings.iter().filter(|finding| finding.found == Found::Missing) {
+            match kernel.repair(finding) {
+                Ok(()) => restored.push((finding.object.clone(), finding.hook.as_str())),
+                Err(error) => {
+                    if let Some(problem) = problems.get_mut(&finding.object) {
+                        problem.message = format!("{}; it cannot be attached again: {error}", problem.message);
+                    }
+                }
+            }
+        }
+        self.tell(Area::Programs, problems);
+        for (object, program) in restored {
+            self.restored(object, format!("{program} had been detached by another program; it is attached again"));
+        }
+    }
+
+    async fn look_at_netfilter(&mut self) {
+        let Stage::Running(kernel) = &self.stage else { return };
+        match kernel.has_netfilter().await {
+            Ok(true) => self.succeed("netfilter"),
+            Ok(false) => {
+                let restored = kernel.restore_netfilter().await;
+                // Until it is seen that they stay.
+                self.looked_around = None;
+                match restored {
+                    Ok(()) => {
+                        self.fail("netfilter", "the rules had been removed by another program; they are back".into());
+                        self.restored("netfilter".into(), "the rules had been removed by another program".into());
+                    }
+                    Err(error) => {
+                        self.fail("netfilter", format!("the rules are gone and cannot be put back: {error}"));
+                    }
+                }
+            }
+            Err(error) => {
+                self.fail("netfilter", format!("cannot see whether the rules are there: {error}"));
+            }
+        }
+        let Stage::Running(kernel) = &self.stage else { return };
+        if let Ok(counters) = kernel.netfilter_counters().await
+            && let Some(running) = &mut self.world.write().running
+        {
+            running.packet_socket_drops = counters.packet_socket;
+            running.unguarded_overlay_drops = counters.unguarded_overlay;
+        }
+    }
+
+    async fn look_at_settings(&mut self) {
+        let Stage::Running(kernel) = &mut self.stage else { return };
+        match kernel.heal_host(&self.config).await {
+            Ok(changed) => {
+                self.succeed("kernel settings");
+                if !changed.is_empty() {
+                    let message = format!("changed by another program and put back: {}", changed.join(", "));
+                    self.restored("kernel settings".into(), message);
+                }
+            }
+            Err(error) => {
+                self.fail("kernel settings", format!("cannot be put back: {error}"));
+            }
+        }
+    }
+
+    /// Has netfilter know of the devices and interfaces as they are after the steps.
+    pub(super) async fn follow_rules(&mut self, failures: &mut BTreeMap<String, Problem>) {
+        let Stage::Running(kernel) = &mut self.stage else { return };
+        if let Err(error) = kernel.follow_rules(&self.config).await {
+            warn!(%error, "cannot change the netfilter rules");
+            let (severity, object) = (hauberk_core::api::Severity::Critical, "netfilter".to_owned());
+            let message = format!("the rules cannot be changed: {error}");
+            failures.insert(object.clone(), Problem { severity, object, message });
+        }
+    }
+
+    /// Local packets' sources follow the node's object.
+    pub(super) fn follow_addresses(&mut self) {
+        let Some(node) = self.own_node() else { return };
+        if let Stage::Running(kernel) = &mut self.stage {
+            kernel.follow_addresses(&node.addresses);
+        }
+    }
+
+    fn restored(&mut self, object: String, message: String) {
+        let event = NewEvent { warning: true, reason: reason::RESTORED, objects: vec![object], message };
+        note(&mut self.world.write(), &event, Timestamp::now());
+    }
+}

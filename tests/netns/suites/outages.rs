@@ -1,0 +1,219 @@
+//! What others do to a node's network while the agent runs: it comes back by itself, without a restart.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use hauberk_core::api::{Protection, Severity};
+use hauberk_netns::capture::Moment;
+use hauberk_netns::traffic::{Exchange, Protocol, exchange};
+use hauberk_netns::{Cluster, Context, Family, Node, Party, Pod, Setup, Test, eventually, manifests};
+use serde_json::json;
+
+pub const TESTS: &[Test] = &[
+    Test::new("outages::an_uplinks_address_that_went_and_came", address),
+    Test::new("outages::an_uplink_that_went_down_and_up", link_down),
+    Test::new("outages::routes_that_somebody_flushed", flushed),
+    Test::new("outages::kernel_settings_that_somebody_changed", settings),
+    Test::new("outages::a_node_address_that_no_device_has", address_on_no_device),
+    Test::new("outages::a_peer_without_a_way_holds_up_nothing", peer_without_a_way),
+    Test::new("outages::a_pods_interface_that_went_without_a_word", interface_gone),
+];
+
+/// Two nodes with a protected and a plain pod on each.
+struct Field {
+    cluster: Cluster,
+    pods: [Pod; 4],
+}
+
+impl Field {
+    fn build(context: &Context) -> Result<Field> {
+        let cluster = Cluster::build(context, Setup::default())?;
+        cluster.namespace("payments", Some("enabled"))?;
+        cluster.namespace("public", None)?;
+        let pods = [
+            cluster.pod("payments", "a", 0)?,
+            cluster.pod("payments", "b", 1)?,
+            cluster.pod("public", "c", 0)?,
+            cluster.pod("public", "d", 1)?,
+        ];
+        cluster.wait_known(&pods.each_ref())?;
+        let field = Field { cluster, pods };
+        field.wait_talking()?;
+        Ok(field)
+    }
+
+    /// Protected and plain pods talk across nodes, and the first node with its own pods, in both families.
+    fn wait_talking(&self) -> Result<()> {
+        let [a, b, c, d] = &self.pods;
+        let host: &Party = &self.cluster.nodes[0];
+        for family in Family::ALL {
+            for (from, to) in [(&a.party, &b.party), (&b.party, &a.party), (&c.party, &d.party), (host, &c.party)] {
+                let one = Exchange::new(Protocol::Tcp, family, from, to);
+                eventually(&one, || {
+                    let outcome = exchange(&one)?;
+                    ensure!(outcome.answered, "{outcome:?}");
+                    Ok(Some(()))
+                })?;
+            }
+        }
+        self.cluster.assert_no_cleartext(&[a, b], Moment::START)
+    }
+}
+
+/// Gives the first node back what an administrator or a daemon would.
+fn give_back(node: &Node) -> Result<()> {
+    node.netns.ip(&format!(
+        "addr replace {}/24 dev eth0
+         addr replace {}/64 dev eth0 nodad
+         route replace default via 172.18.0.250
+         route replace default via fd00:18::250",
+        node.v4, node.v6
+    ))
+}
+
+fn address(context: &Context) -> Result<()> {
+    let field = Field::build(context)?;
+    let node = &field.cluster.nodes[0];
+    node.netns.ip(&format!("addr del {}/24 dev eth0\naddr del {}/64 dev eth0", node.v4, node.v6))?;
+    eventually("its pods' routes to be without the address", || {
+        let routes = node.run("ip", &["route", "show", "proto", "72"])?;
+        Ok((!routes.contains(&node.v4.to_string())).then_some(()))
+    })?;
+    give_back(node)?;
+    field.wait_talking()
+}
+
+fn link_down(context: &Context) -> Result<()> {
+    let field = Field::build(context)?;
+    let node = &field.cluster.nodes[0];
+    node.netns.ip("link set eth0 down")?;
+    eventually("the status to say so", || {
+        let problems = node.agent.status()?.problems;
+        Ok(problems.iter().any(|problem| problem.object == "device/eth0").then_some(()))
+    })?;
+    node.netns.ip("link set eth0 up")?;
+    give_back(node)?;
+    field.wait_talking()?;
+    node.agent.wait_ready()
+}
+
+fn flushed(context: &Context) -> Result<()> {
+    let field = Field::build(context)?;
+    let node = &field.cluster.nodes[0];
+    let routes = || -> Result<String> {
+        Ok(node.run("ip", &["route", "show", "proto", "72"])?
+            + &node.run("ip", &["-6", "route", "show", "proto", "72"])?)
+    };
+    let before = routes()?;
+    node.run("ip", &["route", "flush", "proto", "72"])?;
+    node.run("ip", &["-6", "route", "flush", "proto", "72"])?;
+    eventually("all routes to be back", || {
+        let now = routes()?;
+        let missing: Vec<&str> = before.lines().filter(|line| !now.contains(line.trim())).collect();
+        ensure!(missing.is_empty(), "{missing:?}");
+        Ok(Some(()))
+    })?;
+    field.wait_talking()
+}
+
+fn settings(context: &Context) -> Result<()> {
+    let field = Field::build(context)?;
+    let node = &field.cluster.nodes[0];
+    let interfaces = node.netns.interfaces()?;
+    let pod = interfaces.iter().find(|name| name.starts_with("hbk")).context("no pod's interface")?;
+    let changes = [
+        ("net/ipv4/ip_forward".to_owned(), "0", "1"),
+        ("net/ipv6/conf/all/forwarding".to_owned(), "0", "1"),
+        ("net/ipv4/conf/hauberk0/rp_filter".to_owned(), "1", "2"),
+        (format!("net/ipv6/conf/{pod}/disable_ipv6"), "1", "0"),
+    ];
+    for (name, changed, _) in &changes {
+        node.netns.sysctl(&name.replace('/', "."), changed)?;
+    }
+    for (name, _, wanted) in &changes {
+        eventually(format!("{name} to be {wanted}"), || {
+            let path = format!("/proc/sys/{name}");
+            let value = node.netns.within(|| fs::read_to_string(&path).context("read"))?;
+            ensure!(value.trim() == *wanted, "{value}");
+            Ok(Some(()))
+        })?;
+    }
+    field.wait_talking()?;
+    let events = node.agent.events()?;
+    ensure!(events.iter().any(|event| event.reason == "Restored"), "{events:?}");
+    Ok(())
+}
+
+fn address_on_no_device(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { nodes: 1, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let node = &cluster.nodes[0];
+    cluster.pod("payments", "before", 0)?;
+    // As behind a cloud's address translation: the node is known by an address that it does not have.
+    cluster.manifests.change("node", &node.name, |object| {
+        object["status"]["addresses"] = json!([{"type": "InternalIP", "address": "198.51.100.77"}]);
+    })?;
+    let pod = cluster.pod("payments", "after", 0)?;
+    node.agent.terminate()?;
+    node.start_agent()?;
+    node.agent.wait_ready()?;
+    cluster.pod("payments", "later", 0)?;
+    let one = Exchange::new(Protocol::Tcp, Family::V4, node, &pod);
+    let outcome = exchange(&one)?;
+    ensure!(outcome.answered, "{one}: {outcome:?}");
+    Ok(())
+}
+
+fn peer_without_a_way(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { start: false, ..Setup::default() })?;
+    for node in &cluster.nodes {
+        node.netns.ip("route del default")?;
+        node.run("ip", &["-6", "route", "del", "default"])?;
+    }
+    let far = manifests::node("far", &["198.51.100.9".parse()?], &["10.244.99.0/24".to_owned()]);
+    cluster.manifests.put("node", "far", &far)?;
+    cluster.manifests.change("node", "far", |object| {
+        let key = "x".repeat(42) + "A=";
+        object["metadata"]["annotations"][manifests::KEYS] = json!(manifests::keys(&key));
+    })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    for node in &cluster.nodes {
+        node.start_agent()?;
+        node.agent.wait_ready()?;
+    }
+    let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
+    cluster.wait_known(&[&a, &b])?;
+    let n1 = &cluster.nodes[0];
+    eventually("the status to name the route", || {
+        let problems = n1.agent.status()?.problems;
+        ensure!(problems.iter().any(|problem| problem.object.starts_with("route/10.244.99.0")), "{problems:?}");
+        Ok(Some(()))
+    })?;
+    // The far node has no agent; the two others have acknowledged.
+    eventually("only the far node to be waited for", || {
+        let status = n1.agent.status()?;
+        let found = status.namespaces.iter().find(|entry| entry.name == "payments").context("no namespace")?;
+        ensure!(found.waiting_for == ["far"] && found.protection == Protection::Enabled, "{found:?}");
+        Ok(Some(()))
+    })?;
+    let one = Exchange::new(Protocol::Tcp, Family::V4, &a, &b);
+    let outcome = exchange(&one)?;
+    ensure!(outcome.answered, "{one}: {outcome:?}");
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)
+}
+
+fn interface_gone(context: &Context) -> Result<()> {
+    let field = Field::build(context)?;
+    let node = &field.cluster.nodes[0];
+    let lost = field.cluster.pod("payments", "lost", 0)?;
+    let routes = node.run("ip", &["route", "show", &lost.v4.to_string()])?;
+    let device = routes.split_whitespace().skip_while(|word| *word != "dev").nth(1).context("no route to the pod")?;
+    node.netns.ip(&format!("link del {device}"))?;
+    field.cluster.manifests.label("namespace", "payments", Some("permissive"))?;
+    field.cluster.wait_converged("payments", Protection::Permissive)?;
+    field.cluster.manifests.label("namespace", "payments", Some("enabled"))?;
+    field.cluster.wait_converged("payments", Protection::Enabled)?;
+    let problems = node.agent.status()?.problems;
+    ensure!(!problems.iter().any(|problem| problem.severity == Severity::Critical), "{problems:?}");
+    lost.detach()
+}
