@@ -123,8 +123,9 @@ impl Reconciler {
         if !findings.iter().any(|finding| finding.found == Found::Missing) {
             return;
         }
-        // Not ready until they have proven themselves.
+        // Not ready until they have proven themselves, and told for as long as it is to the next whole look.
         self.world.write().self_test = None;
+        self.looked = Some(Instant::now());
         let Stage::Running(kernel) = &mut self.stage else { return };
         let mut restored = Vec::new();
         for finding in findings.iter().filter(|finding| finding.found == Found::Missing) {
