@@ -83,4 +83,4 @@ uninstall: ## remove the installed programs (run `hauberkd uninstall` first: it 
 	rm -f $(DESTDIR)$(PREFIX)/bin/hauberkd $(DESTDIR)$(PREFIX)/bin/hauberk $(DESTDIR)$(CNI_BIN_DIR)/hauberk-cni
 
 clean: ## remove everything that was built
-	rm -rf target fuzz/target fuzz/corpus fuzz/artifacts ebpf/programs/target
+	rm -rf target fuzz/target fuzz/corpus fuzz/artifacts ebpf/programs/target ebpf/observer/target

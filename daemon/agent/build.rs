@@ -1,4 +1,4 @@
-//! Builds the eBPF programs and puts the object where `datapath` includes it from.
+//! Builds the eBPF programs and puts the objects where `datapath` and `observe::leaks` include them from.
 //!
 //! They need a compiler whose LLVM and whose `rust-src` match `bpf-linker`; the stable toolchain the rest is built with
 //! has no `rust-src`. Debian's `rustc-web`, `cargo-web` and `rust-web-src` do (`make setup` installs them).
@@ -9,23 +9,31 @@ use std::process::Command;
 
 fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ebpf/programs");
-    let abi = programs.join("../abi/src");
-    for watched in ["src", "Cargo.toml", "Cargo.lock"] {
-        println!("cargo::rerun-if-changed={}", programs.join(watched).display());
-    }
-    println!("cargo::rerun-if-changed={}", abi.display());
+    let ebpf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ebpf");
+    println!("cargo::rerun-if-changed={}", ebpf.join("abi/src").display());
     let rustc = tool("HAUBERK_BPF_RUSTC", "/usr/bin/rustc");
     let cargo = tool("HAUBERK_BPF_CARGO", "/usr/bin/cargo");
 
     // Beside cargo's own folders, so that check, clippy, test and release share one build.
     let target = out.ancestors().nth(4).expect("OUT_DIR lies four levels below the target folder").join("bpf");
-    let status = Command::new(&cargo)
-        .current_dir(&programs)
+    for (folder, name) in [("programs", "hauberk"), ("observer", "observer")] {
+        build(&ebpf.join(folder), &target, &rustc, &cargo);
+        let object = target.join("bpfel-unknown-none/release").join(name);
+        std::fs::copy(&object, out.join(format!("{name}.bpf.o")))
+            .unwrap_or_else(|error| panic!("cannot copy {}: {error}", object.display()));
+    }
+}
+
+fn build(programs: &Path, target: &Path, rustc: &Path, cargo: &Path) {
+    for watched in ["src", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", programs.join(watched).display());
+    }
+    let status = Command::new(cargo)
+        .current_dir(programs)
         .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", "bpfel-unknown-none"])
         .arg("--target-dir")
-        .arg(&target)
-        .env("RUSTC", &rustc)
+        .arg(target)
+        .env("RUSTC", rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         // Debug information becomes the BTF that gives maps and programs their types. Version 3 of the instructions (Linux 5.1)
         // has those for 32 bits.
@@ -44,9 +52,6 @@ fn main() {
         ),
         Err(error) => panic!("cannot run {}: {error}; `make setup` installs it", cargo.display()),
     }
-    let object = target.join("bpfel-unknown-none/release/hauberk");
-    std::fs::copy(&object, out.join("hauberk.bpf.o"))
-        .unwrap_or_else(|error| panic!("cannot copy {}: {error}", object.display()));
 }
 
 fn tool(variable: &str, default: &str) -> PathBuf {

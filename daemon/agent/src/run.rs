@@ -24,12 +24,12 @@ use crate::attachments::{self, Attachments};
 use crate::backend::UserspaceConfig;
 use crate::cluster_config;
 use crate::config::{self, Cipher, Config};
-use crate::datapath::DatapathError;
+use crate::datapath::{DatapathError, How};
 use crate::host::Netlink;
 use crate::install::Installer;
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
-use crate::observe::{Eyes, self_test};
+use crate::observe::{Eyes, leaks, plaintext, self_test};
 use crate::reconcile::{Input, Parts, Reconciler};
 use crate::selfcheck::{self, SelfCheckError};
 use crate::source::{Batch, Source, SourceError};
@@ -127,6 +127,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let eyes = Eyes::new(prepared.datapath_mut().observe()?);
     let ring = prepared.datapath_mut().maps_mut().take_events();
     let pins = prepared.datapath_mut().pins().clone();
+    let place = leaks::Place {
+        pinned_maps: pins.maps(),
+        clsact: prepared.datapath_mut().how() == How::Clsact,
+        tunnel: config.tunnel.device.clone(),
+    };
     let facts = Arc::new(Facts {
         started,
         config: config.clone(),
@@ -170,12 +175,15 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let reports = cluster.map(|cluster| {
         cluster.spawn(&config, &world, source.clone(), inputs.clone(), cni_in_place.subscribe(), stopped.clone())
     });
+    let beside = source.clone();
     tokio::spawn(reporting("the search for pods that another plugin connected", adoption.run()));
     tokio::spawn(tell_reconciler(source, inputs.clone(), stopped));
     if let Some(ring) = ring {
         tokio::spawn(reporting("flow events", flows::run(ring, context.flows.clone(), world.clone(), eyes.clone())));
     }
+    tokio::spawn(plaintext::watch(world.clone(), eyes.clone(), beside));
     tokio::spawn(prove(world.clone(), eyes));
+    tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
     tokio::spawn(watch_devices(inputs.clone()));
     tokio::spawn(reporting("the API", api::serve(listener, context.clone())));
     if let Some(address) = config.metrics {

@@ -12,6 +12,9 @@ use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::backend::Backend;
+use crate::observe::changes::Changes;
+use crate::observe::leaks::Leaks;
+use crate::observe::plaintext::Plaintext;
 
 /// Events remembered.
 const EVENTS: usize = 1_000;
@@ -39,6 +42,12 @@ pub struct World {
     pub apply_seconds: Histogram,
     /// What the last self-test found wrong; none before the first.
     pub self_test: Option<Result<(), String>>,
+    /// Whose protection changed a moment ago.
+    pub changes: Changes,
+    /// What left this node in the clear and should not have.
+    pub leaks: Leaks,
+    /// What came in the clear from other nodes, and what they say of this one.
+    pub plaintext: Plaintext,
 }
 
 /// What exists once the node's own object is known.
@@ -87,14 +96,19 @@ impl World {
             running: None,
             apply_seconds: Histogram::new(APPLY_SECONDS),
             self_test: None,
+            changes: Changes::default(),
+            leaks: Leaks::default(),
+            plaintext: Plaintext::default(),
         }
     }
 
-    /// Whether protected pods can be promised what they ask for: everything read, attached, proven and still there.
+    /// Whether protected pods can be promised what they ask for: everything read, attached, proven and still there,
+    /// and nothing seen to the contrary.
     pub fn is_ready(&self) -> bool {
         self.running.is_some()
             && self.source.synced
             && matches!(self.self_test, Some(Ok(())))
+            && !self.leaks.lately()
             && !self.failures.values().any(|problem| {
                 problem.severity == Severity::Critical && GUARD.iter().any(|part| problem.object.starts_with(part))
             })

@@ -128,7 +128,7 @@ async fn answers_of_another_version_are_named_as_such() {
 async fn silence_ends_at_the_deadline() {
     let silent = || async {
         tokio::time::sleep(Duration::from_secs(600)).await;
-        Json(Drops { reasons: Vec::<DropCount>::new() })
+        Json(Drops { reasons: Vec::<DropCount>::new(), leaked: Vec::new() })
     };
     let server = Server::start(Router::new().route("/v1/drops", get(silent)));
     let client = Client::new(server.socket()).with_deadline(Duration::from_millis(50));

@@ -315,6 +315,18 @@ pub struct FlowRecord {
 pub struct Drops {
     /// By reason; those at zero are left out unless they are problems.
     pub reasons: Vec<DropCount>,
+    /// What was not dropped and should have been encrypted, by device.
+    #[serde(default)]
+    pub leaked: Vec<LeakCount>,
+}
+
+/// Packets that left this node in the clear and should not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeakCount {
+    /// By which device.
+    pub device: String,
+    /// How many were seen; of most traffic one packet in 64 is looked at.
+    pub packets: u64,
 }
 
 /// Drops for one reason.
@@ -328,6 +340,9 @@ pub struct DropCount {
     pub packets: u64,
     /// What it means and what to do about it.
     pub advice: String,
+    /// Counts on healthy nodes too.
+    #[serde(default)]
+    pub expected: bool,
 }
 
 /// `GET /v1/maps`: the datapath's maps in words.

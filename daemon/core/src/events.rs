@@ -48,6 +48,12 @@ pub mod reason {
     pub const NO_ROUTE: &str = "NoRoute";
     /// A pod's attachment cannot be used as it is.
     pub const ATTACHMENT_INVALID: &str = "AttachmentInvalid";
+    /// A packet that had to be encrypted left this node in the clear.
+    pub const LEAK_SEEN: &str = "LeakSeen";
+    /// Another node sent plaintext that had to be encrypted; it was dropped.
+    pub const PLAINTEXT_SEEN: &str = "PlaintextSeen";
+    /// Another node says that this one sent it such plaintext.
+    pub const PLAINTEXT_REPORTED: &str = "PlaintextReported";
     /// Two nodes' names hash to one number.
     pub const NODE_NUMBER_TAKEN: &str = "NodeNumberTaken";
     /// Something of this node's protection was taken away by another program, and is back.

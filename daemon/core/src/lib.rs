@@ -26,6 +26,7 @@ mod lookup;
 pub mod model;
 mod numbers;
 
+pub mod plaintext;
 pub mod plan;
 pub mod protection;
 mod reserved;

@@ -33,6 +33,9 @@ pub const KEYS_ANNOTATION: &str = "hauberk.io/keys";
 /// The node annotation that acknowledges namespaces ([`crate::convergence`]).
 pub const ENFORCED_ANNOTATION: &str = "hauberk.io/enforced";
 
+/// The node annotation that names nodes which send in the clear ([`crate::plaintext`]).
+pub const PLAINTEXT_ANNOTATION: &str = "hauberk.io/plaintext-seen";
+
 /// A node's number in the datapath's maps: never 0 for a known node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct NodeNumber(pub u32);
@@ -50,6 +53,8 @@ pub struct NodeObject {
     pub keys: Option<String>,
     /// Annotation `hauberk.io/enforced`.
     pub enforced: Option<String>,
+    /// Annotation `hauberk.io/plaintext-seen`.
+    pub plaintext_seen: Option<String>,
     /// Where the object was read: a file path, or empty.
     pub origin: String,
 }
@@ -362,10 +367,11 @@ impl Model {
         if let Some(other) = self.numbers.assign(&object.name) {
             events.push(number_taken(&object.name, &other));
         }
-        // What a node acknowledges concerns nobody but who asks.
+        // What a node acknowledges or has seen concerns nobody but who asks.
         self.touched.node_set |= before.is_none();
         self.touched.nodes |= before.as_ref().is_some_and(|before| {
-            NodeObject { enforced: None, ..before.object.clone() } != NodeObject { enforced: None, ..object.clone() }
+            let others = |node: &NodeObject| NodeObject { enforced: None, plaintext_seen: None, ..node.clone() };
+            others(&before.object) != others(&object)
         });
         let was_held = before.and_then(|node| node.held);
         let held = self.hold_keys(&object, was_held, events);

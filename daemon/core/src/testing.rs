@@ -37,6 +37,7 @@ pub(crate) fn node(number: u8) -> NodeObject {
         pod_ranges: vec![net(&format!("10.0.{number}.0/24"))],
         keys: Some(keys(&[(1, number)])),
         enforced: None,
+        plaintext_seen: None,
         origin: format!("nodes/n{number}.yaml"),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramId, SchedClassifier, TcAttachType};
 use hauberk_abi::layout::Hook;
 
 use super::{DatapathError, chain};
@@ -17,6 +17,9 @@ const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, CLSACT_MINOR);
 /// The number by which our filters are told from others on a clsact queueing discipline.
 pub const CLSACT_MINOR: u16 = 0x6861;
+
+/// The leak detector's programs, which look and change nothing.
+const OBSERVERS: [&str; 2] = ["observe", "observe_ip"];
 
 /// Instead of a program's name in the record of a queueing discipline that was made here.
 const QDISC: &str = "clsact";
@@ -125,16 +128,29 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
         // The device went and one of the same name came: the old link leads nowhere.
         std::fs::remove_file(pin).map_err(|error| error.to_string())?;
     }
-    // Next to the wire or the pod: what others do to a packet happens between this program and the stack.
+    // Next to the wire or the pod: what others do to a packet happens between this program and the stack. The leak detector looks
+    // at what has passed the guard.
     let order = match direction(hook) {
         TcAttachType::Ingress => LinkOrder::first(),
-        _ => LinkOrder::last(),
+        _ => observer(interface).map_or_else(LinkOrder::last, LinkOrder::before_program_id),
     };
     let options = TcAttachOptions::TcxOrder(order);
     let id = program.attach_with_options(interface, direction(hook), options).map_err(|error| chain(&error))?;
     let link = program.take_link(id).map_err(|error| chain(&error))?;
     FdLink::try_from(link).map_err(|error| chain(&error))?.pin(pin).map_err(|error| chain(&error))?;
     Ok(())
+}
+
+/// The leak detector at the interface's egress.
+fn observer(interface: &str) -> Option<ProgramId> {
+    let (_, attached) = SchedClassifier::query_tcx(interface, TcAttachType::Egress).ok()?;
+    let observer = attached.iter().find(|program| program.name_as_str().is_some_and(is_observer))?;
+    // SAFETY: the kernel gave the id; if the program is gone by now, it refuses the place.
+    Some(unsafe { ProgramId::new(observer.id()) })
+}
+
+fn is_observer(program: &str) -> bool {
+    OBSERVERS.contains(&program)
 }
 
 pub(super) fn seat(program: &SchedClassifier, hook: Hook, interface: &str) -> Result<Seat, DatapathError> {
@@ -148,7 +164,8 @@ pub(super) fn seat(program: &SchedClassifier, hook: Hook, interface: &str) -> Re
         TcAttachType::Ingress => &attached[..place],
         _ => &attached[place + 1..],
     };
-    let between = between.iter().map(|other| other.name_as_str().unwrap_or("unnamed").to_owned()).collect();
+    let names = between.iter().map(|other| other.name_as_str().unwrap_or("unnamed"));
+    let between = names.filter(|name| !is_observer(name)).map(str::to_owned).collect();
     Ok(Seat::Attached { between })
 }
 

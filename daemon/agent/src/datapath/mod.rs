@@ -98,7 +98,8 @@ impl Pins {
         self.root.join(format!("v{LAYOUT_VERSION}"))
     }
 
-    fn maps(&self) -> PathBuf {
+    /// Where the maps are.
+    pub fn maps(&self) -> PathBuf {
         self.version().join("maps")
     }
 

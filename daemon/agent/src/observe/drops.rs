@@ -13,6 +13,10 @@ const UNREAD: &str = "tunnel_unread";
 /// What netfilter drops while another plugin's overlay has no guard.
 const UNGUARDED_OVERLAY: &str = "unguarded_overlay";
 
+/// What counts on a healthy node too: probes of the agent, what a network has of multicast, what was on its way when a pod ended
+/// or the agent was not there.
+const EXPECTED: [&str; 4] = ["self_test", "multicast", "not_local", UNREAD];
+
 /// Every reason that has dropped something; `device` is the tunnel's.
 ///
 /// # Errors
@@ -28,6 +32,7 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
         .map(|(reason, packets)| {
             let netfilter = reason == DropReason::PacketSocket;
             DropCount {
+                expected: EXPECTED.contains(&reason.as_str()),
                 reason: reason.as_str().into(),
                 place: if netfilter { "netfilter" } else { "datapath" }.into(),
                 packets: packets + if netfilter { sockets } else { 0 },
@@ -37,6 +42,7 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
         .collect();
     if let Some(Ok(stats)) = running.map(|running| running.backend.stats()) {
         reasons.extend(stats.drops.into_iter().map(|(reason, packets)| DropCount {
+            expected: EXPECTED.contains(&reason),
             reason: reason.into(),
             place: "tunnel".into(),
             packets,
@@ -44,6 +50,7 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
         }));
     }
     reasons.push(DropCount {
+        expected: EXPECTED.contains(&UNREAD),
         reason: UNREAD.into(),
         place: "tunnel".into(),
         packets: unread(device),
@@ -52,6 +59,7 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
             .into(),
     });
     reasons.push(DropCount {
+        expected: EXPECTED.contains(&UNGUARDED_OVERLAY),
         reason: UNGUARDED_OVERLAY.into(),
         place: "netfilter".into(),
         packets: unguarded,
@@ -60,8 +68,10 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
             .into(),
     });
     reasons.retain(|count| count.packets > 0);
-    reasons.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.reason.cmp(&b.reason)));
-    Ok(Drops { reasons })
+    reasons.sort_by(|a, b| {
+        a.expected.cmp(&b.expected).then(b.packets.cmp(&a.packets)).then_with(|| a.reason.cmp(&b.reason))
+    });
+    Ok(Drops { reasons, leaked: world.read().leaks.counts() })
 }
 
 /// The device's own count, kept by the kernel across restarts of the agent; 0 while there is no such device.

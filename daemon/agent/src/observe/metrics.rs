@@ -29,6 +29,16 @@ struct Verdict {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DeviceLabel {
+    device: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct NodeLabel {
+    node: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PeerLabel {
     peer: String,
 }
@@ -107,6 +117,22 @@ pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Res
         }
     }
     registry.register("drop_packets", "Dropped packets by reason", dropped);
+
+    let leaked = Counters::<DeviceLabel>::default();
+    for (device, packets) in world.read().leaks.devices() {
+        leaked.get_or_create(&DeviceLabel { device: device.to_owned() }).inc_by(packets);
+    }
+    registry.register("leaked_packets", "Packets seen leaving in the clear that had to be encrypted", leaked);
+
+    let plaintext = Counters::<NodeLabel>::default();
+    for (node, packets) in world.read().plaintext.senders() {
+        plaintext.get_or_create(&NodeLabel { node: node.to_owned() }).inc_by(packets);
+    }
+    registry.register(
+        "plaintext_received_packets",
+        "Packets dropped because another node sent them in the clear and had to encrypt them",
+        plaintext,
+    );
 
     let packets = Counters::<Verdict>::default();
     let bytes = Counters::<Verdict>::default();

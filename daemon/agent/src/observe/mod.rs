@@ -1,11 +1,14 @@
 //! Looking at what happens. Observers read maps, statistics and the [`crate::world`]; they never write to the kernel, with
 //! one exception that decides nothing: [`flows`] forgets flows that have been idle.
 
+pub mod changes;
 pub mod drops;
 pub mod explain;
 pub mod flows;
+pub mod leaks;
 pub mod maps;
 pub mod metrics;
+pub mod plaintext;
 pub mod self_test;
 pub mod status;
 

@@ -63,6 +63,8 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     problems.extend(not_running(world, silent, &stats));
     problems.extend(peer_problems(&peers, &mute, namespaces.iter().any(|namespace| namespace.protected_pods > 0)));
     problems.extend(full_maps(world, eyes));
+    problems.extend(world.leaks.problems());
+    problems.extend(world.plaintext.problems());
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {
             severity: Severity::Warning,

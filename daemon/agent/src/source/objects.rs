@@ -64,6 +64,8 @@ struct Annotations {
     keys: Option<String>,
     #[serde(rename = "hauberk.io/enforced")]
     enforced: Option<String>,
+    #[serde(rename = "hauberk.io/plaintext-seen")]
+    plaintext_seen: Option<String>,
     /// On the mirror of a static pod.
     #[serde(rename = "kubernetes.io/config.mirror")]
     mirror: Option<String>,
@@ -145,6 +147,7 @@ pub fn node(node: Node, name: &str, origin: &str) -> Result<NodeObject, String> 
         pod_ranges,
         keys: annotations.keys,
         enforced: annotations.enforced,
+        plaintext_seen: annotations.plaintext_seen,
         name: name.to_owned(),
         origin: origin.to_owned(),
     })
@@ -192,7 +195,7 @@ pub fn pod(pod: Pod, namespace: &str, name: &str, origin: &str) -> Result<PodObj
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::model::{ENCRYPTION_LABEL, ENFORCED_ANNOTATION, KEYS_ANNOTATION};
+    use hauberk_core::model::{ENCRYPTION_LABEL, ENFORCED_ANNOTATION, KEYS_ANNOTATION, PLAINTEXT_ANNOTATION};
     use serde_json::json;
 
     use super::*;
@@ -200,11 +203,12 @@ mod tests {
     #[test]
     fn labels_and_annotations_have_the_names_that_are_written() {
         let given: Node = serde_json::from_value(
-            json!({"metadata": {"annotations": {KEYS_ANNOTATION: "K", ENFORCED_ANNOTATION: "E", "other": "x"}}}),
+            json!({"metadata": {"annotations": {KEYS_ANNOTATION: "K", ENFORCED_ANNOTATION: "E", PLAINTEXT_ANNOTATION: "P", "other": "x"}}}),
         )
         .unwrap();
         let object = node(given, "n", "").unwrap();
         assert_eq!((object.keys.as_deref(), object.enforced.as_deref()), (Some("K"), Some("E")));
+        assert_eq!(object.plaintext_seen.as_deref(), Some("P"));
         let given: Namespace =
             serde_json::from_value(json!({"metadata": {"labels": {ENCRYPTION_LABEL: "enabled", "a": "b"}}})).unwrap();
         assert_eq!(namespace(given, "n", "").encryption.as_deref(), Some("enabled"));

@@ -1,8 +1,8 @@
 //! Answers for the tests, and the comparison with the files that hold what a person should see.
 
 use hauberk_core::api::{
-    DropCount, Drops, Event, Explanation, FlowRecord, Hook, KeyStatus, LinkStatus, MapContent, Maps, NamespaceStatus,
-    Party, PeerState, PeerStatus, Problem, Protection, Severity, SourceStatus, Status, TunnelStatus,
+    DropCount, Drops, Event, Explanation, FlowRecord, Hook, KeyStatus, LeakCount, LinkStatus, MapContent, Maps,
+    NamespaceStatus, Party, PeerState, PeerStatus, Problem, Protection, Severity, SourceStatus, Status, TunnelStatus,
 };
 use jiff::Timestamp;
 
@@ -179,11 +179,15 @@ pub(crate) fn drops() -> Drops {
         place: place.to_string(),
         packets,
         advice: advice.to_string(),
+        expected: false,
     };
+    let multicast = count("multicast", "datapath", 7, "cannot be encrypted to one peer");
     Drops {
+        leaked: vec![LeakCount { device: "eth1".to_string(), packets: 2 }],
         reasons: vec![
             count("no_peer", "datapath", 12, "the other node has published no usable key: is its agent running?"),
             count("handshake_rate", "tunnel", 0, "peers start more handshakes than tunnel.handshakesPerSecond allows"),
+            DropCount { expected: true, ..multicast },
         ],
     }
 }

@@ -38,6 +38,11 @@ impl Scope {
         *self == Scope::default()
     }
 
+    /// Addresses that may belong to another, or be protected otherwise; none if any may.
+    pub fn addresses(&self) -> Option<&BTreeSet<Address>> {
+        (!self.everything).then_some(&self.endpoints)
+    }
+
     /// Whether nothing is left out.
     pub fn is_everything(&self) -> bool {
         self.everything

@@ -1,0 +1,52 @@
+//! The devices of this node, by a listing of the observer's own: what the guard's overlooks is to be seen here.
+
+use std::collections::BTreeMap;
+
+use nix::ifaddrs::getifaddrs;
+use nix::libc::ARPHRD_ETHER;
+use nix::net::if_::InterfaceFlags;
+
+/// A device that packets may leave by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Whether its packets have Ethernet headers.
+    pub ethernet: bool,
+}
+
+/// Every device but loopback ones and those that `is_inside` knows: the tunnel, and pods' interfaces.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn list(is_inside: impl Fn(&str, u32) -> bool) -> Result<Vec<Device>, nix::Error> {
+    let mut devices = BTreeMap::new();
+    for entry in getifaddrs()? {
+        // Every device has one entry of this family.
+        let Some(link) = entry.address.as_ref().and_then(|address| address.as_link_addr()) else { continue };
+        let index = link.ifindex() as u32;
+        if entry.flags.contains(InterfaceFlags::IFF_LOOPBACK) || is_inside(&entry.interface_name, index) {
+            continue;
+        }
+        let ethernet = link.hatype() == ARPHRD_ETHER;
+        devices.insert(index, Device { index, name: entry.interface_name, ethernet });
+    }
+    Ok(devices.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_device_is_left_out_and_so_is_what_is_inside() {
+        let all = list(|_, _| false).unwrap();
+        assert!(all.iter().all(|device| device.name != "lo" && device.index != 0));
+        for device in &all {
+            let others = list(|name, index| name == device.name && index == device.index).unwrap();
+            assert!(!others.contains(device));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The leak detector: a program of its own (`ebpf/observer`) at the egress of every device that leads out of this node, behind the
+//! guard, looks for packets that the guard should have kept back. It shares no code with the guard, its loader or its list of
+//! devices. It decides nothing: what it sees is told.
+
+mod devices;
+mod program;
+mod seen;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use nix::time::{ClockId, clock_gettime};
+use tracing::warn;
+
+pub use program::{Leak, ObserverError};
+pub use seen::{Leaks, Sighting};
+
+use crate::world::{Shared, World};
+use program::{Noted, Observer};
+
+/// Between looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// What the guard let pass by what it knew a moment ago is no leak, nanoseconds.
+const GRACE: u64 = 2_000_000_000;
+/// Events told in one look: a leak may have many ends.
+const TOLD_AT_ONCE: usize = 8;
+
+/// What the detector must know.
+pub struct Place {
+    /// Where the guard's maps are pinned.
+    pub pinned_maps: PathBuf,
+    /// Whether programs are attached to the clsact queueing discipline.
+    pub clsact: bool,
+    /// The tunnel device's name.
+    pub tunnel: String,
+}
+
+/// Looks for leaks until the runtime ends.
+///
+/// # Errors
+/// [`ObserverError`] if the kernel does not take the program; the status says so too.
+pub async fn watch(place: Place, world: Shared) -> Result<(), ObserverError> {
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Before the guard is attached there is no place behind it.
+    while world.read().running.is_none() {
+        look.tick().await;
+    }
+    let mut observer = Observer::load(&place.pinned_maps, place.clsact)
+        .inspect_err(|error| world.write().leaks.failed(error.to_string()))?;
+    let mut reader = Reader::default();
+    loop {
+        reader.look(&mut observer, &place.tunnel, &world);
+        look.tick().await;
+    }
+}
+
+/// What was read of the observer's maps last time.
+#[derive(Default)]
+struct Reader {
+    /// Device names by index.
+    names: BTreeMap<u32, String>,
+    packets: BTreeMap<u32, u64>,
+    leaks: BTreeMap<Leak, u64>,
+    complaints: Vec<String>,
+}
+
+/// A leak that is new, or has gone on.
+struct News {
+    leak: Leak,
+    packets: u64,
+    last: u64,
+}
+
+impl Reader {
+    fn look(&mut self, observer: &mut Observer, tunnel: &str, world: &Shared) {
+        let overtaken: BTreeSet<u32> = observer.fall_back().into_iter().collect();
+        let mut failures = Vec::new();
+        let more = match observer.leaked() {
+            Ok(packets) => self.more(packets),
+            Err(error) => {
+                failures.push(error.to_string());
+                BTreeMap::new()
+            }
+        };
+        let news = self.news(observer.leaks());
+        let now = monotonic();
+        {
+            let mut world = world.write();
+            self.tell(&mut world, more, &news, &overtaken, now);
+        }
+        match devices::list(|name, index| name == tunnel || is_pods(&world.read(), name, index)) {
+            Ok(devices) => {
+                failures.extend(observer.follow(&devices).iter().map(ToString::to_string));
+                self.names = devices.into_iter().map(|device| (device.index, device.name)).collect();
+            }
+            Err(error) => {
+                failures.push(format!("cannot list this node's devices: {error}; new ones are not looked at"))
+            }
+        }
+        if failures != self.complaints {
+            failures.iter().for_each(|failure| warn!("{failure}"));
+            self.complaints.clone_from(&failures);
+        }
+        world.write().leaks.watched(self.names.values().map(String::as_str), failures);
+    }
+
+    /// Packets since the last look, by device.
+    fn more(&mut self, packets: Vec<(u32, u64)>) -> BTreeMap<u32, u64> {
+        let more = |(device, packets): &(u32, u64)| {
+            (*device, packets.saturating_sub(self.packets.get(device).copied().unwrap_or_default()))
+        };
+        let since = packets.iter().map(more).collect();
+        self.packets = packets.into_iter().collect();
+        since
+    }
+
+    fn news(&mut self, leaks: Vec<(Leak, Noted)>) -> Vec<News> {
+        let mut news = Vec::new();
+        let mut known = BTreeMap::new();
+        for (leak, Noted { packets, last }) in leaks {
+            // What was pushed out and came again counts from one.
+            let before = self.leaks.get(&leak).copied().filter(|before| *before <= packets).unwrap_or_default();
+            if packets > before {
+                news.push(News { leak, packets: packets - before, last });
+            }
+            known.insert(leak, packets);
+        }
+        self.leaks = known;
+        news
+    }
+
+    /// On a device where the guard had come behind the observer, what was seen was not what left.
+    fn tell(
+        &self,
+        world: &mut World,
+        mut more: BTreeMap<u32, u64>,
+        news: &[News],
+        overtaken: &BTreeSet<u32>,
+        now: (u64, Timestamp),
+    ) {
+        more.retain(|device, _| !overtaken.contains(device));
+        let mut told = 0;
+        for News { leak, packets, last } in news {
+            let Some(counted) = more.get_mut(&leak.device) else { continue };
+            if world.changes.excuse([leak.source, leak.destination], *last, GRACE) {
+                *counted = counted.saturating_sub(*packets);
+                continue;
+            }
+            let Some(device) = self.names.get(&leak.device) else { continue };
+            let sighting = Sighting {
+                leak: *leak,
+                device: device.clone(),
+                owners: [owner(world, leak.source), owner(world, leak.destination)],
+                last: at(*last, now),
+            };
+            let node = world.policy.node.clone();
+            let event = world.leaks.note(&node, &sighting);
+            if told < TOLD_AT_ONCE {
+                told += 1;
+                if world.events.note(&event, now.1) {
+                    warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
+                }
+            }
+        }
+        for (device, packets) in more.into_iter().filter(|(_, packets)| *packets > 0) {
+            if let Some(device) = self.names.get(&device) {
+                world.leaks.count(device, packets);
+            }
+        }
+    }
+}
+
+/// A pod's interface: what goes there does not leave the node.
+fn is_pods(world: &World, name: &str, index: u32) -> bool {
+    world.model.attachments().any(|(_, attachment)| {
+        attachment.reservation.host_interface == name
+            && attachment.attach.as_ref().is_some_and(|attach| attach.host_index == index)
+    })
+}
+
+fn owner(world: &World, address: IpAddr) -> String {
+    world.name_of(&address.into()).unwrap_or_else(|| "nobody that is known".into())
+}
+
+/// The clock the program reads, nanoseconds, and the other one at the same moment.
+fn monotonic() -> (u64, Timestamp) {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| Duration::from(time).as_nanos() as u64);
+    (now, Timestamp::now())
+}
+
+fn at(monotonic: u64, (now, timestamp): (u64, Timestamp)) -> Timestamp {
+    let ago = SignedDuration::from_nanos(now.saturating_sub(monotonic).min(i64::MAX as u64) as i64);
+    timestamp.checked_sub(ago).unwrap_or(timestamp)
+}

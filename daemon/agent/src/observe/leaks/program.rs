@@ -1,0 +1,239 @@
+//! The observer's program in the kernel: loaded, attached behind the guard, and its maps read. No code of the guard's loader is used
+//! here, for the reason that none of its program is.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+
+use aya::maps::{HashMap, MapData, PerCpuHashMap};
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact};
+use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{Ebpf, EbpfLoader};
+
+use super::devices::Device;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
+
+/// The programs: for devices with Ethernet headers, and for those without.
+const PROGRAMS: [&str; 2] = ["observe", "observe_ip"];
+/// The guard's, by the beginning of their names.
+const GUARD: &str = "to_wire";
+/// On the clsact queueing discipline: behind the guard and whoever else asked for a place.
+const CLSACT_PRIORITY: u16 = 0xfff0;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x6862);
+
+/// The observer could not be loaded or attached, or its maps cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserverError {
+    /// Loading.
+    #[error("cannot load the leak detector: {0}; does `hauberkd check` say that this kernel lacks something?")]
+    Load(String),
+    /// Attaching.
+    #[error("cannot attach the leak detector to {device}: {reason}; is the device still there?")]
+    Attach {
+        /// The device.
+        device: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// Reading.
+    #[error("cannot read the leak detector's map {map}: {reason}")]
+    Read {
+        /// The map.
+        map: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+/// A packet in the clear that should not have been, and others like it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Leak {
+    /// Index of the device it left by.
+    pub device: u32,
+    /// Its source.
+    pub source: IpAddr,
+    /// Its destination.
+    pub destination: IpAddr,
+    /// Source port, 0 where there is none.
+    pub source_port: u16,
+    /// Destination port, 0 where there is none.
+    pub destination_port: u16,
+    /// IP protocol.
+    pub protocol: u8,
+}
+
+/// How often, since the observer was loaded, and when last by the monotonic clock, nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Noted {
+    /// Packets that were looked at.
+    pub packets: u64,
+    /// When.
+    pub last: u64,
+}
+
+/// The loaded observer.
+pub struct Observer {
+    ebpf: Ebpf,
+    leaked: PerCpuHashMap<MapData, u32, u64>,
+    leaks: HashMap<MapData, [u32; 11], [u64; 2]>,
+    clsact: bool,
+    attached: BTreeMap<u32, Attached>,
+}
+
+struct Attached {
+    device: Device,
+    _link: SchedClassifierLink,
+}
+
+impl Observer {
+    /// Loads the programs against the guard's pinned maps, which must be there. Attaches nothing.
+    ///
+    /// # Errors
+    /// [`ObserverError::Load`].
+    pub fn load(pinned_maps: &Path, clsact: bool) -> Result<Observer, ObserverError> {
+        let failed = |error: &dyn std::error::Error| ObserverError::Load(chain(error));
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(pinned_maps);
+        let mut ebpf = loader.load(OBJECT).map_err(|error| failed(&error))?;
+        for name in PROGRAMS {
+            program(&mut ebpf, name).map_err(ObserverError::Load)?.load().map_err(|error| failed(&error))?;
+        }
+        let mut take = |name| ebpf.take_map(name).ok_or_else(|| ObserverError::Load(format!("it has no map {name}")));
+        let leaked = take("LEAKED")?.try_into().map_err(|error: aya::maps::MapError| failed(&error))?;
+        let leaks = take("LEAKS")?.try_into().map_err(|error: aya::maps::MapError| failed(&error))?;
+        Ok(Observer { ebpf, leaked, leaks, clsact, attached: BTreeMap::new() })
+    }
+
+    /// Sits on these devices and no others. Returns what could not be.
+    pub fn follow(&mut self, devices: &[Device]) -> Vec<ObserverError> {
+        self.attached.retain(|_, attached| devices.contains(&attached.device));
+        let mut failed = Vec::new();
+        for device in devices {
+            if self.attached.contains_key(&device.index) {
+                continue;
+            }
+            match self.attach(device) {
+                Ok(link) => drop(self.attached.insert(device.index, Attached { device: device.clone(), _link: link })),
+                Err(reason) => failed.push(ObserverError::Attach { device: device.name.clone(), reason }),
+            }
+        }
+        failed
+    }
+
+    /// Devices on which the guard has come behind the observer since, and whose counts of late are worth nothing therefore. Takes its
+    /// place behind the guard again.
+    pub fn fall_back(&mut self) -> Vec<u32> {
+        if self.clsact {
+            return Vec::new();
+        }
+        let overtaken: Vec<u32> =
+            self.attached.iter().filter(|(_, a)| is_overtaken(&a.device)).map(|(index, _)| *index).collect();
+        for index in &overtaken {
+            // The next look at the devices attaches it anew, as the last.
+            self.attached.remove(index);
+        }
+        overtaken
+    }
+
+    /// Leaked packets by interface index.
+    ///
+    /// # Errors
+    /// [`ObserverError::Read`].
+    pub fn leaked(&self) -> Result<Vec<(u32, u64)>, ObserverError> {
+        self.leaked
+            .iter()
+            .map(|entry| entry.map(|(device, counts)| (device, counts.iter().sum())))
+            .collect::<Result<_, _>>()
+            .map_err(|error| ObserverError::Read { map: "LEAKED", reason: chain(&error) })
+    }
+
+    /// The latest leaks. Entries that vanish while they are read are left out.
+    pub fn leaks(&self) -> Vec<(Leak, Noted)> {
+        self.leaks
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(key, [packets, last])| (leak(&key), Noted { packets, last }))
+            .collect()
+    }
+
+    /// What a program answers to a packet.
+    #[cfg(test)]
+    pub fn test_run(&mut self, name: &str, options: aya::programs::TestRunOptions<'_>) -> u32 {
+        use aya::programs::TestRun as _;
+        program(&mut self.ebpf, name).unwrap().test_run(options).unwrap().return_value
+    }
+
+    fn attach(&mut self, device: &Device) -> Result<SchedClassifierLink, String> {
+        let program = program(&mut self.ebpf, if device.ethernet { PROGRAMS[0] } else { PROGRAMS[1] })?;
+        let id = if self.clsact {
+            match qdisc_add_clsact(&device.name) {
+                Err(error) if !matches!(error, TcError::AlreadyAttached) && !chain(&error).contains("os error 17") => {
+                    return Err(chain(&error));
+                }
+                _ => {}
+            }
+            // An agent that was killed left its filter; dropping a handle removes it.
+            drop(SchedClassifierLink::attached(
+                &device.name,
+                TcAttachType::Egress,
+                CLSACT_PRIORITY,
+                CLSACT_HANDLE,
+                None,
+            ));
+            let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+            program.attach_with_options(&device.name, TcAttachType::Egress, TcAttachOptions::Netlink(options))
+        } else {
+            let options = TcAttachOptions::TcxOrder(LinkOrder::last());
+            program.attach_with_options(&device.name, TcAttachType::Egress, options)
+        }
+        .map_err(|error| chain(&error))?;
+        program.take_link(id).map_err(|error| chain(&error))
+    }
+}
+
+fn is_overtaken(device: &Device) -> bool {
+    // What cannot be asked is gone.
+    let Ok((_, programs)) = SchedClassifier::query_tcx(&device.name, TcAttachType::Egress) else { return false };
+    let names: Vec<&str> = programs.iter().map(|program| program.name_as_str().unwrap_or_default()).collect();
+    let own = names.iter().position(|name| PROGRAMS.contains(name));
+    let guard = names.iter().rposition(|name| name.starts_with(GUARD));
+    matches!((own, guard), (Some(own), Some(guard)) if guard > own)
+}
+
+/// Field by field, in the layout's order.
+fn leak(key: &[u32; 11]) -> Leak {
+    let [a, b, c, d, e, f, g, h, device, ports, protocol] = *key;
+    let [first, second, third, fourth] = ports.to_ne_bytes();
+    Leak {
+        device,
+        source: address([a, b, c, d]),
+        destination: address([e, f, g, h]),
+        source_port: u16::from_ne_bytes([first, second]),
+        destination_port: u16::from_ne_bytes([third, fourth]),
+        protocol: protocol as u8,
+    }
+}
+
+fn address(words: [u32; 4]) -> IpAddr {
+    let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = words.map(u32::to_ne_bytes);
+    IpAddr::V6(Ipv6Addr::from([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])).to_canonical()
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, String> {
+    let program = ebpf.program_mut(name).ok_or_else(|| format!("it has no program {name}"))?;
+    program.try_into().map_err(|error: aya::programs::ProgramError| chain(&error))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

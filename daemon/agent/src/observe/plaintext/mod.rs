@@ -1,0 +1,238 @@
+//! The cross-check on the wire: another node that sends plaintext of or to a protected pod is named, here and, by an annotation on
+//! this node's own object, to that node itself.
+//!
+//! A packet's source is what it says, so that a forged one accuses another node. This is an alarm: it decides nothing.
+
+mod seen;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hauberk_abi::flow::{Flow, FlowKey};
+use hauberk_abi::layout::Hook;
+use hauberk_abi::reason::{DropReason, Encryption};
+use hauberk_core::convergence::convergence;
+use hauberk_core::desired::Owner;
+use hauberk_core::model::{NodeNumber, PLAINTEXT_ANNOTATION};
+use hauberk_core::plaintext;
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::Eyes;
+use crate::datapath;
+use crate::source::Source;
+use crate::world::{Shared, World};
+
+pub use seen::{Plaintext, Sighting};
+
+/// Between looks.
+const LOOK: Duration = Duration::from_secs(3);
+/// After a change, packets that were on their way or were sent by who had not heard of it accuse no one, nanoseconds.
+const GRACE: u64 = 10_000_000_000;
+/// A node that has not acknowledged a namespace yet may send in the clear for so long, nanoseconds.
+const PATIENCE: u64 = 60_000_000_000;
+/// Between two writings of the annotation, unless another node is to be named.
+const WRITE: Duration = Duration::from_secs(60);
+
+const REASONS: [DropReason; 2] = [DropReason::PlaintextFromProtected, DropReason::PlaintextToProtected];
+
+/// Looks for it until the runtime ends.
+pub async fn watch(world: Shared, eyes: Eyes, source: Arc<dyn Source>) {
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut reader = Reader::default();
+    let mut writer = Writer::default();
+    loop {
+        look.tick().await;
+        if let Some(flows) = reader.refused(&eyes) {
+            reader.take(&flows);
+        }
+        reader.judge(&mut world.write(), datapath::now());
+        hear(&mut world.write());
+        writer.write(&world, &source).await;
+    }
+}
+
+/// What was read of the guard's counters and flows last time.
+#[derive(Default)]
+struct Reader {
+    drops: u64,
+    packets: HashMap<FlowKey, u64>,
+    /// What came since the last look, and between the two before.
+    fresh: Vec<Refused>,
+    held: Vec<Refused>,
+    suspects: BTreeMap<String, Suspicion>,
+}
+
+/// Packets that another node sent in the clear, of one flow.
+struct Refused {
+    addresses: [IpAddr; 2],
+    node: NodeNumber,
+    packets: u64,
+    last: u64,
+}
+
+/// A node that sends in the clear and may not have heard yet that it must not; by the monotonic clock, nanoseconds.
+#[derive(Clone, Copy)]
+struct Suspicion {
+    first: u64,
+    latest: u64,
+}
+
+impl Reader {
+    /// Refused flows, if any more was dropped since the last look.
+    fn refused(&mut self, eyes: &Eyes) -> Option<Vec<(FlowKey, Flow)>> {
+        let maps = eyes.maps();
+        let drops = maps.drops().ok()?;
+        let drops = drops.into_iter().filter(|(reason, _)| REASONS.contains(reason)).map(|(_, packets)| packets).sum();
+        if std::mem::replace(&mut self.drops, drops) == drops {
+            return None;
+        }
+        let mut flows = maps.flows(datapath::now()).ok()?;
+        flows.retain(|(key, flow)| {
+            key.hook == Hook::FromWire as u8
+                && flow.encryption == Encryption::Refused as u8
+                && REASONS.contains(&DropReason::from_u8(flow.drop))
+        });
+        Some(flows)
+    }
+
+    /// Takes in what is new of these flows.
+    fn take(&mut self, flows: &[(FlowKey, Flow)]) {
+        let before = std::mem::take(&mut self.packets);
+        for (key, flow) in flows {
+            // An entry that was forgotten and made anew counts from one.
+            let known = before.get(key).copied().filter(|known| *known <= flow.packets).unwrap_or_default();
+            if flow.packets > known {
+                self.fresh.push(Refused {
+                    addresses: [key.source.into(), key.destination.into()],
+                    node: NodeNumber(flow.node),
+                    packets: flow.packets - known,
+                    last: flow.last,
+                });
+            }
+            self.packets.insert(*key, flow.packets);
+        }
+    }
+
+    /// Notes what was taken in before the last look against other nodes: by now a change of which they heard sooner than this one is
+    /// known here too.
+    fn judge(&mut self, world: &mut World, now: u64) {
+        self.suspects.retain(|_, suspicion| now.saturating_sub(suspicion.latest) < PATIENCE);
+        let fresh = std::mem::take(&mut self.fresh);
+        let mut waited_for: Option<BTreeMap<String, BTreeSet<String>>> = None;
+        for refused in std::mem::replace(&mut self.held, fresh) {
+            let Some(node) = world.model.node_name(refused.node).map(str::to_owned) else { continue };
+            if node == world.model.node() || world.changes.excuse(refused.addresses, refused.last, GRACE) {
+                continue;
+            }
+            let waited_for = waited_for.get_or_insert_with(|| waiting(world));
+            let has_not_heard =
+                |namespace: String| waited_for.get(&namespace).is_some_and(|nodes| nodes.contains(&node));
+            let unheard = refused.addresses.iter().filter_map(|address| namespace(world, *address)).any(has_not_heard);
+            if self.is_excused(&node, unheard, refused.last, now) {
+                continue;
+            }
+            let sighting = Sighting {
+                node,
+                addresses: refused.addresses,
+                owners: refused.addresses.map(|address| owner(world, address)),
+                packets: refused.packets,
+                last: at(refused.last, now),
+            };
+            let own = world.model.node().to_owned();
+            let event = world.plaintext.note(&own, sighting);
+            tell(world, &event);
+        }
+    }
+
+    /// A node that has not acknowledged the namespace gets a minute. What it sent until just now is not held against it when it has.
+    fn is_excused(&mut self, node: &str, unheard: bool, last: u64, now: u64) -> bool {
+        if unheard {
+            let suspicion = self.suspects.entry(node.to_owned()).or_insert(Suspicion { first: now, latest: now });
+            suspicion.latest = now;
+            return now.saturating_sub(suspicion.first) < PATIENCE;
+        }
+        self.suspects.get(node).is_some_and(|suspicion| last < suspicion.latest.saturating_add(GRACE))
+    }
+}
+
+/// Nodes that have not acknowledged yet, by namespace.
+fn waiting(world: &World) -> BTreeMap<String, BTreeSet<String>> {
+    let namespaces = convergence(&world.model, &world.policy).into_iter();
+    namespaces.map(|namespace| (namespace.name, namespace.waiting_for.into_iter().collect())).collect()
+}
+
+fn namespace(world: &World, address: IpAddr) -> Option<String> {
+    match world.desired.owner(&world.model, &world.policy, address.into())? {
+        Owner::Pod(pod) => Some(pod.namespace),
+        Owner::Node(_) | Owner::Attachment(_) => None,
+    }
+}
+
+fn owner(world: &World, address: IpAddr) -> String {
+    world.name_of(&address.into()).unwrap_or_else(|| "nobody that is known".into())
+}
+
+/// Notes what other nodes say of this one.
+fn hear(world: &mut World) {
+    let reports = seen::reports(world);
+    for report in &reports {
+        let event = seen::reported(world.model.node(), &report.0);
+        if world.plaintext.is_news(&report.0) {
+            tell(world, &event);
+        }
+    }
+    world.plaintext.heard(reports);
+}
+
+fn tell(world: &mut World, event: &hauberk_core::events::NewEvent) {
+    if world.events.note(event, Timestamp::now()) {
+        warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
+    }
+}
+
+fn at(monotonic: u64, now: u64) -> Timestamp {
+    let ago = SignedDuration::from_nanos(now.saturating_sub(monotonic).min(i64::MAX as u64) as i64);
+    Timestamp::now().checked_sub(ago).unwrap_or_else(|_| Timestamp::now())
+}
+
+/// Keeps the annotation.
+#[derive(Default)]
+struct Writer {
+    written: BTreeMap<String, plaintext::Report>,
+    at: Option<Instant>,
+}
+
+impl Writer {
+    async fn write(&mut self, world: &Shared, source: &Arc<dyn Source>) {
+        let (wanted, stands) = {
+            let world = world.read();
+            let own = world.model.node_object(world.model.node());
+            // Until then its object may not be there, and what an earlier agent wrote is not known.
+            let Some(own) = own.filter(|_| world.model.synced()) else { return };
+            (world.plaintext.reports(), own.plaintext_seen.is_some())
+        };
+        let lately = self.at.is_some_and(|at| at.elapsed() < WRITE);
+        let names_more = wanted.keys().any(|node| !self.written.contains_key(node));
+        let minutes = |reports: &BTreeMap<String, plaintext::Report>| -> Vec<(String, Timestamp)> {
+            reports.iter().map(|(node, report)| (node.clone(), report.last)).collect()
+        };
+        let differs = minutes(&wanted) != minutes(&self.written) || wanted.is_empty() == stands;
+        if !differs || lately && !names_more {
+            return;
+        }
+        let text = (!wanted.is_empty()).then(|| plaintext::render(&wanted));
+        self.at = Some(Instant::now());
+        let annotations = BTreeMap::from([(PLAINTEXT_ANNOTATION.to_owned(), text)]);
+        match Arc::clone(source).annotate(annotations).await {
+            Ok(()) => self.written = wanted,
+            Err(error) => warn!(%error, "nodes that send in the clear are not told so"),
+        }
+    }
+}

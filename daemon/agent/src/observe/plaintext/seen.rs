@@ -1,0 +1,144 @@
+//! What was seen and heard of plaintext between nodes, for who asks: status, metrics.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use hauberk_core::api::{Problem, Severity};
+use hauberk_core::events::{NewEvent, reason};
+use hauberk_core::plaintext::{self, MAX_NODES, Report};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::world::World;
+
+/// For so long after the last packet it is told.
+const TOLD: SignedDuration = SignedDuration::from_mins(5);
+/// A report is to the minute, and takes its way.
+const HEARD: SignedDuration = SignedDuration::from_mins(8);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Plaintext {
+    senders: BTreeMap<String, Sender>,
+    /// Other nodes that say that this one sends in the clear, and what they say.
+    reporters: BTreeMap<String, Report>,
+}
+
+#[derive(Debug)]
+struct Sender {
+    packets: u64,
+    last: Timestamp,
+    addresses: [IpAddr; 2],
+    owners: [String; 2],
+}
+
+/// Packets in the clear that another node sent.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// The node.
+    pub node: String,
+    /// Source and destination.
+    pub addresses: [IpAddr; 2],
+    /// Who has them, in words.
+    pub owners: [String; 2],
+    /// How many more.
+    pub packets: u64,
+    /// When last.
+    pub last: Timestamp,
+}
+
+impl Plaintext {
+    /// Another node was seen to send in the clear. Returns the event to tell.
+    pub fn note(&mut self, own: &str, sighting: Sighting) -> NewEvent {
+        let Sighting { node, addresses, owners, packets, last } = sighting;
+        let message = format!(
+            "node {node} sends in the clear what must be encrypted: {} ({}) to {} ({}); dropped on {own}; is hauberk's agent running \
+             on {node}, and ready? Or somebody forges packets in its name",
+            addresses[0], owners[0], addresses[1], owners[1]
+        );
+        let event = NewEvent {
+            warning: true,
+            reason: reason::PLAINTEXT_SEEN,
+            objects: vec![format!("Node/{own}"), format!("Node/{node}")],
+            message,
+        };
+        let before = self.senders.get(&node).map_or(0, |sender| sender.packets);
+        self.senders.insert(node, Sender { packets: before + packets, last, addresses, owners });
+        if self.senders.len() > MAX_NODES {
+            let oldest = self.senders.iter().min_by_key(|(_, sender)| sender.last).map(|(node, _)| node.clone());
+            oldest.map(|node| self.senders.remove(&node));
+        }
+        event
+    }
+
+    /// Whether this node did not say so the last time.
+    pub fn is_news(&self, node: &str) -> bool {
+        !self.reporters.contains_key(node)
+    }
+
+    /// What other nodes say now.
+    pub fn heard(&mut self, reports: Vec<(String, Report)>) {
+        self.reporters = reports.into_iter().collect();
+    }
+
+    /// What this node has to tell of others.
+    pub fn reports(&self) -> BTreeMap<String, Report> {
+        self.lately().map(|(node, sender)| (node.clone(), Report::new(sender.packets, sender.last))).collect()
+    }
+
+    /// Packets by node.
+    pub fn senders(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.senders.iter().map(|(node, sender)| (node.as_str(), sender.packets))
+    }
+
+    /// One for each node that was seen, and one for each that has seen this one.
+    pub fn problems(&self) -> Vec<Problem> {
+        let critical =
+            |node: &str, message| Problem { severity: Severity::Critical, object: format!("node/{node}"), message };
+        let seen = self.lately().map(|(node, sender)| {
+            let [from, to] = &sender.owners;
+            let message = format!(
+                "node {node} sends in the clear what must be encrypted: {} packets were dropped here, the last at {:.0}: {} ({from}) to \
+                 {} ({to}); is hauberk's agent running on {node}, and ready? Or somebody forges packets in its name",
+                sender.packets, sender.last, sender.addresses[0], sender.addresses[1]
+            );
+            critical(node, message)
+        });
+        let heard = self.reporters.iter().map(|(node, report)| {
+            let message = format!(
+                "{node} saw plaintext from this node that had to be encrypted: {} packets, the last at about {:.0}; it dropped them. \
+                 Something here sends past the guard (`hauberk drops`, `bpftool net`), or somebody forges packets in this node's name",
+                report.packets, report.last
+            );
+            critical(node, message)
+        });
+        seen.chain(heard).collect()
+    }
+
+    fn lately(&self) -> impl Iterator<Item = (&String, &Sender)> {
+        let now = Timestamp::now();
+        self.senders.iter().filter(move |(_, sender)| now.duration_since(sender.last) < TOLD)
+    }
+}
+
+/// What other nodes' objects say of this one at the moment.
+pub fn reports(world: &World) -> Vec<(String, Report)> {
+    let (own, now) = (world.model.node(), Timestamp::now());
+    let others = world.model.nodes().filter(|node| node.name != own);
+    others
+        .filter_map(|node| {
+            let report = *plaintext::parse(node.plaintext_seen.as_deref()?)?.get(own)?;
+            (now.duration_since(report.last) < HEARD).then(|| (node.name.clone(), report))
+        })
+        .take(MAX_NODES)
+        .collect()
+}
+
+/// The event of what a node says.
+pub fn reported(own: &str, node: &str) -> NewEvent {
+    let message = format!(
+        "{node} saw plaintext from node {own} that had to be encrypted, and dropped it; something on {own} sends past the guard, or \
+         somebody forges packets in its name"
+    );
+    let objects = vec![format!("Node/{own}"), format!("Node/{node}")];
+    NewEvent { warning: true, reason: reason::PLAINTEXT_REPORTED, objects, message }
+}

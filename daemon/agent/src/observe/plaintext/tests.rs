@@ -1,0 +1,143 @@
+use hauberk_abi::address::Address;
+use hauberk_core::api::SourceStatus;
+use hauberk_core::desired::Policy;
+use hauberk_core::model::{Change, NodeAddress, NodeObject};
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn node(name: &str, address: &str, seen: Option<String>) -> Change {
+    Change::Node(NodeObject {
+        name: name.into(),
+        addresses: vec![NodeAddress { address: address.parse().unwrap(), internal: true }],
+        plaintext_seen: seen,
+        ..NodeObject::default()
+    })
+}
+
+fn world() -> World {
+    let source = SourceStatus {
+        kind: "directory".into(),
+        location: "/".into(),
+        synced: true,
+        unavailable_since: None,
+        unavailable_because: None,
+        rejected: 0,
+    };
+    let mut world = World::new(Policy { node: "n1".into(), ..Policy::default() }, source);
+    for change in [node("n1", "192.168.0.1", None), node("n2", "192.168.0.2", None), Change::Synced] {
+        let _ = world.model.apply(change);
+    }
+    let _ = world.desired.follow(&mut world.model, &world.policy);
+    world
+}
+
+/// A refused flow from n2.
+fn flow(world: &World, packets: u64, last: u64) -> (FlowKey, Flow) {
+    let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+    let key = FlowKey {
+        source: address("10.0.2.1"),
+        destination: address("10.0.1.1"),
+        source_port: 1,
+        destination_port: 2,
+        protocol: 17,
+        hook: Hook::FromWire as u8,
+        reserved: 0,
+    };
+    let node = world.model.node_number("n2").unwrap().0;
+    (key, Flow { packets, last, node, ..Flow::default() })
+}
+
+fn total(world: &World) -> u64 {
+    world.plaintext.senders().map(|(_, packets)| packets).sum()
+}
+
+#[test]
+fn a_sender_is_named_and_its_packets_counted_once() {
+    let (mut world, mut reader) = (world(), Reader::default());
+    let now = 1_000 * SECOND;
+    let flows = |world: &World, packets| [flow(world, packets, now)];
+    for (packets, expected) in [(3, 3), (3, 3), (5, 5), (2, 7)] {
+        let flows = flows(&world, packets);
+        reader.take(&flows);
+        // At the next look but one.
+        reader.judge(&mut world, now);
+        reader.judge(&mut world, now);
+        assert_eq!(total(&world), expected);
+    }
+    let [problem] = &world.plaintext.problems()[..] else { panic!("{:?}", world.plaintext.problems()) };
+    assert_eq!(problem.object, "node/n2");
+    assert!(problem.message.starts_with("node n2 sends in the clear"), "{}", problem.message);
+    assert_eq!(world.plaintext.reports().keys().collect::<Vec<_>>(), ["n2"]);
+    assert_eq!(world.events.list()[0].reason, "PlaintextSeen");
+}
+
+#[test]
+fn a_change_that_is_on_its_way_accuses_no_one() {
+    let (mut world, mut reader) = (world(), Reader::default());
+    let now = 1_000 * SECOND;
+    world.changes.note(None, now);
+    reader.take(&[flow(&world, 3, now + 9 * SECOND)]);
+    reader.judge(&mut world, now + 9 * SECOND);
+    reader.judge(&mut world, now + 9 * SECOND);
+    assert_eq!(total(&world), 0);
+    reader.take(&[flow(&world, 4, now + 11 * SECOND)]);
+    reader.judge(&mut world, now + 11 * SECOND);
+    reader.judge(&mut world, now + 11 * SECOND);
+    assert_eq!(total(&world), 1);
+    // The other node heard of it first.
+    reader.take(&[flow(&world, 9, now + 20 * SECOND)]);
+    reader.judge(&mut world, now + 20 * SECOND);
+    world.changes.note(None, now + 21 * SECOND);
+    reader.judge(&mut world, now + 23 * SECOND);
+    assert_eq!(total(&world), 1);
+}
+
+#[test]
+fn who_has_not_heard_of_a_label_gets_a_minute_and_not_more() {
+    let mut reader = Reader::default();
+    let start = 1_000 * SECOND;
+    assert!(reader.is_excused("n2", true, start, start));
+    assert!(reader.is_excused("n2", true, start + 59 * SECOND, start + 59 * SECOND));
+    // It has acknowledged now; what it sent just before it did is no leak.
+    assert!(reader.is_excused("n2", false, start + 60 * SECOND, start + 62 * SECOND));
+    assert!(!reader.is_excused("n2", false, start + 70 * SECOND, start + 70 * SECOND));
+    assert!(!reader.is_excused("n2", true, start + 61 * SECOND, start + 61 * SECOND));
+    assert!(!reader.is_excused("n3", false, start, start));
+}
+
+#[test]
+fn a_node_hears_what_others_say_of_it_and_forgets_what_is_old() {
+    let mut world = world();
+    let say = |world: &mut World, last: Timestamp| {
+        let reports = BTreeMap::from([("n1".to_owned(), plaintext::Report::new(7, last))]);
+        let _ = world.model.apply(node("n2", "192.168.0.2", Some(plaintext::render(&reports))));
+        hear(world);
+        world.plaintext.problems()
+    };
+    let problems = say(&mut world, Timestamp::now());
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].object, "node/n2");
+    assert!(problems[0].message.starts_with("n2 saw plaintext from this node"), "{}", problems[0].message);
+    hear(&mut world);
+    assert_eq!((world.events.list()[0].reason.as_str(), world.events.list()[0].count), ("PlaintextReported", 1));
+    assert!(say(&mut world, Timestamp::now() - SignedDuration::from_mins(20)).is_empty());
+}
+
+#[test]
+fn namespaces_are_those_of_the_pods_concerned() {
+    let mut world = world();
+    let pod = hauberk_core::model::PodObject {
+        namespace: "shop".into(),
+        name: "cart".into(),
+        node: Some("n1".into()),
+        addresses: vec!["10.0.1.1".parse().unwrap()],
+        encryption: Some("enabled".into()),
+        ..Default::default()
+    };
+    let _ = world.model.apply(Change::Pod(pod));
+    let _ = world.desired.follow(&mut world.model, &world.policy);
+    assert_eq!(namespace(&world, "10.0.1.1".parse().unwrap()).as_deref(), Some("shop"));
+    assert_eq!(namespace(&world, "192.168.0.2".parse().unwrap()), None);
+}
