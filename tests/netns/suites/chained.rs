@@ -277,6 +277,8 @@ fn every_pair(context: &Context, plugin: Plugin, underlay: Underlay, masquerade:
     }
     ensure!(wrong.is_empty(), "{} of {} exchanges:\n  {}", wrong.len(), exchanges.len(), wrong.join("\n  "));
     cluster.assert_no_cleartext(&[&pods["a"], &pods["a2"], &pods["b"]], Moment::START)?;
+    crate::leaks::accuse_no_one(cluster)?;
+    crate::leaks::sees_nothing_but_one(cluster, &pods["a"], &pods["b"])?;
     let (a, a2) = (pods["a"].address(Family::V4), pods["a2"].address(Family::V4));
     let flows = cluster.nodes[0].agent.flows()?;
     let flow = flows.iter().find(|flow| flow.source == a && flow.destination == a2);

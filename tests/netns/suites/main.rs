@@ -14,6 +14,7 @@ mod injection;
 mod interop;
 mod kill;
 mod labels;
+mod leaks;
 mod marks;
 mod matrix;
 mod mtu;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         marks::TESTS,
         strangers::TESTS,
         labels::TESTS,
+        leaks::TESTS,
         mtu::TESTS,
         plain::TESTS,
         restart::TESTS,

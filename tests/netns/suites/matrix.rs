@@ -189,7 +189,10 @@ fn every_pair(context: &Context, host_routing: HostRouting) -> Result<()> {
     cast.assert_protected()?;
     println!("{:?}", analysis::count(&frames));
     ensure!(!analysis::of_kind(&frames, Kind::Tunnel).is_empty(), "nothing went through the tunnel");
-    Ok(())
+    let mut protected = cast.pods.iter().filter(|(role, _)| *role == Role::Protected).map(|(_, pod)| pod);
+    let (Some(here), Some(there)) = (protected.next(), protected.next()) else { bail!("no protected pods") };
+    crate::leaks::accuse_no_one(&cast.cluster)?;
+    crate::leaks::sees_nothing_but_one(&cast.cluster, here, there)
 }
 
 /// Ports of services: what is left to tell a translated packet by.
