@@ -23,3 +23,29 @@ fn the_verifier_is_done_with_each_program_soon() {
         assert!(walked < 100_000, "{name}: {walked} instructions walked");
     }
 }
+
+/// What a packet costs in each program, by the kernel's own clock: `make bench`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_packet_costs_in_each_program() {
+    let mut bench = Bench::new(flag::SYNCED);
+    for (hook, source, destination) in [
+        (Hook::FromPod, "10.0.1.1", "10.0.2.3"),
+        (Hook::ToPod, "10.0.1.3", "10.0.1.1"),
+        (Hook::FromWire, "10.0.2.3", "10.0.1.3"),
+        (Hook::FromWire, "192.168.0.2", "192.168.0.1"),
+        (Hook::ToWire, "10.0.1.3", "10.0.2.3"),
+        (Hook::ToWire, "192.168.0.1", "192.168.0.2"),
+    ] {
+        let frame = udp(source, destination);
+        let mut times: Vec<u64> = (0..9)
+            .map(|_| {
+                let options = TestRunOptions { data_in: Some(&frame), repeat: 200_000, ..TestRunOptions::new() };
+                let program = program(&mut bench.datapath.ebpf, hook.as_str()).unwrap();
+                program.test_run(options).unwrap().duration.as_nanos() as u64
+            })
+            .collect();
+        times.sort_unstable();
+        println!("{} {source} -> {destination}: {} ns ({} to {})", hook.as_str(), times[4], times[0], times[8]);
+    }
+}
