@@ -16,7 +16,7 @@ use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::config::{AttachMode, Config};
-use crate::host::netfilter::EGRESS_PROBE;
+use crate::host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 
 /// Where the BPF file system is mounted by convention.
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
@@ -60,6 +60,7 @@ pub fn run(config: &Config) -> Vec<Item> {
         item("kernel types (BTF)", kernel_types()),
         item("tun", tun()),
         item("nftables", nftables()),
+        item("firewalls", firewalls()),
     ]
 }
 
@@ -235,20 +236,55 @@ fn nftables() -> Outcome {
         let words = words.lines().next().unwrap_or_default();
         return Outcome::Missing(format!("nft cannot list tables: {words}; the kernel needs CONFIG_NF_TABLES"));
     }
-    match has_egress_hook() {
-        Ok(true) => Outcome::Fine("nft, with the hook that guards against packet sockets".into()),
-        Ok(false) => Outcome::Degraded(
+    let all = [EGRESS_PROBE, ROUTING_PROBE, BRIDGE_PROBE].map(accepts);
+    match all {
+        [Ok(true), Ok(true), Ok(true)] => Outcome::Fine("nft, with all that guards against packet sockets and bridges".into()),
+        [Ok(true), Ok(false), _] => Outcome::Degraded(
+            "this kernel's nftables cannot match routing entries (CONFIG_IP_ROUTE_CLASSID): a process with CAP_NET_RAW on this \
+             node that sets hauberk's mark bits could send plaintext past the queueing discipline unnoticed here; receivers \
+             with hauberk still refuse it"
+                .into(),
+        ),
+        [Ok(true), _, Ok(false)] => Outcome::Degraded(
+            "this kernel's nftables has no chains at bridges (CONFIG_NF_TABLES_BRIDGE): pods' packets do not leave by a bridge".into(),
+        ),
+        [Ok(false), ..] => Outcome::Degraded(
             "this kernel has no netdev egress hook (it came with 5.16, CONFIG_NETFILTER_EGRESS): a privileged process on this \
              node could send plaintext past the queueing discipline (PACKET_QDISC_BYPASS) unnoticed here; receivers with \
              hauberk still refuse it"
                 .into(),
         ),
-        Err(error) => Outcome::Missing(format!("cannot run nft: {error}; install nftables")),
+        [Err(error), ..] | [_, Err(error), _] | [.., Err(error)] => {
+            Outcome::Missing(format!("cannot run nft: {error}; install nftables"))
+        }
     }
 }
 
-/// Asks `nft` to check a chain of that kind, without putting it in.
-fn has_egress_hook() -> io::Result<bool> {
+/// With `hostRouting: stack`, and for what is the node's own, decrypted packets pass these chains of others.
+fn firewalls() -> Outcome {
+    let neighbours = match Command::new("nft").args(["-j", "list", "chains"]).output() {
+        Ok(output) => netfilter::parse_neighbours(&String::from_utf8_lossy(&output.stdout)),
+        Err(error) => return Outcome::Missing(format!("cannot run nft: {error}; install nftables")),
+    };
+    if !neighbours.dropping.is_empty() {
+        return Outcome::Degraded(format!(
+            "what no rule of these chains accepts is dropped, encrypted pods' packets too: {}; accept there what comes in by the \
+             tunnel device, and UDP to its port",
+            neighbours.dropping.join(", ")
+        ));
+    }
+    if netfilter::has_legacy_tables() {
+        return Outcome::Degraded(
+            "iptables-legacy has tables here, which nft cannot show: `iptables-legacy -S FORWARD` says whether they drop what comes \
+             in by the tunnel device"
+                .into(),
+        );
+    }
+    Outcome::Fine("no chain of others drops all that it does not know".into())
+}
+
+/// Asks `nft` to check rules, without putting them in.
+fn accepts(rules: &str) -> io::Result<bool> {
     let mut child = Command::new("nft")
         .args(["-c", "-f", "-"])
         .stdin(Stdio::piped())
@@ -257,7 +293,7 @@ fn has_egress_hook() -> io::Result<bool> {
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         // If it does not read to the end, its exit code says no.
-        let _ = stdin.write_all(EGRESS_PROBE.as_bytes());
+        let _ = stdin.write_all(rules.as_bytes());
     }
     Ok(child.wait()?.success())
 }
@@ -312,6 +348,6 @@ mod tests {
     #[test]
     fn everything_is_looked_at_wherever_this_runs() {
         let items = run(&Config::default());
-        assert_eq!(items.len(), 8);
+        assert_eq!(items.len(), 9);
     }
 }

@@ -12,8 +12,10 @@ use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::backend::Backend;
+use crate::host::netfilter::{Counters, Neighbours, PacketSocketGuard};
 use crate::observe::changes::Changes;
 use crate::observe::leaks::Leaks;
+use crate::observe::losses::Losses;
 use crate::observe::plaintext::Plaintext;
 
 /// Events remembered.
@@ -61,12 +63,14 @@ pub struct Running {
     pub devices: Vec<Device>,
     /// Largest packet inside the tunnel, bytes.
     pub mtu: u32,
-    /// Whether packet sockets are kept from sending as pods.
-    pub packet_socket_guard: bool,
-    /// Frames that netfilter kept packet sockets from sending.
-    pub packet_socket_drops: u64,
-    /// Packets that netfilter kept from leaving by an overlay without a guard.
-    pub unguarded_overlay_drops: u64,
+    /// How well packet sockets are kept from sending as pods.
+    pub packet_socket_guard: PacketSocketGuard,
+    /// Whether bridges are kept from sending pods' packets out of ports without a guard.
+    pub guards_bridges: bool,
+    /// What netfilter has counted.
+    pub netfilter: Counters,
+    /// What the IP stack lost of what came out of the tunnel lately, and whose rules may be why.
+    pub losses: Option<(Losses, Neighbours)>,
 }
 
 /// A guarded device, to be tested.

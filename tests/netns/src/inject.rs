@@ -66,15 +66,48 @@ pub fn frame(
     Ok(bytes)
 }
 
+/// The same frame behind VLAN tags of these types, outermost first (IEEE 802.1Q).
+pub fn tagged(frame: &[u8], types: &[u16]) -> Vec<u8> {
+    let (addresses, rest) = frame.split_at(12.min(frame.len()));
+    let tags = types.iter().flat_map(|kind| [(kind >> 8) as u8, *kind as u8, 0, 5]);
+    addresses.iter().copied().chain(tags).chain(rest.iter().copied()).collect()
+}
+
+/// How a packet socket sends a frame.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manner {
+    /// Past the interface's queueing discipline, and the hooks there.
+    pub bypass: bool,
+    /// SO_MARK.
+    pub mark: u32,
+    /// What the socket says the frame's type is; 0 leaves that to the frame.
+    pub protocol: u16,
+}
+
 /// Sends a frame out of an interface; with `bypass`, past its queueing discipline (and the hooks there).
 ///
 /// # Errors
 /// What the kernel says.
 pub fn send(netns: &Netns, interface: &str, frame: &[u8], bypass: bool) -> Result<()> {
+    send_as(netns, interface, frame, Manner { bypass, ..Manner::default() })
+}
+
+/// As [`send`], in any manner a packet socket has.
+///
+/// # Errors
+/// What the kernel says.
+pub fn send_as(netns: &Netns, interface: &str, frame: &[u8], manner: Manner) -> Result<()> {
     let index = netns.interface(interface)?;
     netns.within(|| {
-        let socket = syscalls::packet_socket(index).context("packet socket")?;
-        if bypass {
+        let socket = match manner.protocol {
+            0 => syscalls::packet_socket(index),
+            protocol => syscalls::packet_socket_of(index, protocol),
+        };
+        let socket = socket.context("packet socket")?;
+        if manner.mark != 0 {
+            syscalls::set_option(&socket, libc::SOL_SOCKET, libc::SO_MARK, manner.mark as i32).context("SO_MARK")?;
+        }
+        if manner.bypass {
             syscalls::set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)
                 .context("PACKET_QDISC_BYPASS")?;
         }

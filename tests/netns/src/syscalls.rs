@@ -55,8 +55,16 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 /// # Errors
 /// What the kernel says: usually missing privilege or an interface that is gone.
 pub(crate) fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
+    packet_socket_of(interface, libc::ETH_P_ALL as u16)
+}
+
+/// A raw packet socket on one interface, for one ethertype. What it sends is said to be of that type, whatever it is.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn packet_socket_of(interface: u32, protocol: u16) -> io::Result<OwnedFd> {
     let socket = unbound_packet_socket()?;
-    bind_packet_socket(&socket, interface)?;
+    bind_packet_socket(&socket, interface, protocol)?;
     Ok(socket)
 }
 
@@ -70,11 +78,11 @@ fn unbound_packet_socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-fn bind_packet_socket(socket: &OwnedFd, interface: u32) -> io::Result<()> {
+fn bind_packet_socket(socket: &OwnedFd, interface: u32, protocol: u16) -> io::Result<()> {
     // SAFETY: all zeroes is a valid sockaddr_ll.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = interface as i32;
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the pointer is to a sockaddr_ll of that length, alive during the call.
@@ -166,7 +174,7 @@ impl Ring {
             return Err(io::Error::last_os_error());
         }
         let ring = Ring { socket, memory: memory.cast(), next: 0, taken: 0, offered: 0, lost: 0 };
-        bind_packet_socket(&ring.socket, interface)?;
+        bind_packet_socket(&ring.socket, interface, libc::ETH_P_ALL as u16)?;
         Ok(ring)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use hauberk_netns::capture::{Capture, Moment};
-use hauberk_netns::inject::{self, Forged};
+use hauberk_netns::inject::{self, Forged, Manner};
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Marker, Party, Pod, Setup, Test, analysis, eventually};
 
@@ -20,6 +20,9 @@ pub const TESTS: &[Test] = &[
     }),
     Test::new("injection::a_peer_speaks_for_its_own_pods_alone", spoofed_inside_tunnel),
     Test::new("injection::packet_sockets_on_a_node_cannot_send_for_a_protected_pod", packet_sockets),
+    Test::new("injection::no_mark_and_no_tag_lets_a_packet_socket_send_for_a_protected_pod", forged_marks),
+    Test::new("injection::what_a_packet_socket_says_of_a_frame_is_not_believed", forged_protocol),
+    Test::new("injection::a_bridge_above_the_uplink_keeps_apart_processes_and_packet_sockets", through_a_bridge),
 ];
 
 struct Playground {
@@ -217,4 +220,140 @@ fn packet_sockets(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[speaker], Moment::START)?;
     println!("drops: {:?}", node.agent.all_drops()?);
     Ok(())
+}
+
+/// What a packet socket sends from a node, and what to call it.
+fn forgeries(playground: &Playground, tags: &[u16]) -> Result<Vec<(Marker, String, Vec<u8>)>> {
+    let (cluster, speaker) = (&playground.cluster, &playground.protected[0]);
+    let next_hop = inject::mac(&cluster.nodes[1].netns, "eth0")?;
+    let mut frames = Vec::new();
+    for family in Family::ALL {
+        for (source, target) in [
+            (speaker.address(family), playground.protected[1].address(family)),
+            (cluster.nodes[0].address(family), playground.protected[1].address(family)),
+        ] {
+            let marker = Marker::unique();
+            let payload = marker.fill(64);
+            let frame = inject::frame(([2, 0, 0, 0, 0, 9], next_hop), source, target, Forged::Udp, 7, &payload)?;
+            frames.push((marker, format!("{source} -> {target} behind tags {tags:x?}"), inject::tagged(&frame, tags)));
+        }
+    }
+    Ok(frames)
+}
+
+/// Fails if the payload of one of these frames has crossed the wire.
+fn assert_kept(cluster: &Cluster, sent: &[(Marker, String)]) -> Result<()> {
+    let seen = analysis::markers(&cluster.capture.all()?);
+    let leaked: Vec<&str> =
+        sent.iter().filter(|(marker, _)| seen.contains_key(marker)).map(|(_, what)| what.as_str()).collect();
+    ensure!(leaked.is_empty(), "{} of {} crossed the wire:\n  {}", leaked.len(), sent.len(), leaked.join("\n  "));
+    Ok(())
+}
+
+/// Where the agent's mark bits are if the configuration does not say.
+const MARK_SHIFT: u32 = 20;
+
+fn forged_marks(context: &Context) -> Result<()> {
+    let playground = Playground::build(context, HostRouting::Bpf)?;
+    let node = &playground.cluster.nodes[0];
+    let marks = [0, 1, 2, 4, 8, 15].map(|bits| bits << MARK_SHIFT).into_iter().chain([u32::MAX]);
+    let mut sent = Vec::new();
+    for mark in marks {
+        for tags in [&[][..], &[0x8100], &[0x88a8], &[0x88a8, 0x8100], &[0x8100, 0x8100, 0x8100]] {
+            for bypass in [false, true] {
+                for (marker, what, frame) in forgeries(&playground, tags)? {
+                    let manner = Manner { bypass, mark, protocol: 0 };
+                    inject::send_as(&node.netns, "eth0", &frame, manner)?;
+                    sent.push((marker, format!("{what}, {manner:?}")));
+                }
+            }
+        }
+    }
+    assert_kept(&playground.cluster, &sent)?;
+    let drops = node.agent.all_drops()?;
+    println!("{} frames; drops: {drops:?}", sent.len());
+    eventually("what was dropped to be counted", || {
+        let count = node.agent.drops("packet_socket")?;
+        ensure!(count >= sent.len() as u64, "{count} of {}", sent.len());
+        Ok(Some(()))
+    })
+}
+
+fn forged_protocol(context: &Context) -> Result<()> {
+    let playground = Playground::build(context, HostRouting::Bpf)?;
+    let node = &playground.cluster.nodes[0];
+    let mut sent = Vec::new();
+    for protocol in [0x0806, 0x88cc, 0x8100, 0x86dd, 0x0800, 1] {
+        for mark in [0, u32::MAX] {
+            for bypass in [false, true] {
+                for tags in [&[][..], &[0x8100]] {
+                    for (marker, what, frame) in forgeries(&playground, tags)? {
+                        let manner = Manner { bypass, mark, protocol };
+                        inject::send_as(&node.netns, "eth0", &frame, manner)?;
+                        sent.push((marker, format!("{what}, {manner:?}")));
+                    }
+                }
+            }
+        }
+    }
+    assert_kept(&playground.cluster, &sent)
+}
+
+/// The node's address moves to a bridge that has the uplink for its port: what processes on the node send to plain pods of
+/// other nodes, and only that, goes on.
+fn through_a_bridge(context: &Context) -> Result<()> {
+    let setup = Setup { host_routing: HostRouting::Stack, start: false, ..Setup::default() };
+    let cluster = Cluster::build(context, setup)?;
+    let node = &cluster.nodes[0];
+    let mac = inject::mac(&node.netns, "eth0")?.map(|byte| format!("{byte:02x}")).join(":");
+    let (outside_v4, outside_v6) = ("172.18.0.250", "fd00:18::fa");
+    node.netns.ip(&format!(
+        "link add br0 address {mac} type bridge
+         link set eth0 master br0
+         addr flush dev eth0
+         link set br0 up
+         addr add {}/24 dev br0
+         addr add {}/64 dev br0 nodad
+         route replace default via {outside_v4}
+         route replace default via {outside_v6} dev br0",
+        node.v4, node.v6
+    ))?;
+    node.configure(
+        cluster.manifests.directory(),
+        &serde_json::json!({
+            "clusterRanges": hauberk_netns::cluster::CLUSTER_RANGES, "hostRouting": "stack", "uplinks": ["br0", "eth0"],
+        }),
+    )?;
+    cluster.start()?;
+    cluster.namespace("payments", Some("enabled"))?;
+    cluster.namespace("public", None)?;
+    let protected = [cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?];
+    let plain = [cluster.pod("public", "c", 0)?, cluster.pod("public", "d", 1)?];
+    cluster.wait_known(&[&protected[0], &protected[1], &plain[0], &plain[1]])?;
+    let playground = Playground { cluster, protected, plain };
+    let (cluster, plain) = (&playground.cluster, &playground.plain);
+    let node = &cluster.nodes[0];
+    for family in Family::ALL {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
+            for (client, server) in [(&node.party, &plain[1].party), (&plain[0].party, &plain[1].party)] {
+                let one = Exchange::new(protocol, family, client, server);
+                let outcome = exchange(&one)?;
+                ensure!(outcome.answered, "{one}: {outcome:?}");
+            }
+        }
+    }
+    ensure!(node.agent.drops("packet_socket")? == 0, "processes and pods were taken for packet sockets");
+    let mut sent = Vec::new();
+    for device in ["br0", "eth0"] {
+        for bypass in [false, true] {
+            for tags in [&[][..], &[0x8100]] {
+                for (marker, what, frame) in forgeries(&playground, tags)? {
+                    let manner = Manner { bypass, mark: u32::MAX, protocol: 0 };
+                    inject::send_as(&node.netns, device, &frame, manner)?;
+                    sent.push((marker, format!("{what} by {device}, {manner:?}")));
+                }
+            }
+        }
+    }
+    assert_kept(cluster, &sent)
 }

@@ -18,6 +18,7 @@ mod leaks;
 mod marks;
 mod matrix;
 mod mtu;
+mod neighbours;
 mod outages;
 mod plain;
 mod restart;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         labels::TESTS,
         leaks::TESTS,
         mtu::TESTS,
+        neighbours::TESTS,
         plain::TESTS,
         restart::TESTS,
         fallback::TESTS,

@@ -39,6 +39,8 @@ pub struct Devices {
     pub uplinks: Vec<Link>,
     /// Indices of others by which pods' packets may leave: what is harmless, and pods' interfaces.
     harmless: BTreeSet<u32>,
+    /// Bridges, by index.
+    bridges: BTreeMap<u32, String>,
     /// What is wrong, by what it concerns: a device that is shut, an uplink that is missing.
     pub problems: BTreeMap<String, Problem>,
 }
@@ -59,6 +61,7 @@ impl Devices {
         let pods: BTreeSet<u32> = datapath.maps().interfaces()?.into_iter().map(|(index, _)| index).collect();
         self.problems.clear();
         self.harmless.clear();
+        self.follow_bridges(&links);
         let renamed = self.renamed(&links);
         if !renamed.is_empty() {
             fault::point("rename a device's programs");
@@ -218,14 +221,26 @@ impl Devices {
         self.guarded.values().map(|guarded| guarded.name.clone()).collect()
     }
 
+    /// Devices by which pods' packets may leave, besides bridges: of those the ports are guarded or shut.
+    fn passable(&self) -> BTreeSet<u32> {
+        let all = self.guarded.keys().chain(&self.harmless).copied();
+        all.filter(|index| !self.bridges.contains_key(index)).collect()
+    }
+
+    fn follow_bridges(&mut self, links: &[Link]) {
+        let bridges = links.iter().filter(|link| link.kind == LinkKind::Bridge);
+        self.bridges = bridges.map(|link| (link.index, link.name.clone())).collect();
+    }
+
     /// Adds what follows from the devices to the rules.
     pub(super) fn rules(&self, config: &Config, tunnel_mtu: u32, rules: &Ruleset) -> Ruleset {
         let is_chained = config.cni.install == CniInstall::Chained;
         Ruleset {
             uplinks: self.names(),
             masquerade: self.uplinks.iter().map(|link| link.name.clone()).collect(),
-            passable: self.guarded.keys().chain(&self.harmless).copied().collect(),
-            chained: is_chained.then(|| Beside { guarded: self.guarded.keys().copied().collect(), tunnel_mtu }),
+            passable: self.passable(),
+            bridges: self.bridges.clone(),
+            chained: is_chained.then_some(Beside { tunnel_mtu }),
             ..rules.clone()
         }
     }
@@ -259,11 +274,24 @@ impl Kernel {
     /// [`ApplyError::Host`].
     pub async fn follow_rules(&mut self, config: &Config) -> Result<(), ApplyError> {
         let ruleset = self.devices.rules(config, self.settings.tunnel_mtu, &self.ruleset);
+        // Also where they are the same: a device may have been replaced by another of its name.
         if ruleset != self.ruleset {
             fault::point("change the netfilter rules");
-            self.netfilter.apply(&ruleset).await?;
-            self.ruleset = ruleset;
         }
+        self.netfilter.apply(&ruleset).await?;
+        self.ruleset = ruleset;
+        Ok(())
+    }
+
+    /// Lets packets leave by the interfaces of pods as they are now, and by a bridge that came with them.
+    pub(super) async fn open_pod_interfaces(&mut self) -> Result<(), ApplyError> {
+        let links = self.netlink.links().await?;
+        self.devices.follow_bridges(&links);
+        let (passable, bridges) = (self.devices.passable(), self.devices.bridges.clone());
+        let ruleset = Ruleset { passable, bridges, ..self.ruleset.clone() };
+        fault::point("open a pod's interface");
+        self.netfilter.apply(&ruleset).await?;
+        self.ruleset = ruleset;
         Ok(())
     }
 

@@ -88,9 +88,14 @@ impl Kernel {
         Ok(self.netfilter.counters().await?)
     }
 
-    /// Whether this kernel can keep packet sockets from sending as pods.
-    pub fn has_packet_socket_guard(&self) -> bool {
-        self.netfilter.has_packet_socket_guard()
+    /// How well this kernel can keep packet sockets from sending as pods.
+    pub fn packet_socket_guard(&self) -> host::netfilter::PacketSocketGuard {
+        self.netfilter.packet_socket_guard()
+    }
+
+    /// Whether this kernel can keep bridges from sending pods' packets out of ports without a guard.
+    pub fn guards_bridges(&self) -> bool {
+        self.netfilter.guards_bridges()
     }
 
     /// What leads to other nodes and the world.
@@ -223,7 +228,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether the netfilter rules are there.
+    /// Whether the netfilter rules are what was put in.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
@@ -235,7 +240,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ApplyError::Host`].
-    pub async fn restore_netfilter(&self) -> Result<(), ApplyError> {
+    pub async fn restore_netfilter(&mut self) -> Result<(), ApplyError> {
         fault::point("restore the netfilter rules");
         Ok(self.netfilter.restore().await?)
     }
@@ -285,7 +290,7 @@ impl Kernel {
         self.becomes_pods(pod.host_index, &pod.host_interface)?;
         self.pods.insert(pod.host_index, pod.clone());
         if pod.adopted {
-            return Ok(());
+            return self.open_pod_interfaces().await;
         }
         let has = |v4: bool| pod.addresses.iter().any(|address| address.is_ipv4() == v4);
         fault::point("prepare a pod interface");

@@ -191,6 +191,7 @@ impl Prepared {
         let mtu = tunnel_mtu(config, &self.devices.uplinks);
         let ruleset = Ruleset {
             mark_shift: config.mark_shift,
+            tunnel: device.clone(),
             // Who else routes to pods also says what of theirs is masqueraded.
             local: if policy.chained { BTreeSet::new() } else { node.pod_ranges.iter().copied().collect() },
             untranslated: policy.cluster_ranges.iter().chain(&policy.node_ranges).copied().collect(),
@@ -198,9 +199,9 @@ impl Prepared {
             ..Ruleset::default()
         };
         // Rules do not wait for an uplink that comes later.
-        let ruleset = self.devices.rules(config, *mtu.as_ref().unwrap_or(&MIN_MTU), &ruleset);
+        let mut ruleset = self.devices.rules(config, *mtu.as_ref().unwrap_or(&MIN_MTU), &ruleset);
         fault::point("install the netfilter rules");
-        let netfilter = Netfilter::install(&ruleset).await.map_err(ApplyError::from)?;
+        let mut netfilter = Netfilter::install(&ruleset).await.map_err(ApplyError::from)?;
         let mtu = mtu?;
         if self.devices.uplinks.is_empty() {
             let addresses = node.addresses.iter().copied().collect();
@@ -225,6 +226,10 @@ impl Prepared {
         self.netlink.put_gateways(link.index, true, false).await.map_err(ApplyError::from)?;
         self.netlink.set_mtu(link.index, mtu).await.map_err(ApplyError::from)?;
         self.netlink.set_up(link.index).await.map_err(ApplyError::from)?;
+        if ruleset.passable.insert(link.index) {
+            fault::point("let packets leave by the tunnel");
+            netfilter.open(link.index).await.map_err(ApplyError::from)?;
+        }
         self.settings.tunnel = link.index;
         self.settings.tunnel_mtu = mtu;
         fault::point("write the settings");

@@ -1,13 +1,15 @@
 //! On a real kernel, in a network namespace of the test's own. They need root, and say so when they do not have it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
+use super::netfilter::PacketSocketGuard;
 use super::*;
 use crate::config::Automatic;
 use crate::datapath::Framing;
@@ -44,7 +46,8 @@ fn ip(line: &str) -> String {
 }
 
 fn nft(text: &str) -> String {
-    let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (options, text) = text.strip_prefix("-a ").map_or((&["-f", "-"][..], text), |text| (&["-a", "-f", "-"], text));
+    let mut child = Command::new("nft").args(options).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
@@ -231,9 +234,11 @@ fn a_pods_side_is_set_up_and_only_our_routes_are_removed() {
 fn ruleset() -> Ruleset {
     Ruleset {
         mark_shift: 20,
+        tunnel: "hauberk0".into(),
         uplinks: vec!["up0".into()],
         masquerade: vec!["up0".into()],
-        passable: BTreeSet::new(),
+        passable: [1].into(),
+        bridges: BTreeMap::new(),
         local: [net("10.244.1.0/24"), net("fd00:1::/64")].into(),
         untranslated: [net("10.244.0.0/16"), net("fd00::/16"), net("192.168.9.1/32")].into(),
         guarded: [net("10.244.0.0/16"), net("fd00::/16")].into(),
@@ -268,18 +273,70 @@ fn rules_are_installed_changed_in_place_kept_over_a_restart_and_removed() {
         netfilter.apply(&Ruleset { uplinks: vec!["up0".into(), "wire0".into()], ..ruleset() }).await.unwrap();
         assert!(nft("list table netdev hauberk\n").contains("\"wire0\""));
 
-        let refused = netfilter.apply(&Ruleset { uplinks: vec!["no\"name".into()], ..ruleset() }).await.unwrap_err();
-        assert!(matches!(&refused, HostError::Nft { message, .. } if message.contains("rror")), "{refused}");
-        assert!(nft("list table netdev hauberk\n").contains("\"wire0\""), "what was in force stays");
-
-        nft("flush ruleset\n");
-        assert!(!netfilter.is_intact().await.unwrap());
-        netfilter.restore().await.unwrap();
         assert!(netfilter.is_intact().await.unwrap());
+
+        // A device that cannot be named, or is not there, costs the others nothing.
+        ip("link add no\"name type veth peer name odd0");
+        let odd = if_nametoindex("no\"name").unwrap();
+        let uplinks = ["up0", "no\"name", "gone0"].map(str::to_owned).into();
+        let passable = [1, odd].into();
+        netfilter.apply(&Ruleset { uplinks, passable, ..ruleset() }).await.unwrap();
+        let listed = nft("list ruleset\n");
+        assert!(listed.contains("\"up0\"") && !listed.contains("no\"name") && !listed.contains("wire0"), "{listed}");
+        let refused = netfilter.apply(&Ruleset { masquerade: vec!["no\nname".into()], ..ruleset() }).await.unwrap_err();
+        assert!(matches!(&refused, HostError::Nft { message, .. } if message.contains("rror")), "{refused}");
+        assert_eq!(nft("list ruleset\n"), listed, "what was in force stays");
         nft("add table inet theirs\n");
         Netfilter::remove().await.unwrap();
         Netfilter::remove().await.unwrap();
         assert_eq!(nft("list tables\n").trim(), "table inet theirs");
+    });
+}
+
+#[test]
+fn whatever_is_taken_from_the_rules_is_noticed_and_put_back() {
+    in_namespace(|| async {
+        ip("link add br0 type bridge");
+        let rules = Ruleset { bridges: [(if_nametoindex("br0").unwrap(), "br0".into())].into(), ..ruleset() };
+        let mut netfilter = Netfilter::install(&rules).await.unwrap();
+        let whole = nft("list ruleset\n");
+        let handle = nft("-a list chain netdev hauberk egress_up0\n");
+        let handle =
+            handle.lines().find(|line| line.contains("skuid")).and_then(|line| line.split("handle ").nth(1)).unwrap();
+        for harm in [
+            &format!("delete rule netdev hauberk egress_up0 handle {handle}"),
+            "flush set inet hauberk pods4",
+            "flush set bridge hauberk passable",
+            "delete element inet hauberk untranslated6 { fd00::/16 }",
+            "add element inet hauberk passable { 4711 }",
+            "flush chain inet hauberk unguarded",
+            "insert rule inet hauberk mark_stack accept",
+            "delete table bridge hauberk",
+            "flush ruleset",
+        ] {
+            nft(&format!("{harm}\n"));
+            assert!(!netfilter.is_intact().await.unwrap(), "{harm} was not noticed");
+            netfilter.restore().await.unwrap();
+            assert!(netfilter.is_intact().await.unwrap(), "{harm}");
+            assert_eq!(nft("list ruleset\n"), whole, "{harm}");
+        }
+        // What packets and other programs' tables change is no harm.
+        nft("add table inet theirs\n");
+        let _ = std::net::UdpSocket::bind("192.168.9.1:0").unwrap().send_to(b"x", "192.168.9.2:9");
+        assert!(netfilter.is_intact().await.unwrap());
+        // A device that went and came again has no chain in some kernels, and a dead one in none.
+        for _ in 0..2 {
+            ip("link del up0");
+            assert!(netfilter.is_intact().await.unwrap(), "its device is gone, and so may be its chain");
+            netfilter.apply(&rules).await.unwrap();
+            ip("link add up0 type veth peer name wire0");
+            netfilter.apply(&rules).await.unwrap();
+            assert!(netfilter.is_intact().await.unwrap());
+            assert_eq!(nft("list chain netdev hauberk egress_up0\n").matches("jump addressed").count(), 2);
+            ip("link set up0 up");
+            send_frame("up0", b"", 0x0800, &packet_v4("10.244.1.5", "8.8.8.8"), true);
+        }
+        assert_eq!(netfilter.counters().await.unwrap().packet_socket, 2);
     });
 }
 
@@ -303,8 +360,9 @@ fn beside_another_plugin_overlays_are_uplinks_and_their_absence_from_the_rules_d
         let overlay = netlink.link("flannel.1").await.unwrap().unwrap();
         assert_eq!((overlay.kind, overlay.header), (LinkKind::Overlay, Header::Ethernet));
 
-        let beside = |guarded: &[u32]| Ruleset {
-            chained: Some(Beside { guarded: guarded.iter().copied().collect(), tunnel_mtu: 1420 }),
+        let beside = |passable: &[u32]| Ruleset {
+            passable: passable.iter().copied().collect(),
+            chained: Some(Beside { tunnel_mtu: 1420 }),
             ..ruleset()
         };
         let mut netfilter = Netfilter::install(&beside(&[])).await.unwrap();
@@ -316,14 +374,10 @@ fn beside_another_plugin_overlays_are_uplinks_and_their_absence_from_the_rules_d
             socket.send_to(b"x", "10.244.2.5:9").is_ok()
         };
         send();
-        assert_eq!(netfilter.counters().await.unwrap().unguarded_overlay, 1);
+        assert_eq!(netfilter.counters().await.unwrap().unguarded_device, 1);
         netfilter.apply(&beside(&[overlay.index])).await.unwrap();
         send();
-        assert_eq!(
-            netfilter.counters().await.unwrap().unguarded_overlay,
-            1,
-            "it is guarded now, and the count goes on"
-        );
+        assert_eq!(netfilter.counters().await.unwrap().unguarded_device, 1, "it is guarded now, and the count goes on");
         let listed = nft("list table inet hauberk\n");
         for part in ["tcp option maxseg size set 1380", "size set 1360", "snat ip to ip saddr", "snat ip6 to ip6 saddr"]
         {
@@ -361,21 +415,20 @@ fn the_other_end_of_a_pair_is_found_in_the_namespace_it_is_in() {
 #[test]
 fn a_packet_socket_cannot_send_from_or_to_a_pods_address() {
     in_namespace(|| async {
-        let netfilter = Netfilter::install(&ruleset()).await.unwrap();
-        if !netfilter.has_packet_socket_guard() {
+        let mut netfilter = Netfilter::install(&ruleset()).await.unwrap();
+        if netfilter.packet_socket_guard() == PacketSocketGuard::None {
             let _ = writeln!(io::stderr(), "SKIPPED: this kernel has no netdev egress hook");
             return;
         }
         let mut expected = 0;
         for bypass in [false, true] {
-            for tag in [&b""[..], &b"\x81\x00\x00\x05"[..], &b"\x88\xa8\x00\x05"[..]] {
+            for tag in
+                [&b""[..], &b"\x81\x00\x00\x05"[..], &b"\x88\xa8\x00\x05"[..], &b"\x88\xa8\x00\x05\x81\x00\x00\x06"[..]]
+            {
                 for (source, destination) in
                     [("10.244.1.5", "8.8.8.8"), ("8.8.8.8", "10.244.9.9"), ("192.168.9.1", "192.168.9.2")]
                 {
-                    let v4 = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
-                    let mut packet = vec![0x45, 0, 0, 60, 0, 0, 0, 0, 64, 17, 0, 0];
-                    packet.extend(v4(source).into_iter().chain(v4(destination)));
-                    send_frame("up0", tag, 0x0800, &packet, bypass);
+                    send_frame("up0", tag, 0x0800, &packet_v4(source, destination), bypass);
                     expected += u64::from(source != "192.168.9.1");
                 }
                 for (source, destination) in
@@ -395,10 +448,23 @@ fn a_packet_socket_cannot_send_from_or_to_a_pods_address() {
         ip("neigh add 192.168.9.2 lladdr 02:00:00:00:00:02 dev up0");
         ip("route add 10.244.9.9/32 via 192.168.9.2");
         let socket = std::net::UdpSocket::bind("192.168.9.1:0").unwrap();
+        // "up0" is in no list of devices that pods' packets may leave by, so the first does not get that far.
+        let _ = socket.send_to(b"hello", "10.244.9.9:9");
+        assert_eq!(netfilter.counters().await.unwrap().unguarded_device, 1);
+        netfilter.open(if_nametoindex("up0").unwrap()).await.unwrap();
         socket.send_to(b"hello", "10.244.9.9:9").unwrap();
+        assert_eq!(netfilter.counters().await.unwrap().unguarded_device, 1);
         let netfilter = Netfilter::install(&ruleset()).await.unwrap();
         assert_eq!(netfilter.counters().await.unwrap().packet_socket, expected);
     });
+}
+
+/// A packet of 60 bytes without its payload.
+fn packet_v4(source: &str, destination: &str) -> Vec<u8> {
+    let v4 = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let mut packet = vec![0x45, 0, 0, 60, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(v4(source).into_iter().chain(v4(destination)));
+    packet
 }
 
 /// Sends a frame through a packet socket, optionally past the queueing discipline.
@@ -431,7 +497,7 @@ fn send_frame(device: &str, tag: &[u8], ether_type: u16, packet: &[u8], bypass: 
     let to = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: 0,
-        sll_ifindex: nix::net::if_::if_nametoindex(device).unwrap() as i32,
+        sll_ifindex: if_nametoindex(device).unwrap() as i32,
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 6,

@@ -10,8 +10,8 @@ use crate::world::Shared;
 
 /// What the tunnel device drops by itself: nobody reads from it, and its queue is full.
 const UNREAD: &str = "tunnel_unread";
-/// What netfilter drops while another plugin's overlay has no guard.
-const UNGUARDED_OVERLAY: &str = "unguarded_overlay";
+/// What netfilter drops because the device it would leave by has no guard.
+const UNGUARDED_DEVICE: &str = "unguarded_device";
 
 /// What counts on a healthy node too: probes of the agent, what a network has of multicast, what was on its way when a pod ended
 /// or the agent was not there.
@@ -23,8 +23,8 @@ const EXPECTED: [&str; 4] = ["self_test", "multicast", "not_local", UNREAD];
 /// [`DatapathError`] if the counters cannot be read.
 pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, DatapathError> {
     let running = world.read().running.clone();
-    let sockets = running.as_ref().map_or(0, |running| running.packet_socket_drops);
-    let unguarded = running.as_ref().map_or(0, |running| running.unguarded_overlay_drops);
+    let netfilter = running.as_ref().map(|running| running.netfilter).unwrap_or_default();
+    let (sockets, unguarded) = (netfilter.packet_socket, netfilter.unguarded_device);
     let mut reasons: Vec<DropCount> = eyes
         .maps()
         .drops()?
@@ -59,12 +59,12 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
             .into(),
     });
     reasons.push(DropCount {
-        expected: EXPECTED.contains(&UNGUARDED_OVERLAY),
-        reason: UNGUARDED_OVERLAY.into(),
+        expected: EXPECTED.contains(&UNGUARDED_DEVICE),
+        reason: UNGUARDED_DEVICE.into(),
         place: "netfilter".into(),
         packets: unguarded,
-        advice: "another plugin made its overlay anew, and pods' packets came before the agent had guarded it; if it goes on, is \
-                 the device missing in `uplinks`?"
+        advice: "pods' packets were about to leave by a device, or a bridge's port, that has no guard (yet); a few are normal when a \
+                 device is made anew; if it goes on, look for the route that leads there"
             .into(),
     });
     reasons.retain(|count| count.packets > 0);

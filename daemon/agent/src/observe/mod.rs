@@ -6,6 +6,7 @@ pub mod drops;
 pub mod explain;
 pub mod flows;
 pub mod leaks;
+pub mod losses;
 pub mod maps;
 pub mod metrics;
 pub mod plaintext;

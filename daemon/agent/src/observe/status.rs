@@ -8,9 +8,10 @@ use hauberk_core::convergence::convergence;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::Eyes;
+use super::{Eyes, losses};
 use crate::backend::{PeerStats, Progress, Stats};
 use crate::config::{Backend as Choice, Config, HostRouting};
+use crate::host::netfilter::PacketSocketGuard;
 use crate::world::{Running, World, key_status};
 
 /// What does not change while the agent runs.
@@ -60,7 +61,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     }
     let mut problems = facts.lasting.clone();
     problems.extend(world.failures.values().cloned());
-    problems.extend(not_running(world, silent, &stats));
+    problems.extend(not_running(world, silent, &stats, &facts.config.tunnel.device));
     problems.extend(peer_problems(&peers, &mute, namespaces.iter().any(|namespace| namespace.protected_pods > 0)));
     problems.extend(full_maps(world, eyes));
     problems.extend(world.leaks.problems());
@@ -174,7 +175,7 @@ fn mute_nodes(world: &World, stats: &Stats) -> BTreeSet<String> {
 }
 
 /// Why protected pods cannot be promised what they ask for.
-fn not_running(world: &World, silent: Option<String>, stats: &Stats) -> Vec<Problem> {
+fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &str) -> Vec<Problem> {
     let critical =
         |object: &str, message: String| Problem { severity: Severity::Critical, object: object.into(), message };
     let mut problems = Vec::new();
@@ -217,11 +218,30 @@ fn not_running(world: &World, silent: Option<String>, stats: &Stats) -> Vec<Prob
         None => problems.push(critical("datapath", "the self-test has not run yet".into())),
         Some(Ok(())) => {}
     }
-    if world.running.as_ref().is_some_and(|running| !running.packet_socket_guard) {
-        let message = "this kernel has no netfilter egress hook (5.16): a packet socket on the node that bypasses queueing could send as a pod unseen".into();
-        problems.push(Problem { severity: Severity::Warning, object: "netfilter".into(), message });
-    }
+    problems.extend(world.running.iter().flat_map(lacks_of_nftables));
+    let lost = world.running.iter().filter_map(|running| running.losses.as_ref());
+    problems.extend(lost.map(|(losses, neighbours)| losses::problem(losses, neighbours, tunnel)));
     problems
+}
+
+/// What this kernel's nftables cannot do.
+fn lacks_of_nftables(running: &Running) -> Vec<Problem> {
+    let warning =
+        |message: &str| Problem { severity: Severity::Warning, object: "netfilter".into(), message: message.into() };
+    let sockets = match running.packet_socket_guard {
+        PacketSocketGuard::Whole => None,
+        PacketSocketGuard::None => Some(
+            "this kernel has no netfilter egress hook (5.16): a packet socket on the node that bypasses queueing could send as a pod unseen",
+        ),
+        PacketSocketGuard::ByMark => Some(
+            "this kernel's nftables cannot match routing entries (CONFIG_IP_ROUTE_CLASSID): a packet socket on the node that sets \
+             hauberk's mark bits and bypasses queueing could send as a pod unseen",
+        ),
+    };
+    let bridges = (!running.guards_bridges).then_some(
+        "this kernel's nftables cannot guard ports of bridges (CONFIG_NF_TABLES_BRIDGE): pods' packets do not leave by a bridge",
+    );
+    sockets.into_iter().chain(bridges).map(warning).collect()
 }
 
 fn peer_problems(peers: &[PeerStatus], mute: &BTreeSet<String>, any_protected: bool) -> Vec<Problem> {

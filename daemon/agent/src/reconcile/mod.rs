@@ -28,6 +28,7 @@ use crate::backend::{Progress, UserspaceConfig};
 use crate::cluster_config;
 use crate::config::Config;
 use crate::datapath::Framing;
+use crate::host::netfilter::Counters;
 use crate::source::Source;
 use crate::world::{Device, Running, Shared};
 
@@ -280,9 +281,10 @@ impl Reconciler {
                 uplinks: uplinks(&kernel),
                 devices: devices(&kernel),
                 mtu: kernel.tunnel_mtu(),
-                packet_socket_guard: kernel.has_packet_socket_guard(),
-                packet_socket_drops: 0,
-                unguarded_overlay_drops: 0,
+                packet_socket_guard: kernel.packet_socket_guard(),
+                guards_bridges: kernel.guards_bridges(),
+                netfilter: Counters::default(),
+                losses: None,
             });
         }
         let problems = kernel.devices().problems.clone();

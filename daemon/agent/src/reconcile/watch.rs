@@ -1,6 +1,8 @@
 //! What others do to the kernel: devices that come and go, programs, rules, routes and settings that somebody takes away. All of it
 //! is read back and repaired; until it is, the node is not ready.
 
+use crate::host::netfilter::{Counters, Neighbours};
+use crate::observe::losses;
 use std::collections::BTreeMap;
 
 use hauberk_core::api::Problem;
@@ -145,7 +147,7 @@ impl Reconciler {
     }
 
     async fn look_at_netfilter(&mut self) {
-        let Stage::Running(kernel) = &self.stage else { return };
+        let Stage::Running(kernel) = &mut self.stage else { return };
         match kernel.has_netfilter().await {
             Ok(true) => self.succeed("netfilter"),
             Ok(false) => {
@@ -154,7 +156,10 @@ impl Reconciler {
                 self.looked_around = None;
                 match restored {
                     Ok(()) => {
-                        self.fail("netfilter", "the rules had been removed by another program; they are back".into());
+                        self.fail(
+                            "netfilter",
+                            "the rules had been changed or removed by another program; they are back".into(),
+                        );
                         self.restored("netfilter".into(), "the rules had been removed by another program".into());
                     }
                     Err(error) => {
@@ -167,11 +172,24 @@ impl Reconciler {
             }
         }
         let Stage::Running(kernel) = &self.stage else { return };
-        if let Ok(counters) = kernel.netfilter_counters().await
-            && let Some(running) = &mut self.world.write().running
-        {
-            running.packet_socket_drops = counters.packet_socket;
-            running.unguarded_overlay_drops = counters.unguarded_overlay;
+        if let Ok(counters) = kernel.netfilter_counters().await {
+            self.count(counters).await;
+        }
+    }
+
+    /// Notes what netfilter has counted, and whose rules may be why something is lost.
+    async fn count(&self, counters: Counters) {
+        let before = self.world.read().running.as_ref().map(|running| running.netfilter);
+        let news = before.and_then(|before| losses::compare(before, counters));
+        let lost = match &news {
+            Some(Some(lost)) => Some((lost.clone(), Neighbours::look().await.unwrap_or_default())),
+            _ => None,
+        };
+        if let Some(running) = &mut self.world.write().running {
+            running.netfilter = counters;
+            if news.is_some() {
+                running.losses = lost;
+            }
         }
     }
 

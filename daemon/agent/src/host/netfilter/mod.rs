@@ -1,46 +1,65 @@
-//! hauberk's netfilter rules, in two tables of its own, always changed in one transaction.
+//! hauberk's netfilter rules, in three tables of its own, always changed in one transaction.
 //!
-//! `inet hauberk` marks what went through the IP stack (before source translation) and masquerades what pods send to the
-//! world. `netdev hauberk` is the guard against packet sockets: a frame that leaves an uplink, carries a pod's address and
-//! neither mark did not come from the stack nor through a pod's interface, so somebody on the node wrote it by hand. That
-//! hook runs before any queueing discipline and before TCX: it sees `PACKET_QDISC_BYPASS`, which nothing else does.
+//! `inet hauberk` marks what went through the IP stack (before source translation), masquerades what pods send to the world,
+//! and shuts every device that nothing guards to pods' packets. `bridge hauberk` shuts ports of bridges likewise.
+//!
+//! `netdev hauberk` is the guard against packet sockets. What the IP stack sends has a routing entry, which no packet socket
+//! can give its frame; a frame without one that belongs to a socket of this network namespace, and carries a pod's address,
+//! was written by hand. That hook runs before any queueing discipline and before TCX: it sees `PACKET_QDISC_BYPASS`, which
+//! nothing else does.
 //!
 //! Beside another CNI plugin's network, `inet hauberk` also keeps that plugin's masquerading off what goes through the tunnel,
-//! tells TCP of the tunnel's size, and drops what would leave by an overlay that is not guarded (yet).
+//! and tells TCP of the tunnel's size.
 //!
-//! [`text`] writes the rules, [`read`] understands `nft`'s JSON, this module runs it.
+//! [`neighbours`] looks at what other programs have there.
+//!
+//! [`text`] writes the rules ([`stack`] and [`frames`] a part each), [`read`] understands `nft`'s JSON, this module runs it.
 
+mod frames;
+mod neighbours;
 mod read;
+mod stack;
 mod text;
 
-use std::collections::BTreeSet;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Stdio;
+use std::{fs, io};
 
 use ipnet::IpNet;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::HostError;
+use text::Tables;
 
-pub(crate) use text::EGRESS_PROBE;
+pub use neighbours::Neighbours;
+pub(crate) use neighbours::{has_legacy_tables, parse as parse_neighbours};
+pub(crate) use text::{BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 
 /// What the rules depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Ruleset {
     /// How far left hauberk's mark bits are shifted: 0..=28.
     pub mark_shift: u32,
-    /// The uplinks' names.
+    /// The tunnel device's name.
+    pub tunnel: String,
+    /// Names of all guarded devices: each gets a chain at its egress.
     pub uplinks: Vec<String>,
-    /// Names of those that lead to other nodes and the world.
+    /// Names of the devices that lead to other nodes and to the world.
     pub masquerade: Vec<String>,
-    /// Indices of the devices by which packets with pods' addresses may leave.
+    /// Indices of the devices by which packets with pods' addresses may leave. By name, one that was replaced would pass for
+    /// its predecessor.
     pub passable: BTreeSet<u32>,
+    /// Bridges, by index: pods' packets may leave by them where the kernel lets their ports be guarded.
+    pub bridges: BTreeMap<u32, String>,
     /// This node's pod ranges: what they send to the world is masqueraded.
     pub local: BTreeSet<IpNet>,
     /// Destinations that are not the world.
     pub untranslated: BTreeSet<IpNet>,
-    /// Addresses that no packet socket may send from or to: the cluster's ranges, and pods outside of them.
+    /// Addresses that no packet socket may send from or to, and that leave by no unguarded device: the cluster's ranges, and
+    /// pods outside of them.
     pub guarded: BTreeSet<IpNet>,
     /// Another CNI plugin's network, if pods are connected by one.
     pub chained: Option<Beside>,
@@ -49,8 +68,6 @@ pub struct Ruleset {
 /// What the rules must know beside another CNI plugin's network.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Beside {
-    /// Indices of the devices that are guarded. By name, one that was replaced would pass for its predecessor.
-    pub guarded: BTreeSet<u32>,
     /// Largest packet inside the tunnel, bytes of IP: pods may not have been told.
     pub tunnel_mtu: u32,
 }
@@ -60,15 +77,86 @@ pub struct Beside {
 pub struct Counters {
     /// Frames of packet sockets that were dropped.
     pub packet_socket: u64,
-    /// Packets of pods that were about to leave by an overlay that is not guarded.
-    pub unguarded_overlay: u64,
+    /// Packets of pods that were about to leave by a device that is not guarded.
+    pub unguarded_device: u64,
+    /// Packets that came out of the tunnel into the stack.
+    pub decrypted: u64,
+    /// Those of them that the stack forwarded or gave to a process, past the rules of others.
+    pub carried_on: u64,
+}
+
+/// How well packet sockets are kept from sending as pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketSocketGuard {
+    /// Not at all when they bypass queueing: the kernel has no egress hook for nftables (5.16).
+    None,
+    /// By the packet's mark, which a process with CAP_NET_RAW can forge: the kernel tells no routing entries to nftables.
+    ByMark,
+    /// By what no process can forge.
+    Whole,
+}
+
+/// What this kernel's nftables can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Abilities {
+    /// Chains at a device's egress.
+    egress: bool,
+    /// Matching by routing entry and by socket there.
+    routing: bool,
+    /// Chains at bridges' ports.
+    bridge: bool,
+}
+
+impl Abilities {
+    /// Asks without putting anything in.
+    async fn ask() -> Result<Abilities, HostError> {
+        Ok(Abilities {
+            egress: accepts(EGRESS_PROBE).await?,
+            routing: accepts(ROUTING_PROBE).await?,
+            bridge: accepts(BRIDGE_PROBE).await?,
+        })
+    }
+
+    /// Families in which there is a table.
+    fn families(self) -> impl Iterator<Item = &'static str> {
+        [(true, "inet"), (self.egress, "netdev"), (self.bridge, "bridge")]
+            .into_iter()
+            .filter_map(|(has, family)| has.then_some(family))
+    }
+}
+
+/// A device that gets a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Device {
+    index: u32,
+    /// Whether what the stack sends still has its routing entry when it gets here. A bond, a team and the like may have
+    /// taken it away before they hand a packet to one of their own devices; a bridge does not.
+    keeps_routes: bool,
+    /// Whether its frames have a header of their own.
+    ethernet: bool,
+}
+
+/// `linux/if_arp.h`: ARPHRD_ETHER.
+const ETHERNET: &str = "1";
+
+impl Device {
+    fn find(name: &str) -> Option<Device> {
+        let index = if_nametoindex(name).ok()?;
+        let folder = Path::new("/sys/class/net").join(name);
+        let master = folder.join("master");
+        let keeps_routes = !master.exists() || master.join("bridge").exists();
+        let ethernet = fs::read_to_string(folder.join("type")).is_ok_and(|kind| kind.trim() == ETHERNET);
+        Some(Device { index, keeps_routes, ethernet })
+    }
 }
 
 /// The rules as they are in the kernel.
 #[derive(Debug)]
 pub struct Netfilter {
-    installed: Ruleset,
-    has_guard: bool,
+    installed: Tables,
+    abilities: Abilities,
+    /// Chains and definitions of sets as the kernel told of them after they were put in; none if it did not.
+    rules: Option<read::Rules>,
 }
 
 impl Netfilter {
@@ -78,35 +166,45 @@ impl Netfilter {
     /// # Errors
     /// [`HostError::NoNft`], [`HostError::Nft`]; the earlier rules are then in force unchanged.
     pub async fn install(ruleset: &Ruleset) -> Result<Netfilter, HostError> {
-        let has_guard = has_egress_hook().await?;
-        let mut installed = ruleset.clone();
-        let earlier = read::sets(&list_tables().await?);
-        installed.untranslated.extend(earlier.untranslated);
-        installed.guarded.extend(earlier.guarded);
-        let netfilter = Netfilter { installed, has_guard };
+        let abilities = Abilities::ask().await?;
+        let mut netfilter = Netfilter { installed: Tables::default(), abilities, rules: None };
+        let earlier = read::sets(&netfilter.list(&[]).await?);
+        let mut ruleset = ruleset.clone();
+        ruleset.untranslated.extend(earlier.untranslated);
+        ruleset.guarded.extend(earlier.guarded);
+        ruleset.passable.extend(earlier.passable.into_iter().filter(|index| if_indextoname(*index).is_ok()));
+        netfilter.installed = netfilter.tables(&ruleset);
         netfilter.replace().await?;
         Ok(netfilter)
     }
 
-    /// Whether the kernel has the hook that the guard against packet sockets needs (5.16).
-    pub fn has_packet_socket_guard(&self) -> bool {
-        self.has_guard
+    /// How well this kernel lets packet sockets be guarded against.
+    pub fn packet_socket_guard(&self) -> PacketSocketGuard {
+        match (self.abilities.egress, self.abilities.routing) {
+            (false, _) => PacketSocketGuard::None,
+            (true, false) => PacketSocketGuard::ByMark,
+            (true, true) => PacketSocketGuard::Whole,
+        }
     }
 
-    /// Makes the rules what they should be. Only sets that differ are touched; nothing is done if none does.
+    /// Whether the ports of bridges can be guarded. If not, pods' packets may not leave by a bridge.
+    pub fn guards_bridges(&self) -> bool {
+        self.abilities.bridge
+    }
+
+    /// Makes the rules what they should be. Only what differs is touched; nothing is done if nothing does. To be called
+    /// after every change of devices, too: one may have been replaced by another of its name.
     ///
     /// # Errors
     /// [`HostError::Nft`]; the earlier rules are then in force unchanged.
     pub async fn apply(&mut self, ruleset: &Ruleset) -> Result<(), HostError> {
-        let same_rules = self.installed.mark_shift == ruleset.mark_shift
-            && self.installed.uplinks == ruleset.uplinks
-            && self.installed.chained == ruleset.chained;
-        let before = std::mem::replace(&mut self.installed, ruleset.clone());
-        let result = if same_rules {
-            match text::difference(&before, ruleset, self.has_guard) {
-                difference if difference.is_empty() => Ok(()),
-                difference => transaction("change its sets", &difference).await,
-            }
+        let wanted = self.tables(ruleset);
+        if wanted == self.installed {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.installed, wanted);
+        let result = if self.installed.differs_in_sets_alone(&before) {
+            self.change(&before).await
         } else {
             self.replace().await
         };
@@ -116,20 +214,69 @@ impl Netfilter {
         result
     }
 
-    /// Whether the tables are still there, as a check against somebody's `nft flush ruleset`.
+    /// Lets packets with pods' addresses leave by one more device, and changes nothing else.
+    ///
+    /// # Errors
+    /// [`HostError::Nft`].
+    pub async fn open(&mut self, index: u32) -> Result<(), HostError> {
+        let mut ruleset = self.installed.ruleset.clone();
+        ruleset.passable.insert(index);
+        self.apply(&ruleset).await
+    }
+
+    async fn change(&mut self, before: &Tables) -> Result<(), HostError> {
+        let exists = |name: &str| if_nametoindex(name).is_ok();
+        let difference = text::difference(before, &self.installed, self.abilities, exists);
+        if difference.is_empty() {
+            return Ok(());
+        }
+        if transaction("change its sets", &difference).await.is_err() {
+            // What it starts from is not there: rules were removed, or a device went a moment ago.
+            return self.replace().await;
+        }
+        if difference.contains(" chain ") || before.devices != self.installed.devices {
+            self.remember().await;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has what was put in: every chain, rule and set, and in the sets every element.
     ///
     /// # Errors
     /// [`HostError::NoNft`].
     pub async fn is_intact(&self) -> Result<bool, HostError> {
-        let tables = list_tables().await?;
-        Ok(tables.contains("\"mark_stack\"") && (!self.has_guard || tables.contains("\"tagged\"")))
+        let listed = self.list(&[]).await?;
+        let Tables { ruleset, passable, devices } = &self.installed;
+        let sets = read::sets(&listed);
+        let has_sets = read::covers_the_same(&sets.local, &ruleset.local)
+            && read::covers_the_same(&sets.untranslated, &ruleset.untranslated)
+            && read::covers_the_same(&sets.guarded, &ruleset.guarded)
+            && (!self.abilities.bridge || read::covers_the_same(&sets.bridge_guarded, &ruleset.guarded))
+            && sets.passable == *passable
+            && (!self.abilities.bridge || sets.bridge_passable == *passable);
+        let mut rules = read::rules(&listed);
+        let Some(mut expected) = self.rules.clone() else { return Ok(false) };
+        for (name, device) in devices {
+            match if_nametoindex(name.as_str()) {
+                Ok(index) if index == device.index => {}
+                Ok(_) => return Ok(false),
+                // Its chain may have gone with it.
+                Err(_) => {
+                    let chain = ("netdev".to_owned(), frames::egress_chain(name));
+                    rules.remove(&chain);
+                    expected.remove(&chain);
+                }
+            }
+        }
+        Ok(has_sets && rules == expected)
     }
 
     /// Puts everything in again, whatever is there.
     ///
     /// # Errors
     /// [`HostError::Nft`].
-    pub async fn restore(&self) -> Result<(), HostError> {
+    pub async fn restore(&mut self) -> Result<(), HostError> {
+        self.installed = self.tables(&self.installed.ruleset);
         self.replace().await
     }
 
@@ -138,42 +285,75 @@ impl Netfilter {
     /// # Errors
     /// [`HostError::NoNft`].
     pub async fn counters(&self) -> Result<Counters, HostError> {
-        if !self.has_guard && self.installed.chained.is_none() {
-            return Ok(Counters::default());
-        }
-        Ok(read::counters(&list_tables().await?))
+        Ok(read::counters(&self.list(&["-t"]).await?))
     }
 
-    /// Removes both tables, if they are there, and nothing else.
+    /// Removes all tables, if they are there, and nothing else.
     ///
     /// # Errors
     /// [`HostError::NoNft`], [`HostError::Nft`].
     pub async fn remove() -> Result<(), HostError> {
-        let guard =
-            if has_egress_hook().await? || !list("netdev").await?.is_empty() { text::remove_guard() } else { "" };
-        transaction("remove hauberk's tables", &format!("{}{guard}", text::remove_stack())).await
+        transaction("remove hauberk's tables", &text::remove(Abilities::ask().await?)).await
     }
 
-    async fn replace(&self) -> Result<(), HostError> {
+    /// What is to be in the kernel. A device that went meanwhile would make nftables refuse everything.
+    fn tables(&self, ruleset: &Ruleset) -> Tables {
+        let names = ruleset.uplinks.iter().chain(ruleset.bridges.values());
+        let mut passable = ruleset.passable.clone();
+        if self.abilities.bridge {
+            passable.extend(ruleset.bridges.keys());
+        }
+        let mut devices = BTreeMap::new();
+        for name in names {
+            let Some(device) = Device::find(name) else { continue };
+            if can_be_quoted(name) {
+                devices.insert(name.clone(), device);
+            } else {
+                passable.remove(&device.index);
+            }
+        }
+        Tables { ruleset: ruleset.clone(), passable, devices }
+    }
+
+    async fn replace(&mut self) -> Result<(), HostError> {
         let counters = self.counters().await?;
-        transaction("install hauberk's tables", &text::whole(&self.installed, counters, self.has_guard)).await
+        let text = text::whole(&self.installed, counters, self.abilities);
+        transaction("install hauberk's tables", &text).await?;
+        self.remember().await;
+        Ok(())
+    }
+
+    async fn remember(&mut self) {
+        self.rules = self.list(&["-t"]).await.ok().map(|listed| read::rules(&listed));
+    }
+
+    /// All tables as JSON, one after the other.
+    async fn list(&self, options: &[&str]) -> Result<String, HostError> {
+        let mut all = String::new();
+        for family in self.abilities.families() {
+            all += &list(family, options).await?;
+            all.push('\n');
+        }
+        Ok(all)
     }
 }
 
-/// Whether the kernel takes a netdev egress chain: asked without putting one in.
-async fn has_egress_hook() -> Result<bool, HostError> {
-    let output = run(&["-c", "-f", "-"], EGRESS_PROBE).await?;
+/// Whether nftables can be told of a device of this name: of what Linux allows in names, these mean something there.
+fn can_be_quoted(name: &str) -> bool {
+    !name.contains(['"', '*', '\\'])
+}
+
+/// Whether nft and the kernel would take these rules.
+async fn accepts(rules: &str) -> Result<bool, HostError> {
+    let output = run(&["-c", "-f", "-"], rules).await?;
     Ok(output.status.success())
 }
 
-/// Both tables as JSON, one after the other.
-async fn list_tables() -> Result<String, HostError> {
-    Ok(list("inet").await? + "\n" + &list("netdev").await?)
-}
-
 /// One table as JSON; empty if there is none.
-async fn list(family: &str) -> Result<String, HostError> {
-    let output = run(&["-j", "list", "table", family, text::TABLE], "").await?;
+async fn list(family: &str, options: &[&str]) -> Result<String, HostError> {
+    let arguments: Vec<&str> =
+        ["-j"].iter().chain(options).copied().chain(["list", "table", family, text::TABLE]).collect();
+    let output = run(&arguments, "").await?;
     if !output.status.success() {
         return Ok(String::new());
     }

@@ -1,47 +1,108 @@
 //! Understands what `nft -j` says of hauberk's tables (libnftables-json(5)). What it does not understand it leaves out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+use nix::net::if_::if_nametoindex;
 use serde_json::Value;
 
 use super::Counters;
 
-/// What an earlier agent's sets hold.
+/// What the tables' sets hold.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Sets {
+    pub(super) local: BTreeSet<IpNet>,
     pub(super) untranslated: BTreeSet<IpNet>,
     pub(super) guarded: BTreeSet<IpNet>,
+    pub(super) passable: BTreeSet<u32>,
+    pub(super) bridge_guarded: BTreeSet<IpNet>,
+    pub(super) bridge_passable: BTreeSet<u32>,
 }
+
+/// By family and name: a definition, and of a chain its rules in their order.
+pub(super) type Rules = BTreeMap<(String, String), Vec<String>>;
 
 /// Reads the sets out of one or several JSON documents, one a line.
 pub(super) fn sets(json: &str) -> Sets {
     let mut sets = Sets::default();
     for set in objects(json, "set") {
+        let elements = || set["elem"].as_array().into_iter().flatten();
+        let (into, indices) = match set["family"].as_str() {
+            Some("bridge") => (&mut sets.bridge_guarded, &mut sets.bridge_passable),
+            // "guarded" is where an earlier version had what "pods" has.
+            _ => (&mut sets.guarded, &mut sets.passable),
+        };
         let into = match set["name"].as_str() {
+            Some("local4" | "local6") => &mut sets.local,
             Some("untranslated4" | "untranslated6") => &mut sets.untranslated,
-            Some("guarded4" | "guarded6") => &mut sets.guarded,
+            Some("pods4" | "pods6" | "guarded4" | "guarded6") => into,
+            Some("passable") => {
+                indices.extend(elements().filter_map(interface));
+                continue;
+            }
             _ => continue,
         };
-        for element in set["elem"].as_array().into_iter().flatten() {
-            into.extend(ranges(element));
-        }
+        into.extend(elements().flat_map(ranges));
     }
     sets
 }
 
-/// Reads the counters.
-pub(super) fn counters(json: &str) -> Counters {
-    let named =
-        |name: &str| objects(json, "counter").iter().filter(|c| c["name"] == name).find_map(|c| c["packets"].as_u64());
-    Counters {
-        packet_socket: named("packet_socket").unwrap_or(0),
-        unguarded_overlay: named("unguarded_overlay").unwrap_or(0),
+/// Reads what the tables are made of besides what sets hold and counters count.
+pub(super) fn rules(json: &str) -> Rules {
+    let mut rules = Rules::new();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for kind in ["chain", "set", "counter", "rule"] {
+        for mut object in objects(json, kind) {
+            let name = if kind == "rule" { &object["chain"] } else { &object["name"] };
+            let key = (text(&object["family"]), text(name));
+            if let Some(object) = object.as_object_mut() {
+                for varying in ["handle", "elem", "packets", "bytes"] {
+                    object.remove(varying);
+                }
+            }
+            sort_sets(&mut object);
+            rules.entry(key).or_default().push(object.to_string());
+        }
+    }
+    rules
+}
+
+/// Anonymous sets are listed in no order.
+fn sort_sets(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                sort_sets(value);
+                if let (true, Value::Array(elements)) = (key == "set", value) {
+                    elements.sort_by_key(Value::to_string);
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(sort_sets),
+        _ => {}
     }
 }
 
-fn objects(json: &str, kind: &str) -> Vec<Value> {
+/// Whether two lists of ranges hold the same addresses.
+pub(super) fn covers_the_same(one: &BTreeSet<IpNet>, other: &BTreeSet<IpNet>) -> bool {
+    let joined = |ranges: &BTreeSet<IpNet>| IpNet::aggregate(&ranges.iter().map(IpNet::trunc).collect::<Vec<_>>());
+    joined(one) == joined(other)
+}
+
+/// Reads the counters. One that several tables have counts for all of them.
+pub(super) fn counters(json: &str) -> Counters {
+    let all = objects(json, "counter");
+    let named = |name: &str| all.iter().filter(|c| c["name"] == name).filter_map(|c| c["packets"].as_u64()).sum();
+    Counters {
+        packet_socket: named("packet_socket"),
+        unguarded_device: named("unguarded_device"),
+        decrypted: named("decrypted"),
+        carried_on: named("carried_on"),
+    }
+}
+
+pub(super) fn objects(json: &str, kind: &str) -> Vec<Value> {
     let documents = serde_json::Deserializer::from_str(json).into_iter::<Value>().map_while(Result::ok);
     documents
         .flat_map(|document| match &document["nftables"] {
@@ -49,6 +110,12 @@ fn objects(json: &str, kind: &str) -> Vec<Value> {
             _ => Vec::new(),
         })
         .collect()
+}
+
+/// An element is an interface's name if it has one, else its index.
+fn interface(element: &Value) -> Option<u32> {
+    let text = element.as_str()?;
+    if_nametoindex(text).ok().or_else(|| text.parse().ok())
 }
 
 /// An element is an address, a prefix, or a range of addresses.
@@ -86,9 +153,42 @@ mod tests {
     fn counters_are_found_by_name_and_nonsense_is_nothing() {
         let json = r#"{"nftables": [{"counter": {"name": "packet_socket", "packets": 7, "bytes": 9}}]}"#;
         assert_eq!(counters(json).packet_socket, 7);
+        let two = format!("{0}\n{0}", json.replace("packet_socket", "unguarded_device"));
+        assert_eq!(counters(&two).unguarded_device, 14);
         for text in ["", "x", "[]", "{\"nftables\": 3}", "{\"nftables\": [{\"set\": {\"name\": 1, \"elem\": {}}}]}"] {
             assert_eq!(counters(text), Counters::default());
             assert_eq!(sets(text), Sets::default());
         }
+    }
+
+    #[test]
+    fn rules_are_compared_without_what_varies() {
+        let table = |handle: u32, packets: u32, first: &str, rule: &str| {
+            format!(
+                r#"{{"nftables": [{{"chain": {{"family": "inet", "name": "c", "handle": {handle}}}}},
+                {{"counter": {{"family": "inet", "name": "n", "packets": {packets}, "bytes": {packets}}}}},
+                {{"set": {{"family": "inet", "name": "s", "type": "ipv4_addr", "elem": ["10.0.0.{packets}"]}}}},
+                {{"rule": {{"family": "inet", "chain": "c", "handle": {handle}, "expr": [{{"set": [{first}, "b"]}}, {rule}]}}}}]}}"#
+            )
+        };
+        let is = |one: String, other: String| rules(&one) == rules(&other);
+        assert!(is(table(1, 2, "\"a\"", "1"), table(3, 4, "\"a\"", "1")));
+        assert!(!is(table(1, 2, "\"a\"", "1"), table(1, 2, "\"a\"", "2")));
+        assert!(is(table(1, 2, "\"a\"", "1").replace(r#"["a", "b"]"#, r#"["b", "a"]"#), table(1, 2, "\"a\"", "1")));
+        assert!(!is(table(1, 2, "\"a\"", "1"), String::new()));
+    }
+
+    #[test]
+    fn ranges_are_compared_by_what_they_cover() {
+        let ranges = |list: &[&str]| list.iter().map(|range| range.parse().unwrap()).collect::<BTreeSet<IpNet>>();
+        assert!(covers_the_same(&ranges(&["10.0.0.0/25", "10.0.0.128/25"]), &ranges(&["10.0.0.0/24", "10.0.0.9/32"])));
+        assert!(!covers_the_same(&ranges(&["10.0.0.0/25"]), &ranges(&["10.0.0.0/24"])));
+    }
+
+    #[test]
+    fn a_device_that_is_gone_is_told_by_its_index() {
+        let json =
+            r#"{"nftables": [{"set": {"family": "bridge", "name": "passable", "elem": ["lo", "4711", "gone0"]}}]}"#;
+        assert_eq!(sets(json).bridge_passable, [if_nametoindex("lo").unwrap(), 4711].into());
     }
 }

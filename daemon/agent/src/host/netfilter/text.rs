@@ -1,202 +1,132 @@
 //! The rules as `nft` reads them. Pure: what is in force and what should be goes in, one transaction's text comes out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::IpAddr;
 
-use hauberk_abi::layout::mark;
 use ipnet::IpNet;
 
-use super::{Beside, Counters, Ruleset};
+use super::{Abilities, Counters, Device, Ruleset, frames, stack};
 
-/// The name of both tables.
+/// The name of all tables.
 pub(super) const TABLE: &str = "hauberk";
-/// A chain of the kind the guard needs, on a device that always exists.
+
+/// Asks for what a chain at a device's egress needs, on a device that always exists.
 pub(crate) const EGRESS_PROBE: &str =
     "table netdev hauberk_probe {\n  chain probe {\n    type filter hook egress device \"lo\" priority 0;\n  }\n}\n";
+/// Asks for what tells packets of the IP stack from those of packet sockets.
+pub(crate) const ROUTING_PROBE: &str = "table netdev hauberk_probe {\n  chain probe {\n    type filter hook egress device \"lo\" priority 0;\n    \
+     meta rtclassid 0-4294967295 accept\n    meta skuid 0-4294967294 drop\n  }\n}\n";
+/// Asks for chains at the ports of bridges.
+pub(crate) const BRIDGE_PROBE: &str =
+    "table bridge hauberk_probe {\n  chain probe {\n    type filter hook postrouting priority -300;\n  }\n}\n";
 
-/// Replaces both tables by what they should be, in one transaction.
-pub(super) fn whole(ruleset: &Ruleset, counters: Counters, with_guard: bool) -> String {
-    let mut text = remove_stack().to_owned();
-    stack_table(ruleset, counters, &mut text);
-    if with_guard {
-        text.push_str(remove_guard());
-        guard_table(ruleset, counters, &mut text);
+/// What stays on its link is let by: multicast of link scope, and questions for neighbours, which no router passes on.
+pub(super) const LINK_SCOPE: &str = "    ip daddr 224.0.0.0/24 accept\n    ip6 daddr { fe80::/10, ff01::/16, ff02::/16 } accept\n    \
+     ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n";
+
+/// All that the tables are made from.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(super) struct Tables {
+    /// As it was asked for.
+    pub(super) ruleset: Ruleset,
+    /// Devices by which pods' packets may leave, of those that this kernel can guard.
+    pub(super) passable: BTreeSet<u32>,
+    /// Devices that get a chain, by name.
+    pub(super) devices: BTreeMap<String, Device>,
+}
+
+impl Tables {
+    /// Whether the sets and the devices' chains are all that differs.
+    pub(super) fn differs_in_sets_alone(&self, other: &Tables) -> bool {
+        let (a, b) = (&self.ruleset, &other.ruleset);
+        (a.mark_shift, &a.tunnel, &a.masquerade, &a.chained) == (b.mark_shift, &b.tunnel, &b.masquerade, &b.chained)
+    }
+}
+
+/// Replaces all tables by what they should be, in one transaction.
+pub(super) fn whole(tables: &Tables, counters: Counters, abilities: Abilities) -> String {
+    let mut text = remove(abilities);
+    stack::table(&tables.ruleset, &tables.passable, counters, &mut text);
+    if abilities.egress {
+        frames::guard_table(&tables.ruleset, &tables.devices, counters, abilities, &mut text);
+    }
+    if abilities.bridge {
+        frames::bridge_table(&tables.ruleset, &tables.passable, &mut text);
     }
     text
 }
 
-/// Removes `inet hauberk`; adding it first makes that right when it is not there.
-pub(super) fn remove_stack() -> &'static str {
-    "add table inet hauberk\ndelete table inet hauberk\n"
-}
-
-/// Removes `netdev hauberk`, likewise.
-pub(super) fn remove_guard() -> &'static str {
-    "add table netdev hauberk\ndelete table netdev hauberk\n"
-}
-
-/// What changes the sets (and the rules made from one) from `before` to `after`; empty if nothing does.
-pub(super) fn difference(before: &Ruleset, after: &Ruleset, with_guard: bool) -> String {
+/// Removes all tables; adding each first makes that right when it is not there.
+pub(super) fn remove(abilities: Abilities) -> String {
     let mut text = String::new();
-    set_difference("inet", "local", &before.local, &after.local, &mut text);
-    set_difference("inet", "untranslated", &before.untranslated, &after.untranslated, &mut text);
-    if after.chained.is_some() {
-        set_difference("inet", "pods", &before.guarded, &after.guarded, &mut text);
+    for family in abilities.families() {
+        let _ = writeln!(text, "add table {family} {TABLE}\ndelete table {family} {TABLE}");
     }
-    if with_guard {
-        set_difference("netdev", "guarded", &before.guarded, &after.guarded, &mut text);
-        if tagged_rules(&before.guarded) != tagged_rules(&after.guarded) {
-            let _ = writeln!(text, "flush chain netdev {TABLE} tagged");
-            for rule in tagged_rules(&after.guarded) {
-                let _ = writeln!(text, "add rule netdev {TABLE} tagged {rule}");
+    text
+}
+
+/// What changes the sets, and the chains made from them, from `before` to `after`; empty if nothing does. `exists` says of a
+/// device that goes whether its chain may be there.
+pub(super) fn difference(
+    before: &Tables,
+    after: &Tables,
+    abilities: Abilities,
+    exists: impl Fn(&str) -> bool,
+) -> String {
+    let mut text = String::new();
+    let (old, new) = (&before.ruleset, &after.ruleset);
+    set_difference("inet", "local", &old.local, &new.local, &mut text);
+    set_difference("inet", "untranslated", &old.untranslated, &new.untranslated, &mut text);
+    set_difference("inet", "pods", &old.guarded, &new.guarded, &mut text);
+    if abilities.egress {
+        frames::address_difference("netdev", &old.guarded, &new.guarded, "packet_socket", &mut text);
+        for (name, device) in &after.devices {
+            if before.devices.get(name) != Some(device) {
+                frames::put_device(new, name, *device, abilities, &mut text);
             }
+        }
+    }
+    if abilities.bridge {
+        set_difference("bridge", "pods", &old.guarded, &new.guarded, &mut text);
+        frames::address_difference("bridge", &old.guarded, &new.guarded, "unguarded_device", &mut text);
+        index_difference("bridge", &before.passable, &after.passable, &mut text);
+    }
+    index_difference("inet", &before.passable, &after.passable, &mut text);
+    if abilities.egress {
+        let gone = before.devices.keys().filter(|name| !after.devices.contains_key(*name));
+        for name in gone.filter(|name| exists(name)) {
+            frames::remove_device(name, &mut text);
         }
     }
     text
 }
 
-fn stack_table(ruleset: &Ruleset, counters: Counters, text: &mut String) {
-    let stack = mark::STACK << ruleset.mark_shift;
-    let uplinks = ruleset.uplinks.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-    let _ = writeln!(text, "table inet {TABLE} {{");
-    sets("local", &ruleset.local, text);
-    sets("untranslated", &ruleset.untranslated, text);
-    // Before source translation (100), so that what a translation rule accepts is marked too.
-    let _ = writeln!(
-        text,
-        "  chain mark_stack {{\n    type filter hook postrouting priority srcnat - 10; policy accept;\n    meta mark set meta mark | {stack:#x}\n  }}"
-    );
-    let _ = writeln!(text, "  chain to_world {{\n    type nat hook postrouting priority srcnat; policy accept;");
-    if !uplinks.is_empty() {
-        for (protocol, suffix) in [("ip", 4), ("ip6", 6)] {
-            let _ = writeln!(
-                text,
-                "    oifname {{ {uplinks} }} {protocol} saddr @local{suffix} {protocol} daddr != @untranslated{suffix} masquerade"
-            );
-        }
-    }
-    text.push_str("  }\n");
-    if let Some(beside) = &ruleset.chained {
-        beside_chains(ruleset, beside, counters, &uplinks, text);
-    }
-    text.push_str("}\n");
-}
-
-/// Headers of a TCP segment without options, bytes (RFC 9293 section 3.7.1), by family.
-const TCP_HEADERS: [(&str, u8, u32); 2] = [("ip", 4, 40), ("ip6", 6, 60)];
-/// Devices that put packets into packets (rtnetlink's names).
-const OVERLAYS: &str =
-    r#"{ "vxlan", "geneve", "gretap", "ip6gretap", "erspan", "ip6erspan", "ipip", "sit", "ip6tnl", "gre", "ip6gre" }"#;
-
-/// What is needed beside another plugin's network.
-fn beside_chains(ruleset: &Ruleset, beside: &Beside, counters: Counters, uplinks: &str, text: &mut String) {
-    sets("pods", &ruleset.guarded, text);
-    // An overlay that was made anew has no guard for a moment.
-    let guarded = beside.guarded.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-    let unguarded = if guarded.is_empty() { String::new() } else { format!("oif != {{ {guarded} }} ") };
-    let _ = writeln!(text, "  counter unguarded_overlay {{ packets {} bytes 0; }}", counters.unguarded_overlay);
-    text.push_str("  chain unguarded {\n    type filter hook postrouting priority raw; policy accept;\n");
-    for (protocol, suffix, _) in TCP_HEADERS {
-        for end in ["saddr", "daddr"] {
-            let _ = writeln!(
-                text,
-                "    meta oifkind {OVERLAYS} {unguarded}{protocol} {end} @pods{suffix} counter name unguarded_overlay drop"
-            );
-        }
-    }
-    text.push_str("  }\n");
-    // Translated to what it was: later rules for sources are passed over then. What was sent to a service may need its
-    // source translated so that the reply comes back here.
-    let (protected, decrypted) = (mark::PROTECTED << ruleset.mark_shift, mark::DECRYPTED << ruleset.mark_shift);
-    text.push_str("  chain keep_source {\n    type nat hook postrouting priority srcnat - 5; policy accept;\n");
-    for (protocol, suffix, _) in TCP_HEADERS {
-        let kept = format!("ct status & dnat == 0 snat {protocol} to {protocol} saddr");
-        if !uplinks.is_empty() {
-            let _ = writeln!(
-                text,
-                "    oifname {{ {uplinks} }} meta mark & {protected:#x} != 0 {protocol} saddr @pods{suffix} \
-                 {protocol} daddr @untranslated{suffix} {kept}"
-            );
-        }
-        let _ = writeln!(text, "    meta mark & {decrypted:#x} != 0 {protocol} daddr @untranslated{suffix} {kept}");
-    }
-    text.push_str("  }\n");
-    text.push_str("  chain segment_size {\n    type filter hook postrouting priority mangle; policy accept;\n");
-    for (protocol, suffix, headers) in TCP_HEADERS {
-        let size = beside.tunnel_mtu.saturating_sub(headers);
-        for (source, destination) in [("pods", "untranslated"), ("untranslated", "pods")] {
-            if !uplinks.is_empty() {
-                let _ = writeln!(
-                    text,
-                    "    oifname {{ {uplinks} }} tcp flags & (syn | rst) == syn {protocol} saddr @{source}{suffix} \
-                     {protocol} daddr @{destination}{suffix} tcp option maxseg size set {size}"
-                );
-            }
-        }
+/// Writes a set of interface indices.
+pub(super) fn index_set(name: &str, indices: &BTreeSet<u32>, text: &mut String) {
+    let _ = write!(text, "  set {name} {{\n    type iface_index;\n");
+    if !indices.is_empty() {
+        let _ = writeln!(text, "    elements = {{ {} }}", index_list(indices.iter()));
     }
     text.push_str("  }\n");
 }
 
-fn guard_table(ruleset: &Ruleset, counters: Counters, text: &mut String) {
-    let expected = (mark::STACK | mark::SEEN) << ruleset.mark_shift;
-    let _ = writeln!(text, "table netdev {TABLE} {{");
-    let _ = writeln!(text, "  counter packet_socket {{ packets {} bytes 0; }}", counters.packet_socket);
-    sets("guarded", &ruleset.guarded, text);
-    text.push_str("  chain tagged {\n");
-    for rule in tagged_rules(&ruleset.guarded) {
-        let _ = writeln!(text, "    {rule}");
+fn index_difference(family: &str, before: &BTreeSet<u32>, after: &BTreeSet<u32>, text: &mut String) {
+    let set = format!("{family} {TABLE} passable");
+    let (new, gone) = (index_list(after.difference(before)), index_list(before.difference(after)));
+    if !new.is_empty() {
+        let _ = writeln!(text, "add element {set} {{ {new} }}");
     }
-    text.push_str("  }\n");
-    for (number, uplink) in ruleset.uplinks.iter().enumerate() {
-        let _ = writeln!(
-            text,
-            "  chain egress_{number} {{\n    type filter hook egress device \"{uplink}\" priority 0; policy accept;\n    \
-             meta mark & {expected:#x} != 0 accept"
-        );
-        for (protocol, suffix) in [("ip", 4), ("ip6", 6)] {
-            for end in ["saddr", "daddr"] {
-                let _ = writeln!(text, "    {protocol} {end} @guarded{suffix} counter name packet_socket drop");
-            }
-        }
-        text.push_str("    meta protocol { 0x8100, 0x88a8 } jump tagged\n  }\n");
-    }
-    text.push_str("}\n");
-}
-
-/// Rules for frames that carry their VLAN tag in the frame (one that the device inserts is not there yet, and the frame is
-/// matched as if it had none). A set cannot be asked for raw bytes in every nftables that is about, hence a rule each.
-fn tagged_rules(ranges: &BTreeSet<IpNet>) -> Vec<String> {
-    // Bits from the start of the frame: two MAC addresses, the tag's type and value, then the type of what it carries.
-    const INNER_TYPE: usize = 16 * 8;
-    const INNER: usize = 18 * 8;
-    let mut rules = Vec::new();
-    for range in minimal(ranges) {
-        let bits = usize::from(range.prefix_len());
-        let (ether_type, source, destination) = match range {
-            IpNet::V4(_) => ("0x0800", INNER + 12 * 8, INNER + 16 * 8),
-            IpNet::V6(_) => ("0x86dd", INNER + 8 * 8, INNER + 24 * 8),
-        };
-        for end in [source, destination] {
-            let value = significant(&range);
-            rules.push(format!(
-                "@ll,{INNER_TYPE},16 {ether_type} @ll,{end},{bits} {value} counter name packet_socket drop"
-            ));
-        }
-    }
-    rules
-}
-
-/// A prefix's bits as a number of that many bits.
-fn significant(range: &IpNet) -> String {
-    let bits = u32::from(range.prefix_len());
-    match range.network() {
-        IpAddr::V4(v4) => format!("{:#x}", u32::from(v4).checked_shr(32 - bits).unwrap_or(0)),
-        IpAddr::V6(v6) => format!("{:#x}", u128::from(v6).checked_shr(128 - bits).unwrap_or(0)),
+    if !gone.is_empty() {
+        let _ = writeln!(text, "delete element {set} {{ {gone} }}");
     }
 }
 
-fn sets(name: &str, ranges: &BTreeSet<IpNet>, text: &mut String) {
+fn index_list<'a>(indices: impl Iterator<Item = &'a u32>) -> String {
+    indices.map(u32::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Writes a set of ranges, one for each family.
+pub(super) fn sets(name: &str, ranges: &BTreeSet<IpNet>, text: &mut String) {
     for (suffix, kind, ranges) in families(ranges) {
         let _ = write!(text, "  set {name}{suffix} {{\n    type {kind}; flags interval;\n");
         if !ranges.is_empty() {
@@ -237,7 +167,7 @@ fn families(ranges: &BTreeSet<IpNet>) -> [(u8, &'static str, BTreeSet<IpNet>); 2
 }
 
 /// The ranges that no other covers. Neighbours are not joined, so that adding one changes no other.
-fn minimal(ranges: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+pub(super) fn minimal(ranges: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
     // Sorted by network, then by length: what covers a range comes before it, and only the last one kept can.
     let mut sorted: Vec<IpNet> = ranges.iter().map(IpNet::trunc).collect();
     sorted.sort_by_key(|range| (range.network(), range.prefix_len()));
@@ -256,6 +186,8 @@ fn list(ranges: &BTreeSet<IpNet>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -270,38 +202,61 @@ mod tests {
         assert_eq!(minimal(&all), ranges(&["10.0.0.0/8", "11.0.0.0/8", "fd00::/48"]));
     }
 
+    const ALL: Abilities = Abilities { egress: true, routing: true, bridge: true };
+
+    fn tables(ruleset: Ruleset) -> Tables {
+        Tables { ruleset, ..Tables::default() }
+    }
+
+    fn change(before: &Tables, after: &Tables) -> String {
+        difference(before, after, ALL, |_| true)
+    }
+
     #[test]
     fn a_new_node_is_one_element_and_nothing_is_emptied() {
-        let before = Ruleset { untranslated: ranges(&["10.0.0.0/8", "192.168.0.1/32"]), ..Ruleset::default() };
-        let after =
-            Ruleset { untranslated: ranges(&["10.0.0.0/8", "192.168.0.1/32", "192.168.0.2/32"]), ..Ruleset::default() };
-        assert_eq!(difference(&before, &after, true), "add element inet hauberk untranslated4 { 192.168.0.2/32 }\n");
-        assert_eq!(difference(&after, &before, true), "delete element inet hauberk untranslated4 { 192.168.0.2/32 }\n");
-        assert_eq!(difference(&after, &after, true), "");
+        let all = ["10.0.0.0/8", "192.168.0.1/32", "192.168.0.2/32"];
+        let before = tables(Ruleset { untranslated: ranges(&all[..2]), ..Ruleset::default() });
+        let after = tables(Ruleset { untranslated: ranges(&all), ..Ruleset::default() });
+        assert_eq!(change(&before, &after), "add element inet hauberk untranslated4 { 192.168.0.2/32 }\n");
+        assert_eq!(change(&after, &before), "delete element inet hauberk untranslated4 { 192.168.0.2/32 }\n");
+        assert_eq!(change(&after, &after), "");
     }
 
     #[test]
     fn an_overlapping_change_replaces_the_set_in_the_transaction() {
-        let before = Ruleset { guarded: ranges(&["10.0.0.0/8"]), ..Ruleset::default() };
-        let after = Ruleset { guarded: ranges(&["10.0.0.0/16"]), ..Ruleset::default() };
-        let text = difference(&before, &after, true);
+        let before = tables(Ruleset { guarded: ranges(&["10.0.0.0/8"]), ..Ruleset::default() });
+        let after = tables(Ruleset { guarded: ranges(&["10.0.0.0/16"]), ..Ruleset::default() });
+        let text = change(&before, &after);
         assert!(
-            text.starts_with(
-                "flush set netdev hauberk guarded4\nadd element netdev hauberk guarded4 { 10.0.0.0/16 }\n"
-            ),
+            text.starts_with("flush set inet hauberk pods4\nadd element inet hauberk pods4 { 10.0.0.0/16 }\n"),
             "{text}"
         );
         assert!(text.contains("flush chain netdev hauberk tagged\nadd rule"), "{text}");
-        assert_eq!(difference(&before, &after, false), "");
+        assert!(text.contains("flush chain bridge hauberk tagged\nadd rule"), "{text}");
+        let bare = Abilities { egress: false, routing: false, bridge: false };
+        let text = difference(&before, &after, bare, |_| true);
+        assert!(!text.contains("netdev") && !text.contains("bridge"), "{text}");
     }
 
     #[test]
-    fn a_tagged_frame_is_matched_by_the_prefix_bits() {
-        let rules = tagged_rules(&ranges(&["10.64.0.0/10", "fd00:10:244::/48"]));
-        assert_eq!(rules[0], "@ll,128,16 0x0800 @ll,240,10 0x29 counter name packet_socket drop");
-        assert_eq!(rules[1], "@ll,128,16 0x0800 @ll,272,10 0x29 counter name packet_socket drop");
-        assert_eq!(rules[2], "@ll,128,16 0x86dd @ll,208,48 0xfd0000100244 counter name packet_socket drop");
-        assert_eq!(rules[3], "@ll,128,16 0x86dd @ll,336,48 0xfd0000100244 counter name packet_socket drop");
+    fn a_device_gets_its_chain_before_packets_may_leave_by_it_and_no_table_is_replaced() {
+        let device = Device { index: 7, keeps_routes: true, ethernet: true };
+        let without = Tables::default();
+        let with = Tables { passable: [7].into(), devices: [("eth1".to_owned(), device)].into(), ..Tables::default() };
+        let text = change(&without, &with);
+        let chain = text.find("add chain netdev hauberk egress_eth1").unwrap();
+        assert!(chain < text.find("add element inet hauberk passable { 7 }").unwrap(), "{text}");
+        assert!(chain < text.find("add element bridge hauberk passable { 7 }").unwrap(), "{text}");
+        let text = change(&with, &without);
+        let shut = text.find("delete element inet hauberk passable { 7 }").unwrap();
+        assert!(shut < text.find("delete chain netdev hauberk egress_eth1").unwrap(), "{text}");
+        assert!(!difference(&with, &without, ALL, |_| false).contains("chain"), "its chain went with it");
+        // Another device of the same name.
+        let again = Device { index: 9, ..device };
+        let again = Tables { passable: [9].into(), devices: [("eth1".to_owned(), again)].into(), ..Tables::default() };
+        let text = change(&with, &again);
+        assert!(text.contains("flush chain netdev hauberk egress_eth1\nadd rule"), "{text}");
+        assert!(!text.contains("delete chain"), "{text}");
     }
 
     fn any_ranges() -> impl Strategy<Value = BTreeSet<IpNet>> {
@@ -321,8 +276,8 @@ mod tests {
         #[test]
         fn a_difference_is_empty_only_if_the_sets_cover_the_same(before in any_ranges(), after in any_ranges()) {
             let same = minimal(&before) == minimal(&after);
-            let (before, after) = (Ruleset { local: before, ..Ruleset::default() }, Ruleset { local: after, ..Ruleset::default() });
-            prop_assert_eq!(difference(&before, &after, true).is_empty(), same);
+            let of = |local| tables(Ruleset { local, ..Ruleset::default() });
+            prop_assert_eq!(change(&of(before), &of(after)).is_empty(), same);
         }
     }
 }
