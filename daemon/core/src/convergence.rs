@@ -1,8 +1,12 @@
 //! Which nodes enforce which namespace by now.
 //!
-//! Each agent writes into its own Node object, annotation `hauberk.io/enforced`, a digest of what it enforces for each
-//! opted-in namespace: `{"version":1,"namespaces":{"payments":"0123456789abcdef"}}`. A namespace has converged when every
-//! node that has a tunnel acknowledges the digest this node computes itself.
+//! Each agent writes into its own Node object, annotation `hauberk.io/enforced`, a digest of what it enforces for its opted-in
+//! namespaces: `{"version":2,"buckets":{"0a":"0123456789abcdef"}}`. The namespaces are spread over at most 256 buckets by a hash
+//! of their names, so that the annotation is short however many there are. A namespace has converged when every node that has
+//! a tunnel acknowledges the digest of its bucket that this node computes itself.
+//!
+//! Version 1 had one digest for each namespace, `{"version":1,"namespaces":{"payments":"0123456789abcdef"}}`. It is still read,
+//! so that agents of both versions can be in one cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,10 +19,12 @@ use crate::desired::Policy;
 use crate::model::Model;
 use crate::protection;
 
-/// The form's version that this agent writes and reads.
-pub const VERSION: u64 = 1;
+/// The form's version that this agent writes.
+pub const VERSION: u64 = 2;
+/// The form's older version, which this agent reads too.
+const BY_NAMESPACE: u64 = 1;
 
-/// No annotation is longer, bytes: what Kubernetes allows for all annotations of an object.
+/// No annotation is longer, bytes: what Kubernetes allows for all annotations of an object, and version 1 could need.
 pub const MAX_LENGTH: usize = 256 * 1024;
 
 /// Why an annotation was refused.
@@ -38,11 +44,19 @@ pub enum EnforcedError {
     },
     /// Written by an agent of another generation.
     #[error(
-        "it has version {version}, and this agent reads version {VERSION} only: upgrade the older of the two agents"
+        "it has version {version}, and this agent reads versions up to {VERSION} only: upgrade the older of the two agents"
     )]
     Version {
         /// The version it has.
         version: u64,
+    },
+    /// A bucket or a digest that no agent writes.
+    #[error("it has a bucket {bucket:?} of digest {digest:?}: these are not two and 16 hexadecimal digits")]
+    Bucket {
+        /// The bucket's name.
+        bucket: String,
+        /// Its digest.
+        digest: String,
     },
 }
 
@@ -51,30 +65,101 @@ struct Head {
     version: u64,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Body {
-    version: u64,
+#[derive(Deserialize)]
+struct ByNamespace {
     namespaces: BTreeMap<String, String>,
 }
 
-/// Reads an annotation: digest by namespace.
-pub fn parse(text: &str) -> Result<BTreeMap<String, String>, EnforcedError> {
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    version: u64,
+    buckets: BTreeMap<String, String>,
+}
+
+/// What a node acknowledges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acknowledged {
+    /// Digest by namespace.
+    Namespaces(BTreeMap<String, String>),
+    /// Digest by bucket.
+    Buckets(Buckets),
+}
+
+/// Digests of what is enforced, by bucket. A bucket without a namespace has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Buckets(BTreeMap<u8, String>);
+
+impl Buckets {
+    /// Of these namespaces' digests.
+    pub fn of(enforced: &BTreeMap<String, String>) -> Buckets {
+        let mut hashes: BTreeMap<u8, Blake2s256> = BTreeMap::new();
+        for (namespace, digest) in enforced {
+            let hash = hashes.entry(bucket(namespace)).or_default();
+            for part in [namespace, digest] {
+                hash.update((part.len() as u64).to_be_bytes());
+                hash.update(part.as_bytes());
+            }
+        }
+        Buckets(hashes.into_iter().map(|(bucket, hash)| (bucket, short(hash))).collect())
+    }
+}
+
+/// Which bucket a namespace is in: the same on every node and in every version.
+fn bucket(namespace: &str) -> u8 {
+    Blake2s256::digest(namespace.as_bytes())[0]
+}
+
+/// The first eight bytes of a hash.
+fn short(hash: Blake2s256) -> String {
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Default for Acknowledged {
+    fn default() -> Acknowledged {
+        Acknowledged::Buckets(Buckets::default())
+    }
+}
+
+/// Reads an annotation.
+///
+/// # Errors
+/// [`EnforcedError`].
+pub fn parse(text: &str) -> Result<Acknowledged, EnforcedError> {
     if text.len() > MAX_LENGTH {
         return Err(EnforcedError::TooLong { length: text.len() });
     }
     let json = |error: serde_json::Error| EnforcedError::Json { reason: error.to_string() };
     let head: Head = serde_json::from_str(text).map_err(json)?;
-    if head.version != VERSION {
-        return Err(EnforcedError::Version { version: head.version });
+    match head.version {
+        BY_NAMESPACE => {
+            let body: ByNamespace = serde_json::from_str(text).map_err(json)?;
+            Ok(Acknowledged::Namespaces(body.namespaces))
+        }
+        VERSION => {
+            let body: Body = serde_json::from_str(text).map_err(json)?;
+            let buckets = body.buckets.into_iter().map(|(bucket, digest)| read_bucket(bucket, digest));
+            Ok(Acknowledged::Buckets(Buckets(buckets.collect::<Result<_, _>>()?)))
+        }
+        version => Err(EnforcedError::Version { version }),
     }
-    let body: Body = serde_json::from_str(text).map_err(json)?;
-    Ok(body.namespaces)
 }
 
-/// Writes an annotation; [`parse`] reads it back.
+fn read_bucket(bucket: String, digest: String) -> Result<(u8, String), EnforcedError> {
+    let is_hexadecimal = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let number = u8::from_str_radix(&bucket, 16).ok().filter(|_| bucket.len() == 2 && is_hexadecimal(&bucket));
+    match number {
+        Some(number) if digest.len() == 16 && is_hexadecimal(&digest) => Ok((number, digest)),
+        _ => Err(EnforcedError::Bucket { bucket, digest }),
+    }
+}
+
+/// Writes an annotation of what is enforced, by namespace; [`parse`] reads it back.
 pub fn render(enforced: &BTreeMap<String, String>) -> String {
+    let Buckets(buckets) = Buckets::of(enforced);
+    let buckets = buckets.into_iter().map(|(bucket, digest)| (format!("{bucket:02x}"), digest)).collect();
     // Strings only: this cannot fail.
-    serde_json::to_string(&Body { version: VERSION, namespaces: enforced.clone() }).unwrap_or_default()
+    serde_json::to_string(&Body { version: VERSION, buckets }).unwrap_or_default()
 }
 
 /// What this node is to acknowledge: the digest of each namespace that is opted in or holds a pod that is.
@@ -99,13 +184,18 @@ pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
     if !nodes.contains(&own) {
         nodes.push(own);
     }
+    let enforced = enforced(model, policy);
+    let Buckets(buckets) = Buckets::of(&enforced);
     summaries(model, policy)
         .into_iter()
         .filter(|(_, summary)| summary.opted_in())
         .map(|(name, summary)| {
-            let digest = summary.digest();
-            let acknowledged =
-                |node: &&str| model.nodes.get(*node).and_then(|node| node.enforced.get(name)) == Some(&digest);
+            let bucket = bucket(name);
+            let acknowledged = |node: &&str| match model.nodes.get(*node).map(|node| &node.enforced) {
+                Some(Acknowledged::Namespaces(namespaces)) => namespaces.get(name) == enforced.get(name),
+                Some(Acknowledged::Buckets(Buckets(theirs))) => theirs.get(&bucket) == buckets.get(&bucket),
+                None => false,
+            };
             let waiting_for: Vec<String> =
                 nodes.iter().filter(|node| !acknowledged(node)).map(|node| (*node).to_owned()).collect();
             NamespaceStatus {
@@ -145,7 +235,7 @@ impl Summary<'_> {
             hash.update(pod.as_bytes());
             hash.update([*protection as u8]);
         }
-        hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        short(hash)
     }
 }
 
@@ -255,10 +345,60 @@ mod tests {
     }
 
     #[test]
+    fn the_buckets_are_the_same_in_every_version() {
+        let world = World::three_nodes();
+        let text = render(&enforced(&world.model, &world.policy));
+        assert_eq!(text, r#"{"version":2,"buckets":{"39":"499afb8a5f93350a","66":"14d1dea1200122b8"}}"#);
+    }
+
+    #[test]
+    fn an_older_agents_acknowledgement_is_read() {
+        let mut world = World::three_nodes();
+        let text = r#"{"version":1,"namespaces":{"secret":"2ca4b2f5cb29b023","soft":"0000000000000000"}}"#;
+        world.apply(Change::Node(NodeObject { enforced: Some(text.into()), ..node(2) }));
+        assert_eq!(status(&world, "secret").waiting_for, ["n1", "n3"]);
+        assert_eq!(status(&world, "soft").waiting_for, ["n1", "n2", "n3"]);
+    }
+
+    #[test]
+    fn ten_thousand_namespaces_are_acknowledged_in_few_bytes() {
+        let mut world = World::three_nodes();
+        for number in 0..10_000 {
+            world.hear(namespace(&format!("team-{number}"), Some("enabled")));
+        }
+        let all = enforced(&world.model, &world.policy);
+        let text = render(&all);
+        assert!(all.len() > 10_000 && text.len() < 16 * 1024, "{} bytes", text.len());
+        for number in 1..=3 {
+            acknowledge(&mut world, number, &all);
+        }
+        let waiting = |world: &World| {
+            let all = convergence(&world.model, &world.policy).into_iter();
+            all.filter(|status| !status.waiting_for.is_empty()).map(|status| status.name).collect::<Vec<_>>()
+        };
+        assert!(waiting(&world).is_empty());
+        // A change of one namespace waits for every node anew, and so do those that share its bucket, no others.
+        world.hear(namespace("team-7", Some("permissive")));
+        let waits = waiting(&world);
+        assert!(waits.contains(&"team-7".to_owned()) && waits.len() < 100, "{} wait", waits.len());
+        let all = enforced(&world.model, &world.policy);
+        for number in 1..=3 {
+            acknowledge(&mut world, number, &all);
+        }
+        assert!(waiting(&world).is_empty());
+    }
+
+    #[test]
     fn a_broken_acknowledgement_counts_as_none_and_is_told() {
-        for (text, expected) in
-            [("{", "not the JSON"), (r#"{"version":7}"#, "version 7"), (&" ".repeat(MAX_LENGTH + 1), "bytes long")]
-        {
+        for (text, expected) in [
+            ("{", "not the JSON"),
+            (r#"{"version":7}"#, "version 7"),
+            (r#"{"version":2,"buckets":{},"more":1}"#, "not the JSON"),
+            (r#"{"version":2,"buckets":{"0A":"0123456789abcdef"}}"#, "hexadecimal"),
+            (r#"{"version":2,"buckets":{"+a":"0123456789abcdef"}}"#, "hexadecimal"),
+            (r#"{"version":2,"buckets":{"0a":"0123456789abcde"}}"#, "hexadecimal"),
+            (&" ".repeat(MAX_LENGTH + 1), "bytes long"),
+        ] {
             let mut world = World::three_nodes();
             let now = enforced(&world.model, &world.policy);
             acknowledge(&mut world, 2, &now);
@@ -278,7 +418,7 @@ mod tests {
 
         #[test]
         fn what_is_written_is_read_back(enforced in prop::collection::btree_map(".{0,20}", "[0-9a-f]{16}", 0..5)) {
-            prop_assert_eq!(parse(&render(&enforced)).unwrap(), enforced);
+            prop_assert_eq!(parse(&render(&enforced)).unwrap(), Acknowledged::Buckets(Buckets::of(&enforced)));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! stricter label holds, a range that two nodes claim is nobody's, a key that two nodes publish is refused. Each such
 //! decision is an event that names the objects.
 
+mod addresses;
 mod attachments;
 mod claims;
 mod incremental;
@@ -44,8 +45,7 @@ pub struct Policy {
     pub route_mtu: Option<u32>,
     /// Another CNI plugin routes to pods: no routes of ours to other nodes' pod ranges.
     pub chained: bool,
-    /// Addresses of this node's devices that its object does not tell: of another plugin's bridge or overlay, in the
-    /// middle of its pod range.
+    /// Every address that a device of this node has, whether its object tells it or not.
     pub host_addresses: BTreeSet<IpAddr>,
 }
 
@@ -156,6 +156,27 @@ impl Policy {
     /// Whether the prefix lies inside the cluster's pod ranges.
     fn in_cluster(&self, prefix: IpNet) -> bool {
         self.cluster_ranges.iter().any(|range| range.contains(&prefix))
+    }
+
+    /// Whether the address can be a pod's alone: it is in the cluster's pod ranges, and no longer one of the ranges that hold
+    /// nodes has it.
+    fn is_for_pods(&self, address: IpAddr) -> bool {
+        let longest =
+            |ranges: &[IpNet]| ranges.iter().filter(|range| range.contains(&address)).map(IpNet::prefix_len).max();
+        longest(&self.cluster_ranges).is_some_and(|pods| Some(pods) >= longest(&self.node_ranges))
+    }
+
+    /// Whether the address can be a node's: it is in the ranges that hold nodes, or there are none of its family.
+    fn is_for_nodes(&self, address: IpAddr) -> bool {
+        let mut of_family =
+            self.node_ranges.iter().filter(|range| range.addr().is_ipv4() == address.is_ipv4()).peekable();
+        of_family.peek().is_none() || of_family.any(|range| range.contains(&address))
+    }
+
+    /// Whether it is the same but for the addresses of this node's devices.
+    fn is_alike(&self, other: &Policy) -> bool {
+        Policy { host_addresses: BTreeSet::new(), ..self.clone() }
+            == Policy { host_addresses: BTreeSet::new(), ..other.clone() }
     }
 }
 

@@ -28,6 +28,16 @@ pub mod reason {
     pub const NAMESPACE_UNKNOWN: &str = "NamespaceUnknown";
     /// Two parties claim one address.
     pub const ADDRESS_CONFLICT: &str = "AddressConflict";
+    /// Devices of several nodes have one address, as is usual for some.
+    pub const ADDRESS_SHARED: &str = "AddressShared";
+    /// A pod claims an address in the pod range of a node that it is not on.
+    pub const POD_IN_FOREIGN_RANGE: &str = "PodInForeignRange";
+    /// Devices of this node have addresses that other nodes do not take for its own.
+    pub const ADDRESS_UNUSABLE: &str = "AddressUnusable";
+    /// This node has more addresses than it can publish.
+    pub const ADDRESSES_LEFT_OUT: &str = "AddressesLeftOut";
+    /// A node's `addresses` annotation cannot be used.
+    pub const ADDRESSES_INVALID: &str = "AddressesInvalid";
     /// An address no pod or node can have.
     pub const ADDRESS_REFUSED: &str = "AddressRefused";
     /// Pod ranges of two nodes overlap.
@@ -85,10 +95,21 @@ impl Collector {
         objects: [String; N],
         message: impl FnOnce() -> String,
     ) {
+        self.add(true, reason, || objects.to_vec(), message);
+    }
+
+    /// Adds an event that asks for action or does not. Objects and message are only made when they are kept.
+    pub(crate) fn add(
+        &mut self,
+        warning: bool,
+        reason: &'static str,
+        objects: impl FnOnce() -> Vec<String>,
+        message: impl FnOnce() -> String,
+    ) {
         let seen = self.seen.entry(reason).or_default();
         *seen += 1;
         if *seen <= LIMIT_PER_REASON && !self.counts_only {
-            self.events.insert(NewEvent { warning: true, reason, objects: objects.to_vec(), message: message() });
+            self.events.insert(NewEvent { warning, reason, objects: objects(), message: message() });
         }
     }
 
@@ -121,7 +142,8 @@ impl Collector {
                     "{} more objects have the same problem as the {LIMIT_PER_REASON} named",
                     seen - LIMIT_PER_REASON
                 );
-                self.events.insert(NewEvent { warning: true, reason, objects: Vec::new(), message });
+                let warning = self.events.iter().any(|event| event.reason == reason && event.warning);
+                self.events.insert(NewEvent { warning, reason, objects: Vec::new(), message });
             }
         }
         self.events

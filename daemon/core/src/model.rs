@@ -1,10 +1,11 @@
 //! The cluster as last heard of. The source's changes go in one by one; nothing here knows a file or a server.
 //!
 //! The model keeps objects as they are and decides nothing about how they stand to each other: that is
-//! [`crate::desired`]'s, from the whole of it. Two things have a history and are therefore decided here: the keys a node
-//! had before it published a broken annotation, and who had a key first.
+//! [`crate::desired`]'s, from the whole of it. Two things have a history and are therefore decided here: the keys and
+//! addresses a node had before it published a broken annotation, and who had a key first.
 
 mod claims;
+mod messages;
 mod pods;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,19 +18,24 @@ use hauberk_keyring::published::{self, Published};
 use ipnet::IpNet;
 
 use crate::api::{Attachment, PodReference};
-use crate::events::{NewEvent, reason};
+use crate::convergence::Acknowledged;
+use crate::events::NewEvent;
 use crate::model::claims::Claims;
+use crate::model::messages::{addresses_invalid, enforced_invalid, keys_invalid, number_taken, unknown_label};
 use crate::model::pods::Pods;
 use crate::numbers::Numbers;
-use crate::{convergence, protection, reserved};
+use crate::{addresses, convergence, reserved};
 
 pub(crate) use claims::Claimant;
+pub(crate) use messages::read_from;
 pub use pods::Pod;
 
 /// The label on namespaces and pods.
 pub const ENCRYPTION_LABEL: &str = "hauberk.io/encryption";
 /// The node annotation that publishes keys (`hauberk_keyring::published`).
 pub const KEYS_ANNOTATION: &str = "hauberk.io/keys";
+/// The node annotation that tells the addresses of its devices ([`crate::addresses`]).
+pub const ADDRESSES_ANNOTATION: &str = "hauberk.io/addresses";
 /// The node annotation that acknowledges namespaces ([`crate::convergence`]).
 pub const ENFORCED_ANNOTATION: &str = "hauberk.io/enforced";
 
@@ -51,6 +57,8 @@ pub struct NodeObject {
     pub pod_ranges: Vec<IpNet>,
     /// Annotation `hauberk.io/keys`.
     pub keys: Option<String>,
+    /// Annotation `hauberk.io/addresses`.
+    pub published_addresses: Option<String>,
     /// Annotation `hauberk.io/enforced`.
     pub enforced: Option<String>,
     /// Annotation `hauberk.io/plaintext-seen`.
@@ -205,8 +213,10 @@ pub(crate) struct Node {
     pub(crate) object: NodeObject,
     /// The last keys it published in a form that could be read.
     pub(crate) held: Option<Held>,
-    /// What it acknowledges: digest by namespace.
-    pub(crate) enforced: BTreeMap<String, String>,
+    /// The addresses of its devices, as it last published them in a form that could be read.
+    pub(crate) devices: BTreeSet<IpAddr>,
+    /// What it acknowledges.
+    pub(crate) enforced: Acknowledged,
 }
 
 /// A node's keys, each with when it came.
@@ -373,17 +383,18 @@ impl Model {
             let others = |node: &NodeObject| NodeObject { enforced: None, plaintext_seen: None, ..node.clone() };
             others(&before.object) != others(&object)
         });
-        let was_held = before.and_then(|node| node.held);
+        let (was_held, had_devices) = before.map(|node| (node.held, node.devices)).unwrap_or_default();
         let held = self.hold_keys(&object, was_held, events);
+        let devices = devices(&object, had_devices, events);
         let enforced = match object.enforced.as_deref().map(convergence::parse) {
-            None => BTreeMap::new(),
+            None => Acknowledged::default(),
             Some(Ok(enforced)) => enforced,
             Some(Err(error)) => {
                 events.push(enforced_invalid(&object, &error));
-                BTreeMap::new()
+                Acknowledged::default()
             }
         };
-        self.nodes.insert(object.name.clone(), Node { object, held, enforced });
+        self.nodes.insert(object.name.clone(), Node { object, held, devices, enforced });
         true
     }
 
@@ -489,6 +500,18 @@ impl Model {
     }
 }
 
+/// A broken annotation leaves the last good addresses in force, as it does the keys. A removed one takes them away.
+fn devices(object: &NodeObject, before: BTreeSet<IpAddr>, events: &mut Vec<NewEvent>) -> BTreeSet<IpAddr> {
+    match object.published_addresses.as_deref().map(addresses::parse) {
+        None => BTreeSet::new(),
+        Some(Ok(devices)) => devices,
+        Some(Err(error)) => {
+            events.push(addresses_invalid(object, &error, !before.is_empty()));
+            before
+        }
+    }
+}
+
 /// The addresses that a pod can have.
 fn possible(addresses: &[IpAddr]) -> impl Iterator<Item = Address> {
     addresses.iter().filter(|address| reserved::address(**address).is_none()).map(|address| Address::from(*address))
@@ -528,64 +551,4 @@ impl fmt::Display for NodeNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
-}
-
-fn unknown_label(kind: &str, name: &str, label: Option<&str>, origin: &str) -> Option<NewEvent> {
-    let value = label.filter(|value| protection::parse_label(value).is_none())?;
-    Some(NewEvent {
-        warning: true,
-        reason: reason::UNKNOWN_LABEL_VALUE,
-        objects: vec![format!("{kind}/{name}")],
-        message: format!(
-            "{kind} {name}{}: label {ENCRYPTION_LABEL}={value:?} is not enabled, permissive or disabled; treated as \
-             enabled until it is corrected",
-            read_from(origin)
-        ),
-    })
-}
-
-fn keys_invalid(object: &NodeObject, error: &published::PublishedError, kept: bool) -> NewEvent {
-    let consequence = if kept {
-        "its last good keys stay in use, existing tunnels are kept"
-    } else {
-        "it has no tunnel: what must be encrypted to it is dropped"
-    };
-    NewEvent {
-        warning: true,
-        reason: reason::KEYS_INVALID,
-        objects: vec![format!("Node/{}", object.name)],
-        message: format!(
-            "Node {}{}: annotation {KEYS_ANNOTATION} is refused: {error}; {consequence}",
-            object.name,
-            read_from(&object.origin)
-        ),
-    }
-}
-
-fn enforced_invalid(object: &NodeObject, error: &convergence::EnforcedError) -> NewEvent {
-    NewEvent {
-        warning: true,
-        reason: reason::ENFORCED_INVALID,
-        objects: vec![format!("Node/{}", object.name)],
-        message: format!(
-            "Node {}{}: annotation {ENFORCED_ANNOTATION} is refused: {error}; the node counts as enforcing nothing until \
-             its agent writes it anew",
-            object.name,
-            read_from(&object.origin)
-        ),
-    }
-}
-
-fn number_taken(name: &str, other: &str) -> NewEvent {
-    NewEvent {
-        warning: false,
-        reason: reason::NODE_NUMBER_TAKEN,
-        objects: vec![format!("Node/{name}"), format!("Node/{other}")],
-        message: format!("the names of nodes {name} and {other} hash to one number; {name} has been given another"),
-    }
-}
-
-/// Where an object was read, for a message.
-pub(crate) fn read_from(origin: &str) -> String {
-    if origin.is_empty() { String::new() } else { format!(" ({origin})") }
 }

@@ -36,6 +36,7 @@ pub(crate) fn node(number: u8) -> NodeObject {
         addresses: vec![NodeAddress { address: IpAddr::from([192, 0, 2, number]), internal: true }],
         pod_ranges: vec![net(&format!("10.0.{number}.0/24"))],
         keys: Some(keys(&[(1, number)])),
+        published_addresses: None,
         enforced: None,
         plaintext_seen: None,
         origin: format!("nodes/n{number}.yaml"),

@@ -1,6 +1,7 @@
 //! The netns suites: what must hold on real packets. One file per subject, in the order in which one would doubt it:
 //! can the harness see a leak at all, does every pair talk as the policy says, and then everything that can go wrong.
 
+mod addresses;
 mod answers;
 mod births;
 mod chained;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         harness::TESTS,
         kill::TESTS,
         matrix::TESTS,
+        addresses::TESTS,
         births::TESTS,
         denial::TESTS,
         injection::TESTS,

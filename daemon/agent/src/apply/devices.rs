@@ -320,13 +320,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// Addresses inside the cluster's ranges that are this host's: of another plugin's bridge or overlay.
+    /// Every address of this host.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
-    pub async fn host_addresses(&self, cluster_ranges: &[IpNet]) -> Result<BTreeSet<IpAddr>, ApplyError> {
-        let addresses = self.netlink.addresses().await?.into_iter().map(|(_, address)| address);
-        Ok(addresses.filter(|address| cluster_ranges.iter().any(|range| range.contains(address))).collect())
+    pub async fn host_addresses(&self) -> Result<BTreeSet<IpAddr>, ApplyError> {
+        Ok(self.netlink.own_addresses().await?)
     }
 
     /// Packets that fitted would be lost on an uplink that became smaller. One that became larger is used at the next start.

@@ -5,6 +5,7 @@
 //! number of their own ([`ROUTE_PROTOCOL`]), rules are in tables of their own, addresses and neighbours are on pods' own
 //! interfaces and go with them.
 
+mod address;
 pub mod devices;
 pub mod link;
 pub mod netfilter;

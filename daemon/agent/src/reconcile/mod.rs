@@ -1,6 +1,7 @@
 //! The reconciler: takes in changes, computes what the node should hold, and has the difference carried out. It alone writes
 //! to the kernel; everybody else sends it an [`Input`].
 
+mod annotations;
 mod failures;
 mod input;
 mod watch;
@@ -11,10 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hauberk_core::api::{Problem, Severity};
-use hauberk_core::convergence;
 use hauberk_core::desired::Policy;
 use hauberk_core::events::NewEvent;
-use hauberk_core::model::{AttachmentKey, Change, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeNumber};
+use hauberk_core::model::{AttachmentKey, Change, NodeNumber};
 use hauberk_core::plan::{Actual, Scope, Step, plan_within};
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -153,7 +153,9 @@ impl Reconciler {
                     continue;
                 }
             }
-            if batch.iter().any(|input| matches!(input, Input::Devices)) && !self.refresh_devices(false).await {
+            let devices = batch.iter().any(|input| matches!(input, Input::Devices));
+            // Addresses first: the guards are to know a new one before a packet carries it.
+            if devices && !(self.take_host_addresses().await & self.refresh_devices(false).await) {
                 retry = Some(Instant::now() + self.pause);
             }
             let (changed, waiting) = self.absorb(batch);
@@ -313,7 +315,10 @@ impl Reconciler {
         let world = self.world.read();
         let settings = attachments::Settings {
             pod_ranges: node.pod_ranges,
-            excluded: world.model.nodes().flat_map(|node| node.addresses.iter().map(|a| a.address)).collect(),
+            excluded: {
+                let nodes = world.model.nodes().flat_map(|node| node.addresses.iter().map(|a| a.address));
+                nodes.chain(world.policy.host_addresses.iter().copied()).collect()
+            },
             cluster_ranges: tunnelled_ranges(&world.policy),
             route_mtu: kernel.tunnel_mtu(),
             device_mtu: kernel.uplinks().iter().map(|uplink| uplink.mtu).min().unwrap_or(1_500),
@@ -388,31 +393,7 @@ impl Reconciler {
             }
         }
         self.greet();
-        let mut annotations = BTreeMap::from([(KEYS_ANNOTATION.to_owned(), self.published.clone())]);
-        let enforced = match &self.world.read().desired.enforced {
-            Some(enforced) if enforces => Some(convergence::render(enforced)),
-            // What was acknowledged before stays until the new can be.
-            _ => self.written.get(ENFORCED_ANNOTATION).cloned(),
-        };
-        annotations.extend(enforced.map(|enforced| (ENFORCED_ANNOTATION.to_owned(), enforced)));
-        if annotations == self.written && self.holds(&annotations) {
-            self.succeed("annotations");
-            return true;
-        }
-        let values = annotations.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect();
-        match Arc::clone(&self.source).annotate(values).await {
-            Ok(()) => {
-                self.written = annotations;
-                self.succeed("annotations");
-                true
-            }
-            Err(error) => self.fail(
-                "annotations",
-                format!(
-                    "cannot write this node's annotations, so peers do not learn its key or what it enforces: {error}"
-                ),
-            ),
-        }
+        self.publish_identity().await && self.acknowledge(enforces).await
     }
 
     /// Every route that is to be there, once that is known.
@@ -421,15 +402,6 @@ impl Reconciler {
         let desired = &world.desired;
         let pods = desired.attachments.values().flat_map(|pod| pod.addresses.iter().map(|a| IpNet::from(*a)));
         desired.prune.then(|| desired.routes.keys().copied().chain(pods).collect())
-    }
-
-    /// Whether the node's object, as last read, still carries these annotations.
-    fn holds(&self, annotations: &BTreeMap<String, String>) -> bool {
-        let world = self.world.read();
-        world.model.node_object(world.model.node()).is_none_or(|node| {
-            node.keys.as_ref() == annotations.get(KEYS_ANNOTATION)
-                && annotations.get(ENFORCED_ANNOTATION).is_none_or(|e| node.enforced.as_ref() == Some(e))
-        })
     }
 
     /// Permissive traffic is encrypted once a handshake has succeeded, and nothing else would start one.
@@ -453,17 +425,10 @@ impl Reconciler {
         }
     }
 
-    /// Behind another CNI plugin, this node has addresses that its object does not tell. Returns whether they could be read.
+    /// What the devices of this node have is its own, whatever its object tells. Returns whether it could be read.
     async fn take_host_addresses(&mut self) -> bool {
         let Stage::Running(kernel) = &self.stage else { return true };
-        let cluster_ranges = {
-            let policy = &self.world.read().policy;
-            if !policy.chained {
-                return true;
-            }
-            policy.cluster_ranges.clone()
-        };
-        match kernel.host_addresses(&cluster_ranges).await {
+        match kernel.host_addresses().await {
             Ok(addresses) => {
                 {
                     let known = &mut self.world.write().policy.host_addresses;

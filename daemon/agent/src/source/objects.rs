@@ -62,6 +62,8 @@ struct Labels {
 struct Annotations {
     #[serde(rename = "hauberk.io/keys")]
     keys: Option<String>,
+    #[serde(rename = "hauberk.io/addresses")]
+    addresses: Option<String>,
     #[serde(rename = "hauberk.io/enforced")]
     enforced: Option<String>,
     #[serde(rename = "hauberk.io/plaintext-seen")]
@@ -146,6 +148,7 @@ pub fn node(node: Node, name: &str, origin: &str) -> Result<NodeObject, String> 
         addresses,
         pod_ranges,
         keys: annotations.keys,
+        published_addresses: annotations.addresses,
         enforced: annotations.enforced,
         plaintext_seen: annotations.plaintext_seen,
         name: name.to_owned(),
@@ -195,19 +198,20 @@ pub fn pod(pod: Pod, namespace: &str, name: &str, origin: &str) -> Result<PodObj
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::model::{ENCRYPTION_LABEL, ENFORCED_ANNOTATION, KEYS_ANNOTATION, PLAINTEXT_ANNOTATION};
+    use hauberk_core::model::{
+        ADDRESSES_ANNOTATION, ENCRYPTION_LABEL, ENFORCED_ANNOTATION, KEYS_ANNOTATION, PLAINTEXT_ANNOTATION,
+    };
     use serde_json::json;
 
     use super::*;
 
     #[test]
     fn labels_and_annotations_have_the_names_that_are_written() {
-        let given: Node = serde_json::from_value(
-            json!({"metadata": {"annotations": {KEYS_ANNOTATION: "K", ENFORCED_ANNOTATION: "E", PLAINTEXT_ANNOTATION: "P", "other": "x"}}}),
-        )
-        .unwrap();
+        let annotations = json!({KEYS_ANNOTATION: "K", ADDRESSES_ANNOTATION: "A", ENFORCED_ANNOTATION: "E", PLAINTEXT_ANNOTATION: "P", "other": "x"});
+        let given: Node = serde_json::from_value(json!({"metadata": {"annotations": annotations}})).unwrap();
         let object = node(given, "n", "").unwrap();
         assert_eq!((object.keys.as_deref(), object.enforced.as_deref()), (Some("K"), Some("E")));
+        assert_eq!(object.published_addresses.as_deref(), Some("A"));
         assert_eq!(object.plaintext_seen.as_deref(), Some("P"));
         let given: Namespace =
             serde_json::from_value(json!({"metadata": {"labels": {ENCRYPTION_LABEL: "enabled", "a": "b"}}})).unwrap();

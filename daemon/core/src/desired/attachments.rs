@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::api::{Attach, Attachment};
-use crate::desired::claims::{self, NodeAddresses, Party};
+use crate::desired::addresses::Places;
+use crate::desired::claims::{self, Party};
 use crate::desired::{LocalPod, Policy};
 use crate::events::{Collector, reason};
 use crate::model::{AttachmentKey, Model};
@@ -15,7 +16,7 @@ use crate::reserved;
 pub(super) fn local_pod(
     model: &Model,
     policy: &Policy,
-    nodes: &NodeAddresses,
+    places: &Places,
     key: &AttachmentKey,
     attachment: &Attachment,
 ) -> Option<LocalPod> {
@@ -26,7 +27,7 @@ pub(super) fn local_pod(
     // One that is refused claims nothing, and what it is called by may be another's: `::ffff:10.0.1.1`.
     let possible = |address: &IpAddr| reserved::address(*address).is_none();
     for address in attachment.reservation.addresses.iter().map(IpNet::addr).filter(possible) {
-        let settled = claims::settle(model, policy, nodes, address.into(), &mut Collector::counting());
+        let settled = claims::settle(model, policy, places, address.into(), &mut Collector::counting());
         let Party::Pod(claim) = settled else { continue };
         protection = protection.max(claim.protection);
         // An address that two interfaces have is entered once: the map has one entry.

@@ -1,6 +1,5 @@
 //! Who has which address: nodes, pods by their objects, and pods by their interfaces on this node.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hauberk_abi::address::Address;
@@ -8,9 +7,10 @@ use hauberk_abi::identity::Protection;
 use ipnet::IpNet;
 
 use crate::api::Attachment;
+use crate::desired::addresses::{NodeClaim, Places};
 use crate::desired::{Owner, Policy};
 use crate::events::{Collector, reason};
-use crate::model::{AttachmentKey, Claimant, ENCRYPTION_LABEL, Model, NodeObject, Pod, PodName, read_from};
+use crate::model::{AttachmentKey, Claimant, ENCRYPTION_LABEL, Model, Pod, PodName, read_from};
 use crate::protection::{self, Rule};
 use crate::reserved;
 
@@ -19,6 +19,8 @@ pub(super) enum Party<'a> {
     Nobody,
     /// A node, by name.
     Node(&'a str),
+    /// One of several nodes: none is believed.
+    Contested,
     Pod(PodClaim<'a>),
 }
 
@@ -45,55 +47,83 @@ enum Holder<'a> {
 
 /// Who has the address.
 ///
-/// One address, a pod and a node: in the cluster's pod ranges, and on an interface of this node, it is the pod's: no node
-/// may take a pod's traffic by claiming its address. Elsewhere it is the node's: no pod may cut off a node.
+/// One address, a pod and a node: in pod ranges, and on an interface of this node, it is the pod's: no node may take a pod's
+/// traffic by claiming its address. Elsewhere, and on a device of this node, it is the node's: no pod may cut off a node.
 pub(super) fn settle<'a>(
     model: &'a Model,
     policy: &Policy,
-    nodes: &'a NodeAddresses,
+    places: &'a Places,
     address: Address,
     events: &mut Collector,
 ) -> Party<'a> {
-    let claim = match (pod_claim(model, policy, address, events), nodes.claimant(address)) {
-        (None, None) => return Party::Nobody,
-        (None, Some(node)) => return Party::Node(node),
-        (Some(claim), None) => return Party::Pod(claim),
-        (Some(claim), Some(node)) => (claim, node),
+    let pod = pod_claim(model, policy, places, address, events);
+    let Some(nodes) = places.nodes.claim(address) else { return pod.map_or(Party::Nobody, Party::Pod) };
+    let of_nodes = match nodes {
+        NodeClaim::Of(node) => Party::Node(node),
+        NodeClaim::Contested(_) => Party::Contested,
     };
-    let (claim, node) = claim;
+    let Some(claim) = pod else { return of_nodes };
+    let node = nodes.node();
     let address = IpAddr::from(address);
-    let attached_here = claim.attachment.is_some() && node != model.node();
-    let pod_keeps = attached_here || policy.in_cluster(IpNet::from(address));
+    let here = policy.host_addresses.contains(&address);
+    let pod_keeps = match claim.attachment {
+        Some(_) => !here || places.are_pods(policy, address),
+        None => places.are_pods(policy, address) && (!here || claim.node == Some(model.node())),
+    };
     events.warn(reason::ADDRESS_CONFLICT, [format!("Node/{node}"), claim.object()], || {
         let (keeper, why) = if pod_keeps {
-            ("the pod keeps it", "it is a pod's by clusterRanges or by its interface here")
+            ("the pod keeps it", "it is a pod's by clusterRanges, by a node's pod range, or by its interface here")
         } else {
-            ("the node keeps it", "it is outside clusterRanges")
+            ("the node keeps it", "it is outside of pod ranges, or a device here has it")
         };
         let origin = model.node_object(node).map(|node| read_from(&node.origin)).unwrap_or_default();
         format!(
             "Node {node}{origin} and {claim} both claim {address}: {keeper}, because {why}; correct the other's status"
         )
     });
-    if pod_keeps { Party::Pod(claim) } else { Party::Node(node) }
+    if pod_keeps { Party::Pod(claim) } else { of_nodes }
 }
 
 /// What became of the claims of pods and interfaces to the address. The interfaces' count before the pod's object says so.
-fn pod_claim<'a>(model: &'a Model, policy: &Policy, address: Address, events: &mut Collector) -> Option<PodClaim<'a>> {
-    let mut claims = model.claims.of(address).filter_map(|claimant| match claimant {
-        Claimant::Attachment(key) => Some(of_attachment(model, policy, key, model.attachments.get(key)?)),
-        Claimant::Pod(pod) => Some(of_pod(model, policy, pod)),
-    });
-    let mut holder = claims.next()?;
-    for claim in claims {
-        if holder.holder != claim.holder {
-            events.warn(reason::ADDRESS_CONFLICT, [holder.object(), claim.object()], || {
-                conflict(address.into(), &holder, &claim)
+fn pod_claim<'a>(
+    model: &'a Model,
+    policy: &Policy,
+    places: &'a Places,
+    address: Address,
+    events: &mut Collector,
+) -> Option<PodClaim<'a>> {
+    let owner = places.ranges.owner(address.into());
+    let mut holder: Option<PodClaim<'a>> = None;
+    for claimant in model.claims.of(address) {
+        let claim = match claimant {
+            Claimant::Attachment(key) => of_attachment(model, policy, key, model.attachments.get(key)?),
+            Claimant::Pod(pod) => {
+                let mut claim = of_pod(model, policy, pod);
+                // A range has one owner: an object gives protection there, but moves nothing to another node.
+                if let Some(owner) = owner.filter(|owner| claim.node != Some(owner)) {
+                    if let Some(node) = claim.node {
+                        let objects = [claim.object(), format!("Node/{owner}")];
+                        events.warn(reason::POD_IN_FOREIGN_RANGE, objects, || {
+                            in_foreign_range(model, address.into(), &claim, node, owner)
+                        });
+                    }
+                    claim.node = Some(owner);
+                }
+                claim
+            }
+        };
+        let Some(first) = &mut holder else {
+            holder = Some(claim);
+            continue;
+        };
+        if first.holder != claim.holder {
+            events.warn(reason::ADDRESS_CONFLICT, [first.object(), claim.object()], || {
+                conflict(address.into(), first, &claim)
             });
         }
-        holder.join(claim);
+        first.join(claim);
     }
-    Some(holder)
+    holder
 }
 
 fn of_attachment<'a>(
@@ -133,7 +163,8 @@ pub(super) fn protection_of(model: &Model, policy: &Policy, attachment: &Attachm
 
 /// Who has the address, for people; of several the likeliest.
 pub(super) fn owner(model: &Model, policy: &Policy, address: Address) -> Option<Owner> {
-    Some(match pod_claim(model, policy, address, &mut Collector::counting())?.holder {
+    let places = Places::default();
+    Some(match pod_claim(model, policy, &places, address, &mut Collector::counting())?.holder {
         Holder::Pod(namespace, name) => Owner::Pod(PodName { namespace: namespace.to_owned(), name: name.to_owned() }),
         Holder::Attachment(key) => Owner::Attachment(key.clone()),
     })
@@ -171,77 +202,6 @@ impl std::fmt::Display for PodClaim<'_> {
             Holder::Pod(namespace, name) => write!(f, "Pod {namespace}/{name}{}", read_from(self.origin)),
             Holder::Attachment(key) => write!(f, "interface {key} on this node"),
         }
-    }
-}
-
-/// The nodes' addresses, by their objects and by this node's devices.
-#[derive(Debug, Default)]
-pub(super) struct NodeAddresses {
-    claimants: BTreeMap<Address, String>,
-    /// Those that are a pod's all the same.
-    lost: BTreeSet<Address>,
-}
-
-impl NodeAddresses {
-    /// Where two nodes claim one address, this node keeps its own, and else the first by name: a node's own address must
-    /// be somebody's, or nothing reaches it.
-    pub(super) fn claimed(model: &Model, policy: &Policy, events: &mut Collector) -> NodeAddresses {
-        let mut owners: BTreeMap<IpAddr, &NodeObject> = BTreeMap::new();
-        // What this node's devices have is certain, whatever objects say.
-        if let Some(own) = model.node_object(model.node()) {
-            owners.extend(policy.host_addresses.iter().map(|address| (*address, own)));
-        }
-        let own = model.node_object(model.node()).into_iter();
-        for node in own.chain(model.nodes().filter(|node| node.name != model.node())) {
-            for address in node.addresses.iter().map(|address| address.address) {
-                if let Some(what) = reserved::address(address) {
-                    events.warn(reason::ADDRESS_REFUSED, [object(node)], || {
-                        let origin = read_from(&node.origin);
-                        format!(
-                            "Node {}{origin}: address {address} is refused: it is {what}; correct status.addresses",
-                            node.name
-                        )
-                    });
-                    continue;
-                }
-                let owner = *owners.entry(address).or_insert(node);
-                if owner.name != node.name {
-                    let objects = [object(owner), object(node)];
-                    events.warn(reason::ADDRESS_CONFLICT, objects, || node_conflict(address, owner, node));
-                }
-            }
-        }
-        let claimants = owners.into_iter().map(|(address, node)| (address.into(), node.name.clone())).collect();
-        NodeAddresses { claimants, lost: BTreeSet::new() }
-    }
-
-    /// Whether the same nodes claim the same addresses.
-    pub(super) fn are_claimed_alike(&self, other: &NodeAddresses) -> bool {
-        self.claimants == other.claimants
-    }
-
-    /// Every address, lost or not.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = Address> {
-        self.claimants.keys().copied()
-    }
-
-    /// The node's own addresses, internal ones first, each kind in its object's order.
-    pub(super) fn of_node(&self, node: &NodeObject) -> impl Iterator<Item = IpAddr> {
-        let of_kind = |internal| node.addresses.iter().filter(move |address| address.internal == internal);
-        of_kind(true).chain(of_kind(false)).map(|address| address.address).filter(|address| {
-            let address = Address::from(*address);
-            self.claimant(address) == Some(&node.name) && !self.lost.contains(&address)
-        })
-    }
-
-    /// Notes whether the address is a pod's or a node's after all. Returns whether that is news.
-    pub(super) fn note(&mut self, address: Address, lost: bool) -> bool {
-        if lost { self.lost.insert(address) } else { self.lost.remove(&address) }
-    }
-
-    /// The node that claims the address.
-    pub(super) fn claimant(&self, address: Address) -> Option<&str> {
-        self.claimants.get(&address).map(String::as_str)
     }
 }
 
@@ -314,18 +274,12 @@ fn conflict(address: IpAddr, one: &PodClaim<'_>, other: &PodClaim<'_>) -> String
     )
 }
 
-fn node_conflict(address: IpAddr, owner: &NodeObject, other: &NodeObject) -> String {
+fn in_foreign_range(model: &Model, address: IpAddr, claim: &PodClaim<'_>, node: &str, owner: &str) -> String {
+    let origin = model.node_object(owner).map(|node| read_from(&node.origin)).unwrap_or_default();
     format!(
-        "Node {}{} and Node {}{} both claim {address}: {} keeps it (this node before others, then by name); correct \
-         status.addresses of one",
-        owner.name,
-        read_from(&owner.origin),
-        other.name,
-        read_from(&other.origin),
-        owner.name
+        "{claim} on node {node} claims {address}, which is in the pod range of Node {owner}{origin}: it is protected as the \
+         pod, but stays that node's, so that packets to it go there; delete the pod or correct its status, or, if the CNI \
+         plugin gives out addresses regardless of spec.podCIDRs (as Calico's IPAM does), take the pod ranges off the Node \
+         objects or make them correct"
     )
-}
-
-fn object(node: &NodeObject) -> String {
-    format!("Node/{}", node.name)
 }

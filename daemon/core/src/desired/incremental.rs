@@ -5,6 +5,7 @@
 //! have other addresses or ranges, another policy, or the word that everything is known look at everything. [`desired`](super::desired()) is the same with nothing known before, and the tests hold one
 //! against the other.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -15,9 +16,9 @@ use hauberk_abi::identity::{Identity, Kind, Protection};
 use ipnet::IpNet;
 
 use crate::convergence;
+use crate::desired::addresses::Places;
 use crate::desired::attachments::local_pod;
-use crate::desired::claims::{self, NodeAddresses, Party};
-use crate::desired::ranges::PodRanges;
+use crate::desired::claims::{self, Party};
 use crate::desired::standing::{Cause, Standing};
 use crate::desired::tunnels::{self, Speakers, Tunnels};
 use crate::desired::{Desired, Policy};
@@ -31,8 +32,7 @@ pub struct Incremental {
     desired: Desired,
     /// What it was computed by.
     policy: Option<Policy>,
-    ranges: PodRanges,
-    nodes: NodeAddresses,
+    places: Places,
     speakers: Speakers,
     /// Ranges that netfilter is to leave alone whoever is in there.
     inside: BTreeSet<IpNet>,
@@ -69,7 +69,8 @@ impl Incremental {
     /// Takes in what has changed in the model and the policy since the last call.
     pub fn follow(&mut self, model: &mut Model, policy: &Policy) -> Followed {
         let touched = model.take_touched();
-        let known = self.policy.as_ref() == Some(policy) && self.desired.prune == model.synced();
+        let alike = self.policy.as_ref().is_some_and(|before| before.is_alike(policy));
+        let known = alike && self.desired.prune == model.synced();
         let scope = if known && !touched.node_set { self.update(model, policy, &touched) } else { None };
         let scope = scope.unwrap_or_else(|| {
             self.compute(model, policy);
@@ -82,14 +83,13 @@ impl Incremental {
     fn compute(&mut self, model: &Model, policy: &Policy) {
         let mut events = Collector::default();
         self.policy = Some(policy.clone());
-        self.ranges = PodRanges::claimed(model, policy, &mut events);
-        self.nodes = NodeAddresses::claimed(model, policy, &mut events);
+        self.places = Places::claimed(model, policy, &mut events);
         self.speakers = Speakers::default();
         self.inside = policy.cluster_ranges.iter().map(IpNet::trunc).collect();
-        self.inside.extend(self.ranges.all().filter(|range| !policy.in_cluster(*range)));
+        self.inside.extend(self.places.ranges.all().filter(|range| !policy.in_cluster(*range)));
         self.desired = Desired {
             node: model.own_number(),
-            ranges: self.ranges.identities(model, policy),
+            ranges: self.places.ranges.identities(model, policy),
             untranslated: self.inside.clone(),
             prune: model.synced(),
             enforced: model.synced().then(|| convergence::enforced(model, policy)),
@@ -99,22 +99,22 @@ impl Incremental {
         self.standing = Standing::default();
         let mut scope = Scope::everything();
         let mut last = None;
-        for address in model.claims.addresses().chain(self.nodes.addresses().collect::<Vec<_>>()) {
+        for address in model.claims.addresses().chain(self.places.nodes.addresses().collect::<Vec<_>>()) {
             if last.replace(address) != Some(address) {
                 self.settle(model, policy, address, &mut scope);
             }
         }
-        self.speakers.set_nodes(model, &self.ranges, &self.nodes);
+        self.speakers.set_nodes(model, &self.places);
         self.derive_tunnels(model, policy, events);
         for (key, attachment) in model.attachments() {
-            let pod = local_pod(model, policy, &self.nodes, key, attachment);
+            let pod = local_pod(model, policy, &self.places, key, attachment);
             self.desired.attachments.extend(pod.map(|pod| (key.clone(), pod)));
         }
         self.look_at_everything(model, policy);
     }
 
     fn derive_tunnels(&mut self, model: &Model, policy: &Policy, mut of_nodes: Collector) {
-        let tunnels = Tunnels::derive(model, policy, &self.ranges, &self.nodes, &self.speakers, &mut of_nodes);
+        let tunnels = Tunnels::derive(model, policy, &self.places, &self.speakers, &mut of_nodes);
         self.desired.peers = tunnels.peers;
         self.desired.peer_entries = tunnels.entries;
         self.desired.routes = tunnels.routes;
@@ -124,20 +124,22 @@ impl Incremental {
     /// What has been touched; none if that concerns more.
     fn update(&mut self, model: &Model, policy: &Policy, touched: &Touched) -> Option<Scope> {
         let mut scope = Scope::default();
-        if touched.nodes {
+        let mut addresses = Cow::Borrowed(&touched.addresses);
+        let mut of_nodes = None;
+        if touched.nodes || self.policy.as_ref() != Some(policy) {
             let mut events = Collector::default();
-            let ranges = PodRanges::claimed(model, policy, &mut events);
-            let nodes = NodeAddresses::claimed(model, policy, &mut events);
-            if ranges != self.ranges || !nodes.are_claimed_alike(&self.nodes) {
+            let Places { ranges, nodes } = Places::claimed(model, policy, &mut events);
+            if ranges != self.places.ranges {
                 return None;
             }
-            // The order of a node's own addresses says by which it is reached.
-            self.speakers.set_nodes(model, &self.ranges, &self.nodes);
-            self.derive_tunnels(model, policy, events);
-            scope.nodes();
+            let before = self.policy.replace(policy.clone()).unwrap_or_default().host_addresses;
+            let devices = before.symmetric_difference(&policy.host_addresses).map(|address| Address::from(*address));
+            addresses.to_mut().extend(self.places.nodes.replace(nodes).into_iter().chain(devices));
+            self.speakers.set_nodes(model, &self.places);
+            of_nodes = Some(events);
         }
         let mut attachments = touched.attachments.clone();
-        for address in &touched.addresses {
+        for address in &*addresses {
             if self.settle(model, policy, *address, &mut scope) {
                 return None;
             }
@@ -146,14 +148,19 @@ impl Incremental {
                 Claimant::Pod(_) => None,
             }));
         }
+        if let Some(events) = of_nodes {
+            // The order of a node's own addresses says by which it is reached.
+            self.derive_tunnels(model, policy, events);
+            scope.nodes();
+        }
         for key in attachments {
             let attachment = model.attachments.get(&key);
-            match attachment.and_then(|attachment| local_pod(model, policy, &self.nodes, &key, attachment)) {
+            match attachment.and_then(|attachment| local_pod(model, policy, &self.places, &key, attachment)) {
                 Some(pod) => self.desired.attachments.insert(pod.key(), pod),
                 None => self.desired.attachments.remove(&key),
             };
             scope.attachments = true;
-            self.standing.look(model, policy, &self.nodes, Cause::Attachment(key));
+            self.standing.look(model, policy, &self.places, Cause::Attachment(key));
         }
         for name in &touched.ready {
             let Some(number) = model.node_number(name) else { continue };
@@ -170,11 +177,11 @@ impl Incremental {
                     None => enforced.remove(&**namespace),
                 };
             }
-            self.standing.look(model, policy, &self.nodes, Cause::Namespace(Arc::clone(namespace)));
+            self.standing.look(model, policy, &self.places, Cause::Namespace(Arc::clone(namespace)));
         }
         for (namespace, name) in &touched.pods {
             let cause = Cause::Pod(Arc::clone(namespace), name.clone());
-            self.standing.look(model, policy, &self.nodes, cause);
+            self.standing.look(model, policy, &self.places, cause);
         }
         Some(scope)
     }
@@ -185,18 +192,19 @@ impl Incremental {
         let mut told = Collector::counting();
         let number = |node: &str| model.node_number(node).unwrap_or_default();
         let ip = IpAddr::from(address);
-        let party = claims::settle(model, policy, &self.nodes, address, &mut told);
+        let party = claims::settle(model, policy, &self.places, address, &mut told);
         let (identity, outside) = match &party {
             Party::Nobody => (None, None),
+            Party::Contested => (Some(Identity::new(Kind::UnknownNode, Protection::None, 0)), None),
             Party::Node(node) => (Some(Identity::new(Kind::Node, Protection::None, number(node).0)), None),
             Party::Pod(claim) => {
                 let node = claim.node.map(number);
-                let covered = claim.node.is_some_and(|node| self.ranges.covers(node, ip));
+                let covered = claim.node.is_some_and(|node| self.places.ranges.covers(node, ip));
                 let identity = Identity::new(Kind::Pod, claim.protection, node.unwrap_or_default().0);
                 (Some(identity), (!covered).then_some(node))
             }
         };
-        let lost = matches!(party, Party::Pod(_)) && self.nodes.claimant(address).is_some();
+        let lost = matches!(party, Party::Pod(_)) && self.places.nodes.claim(address).is_some();
         self.standing.note(Cause::Address(address), told);
         self.put_endpoint(address, identity, scope);
         if let Some([before, now]) = self.speakers.set_pod(ip, outside) {
@@ -208,7 +216,7 @@ impl Incremental {
             scope.untranslated |=
                 if identity.is_some() { untranslated.insert(prefix) } else { untranslated.remove(&prefix) };
         }
-        self.nodes.note(address, lost)
+        self.places.nodes.note(address, lost)
     }
 
     fn put_endpoint(&mut self, address: Address, identity: Option<Identity>, scope: &mut Scope) {
@@ -241,7 +249,7 @@ impl Incremental {
         let attachments = model.attachments.keys().map(|key| Cause::Attachment(Arc::clone(key)));
         let namespaces = model.pods.namespaces().map(|namespace| Cause::Namespace(namespace.into()));
         for cause in attachments.chain(namespaces) {
-            standing.look(model, policy, &self.nodes, cause);
+            standing.look(model, policy, &self.places, cause);
         }
         for pod in model.pods.iter() {
             let mut told = Collector::counting();
@@ -255,7 +263,7 @@ impl Incremental {
 
     /// Puts what stands into words. Returns what did not stand before.
     fn tell(&mut self, model: &Model, policy: &Policy) -> Vec<NewEvent> {
-        let Some(told) = self.standing.told(model, policy, &self.nodes) else { return Vec::new() };
+        let Some(told) = self.standing.told(model, policy, &self.places) else { return Vec::new() };
         let before = std::mem::replace(&mut self.desired.events, told);
         self.desired.events.difference(&before).cloned().collect()
     }

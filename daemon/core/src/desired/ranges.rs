@@ -17,6 +17,10 @@ use crate::reserved;
 pub(super) struct PodRanges {
     /// Each node's own, by node name. No two of different nodes overlap.
     owned: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Whose each of them is.
+    owners: BTreeMap<IpNet, String>,
+    /// The lengths that occur among them, of IPv4 and of IPv6 ranges.
+    lengths: BTreeSet<(bool, u8)>,
     /// Ranges that overlap another node's.
     contested: BTreeSet<IpNet>,
 }
@@ -44,13 +48,27 @@ impl PodRanges {
             }
         }
         let contested = contested(&claims, events);
-        let mut owned: BTreeMap<String, BTreeSet<IpNet>> = BTreeMap::new();
-        for (range, nodes) in claims.iter().filter(|(range, _)| !contested.contains(range)) {
-            for node in nodes {
-                owned.entry(node.name.clone()).or_default().insert(*range);
+        let mut ranges = PodRanges { contested, ..PodRanges::default() };
+        for (range, nodes) in &claims {
+            for node in nodes.iter().filter(|_| !ranges.contested.contains(range)) {
+                ranges.owned.entry(node.name.clone()).or_default().insert(*range);
+                ranges.owners.insert(*range, node.name.clone());
+                ranges.lengths.insert((range.addr().is_ipv4(), range.prefix_len()));
             }
         }
-        PodRanges { owned, contested }
+        ranges
+    }
+
+    /// The node in whose own range the address is. There is one at most: ranges of two nodes do not overlap.
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&str> {
+        let of_family = self.lengths.iter().filter(|(is_ipv4, _)| *is_ipv4 == address.is_ipv4());
+        let mut ranges = of_family.filter_map(|(_, length)| Some(IpNet::new(address, *length).ok()?.trunc()));
+        ranges.find_map(|range| self.owners.get(&range)).map(String::as_str)
+    }
+
+    /// Whether the address is in any node's range, contested or not.
+    pub(super) fn hold(&self, address: IpAddr) -> bool {
+        self.owner(address).is_some() || self.contested.iter().any(|range| range.contains(&address))
     }
 
     /// The node's own ranges.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use hauberk_abi::address::Address;
 
-use crate::desired::claims::{self, NodeAddresses};
+use crate::desired::addresses::Places;
+use crate::desired::claims;
 use crate::desired::{Policy, attachments};
 use crate::events::{Collector, Counts, NewEvent};
 use crate::model::{AttachmentKey, Model};
@@ -38,9 +39,9 @@ impl Standing {
     }
 
     /// Looks at what a problem could come from.
-    pub(super) fn look(&mut self, model: &Model, policy: &Policy, nodes: &NodeAddresses, cause: Cause) {
+    pub(super) fn look(&mut self, model: &Model, policy: &Policy, places: &Places, cause: Cause) {
         let mut told = Collector::counting();
-        tell(model, policy, nodes, &cause, &mut told);
+        tell(model, policy, places, &cause, &mut told);
         self.note(cause, told);
     }
 
@@ -56,24 +57,24 @@ impl Standing {
     }
 
     /// All of them in words, if any of them may be another than before.
-    pub(super) fn told(&mut self, model: &Model, policy: &Policy, nodes: &NodeAddresses) -> Option<BTreeSet<NewEvent>> {
+    pub(super) fn told(&mut self, model: &Model, policy: &Policy, places: &Places) -> Option<BTreeSet<NewEvent>> {
         if !std::mem::take(&mut self.news) {
             return None;
         }
         let mut events = self.nodes.clone();
         for (cause, counts) in &self.others {
             if !events.add_counts(counts) {
-                tell(model, policy, nodes, cause, &mut events);
+                tell(model, policy, places, cause, &mut events);
             }
         }
         Some(events.finish())
     }
 }
 
-fn tell(model: &Model, policy: &Policy, nodes: &NodeAddresses, cause: &Cause, events: &mut Collector) {
+fn tell(model: &Model, policy: &Policy, places: &Places, cause: &Cause, events: &mut Collector) {
     match cause {
         Cause::Address(address) => {
-            claims::settle(model, policy, nodes, *address, events);
+            claims::settle(model, policy, places, *address, events);
         }
         Cause::Attachment(key) => {
             if let Some(attachment) = model.attachments.get(key) {

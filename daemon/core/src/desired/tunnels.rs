@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use hauberk_abi::layout::{self, peer_flag};
 use ipnet::IpNet;
 
-use crate::desired::claims::NodeAddresses;
+use crate::addresses::is_possible;
+use crate::desired::addresses::{NodeAddresses, Places};
 use crate::desired::ranges::PodRanges;
 use crate::desired::{Peer, Policy, Route};
 use crate::events::{Collector, reason};
@@ -25,14 +26,14 @@ impl Tunnels {
     pub(super) fn derive(
         model: &Model,
         policy: &Policy,
-        ranges: &PodRanges,
-        nodes: &NodeAddresses,
+        places: &Places,
         speakers: &Speakers,
         events: &mut Collector,
     ) -> Tunnels {
+        let Places { ranges, nodes } = places;
         let holders = Holders::collect(model);
         let mut allowed = speakers.by_node();
-        let own = model.nodes.get(model.node()).and_then(|node| nodes.of_node(&node.object).next());
+        let own = model.nodes.get(model.node()).and_then(|node| nodes.reached_at(&node.object).next());
         let mut tunnels = Tunnels::default();
         for (name, node) in model.nodes.iter().filter(|(name, _)| *name != model.node()) {
             let number = model.node_number(name).unwrap_or_default();
@@ -42,7 +43,7 @@ impl Tunnels {
             let Some(held) = &node.held else { continue };
             let keys = holders.usable(policy, &node.object, held, events);
             let Some((epoch, _)) = keys.first().copied() else { continue };
-            let endpoint = endpoint(&node.object, own, nodes, held.published.port);
+            let endpoint = endpoint(policy, &node.object, own, places, held.published.port);
             if endpoint.is_none() {
                 events.warn(reason::NO_ENDPOINT, [object(&node.object)], || no_endpoint(&node.object));
             }
@@ -66,7 +67,7 @@ impl Tunnels {
         for destination in ranges.of(&node.name) {
             // An address inside the range would be reached by the route itself.
             let usable = |via: &IpAddr| same_family(*via, destination.addr()) && !destination.contains(via);
-            match nodes.of_node(node).find(usable) {
+            match nodes.reached_at(node).find(usable) {
                 Some(via) => {
                     self.routes.insert(destination, Route { destination, via, mtu: policy.route_mtu });
                 }
@@ -138,13 +139,14 @@ pub(super) struct Speakers {
 
 impl Speakers {
     /// As the nodes say.
-    pub(super) fn set_nodes(&mut self, model: &Model, ranges: &PodRanges, nodes: &NodeAddresses) {
+    pub(super) fn set_nodes(&mut self, model: &Model, places: &Places) {
         self.nodes.clear();
         for node in model.nodes() {
             let number = model.node_number(&node.name).unwrap_or_default();
-            self.nodes.extend(ranges.of(&node.name).map(|range| (range, number)));
-            self.nodes.extend(nodes.of_node(node).map(|address| (IpNet::from(address), number)));
+            self.nodes.extend(places.ranges.of(&node.name).map(|range| (range, number)));
         }
+        let number = |node| model.node_number(node).unwrap_or_default();
+        self.nodes.extend(places.nodes.owned().map(|(address, node)| (IpNet::from(address), number(node))));
     }
 
     /// As a pod says. Returns who spoke for the address and who does now, if that is not the same.
@@ -178,12 +180,20 @@ impl Speakers {
     }
 }
 
-/// Where the node's tunnel listens: an address of the family this node's own first address has, if there is one.
-fn endpoint(node: &NodeObject, own: Option<IpAddr>, nodes: &NodeAddresses, port: u16) -> Option<SocketAddr> {
+/// Where the node's tunnel listens: an address of the family this node's own first address has, if there is one. The last
+/// choice is an external address outside of `nodeRanges`: an address translator's, whose other side proves who it is.
+fn endpoint(policy: &Policy, node: &NodeObject, own: Option<IpAddr>, places: &Places, port: u16) -> Option<SocketAddr> {
     let internal = |address: &IpAddr| node.addresses.iter().any(|other| other.internal && other.address == *address);
     let other_family = |address: &IpAddr| own.is_some_and(|own| !same_family(own, *address));
-    let best = nodes.of_node(node).min_by_key(|address| (!internal(address), other_family(address)));
-    best.map(|address| SocketAddr::new(address, port))
+    let best = places.nodes.reached_at(node).min_by_key(|address| (!internal(address), other_family(address)));
+    let outside = |address: &IpAddr| {
+        is_possible(*address) && !places.are_pods(policy, *address) && places.nodes.claim((*address).into()).is_none()
+    };
+    let external = || {
+        let external = node.addresses.iter().filter(|address| !address.internal).map(|address| address.address);
+        external.filter(outside).min_by_key(other_family)
+    };
+    best.or_else(external).map(|address| SocketAddr::new(address, port))
 }
 
 pub(super) fn flags(reachable: bool, ready: bool) -> u32 {

@@ -303,15 +303,23 @@ fn any_change_of(address: BoxedStrategy<std::net::IpAddr>) -> impl Strategy<Valu
         6 => (1u32..3, 1u8..6).prop_map(|(epoch, key)| Some(keys(&[(epoch, key)]))),
         2 => (1u8..6).prop_map(|key| Some(keys(&[(2, key), (1, key + 6)]))),
     ];
-    let node_change = (1u8..5, ranges, prop::collection::vec(address(), 0..2), annotation).prop_map(
-        |(number, ranges, more, annotation)| {
+    let devices = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some("broken".to_owned())),
+        3 => prop::collection::btree_set(address(), 0..3).prop_map(|devices| {
+            let devices = devices.into_iter().filter(|address| crate::addresses::is_possible(*address)).collect();
+            Some(crate::addresses::render(&devices))
+        }),
+    ];
+    let node_change = (1u8..5, ranges, prop::collection::vec((address(), any::<bool>()), 0..2), annotation, devices)
+        .prop_map(|(number, ranges, more, annotation, devices)| {
             let mut object = node(number);
             object.pod_ranges = ranges.into_iter().map(net).collect();
-            object.addresses.extend(more.into_iter().map(|address| NodeAddress { address, internal: true }));
+            object.addresses.extend(more.into_iter().map(|(address, internal)| NodeAddress { address, internal }));
+            object.published_addresses = devices;
             object.keys = annotation;
             Change::Node(object)
-        },
-    );
+        });
     let namespaces = || prop::sample::select(vec!["a", "b"]);
     let pods = || prop::sample::select(vec!["a/x", "a/y", "b/x", "b/y"]);
     let pod_change = (pods(), 1u8..6, prop::collection::vec(address(), 0..3), label.clone(), any::<[bool; 3]>())
@@ -427,7 +435,7 @@ proptest! {
     /// Change by change, policies that change in between included: the same as from scratch, in the same steps.
     #[test]
     fn what_is_kept_in_step_is_what_is_computed_from_scratch(
-        batches in prop::collection::vec((prop::collection::vec(any_odd_change(), 1..4), 0u8..12), 1..25),
+        batches in prop::collection::vec((prop::collection::vec(any_odd_change(), 1..4), 0u8..16), 1..25),
     ) {
         let mut world = World::new();
         let mut actual = Actual::default();
@@ -438,6 +446,10 @@ proptest! {
                 2 => world.policy.default_protection = Protection::Permissive,
                 3 => world.policy.cluster_ranges.truncate(1),
                 4 => world.policy.host_addresses = [ip("10.0.1.1")].into(),
+                5 => world.policy.host_addresses = ["192.0.2.1", "203.0.113.5", "10.0.2.1"].map(ip).into(),
+                6 => world.policy.host_addresses.clear(),
+                7 => world.policy.node_ranges.clear(),
+                8 => world.policy.node_ranges = vec![net("192.0.2.0/25"), net("10.0.3.0/30")],
                 _ => {}
             }
             let before = world.incremental.events.clone();

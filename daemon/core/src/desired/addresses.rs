@@ -1,0 +1,268 @@
+//! Which address is which node's: by its object's status, by what its agent reads from its kernel and publishes, and on this
+//! node by its own devices.
+//!
+//! - A device's address here is this node's, whatever others claim.
+//! - Nodes' addresses lie in `nodeRanges`, if there are any of the family, and in no pod range. A device alone may have one in
+//!   its own node's pod range: another plugin's bridge and overlay do.
+//! - What two nodes claim is nobody's, and closed: to believe one of them could hand it the other's traffic.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hauberk_abi::address::Address;
+
+use crate::addresses::is_possible;
+use crate::desired::Policy;
+use crate::desired::ranges::PodRanges;
+use crate::events::{Collector, reason};
+use crate::model::{Model, NodeObject, read_from};
+use crate::reserved;
+
+/// Objects that one event names.
+const NAMED: usize = 8;
+
+/// What the nodes have: pod ranges and addresses.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    pub(super) ranges: PodRanges,
+    pub(super) nodes: NodeAddresses,
+}
+
+/// The nodes' addresses.
+#[derive(Debug, Default)]
+pub(super) struct NodeAddresses {
+    claims: BTreeMap<Address, NodeClaim>,
+    /// Those that are a pod's all the same.
+    lost: BTreeSet<Address>,
+}
+
+/// What became of the nodes' claims to an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NodeClaim {
+    /// This one node claims it.
+    Of(String),
+    /// Several do, this one among them.
+    Contested(String),
+}
+
+/// A node that claims an address.
+struct Claimant<'a> {
+    name: &'a str,
+    origin: &'a str,
+    /// By its object's status, not by its devices alone.
+    by_status: bool,
+}
+
+impl Places {
+    /// As the nodes say, less what they cannot have.
+    pub(super) fn claimed(model: &Model, policy: &Policy, events: &mut Collector) -> Places {
+        let ranges = PodRanges::claimed(model, policy, events);
+        let nodes = NodeAddresses::claimed(model, policy, &ranges, events);
+        Places { ranges, nodes }
+    }
+
+    /// Whether a node's claim to the address counts less than a pod's: it is in somebody's pod range.
+    pub(super) fn are_pods(&self, policy: &Policy, address: IpAddr) -> bool {
+        policy.is_for_pods(address) || self.ranges.hold(address)
+    }
+}
+
+impl NodeAddresses {
+    fn claimed(model: &Model, policy: &Policy, ranges: &PodRanges, events: &mut Collector) -> NodeAddresses {
+        let mut claimants: BTreeMap<IpAddr, Vec<Claimant<'_>>> = BTreeMap::new();
+        for node in model.nodes.values() {
+            let object = &node.object;
+            let mut claim = |address: IpAddr, by_status: bool| {
+                let claimants = claimants.entry(address).or_default();
+                match claimants.iter_mut().find(|other| other.name == object.name) {
+                    Some(own) => own.by_status |= by_status,
+                    None => claimants.push(Claimant { name: &object.name, origin: &object.origin, by_status }),
+                }
+            };
+            let is_own = object.name == model.node();
+            // What this node published is no claim: its devices say it themselves, and are believed.
+            let devices = if is_own { &policy.host_addresses } else { &node.devices };
+            let believed = |address: &IpAddr| is_own || can_be_a_devices(policy, ranges, object, *address);
+            devices.iter().filter(|address| believed(address)).for_each(|address| claim(*address, false));
+            for given in &object.addresses {
+                let address = given.address;
+                match refusal(policy, ranges, address) {
+                    None => claim(address, true),
+                    Some(_) if devices.contains(&address) && can_be_a_devices(policy, ranges, object, address) => {}
+                    // Such an address is often an address translator's.
+                    Some(Refusal::OutsideNodeRanges) if !given.internal => {}
+                    Some(refusal) => {
+                        events.warn(reason::ADDRESS_REFUSED, [name(object)], || refused(object, address, &refusal));
+                    }
+                }
+            }
+        }
+        let mut claims = BTreeMap::new();
+        for (address, claimants) in &claimants {
+            let Some(first) = claimants.first() else { continue };
+            let is_contested = claimants.len() > 1;
+            if is_contested {
+                tell_contest(*address, claimants, policy.host_addresses.contains(address), events);
+            }
+            let first = first.name.to_owned();
+            let claim = if is_contested { NodeClaim::Contested(first) } else { NodeClaim::Of(first) };
+            claims.insert((*address).into(), claim);
+        }
+        // This node's devices are there before its object is, and after it.
+        let here = policy.host_addresses.iter().filter(|address| is_possible(**address));
+        claims.extend(here.map(|address| ((*address).into(), NodeClaim::Of(model.node().to_owned()))));
+        tell_unusable(model, policy, ranges, events);
+        NodeAddresses { claims, lost: BTreeSet::new() }
+    }
+
+    /// Takes over what the nodes claim now. Returns the addresses of which that is not the same.
+    pub(super) fn replace(&mut self, now: NodeAddresses) -> BTreeSet<Address> {
+        let before = std::mem::replace(&mut self.claims, now.claims);
+        let other = |address: &Address| before.get(address) != self.claims.get(address);
+        before.keys().chain(self.claims.keys()).copied().filter(other).collect()
+    }
+
+    /// Every address that a node claims, lost or not.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = Address> {
+        self.claims.keys().copied()
+    }
+
+    /// Which node may speak for which address.
+    pub(super) fn owned(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+        self.claims.iter().filter_map(|(address, claim)| match claim {
+            NodeClaim::Of(node) if !self.lost.contains(address) => Some((IpAddr::from(*address), node.as_str())),
+            _ => None,
+        })
+    }
+
+    /// Addresses of the node's status to reach it at, internal ones first, each kind in its object's order. Also those that
+    /// another node claims too: the tunnel proves who answers there, and a false claim must not cut a node off.
+    pub(super) fn reached_at(&self, node: &NodeObject) -> impl Iterator<Item = IpAddr> {
+        let of_kind = |internal| node.addresses.iter().filter(move |address| address.internal == internal);
+        of_kind(true).chain(of_kind(false)).map(|address| address.address).filter(|address| {
+            let address = Address::from(*address);
+            let may = match self.claims.get(&address) {
+                Some(NodeClaim::Of(owner)) => *owner == node.name,
+                Some(NodeClaim::Contested(_)) => true,
+                None => false,
+            };
+            may && !self.lost.contains(&address)
+        })
+    }
+
+    /// Notes whether the address is a pod's or a node's after all. Returns whether that is news.
+    pub(super) fn note(&mut self, address: Address, lost: bool) -> bool {
+        if lost { self.lost.insert(address) } else { self.lost.remove(&address) }
+    }
+
+    /// What became of the nodes' claims to the address.
+    pub(super) fn claim(&self, address: Address) -> Option<&NodeClaim> {
+        self.claims.get(&address)
+    }
+}
+
+impl NodeClaim {
+    /// A node that claims the address.
+    pub(super) fn node(&self) -> &str {
+        match self {
+            NodeClaim::Of(node) | NodeClaim::Contested(node) => node,
+        }
+    }
+}
+
+/// Why no node can have an address.
+enum Refusal {
+    Reserved(&'static str),
+    OutsideNodeRanges,
+    InClusterRanges,
+    InPodRange,
+}
+
+fn refusal(policy: &Policy, ranges: &PodRanges, address: IpAddr) -> Option<Refusal> {
+    if let Some(what) = reserved::address(address) {
+        Some(Refusal::Reserved(what))
+    } else if policy.is_for_pods(address) {
+        Some(Refusal::InClusterRanges)
+    } else if ranges.hold(address) {
+        Some(Refusal::InPodRange)
+    } else if !policy.is_for_nodes(address) {
+        Some(Refusal::OutsideNodeRanges)
+    } else {
+        None
+    }
+}
+
+/// A device may also have an address in its own node's pod range.
+fn can_be_a_devices(policy: &Policy, ranges: &PodRanges, node: &NodeObject, address: IpAddr) -> bool {
+    let in_own_range = ranges.owner(address) == Some(&node.name);
+    is_possible(address) && (in_own_range || refusal(policy, ranges, address).is_none())
+}
+
+fn refused(node: &NodeObject, address: IpAddr, refusal: &Refusal) -> String {
+    let (what, advice) = match refusal {
+        Refusal::Reserved(what) => (*what, "correct status.addresses"),
+        Refusal::OutsideNodeRanges => (
+            "outside nodeRanges, so that packets to it count as the world's",
+            "correct status.addresses, or add its range to nodeRanges on every node",
+        ),
+        Refusal::InClusterRanges => (
+            "in clusterRanges, where pods are",
+            "correct status.addresses, or name the part that holds nodes in nodeRanges on every node",
+        ),
+        Refusal::InPodRange => ("in a node's pod range, where pods are", "correct status.addresses or spec.podCIDRs"),
+    };
+    format!("Node {}{}: address {address} is refused: it is {what}; {advice}", node.name, read_from(&node.origin))
+}
+
+/// Of one address there is one event, however many claim it. That several nodes' devices have it is usual for some.
+fn tell_contest(address: IpAddr, claimants: &[Claimant<'_>], is_here: bool, events: &mut Collector) {
+    let warning = claimants.iter().any(|claimant| claimant.by_status);
+    let reason = if warning { reason::ADDRESS_CONFLICT } else { reason::ADDRESS_SHARED };
+    let objects = || claimants.iter().take(NAMED).map(|claimant| format!("Node/{}", claimant.name)).collect();
+    events.add(warning, reason, objects, || {
+        let named = claimants.iter().take(NAMED).map(|it| format!("Node {}{}", it.name, read_from(it.origin)));
+        let mut named = named.collect::<Vec<_>>().join(" and ");
+        if claimants.len() > NAMED {
+            named.push_str(&format!(" and {} more", claimants.len() - NAMED));
+        }
+        let whose = if is_here {
+            "a device here has it, so here it is this node's; elsewhere it is nobody's"
+        } else {
+            "it is nobody's: packets of protected pods to and from it are dropped"
+        };
+        if warning {
+            format!("{named} claim {address}: {whose}; correct status.addresses, or take it off the other's device")
+        } else {
+            format!(
+                "devices of {named} have {address}: {whose}; nothing needs to be done where that is meant, as for bridges \
+                 of container engines"
+            )
+        }
+    });
+}
+
+/// Other nodes do not believe everything.
+fn tell_unusable(model: &Model, policy: &Policy, ranges: &PodRanges, events: &mut Collector) {
+    let Some(own) = model.node_object(model.node()) else { return };
+    let unusable = || policy.host_addresses.iter().filter(|it| !can_be_a_devices(policy, ranges, own, **it));
+    if unusable().next().is_none() {
+        return;
+    }
+    events.add(false, reason::ADDRESS_UNUSABLE, || vec![name(own)], || {
+        let mut named = unusable().take(NAMED).map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+        if unusable().count() > NAMED {
+            named.push_str(&format!(" and {} more", unusable().count() - NAMED));
+        }
+        format!(
+            "devices of Node {}{} have addresses that are outside nodeRanges or in pod ranges other than its own: {named}; \
+             other nodes do not take them for its own and drop what comes from them to protected pods; nothing needs to be \
+             done if no packet leaves this node with one, else widen nodeRanges on every node",
+            own.name,
+            read_from(&own.origin)
+        )
+    });
+}
+
+fn name(node: &NodeObject) -> String {
+    format!("Node/{}", node.name)
+}
