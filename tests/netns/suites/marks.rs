@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     Test::new("marks::bpf_lost_on_the_way", |context| rewritten(context, HostRouting::Bpf, LOST)),
     Test::new("marks::stack_lost_on_the_way", |context| rewritten(context, HostRouting::Stack, LOST)),
     Test::new("marks::stack_set_to_what_hauberk_writes", |context| rewritten(context, HostRouting::Stack, FORGED)),
+    Test::new("marks::stack_lost_before_the_last_guard", |context| rewritten(context, HostRouting::Stack, LATE)),
 ];
 
 /// As wg-quick and VPCs' CNI plugins restore a connection's mark. No connection has one, so every mark is wiped out.
@@ -20,8 +21,11 @@ const LOST: [(&str, &str); 3] = [
     ("output priority mangle", "meta mark set ct mark"),
     ("postrouting priority mangle", "meta mark set ct mark"),
 ];
+/// After all of hauberk's own rules.
+const LATE: [(&str, &str); 1] = [("postrouting priority 300", "meta mark set 0")];
 /// Every bit of a mark, hauberk's among them.
-const FORGED: [(&str, &str); 1] = [("prerouting priority raw", "meta mark set 0xffffffff")];
+const FORGED: [(&str, &str); 2] =
+    [("prerouting priority raw", "meta mark set 0xffffffff"), ("postrouting priority 300", "meta mark set 0xffffffff")];
 
 fn rewrite(node: &Node, rules: &[(&str, &str)]) -> Result<()> {
     let chains: Vec<String> = rules

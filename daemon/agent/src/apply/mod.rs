@@ -275,17 +275,16 @@ impl Kernel {
                 });
             }
         }
+        // A pod that another plugin connected may speak already: it must not pass for a stranger on its own interface.
+        if pod.adopted {
+            self.enter(pod)?;
+        }
         for hook in [Hook::FromPod, Hook::ToPod] {
             fault::point("attach a program to a pod interface");
             self.datapath.attach_and_look(hook, &pod.host_interface, Framing::Ethernet)?;
         }
-        fault::point("put an interface entry");
-        let maps = self.datapath.maps_mut();
-        maps.put_interface(pod.host_index, layout::Interface { protection: pod.protection as u8, reserved: [0; 7] })?;
-        let attachment = layout::Attachment { interface: pod.host_index, macs: [pod.pod_mac, pod.host_mac] };
-        for address in &pod.addresses {
-            fault::point("put an attachment entry");
-            maps.put_attachment((*address).into(), attachment)?;
+        if !pod.adopted {
+            self.enter(pod)?;
         }
         self.becomes_pods(pod.host_index, &pod.host_interface)?;
         self.pods.insert(pod.host_index, pod.clone());
@@ -309,6 +308,19 @@ impl Kernel {
                 mtu: None,
             };
             self.netlink.put_route(&route).await?;
+        }
+        Ok(())
+    }
+
+    /// Enters the pod's interface and addresses into the maps.
+    fn enter(&mut self, pod: &LocalPod) -> Result<(), ApplyError> {
+        let maps = self.datapath.maps_mut();
+        fault::point("put an interface entry");
+        maps.put_interface(pod.host_index, layout::Interface { protection: pod.protection as u8, reserved: [0; 7] })?;
+        let attachment = layout::Attachment { interface: pod.host_index, macs: [pod.pod_mac, pod.host_mac] };
+        for address in &pod.addresses {
+            fault::point("put an attachment entry");
+            maps.put_attachment((*address).into(), attachment)?;
         }
         Ok(())
     }
