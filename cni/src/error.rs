@@ -8,13 +8,23 @@ use crate::version::Version;
 #[derive(Debug, thiserror::Error)]
 pub enum CniError {
     /// The configuration is of a version we do not speak.
-    #[error(
-        "CNI version {asked} is not supported for this command; this plugin speaks {}; set cniVersion accordingly",
-        Version::list()
-    )]
+    #[error("CNI version {asked} is not supported; this plugin speaks {}; set cniVersion accordingly", Version::list())]
     Version {
         /// What the configuration says.
         asked: String,
+    },
+
+    /// The command is younger than the configuration's version.
+    #[error(
+        "{command} came with CNI version {since}, and this network's cniVersion is {asked}: a runtime uses it only where cniVersion is {since} or later"
+    )]
+    Command {
+        /// Which.
+        command: &'static str,
+        /// The version it came with.
+        since: &'static str,
+        /// What the configuration says.
+        asked: &'static str,
     },
 
     /// A field whose meaning we cannot honour.
@@ -130,7 +140,7 @@ impl CniError {
     /// The number in the answer.
     pub fn code(&self) -> u32 {
         match self {
-            CniError::Version { .. } => 1,
+            CniError::Version { .. } | CniError::Command { .. } => 1,
             CniError::Field { .. } => 2,
             CniError::Environment { .. } => 4,
             CniError::Input(_) => 5,

@@ -23,13 +23,14 @@ const UNDO_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs a command; the text for stdout, which may be empty.
 pub fn run(request: &Request, config: &NetworkConfig) -> Result<String, CniError> {
-    let came_with = match request {
-        Request::Status | Request::Gc => Version::V1_1,
-        Request::Check(_) => Version::V0_4,
-        _ => Version::V0_3_1,
+    let (command, came_with) = match request {
+        Request::Status => ("STATUS", Version::V1_1),
+        Request::Gc => ("GC", Version::V1_1),
+        Request::Check(_) => ("CHECK", Version::V0_4),
+        Request::Add(_) | Request::Del { .. } | Request::Version => ("", Version::V0_3_1),
     };
     if config.version < came_with {
-        return Err(CniError::Version { asked: config.version.as_str().to_string() });
+        return Err(CniError::Command { command, since: came_with.as_str(), asked: config.version.as_str() });
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|source| {
         CniError::Kernel { action: "start".to_string(), place: "the plugin's process".to_string(), source }

@@ -29,12 +29,17 @@ pub(super) fn install_plugin(from: &Path, to: &Path) -> Result<(), InstallError>
     copy().map_err(failed("install the plugin as", to))
 }
 
-/// Whether the file holds exactly this.
-pub(super) fn holds(path: &Path, wanted: &[u8]) -> Result<bool, InstallError> {
-    match fs::read(path) {
-        Ok(text) => Ok(text == wanted),
+/// Whether the file holds exactly this, with these permissions.
+pub(super) fn holds(path: &Path, wanted: &[u8], mode: u32) -> Result<bool, InstallError> {
+    let read = || -> io::Result<bool> {
+        let mut file = File::open(path)?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        Ok(text == wanted && file.metadata()?.permissions().mode() & 0o777 == mode)
+    };
+    match read() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed("read", path)(error)),
+        read => read.map_err(failed("read", path)),
     }
 }
 

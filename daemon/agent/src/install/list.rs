@@ -2,21 +2,31 @@
 //!
 //! Chained, it has the other list's name: runtimes keep results, and `host-local` keeps addresses, by network name, so that pods
 //! that were there before are still found and taken down.
+//!
+//! Multus delegates to a list of its choice, which is hauberk's once hauberk's is the first in the folder. What delegates is
+//! therefore never wrapped: the two would wrap each other, and both files would grow.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::versions;
+
 /// The plugin's name in a list.
 const PLUGIN: &str = "hauberk-cni";
+/// Plugins that run other lists: Multus, and the part of it that speaks with its daemon.
+const DELEGATING: [&str; 2] = ["multus", "multus-shim"];
 /// Names that runtimes read (libcni's `ConfFiles`).
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 /// No configuration is larger, bytes.
 const MAX_BYTES: u64 = 1 << 20;
+/// Of another list's permissions, what hauberk's may have: never more than its owner may write.
+const MODES: u32 = 0o644;
 
-/// There is no list to write.
+/// There is no list to write, or the runtime does not come to it.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The folder could not be read.
@@ -38,11 +48,29 @@ pub enum ListError {
         /// Files that were found and are not usable, each with why.
         problems: Vec<String>,
     },
+    /// The list that counts is of a version that hauberk-cni does not speak.
+    #[error("hauberk-cni cannot be chained to {file}: {problem}")]
+    Version {
+        /// Whose list it is.
+        file: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// The runtime would not read the file that hauberk writes.
     #[error(
         "the container runtime reads {other} before {own}, so pods would not be protected by hauberk-cni; set cni.configurationName to a name that comes before it, or remove that file"
     )]
     NotFirst {
+        /// The file that comes first.
+        other: String,
+        /// The configured name.
+        own: String,
+    },
+    /// The runtime reads a delegating plugin's file, which does not lead to hauberk's.
+    #[error(
+        "the container runtime reads {other} before {own}, and that delegates to another network, so pods would not be protected by hauberk-cni; let Multus make its configuration anew (restart it) or set its clusterNetwork to the path of {own}"
+    )]
+    Detour {
         /// The file that comes first.
         other: String,
         /// The configured name.
@@ -54,28 +82,56 @@ fn unusable(problems: &[String]) -> String {
     if problems.is_empty() { String::new() } else { format!(" ({})", problems.join("; ")) }
 }
 
+/// What is to be in the file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) text: String,
+    /// The file's permissions.
+    pub(super) mode: u32,
+    /// The network's name.
+    pub(super) name: String,
+}
+
+/// A configuration that the runtime would take.
+enum Found {
+    /// Of a plugin that connects pods, or of several.
+    Other { list: Map<String, Value>, mode: u32 },
+    /// Of a plugin that runs other lists. It is the list, to see which.
+    Delegating(Map<String, Value>),
+    /// As an agent writes it, under whatever name.
+    Ours,
+}
+
 /// The list of a node whose pods hauberk connects.
-pub(super) fn primary(socket: &Path) -> String {
+pub(super) fn primary(socket: &Path) -> Wanted {
+    let name = "hauberk".to_owned();
     let list = json!({
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-        "name": "hauberk",
+        "name": name,
         "plugins": [{"type": PLUGIN, "socket": socket}],
     });
-    text(&list)
+    Wanted { text: text(&list), mode: MODES, name }
 }
 
 /// The first of the others' lists, with hauberk-cni at its end.
 ///
 /// # Errors
 /// [`ListError`].
-pub(super) fn chained(folder: &Path, own: &str, socket: &Path) -> Result<String, ListError> {
-    refuse_earlier(folder, own)?;
+pub(super) fn chained(folder: &Path, own: &str, socket: &Path) -> Result<Wanted, ListError> {
     let mut problems = Vec::new();
-    for name in others(folder, own)? {
-        match read(&folder.join(&name)) {
-            Ok(list) => return Ok(text(&with_plugin(list, socket))),
-            Err(problem) => problems.push(format!("{name}: {problem}")),
+    for file in others(folder, own)? {
+        match read(&folder.join(&file)) {
+            Ok(Found::Other { mut list, mode }) => {
+                versions::raise(&mut list).map_err(|problem| ListError::Version { file, problem })?;
+                let name = list.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+                return Ok(Wanted { text: text(&with_plugin(list, socket)), mode, name });
+            }
+            Ok(Found::Delegating(_)) => {
+                problems.push(format!("{file}: it delegates to other lists, as Multus does, and is not wrapped"));
+            }
+            Ok(Found::Ours) => problems.push(format!("{file}: it is a copy of a list that hauberk wrote")),
+            Err(problem) => problems.push(format!("{file}: {problem}")),
         }
     }
     Err(ListError::NobodyElse { folder: folder.to_owned(), problems })
@@ -86,18 +142,39 @@ pub(super) fn chained(folder: &Path, own: &str, socket: &Path) -> Result<String,
 /// # Errors
 /// [`ListError::NotFirst`], [`ListError::Folder`].
 pub(super) fn refuse_earlier(folder: &Path, own: &str) -> Result<(), ListError> {
-    let earlier =
-        others(folder, own)?.into_iter().find(|other| other.as_str() < own && read(&folder.join(other)).is_ok());
-    match earlier {
-        Some(other) => Err(ListError::NotFirst { other, own: own.to_owned() }),
-        None => Ok(()),
+    match earlier(folder, own)? {
+        Some((other, Found::Other { .. } | Found::Ours)) => Err(ListError::NotFirst { other, own: own.to_owned() }),
+        _ => Ok(()),
     }
 }
 
-/// Whether an agent wrote this: somebody else's list may name our plugin as well, but not first or last in a file of this form.
+/// Refuses a delegating plugin's file that comes before ours and does not lead to ours, which is there by now.
+///
+/// # Errors
+/// [`ListError::Detour`], [`ListError::Folder`].
+pub(super) fn refuse_detour(folder: &Path, own: &str, network: &str) -> Result<(), ListError> {
+    match earlier(folder, own)? {
+        Some((other, Found::Delegating(list))) if !leads_to(&list, own, network) => {
+            Err(ListError::Detour { other, own: own.to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether an agent wrote this: somebody else's list may name our plugin as well, but not in this form.
 pub(super) fn is_ours(text: &[u8]) -> bool {
-    let Ok(list) = serde_json::from_slice::<Value>(text) else { return false };
-    list["plugins"].as_array().and_then(|plugins| plugins.last()).is_some_and(|last| last["type"] == PLUGIN)
+    serde_json::from_slice::<Value>(text).is_ok_and(|list| has_our_form(&list["plugins"]))
+}
+
+fn has_our_form(plugins: &Value) -> bool {
+    let Some([before @ .., last]) = plugins.as_array().map(Vec::as_slice) else { return false };
+    last["type"] == PLUGIN && (before.is_empty() || last["chained"] == true)
+}
+
+/// The usable file that the runtime takes instead of ours, if there is one.
+fn earlier(folder: &Path, own: &str) -> Result<Option<(String, Found)>, ListError> {
+    let names = others(folder, own)?.into_iter().take_while(|name| name.as_str() < own);
+    Ok(names.into_iter().find_map(|name| read(&folder.join(&name)).ok().map(|found| (name, found))))
 }
 
 /// Names of the others' configurations, in the runtime's order.
@@ -120,14 +197,32 @@ fn others(folder: &Path, own: &str) -> Result<Vec<String>, ListError> {
     Ok(names)
 }
 
-/// A configuration as a list, or why the runtime would not take it.
-fn read(path: &Path) -> Result<Map<String, Value>, String> {
-    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err("not a file of a configuration's size".to_owned());
+/// A configuration, or why the runtime would not take it.
+fn read(path: &Path) -> Result<Found, String> {
+    let failed = |error: io::Error| error.to_string();
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err("not a file".to_owned());
     }
-    let text = fs::read(path).map_err(|error| error.to_string())?;
+    let file = File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode() & MODES;
+    let mut text = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err("not of a configuration's size".to_owned());
+    }
     let value: Value = serde_json::from_slice(&text).map_err(|error| format!("not JSON: {error}"))?;
+    let list = as_list(value)?;
+    let plugins = list.get("plugins").unwrap_or(&Value::Null);
+    Ok(if plugins.as_array().is_some_and(|plugins| plugins.iter().any(delegates)) {
+        Found::Delegating(list)
+    } else if has_our_form(plugins) {
+        Found::Ours
+    } else {
+        Found::Other { list, mode }
+    })
+}
+
+fn as_list(value: Value) -> Result<Map<String, Value>, String> {
     let Value::Object(mut object) = value else { return Err("not an object".to_owned()) };
     let name = object.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     if name.is_empty() {
@@ -146,15 +241,42 @@ fn read(path: &Path) -> Result<Map<String, Value>, String> {
         Some(PLUGIN) => Err("it has no plugins of others".to_owned()),
         // A single configuration is a list of one (libcni's `ConfListFromConf`).
         Some(_) => {
-            let version = object.get("cniVersion").cloned().unwrap_or_else(|| Value::from("0.2.0"));
-            object.remove("cniVersion");
             let mut list = Map::new();
-            list.insert("cniVersion".to_owned(), version);
+            for field in ["cniVersion", "cniVersions"] {
+                if let Some(version) = object.remove(field) {
+                    list.insert(field.to_owned(), version);
+                }
+            }
             list.insert("name".to_owned(), Value::from(name));
             list.insert("plugins".to_owned(), Value::Array(vec![Value::Object(object)]));
             Ok(list)
         }
     }
+}
+
+/// Whether a plugin runs other lists, or has hauberk-cni inside of it already.
+fn delegates(plugin: &Value) -> bool {
+    let is_known = plugin["type"].as_str().is_some_and(|kind| DELEGATING.contains(&kind));
+    let inside = || plugin.as_object().is_some_and(|fields| fields.values().any(has_plugin));
+    is_known || plugin["delegates"].is_array() || inside()
+}
+
+/// Whether hauberk-cni is to be run somewhere in this.
+fn has_plugin(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => value["type"] == PLUGIN || fields.values().any(has_plugin),
+        Value::Array(items) => items.iter().any(has_plugin),
+        _ => false,
+    }
+}
+
+/// Whether a delegating list delegates to ours: it has it inside, or names its file or its network.
+fn leads_to(list: &Map<String, Value>, own: &str, network: &str) -> bool {
+    let plugins = list.get("plugins").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    plugins.iter().any(|plugin| {
+        let named = plugin["clusterNetwork"].as_str().unwrap_or_default();
+        has_plugin(plugin) || named == network || Path::new(named).file_name().is_some_and(|file| file == own)
+    })
 }
 
 fn with_plugin(mut list: Map<String, Value>, socket: &Path) -> Value {

@@ -5,12 +5,13 @@
 //! It stays when the agent stops or the node restarts; the plugin then asks the runtime to try again until the agent is back.
 //!
 //! As `primary` the list is hauberk's own. As `chained` it is another plugin's list with hauberk-cni at its end, in a file
-//! of hauberk's own that the runtime reads first ([`list`]). The other's file is never touched, so that its owner can replace or
-//! remove it at any time: the list follows. Files of others are never changed here, and nothing but the list is ever written
+//! of hauberk's own that the runtime reads first ([`list`]), no more readable than the other's. The other's file is never
+//! touched, so that its owner can replace or remove it at any time: the list follows. Files of others are never changed here, and nothing but the list is ever written
 //! beside them.
 
 mod files;
 mod list;
+mod versions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -154,14 +155,14 @@ fn place(cni: &Cni, socket: &Path, ready: bool) -> Result<Placed, InstallError> 
 }
 
 fn place_list(cni: &Cni, socket: &Path, ready: bool) -> Result<Placed, InstallError> {
-    let path = cni.configuration_directory.join(&cni.configuration_name);
+    let (folder, own) = (&cni.configuration_directory, cni.configuration_name.as_str());
+    let path = folder.join(own);
+    if cni.install == CniInstall::None {
+        return Ok(Placed::Already);
+    }
+    list::refuse_earlier(folder, own)?;
     let wanted = match cni.install {
-        CniInstall::None => return Ok(Placed::Already),
-        CniInstall::Primary => {
-            list::refuse_earlier(&cni.configuration_directory, &cni.configuration_name)?;
-            list::primary(socket)
-        }
-        CniInstall::Chained => match list::chained(&cni.configuration_directory, &cni.configuration_name, socket) {
+        CniInstall::Chained => match list::chained(folder, own, socket) {
             Ok(list) => list,
             Err(error) => {
                 // Whose list it followed is gone: pods must wait until there is one again.
@@ -171,15 +172,19 @@ fn place_list(cni: &Cni, socket: &Path, ready: bool) -> Result<Placed, InstallEr
                 return Err(error.into());
             }
         },
+        _ => list::primary(socket),
     };
-    if files::holds(&path, wanted.as_bytes())? {
-        return Ok(Placed::Already);
-    }
-    if !ready {
-        return Ok(Placed::Absent);
-    }
-    files::write(&path, wanted.as_bytes(), 0o644)?;
-    Ok(Placed::Written)
+    let placed = match files::holds(&path, wanted.text.as_bytes(), wanted.mode)? {
+        true => Placed::Already,
+        false if !ready => return Ok(Placed::Absent),
+        false => {
+            files::write(&path, wanted.text.as_bytes(), wanted.mode)?;
+            Placed::Written
+        }
+    };
+    // Multus finds the list only once it is there, so this is looked at last.
+    list::refuse_detour(folder, own, &wanted.name)?;
+    Ok(placed)
 }
 
 /// Removes the list, then the plugin: in this order nobody is sent to what is not there.

@@ -147,6 +147,110 @@ fn a_list_that_names_the_plugin_already_has_it_once() {
 }
 
 #[test]
+fn lists_of_old_versions_are_raised_or_refused_and_never_written_as_they_are() {
+    let host = Host::new(CniInstall::Chained);
+    for old in [r#""cniVersion":"0.2.0","#, r#""cniVersion":"0.3.0","#, ""] {
+        host.put("10-flannel.conflist", &FLANNEL.replace(r#""cniVersion":"0.3.1","#, old));
+        host.place(true).unwrap();
+        assert_eq!((&host.list()["name"], &host.list()["cniVersion"]), (&"cbr0".into(), &"0.3.1".into()), "{old}");
+        host.put("10-flannel.conflist", &format!(r#"{{{old}"name":"alone","type":"bridge"}}"#));
+        host.place(true).unwrap();
+        assert_eq!((&host.list()["name"], &host.list()["cniVersion"]), (&"alone".into(), &"0.3.1".into()), "{old}");
+
+        let host = Host::new(CniInstall::Chained);
+        host.put("10-own.conf", &format!(r#"{{{old}"name":"own","type":"own-plugin"}}"#));
+        // One that could be wrapped is not what the runtime would have taken.
+        host.put("20-flannel.conflist", FLANNEL);
+        let error = host.place(true).unwrap_err().to_string();
+        assert!(error.contains("10-own.conf") && error.contains("own-plugin"), "{error}");
+        assert_eq!(host.files(), ["10-own.conf", "20-flannel.conflist"]);
+    }
+    // A list that was wrapped before stays as it was: pods go on being protected with it.
+    let before = host.list();
+    host.put("10-flannel.conflist", &FLANNEL.replace("0.3.1", "9.0.0"));
+    assert!(host.place(true).unwrap_err().to_string().contains("9.0.0"));
+    assert_eq!(host.list(), before);
+}
+
+#[test]
+fn multus_is_never_wrapped_and_may_come_first_once_it_leads_to_the_list() {
+    let own = "05-hauberk.conflist";
+    for kind in ["multus", "multus-shim"] {
+        let host = Host::new(CniInstall::Chained);
+        let multus = |field: &str, value: &str| format!(r#"{{"name":"m","type":"{kind}","{field}":{value}}}"#);
+        host.put("00-multus.conf", &multus("delegates", &format!("[{FLANNEL}]")));
+        let error = host.place(true).unwrap_err().to_string();
+        assert!(error.contains("00-multus.conf: it delegates"), "{error}");
+        assert_eq!(host.files(), ["00-multus.conf"]);
+
+        // Multus takes the first list beside its own, so that is written before it can lead there.
+        host.put("10-flannel.conflist", FLANNEL);
+        let error = host.place(true).unwrap_err().to_string();
+        assert!(error.contains("00-multus.conf before 05-hauberk.conflist"), "{error}");
+        let written = fs::read_to_string(host.path(own)).unwrap();
+        assert_eq!(host.list()["name"], "cbr0");
+        for leading in [
+            multus("delegates", &format!("[{written}]")),
+            multus("clusterNetwork", r#""/host/etc/cni/net.d/05-hauberk.conflist""#),
+            multus("clusterNetwork", r#""cbr0""#),
+        ] {
+            host.put("00-multus.conf", &leading);
+            assert_eq!(host.place(true).unwrap(), Placed::Already, "{leading}");
+        }
+        host.put("00-multus.conf", &multus("clusterNetwork", r#""other""#));
+        assert!(host.place(true).is_err());
+        assert_eq!(fs::read_to_string(host.path(own)).unwrap(), written);
+    }
+}
+
+#[test]
+fn multus_and_the_agent_do_not_wrap_each_other() {
+    let mut host = Host::new(CniInstall::Chained);
+    host.cni.configuration_name = "00-hauberk.conflist".to_owned();
+    host.put("10-flannel.conflist", FLANNEL);
+    let mut sizes = std::collections::BTreeSet::new();
+    for _ in 0..5 {
+        assert!(host.place(true).is_ok());
+        let first = fs::read_to_string(host.path("00-hauberk.conflist")).unwrap();
+        sizes.insert(first.len());
+        // Multus, once as itself and once in a list, around the first list that it finds.
+        let multus = format!(r#"{{"cniVersion":"0.3.1","name":"m","type":"multus","delegates":[{first}]}}"#);
+        host.put("00-multus.conf", &multus);
+        host.put("01-multus.conflist", &format!(r#"{{"cniVersion":"0.3.1","name":"m","plugins":[{multus}]}}"#));
+    }
+    assert_eq!(sizes.len(), 1, "{sizes:?}");
+}
+
+#[test]
+fn a_copy_of_the_list_is_not_another_plugins() {
+    let host = Host::new(CniInstall::Chained);
+    host.put("10-flannel.conflist", FLANNEL);
+    host.place(true).unwrap();
+    fs::copy(host.path("05-hauberk.conflist"), host.path("06-copy.conflist")).unwrap();
+    host.put("10-flannel.conflist", &FLANNEL.replace("portmap", "bandwidth"));
+    assert_eq!(host.place(true).unwrap(), Placed::Written);
+    assert_eq!(host.list()["plugins"][1]["type"], "bandwidth");
+    fs::remove_file(host.path("10-flannel.conflist")).unwrap();
+    let error = host.place(true).unwrap_err().to_string();
+    assert!(error.contains("06-copy.conflist: it is a copy"), "{error}");
+    assert_eq!(host.files(), ["06-copy.conflist"]);
+}
+
+#[test]
+fn the_list_is_no_more_readable_than_the_one_it_was_made_from() {
+    let host = Host::new(CniInstall::Chained);
+    host.put("10-flannel.conflist", FLANNEL);
+    let readable = |name: &str| fs::metadata(host.path(name)).unwrap().permissions().mode() & 0o777;
+    for (mode, expected) in [(0o600, 0o600), (0o640, 0o640), (0o666, 0o644), (0o644, 0o644), (0o400, 0o400)] {
+        fs::set_permissions(host.path("10-flannel.conflist"), fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(host.place(true).unwrap(), if mode == 0o644 { Placed::Already } else { Placed::Written });
+        assert_eq!(host.place(true).unwrap(), Placed::Already);
+        assert_eq!(readable("05-hauberk.conflist"), expected);
+        assert_eq!(readable("10-flannel.conflist"), mode);
+    }
+}
+
+#[test]
 fn uninstall_removes_what_is_ours_and_nothing_else() {
     let host = Host::new(CniInstall::Chained);
     host.put("10-flannel.conflist", FLANNEL);
