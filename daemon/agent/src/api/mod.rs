@@ -2,12 +2,14 @@
 //! paths are `hauberk_core::api`'s.
 
 mod attachments;
+mod connections;
 mod read;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -17,6 +19,7 @@ use hauberk_core::api::ApiError;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 
+use self::connections::Bounds;
 use crate::attachments::Attachments;
 use crate::datapath::Pins;
 use crate::observe::Eyes;
@@ -24,6 +27,12 @@ use crate::observe::flows::FlowLog;
 use crate::observe::status::Facts;
 use crate::reconcile::Input;
 use crate::world::Shared;
+
+/// On the unix socket are the CNI plugin, one process for each pod that comes or goes, and people who follow flows.
+const LOCAL: Bounds = Bounds { connections: 256, request: Duration::from_secs(10), lifetime: None };
+/// On TCP are scrapers and the kubelet.
+const METRICS: Bounds =
+    Bounds { connections: 64, request: Duration::from_secs(10), lifetime: Some(Duration::from_secs(60)) };
 
 /// What answers are made of.
 #[derive(Clone)]
@@ -110,7 +119,7 @@ pub async fn serve(listener: UnixListener, context: Context) -> std::io::Result<
             .route(attachment, delete(attachments::release))
             .with_state(context),
     );
-    axum::serve(listener, router).await
+    connections::serve(listener, router, LOCAL).await
 }
 
 /// Answers on TCP, where everybody may ask: only what everybody may know.
@@ -120,7 +129,7 @@ pub async fn serve(listener: UnixListener, context: Context) -> std::io::Result<
 pub async fn serve_metrics(address: SocketAddr, context: Context) -> Result<(), ApiStartError> {
     let failed = |source| ApiStartError::Tcp { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
-    axum::serve(listener, health(context)).await.map_err(failed)
+    connections::serve(listener, health(context), METRICS).await.map_err(failed)
 }
 
 fn health(context: Context) -> Router {
