@@ -57,7 +57,7 @@ pub fn parse(text: &str) -> Option<BTreeMap<String, Report>> {
 /// Writes an annotation; [`parse`] reads it back. Of more than [`MAX_NODES`] those seen last are named.
 pub fn render(nodes: &BTreeMap<String, Report>) -> String {
     let mut latest: Vec<(&String, &Report)> = nodes.iter().collect();
-    latest.sort_by(|(_, a), (_, b)| b.last.cmp(&a.last));
+    latest.sort_by_key(|(_, report)| std::cmp::Reverse(report.last));
     let nodes = latest.into_iter().take(MAX_NODES).map(|(name, report)| (name.clone(), *report)).collect();
     // Strings and numbers only: this cannot fail.
     serde_json::to_string(&Body { version: VERSION, nodes }).unwrap_or_default()

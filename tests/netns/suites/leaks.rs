@@ -111,7 +111,7 @@ fn without_the_guard(context: &Context) -> Result<()> {
     let playground = Playground::build(context)?;
     let cluster = &playground.cluster;
     let [n1, n2] = [&cluster.nodes[0], &cluster.nodes[1]];
-    let watched = || eventually("the observer to be attached", || Ok(sample(n1, "leaked", "device=\"eth0\"")?));
+    let watched = || eventually("the observer to be attached", || sample(n1, "leaked", "device=\"eth0\""));
     ensure!(watched()? == 0, "something has leaked");
     let agent = Pid::from_raw(n1.agent.id().context("no agent")? as i32);
     kill(agent, Signal::SIGSTOP).context("stop the agent")?;

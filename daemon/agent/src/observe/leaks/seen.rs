@@ -210,6 +210,6 @@ mod tests {
             let _ = leaks.note("n1", &sighting(&address, Timestamp::UNIX_EPOCH + SignedDuration::from_secs(number)));
         }
         assert_eq!(leaks.seen.len(), REMEMBERED);
-        assert!(leaks.seen.keys().all(|pair| pair.destination.to_string() >= "10.2.1.0".to_owned()));
+        assert!(leaks.seen.keys().all(|pair| pair.destination.to_string().as_str() >= "10.2.1.0"));
     }
 }
