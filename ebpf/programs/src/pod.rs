@@ -254,8 +254,16 @@ fn origin(context: &TcContext, settings: &Settings, said: u32) -> Origin {
 #[inline(always)]
 fn packet_of(context: &TcContext) -> Result<&'static Packet, i32> {
     match parse_frame(&Skb(context)) {
-        Ok(Frame::Ip(packet)) if packet.destination == Address::v6(probe::DROP) => Err(drop(DropReason::SelfTest)),
-        Ok(Frame::Ip(packet)) => put_down(packet).ok_or_else(|| drop(DropReason::NotReady)),
+        Ok(Frame::Ip(packet)) => match put_down(packet) {
+            // The second one was turned round at a device that has become a pod's interface since.
+            Some(packet)
+                if packet.destination == Address::v6(probe::DROP) || packet.destination == Address::v6(probe::TURN) =>
+            {
+                Err(drop(DropReason::SelfTest))
+            }
+            Some(packet) => Ok(packet),
+            None => Err(drop(DropReason::NotReady)),
+        },
         Ok(Frame::Arp) => Err(pass()),
         Ok(Frame::Other) => Err(not_ip(interface(context))),
         Err(_) => Err(drop(DropReason::Malformed)),

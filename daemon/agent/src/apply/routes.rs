@@ -1,5 +1,6 @@
 //! Routes of ours are read back: an address or a link that went took some with it, and somebody may have flushed them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -41,10 +42,11 @@ impl Kernel {
             let source = self.source_for(route.destination.addr()).filter(|source| own.contains(source));
             let is_same_source = source.is_none() || source == way.1;
             let is_same_way = if ways {
-                if !ways_to.contains_key(&route.via) {
-                    ways_to.insert(route.via, self.netlink.way_to(route.via).await.ok());
-                }
-                ways_to.get(&route.via).copied().flatten().is_none_or(|to| to == way.0)
+                let to = match ways_to.entry(route.via) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(unknown) => *unknown.insert(self.netlink.way_to(route.via).await.ok()),
+                };
+                to.is_none_or(|to| to == way.0)
             } else {
                 true
             };

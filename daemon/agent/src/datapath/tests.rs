@@ -317,8 +317,10 @@ fn probes_are_eaten_and_counted() {
     for hook in [Hook::FromPod, Hook::ToPod, Hook::ToWire] {
         assert_eq!(bench.run_frame(hook, &to(probe::DROP), 0), SHOT, "{hook:?}");
     }
-    assert_eq!(bench.run_frame(Hook::FromWire, &to(probe::TURN), 0), SHOT);
-    assert_eq!(bench.drops(DropReason::SelfTest), 4);
+    for hook in [Hook::FromWire, Hook::FromPod] {
+        assert_eq!(bench.run_frame(hook, &to(probe::TURN), 0), SHOT, "{hook:?}");
+    }
+    assert_eq!(bench.drops(DropReason::SelfTest), 5);
     assert_eq!(bench.run_frame(Hook::ToWire, &to(probe::TURN), 0), REDIRECT);
     assert_eq!(bench.run_frame(Hook::ToWire, &to(probe::TUNNEL), 0), REDIRECT);
 }

@@ -2,8 +2,6 @@
 
 use std::fs;
 
-use serde_json::Value;
-
 use super::super::HostError;
 use super::{read, run, text};
 
@@ -48,8 +46,7 @@ pub(crate) fn parse(json: &str) -> Neighbours {
             continue;
         }
         let name = format!("{} {} {} ({})", word("family"), word("table"), word("name"), word("hook"));
-        let list =
-            if chain["policy"] == Value::from("drop") { &mut neighbours.dropping } else { &mut neighbours.accepting };
+        let list = if chain["policy"] == "drop" { &mut neighbours.dropping } else { &mut neighbours.accepting };
         list.push(name);
     }
     neighbours
