@@ -283,7 +283,10 @@ fn rules_are_installed_changed_in_place_kept_over_a_restart_and_removed() {
         netfilter.apply(&Ruleset { uplinks, passable, ..ruleset() }).await.unwrap();
         let listed = nft("list ruleset\n");
         assert!(listed.contains("\"up0\"") && !listed.contains("no\"name") && !listed.contains("wire0"), "{listed}");
-        let refused = netfilter.apply(&Ruleset { masquerade: vec!["no\nname".into()], ..ruleset() }).await.unwrap_err();
+        let refused = netfilter
+            .apply(&Ruleset { masquerade: vec!["a-name-of-more-than-fifteen-bytes".into()], ..ruleset() })
+            .await
+            .unwrap_err();
         assert!(matches!(&refused, HostError::Nft { message, .. } if message.contains("rror")), "{refused}");
         assert_eq!(nft("list ruleset\n"), listed, "what was in force stays");
         nft("add table inet theirs\n");
