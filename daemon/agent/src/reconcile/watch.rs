@@ -65,7 +65,10 @@ impl Reconciler {
                     self.actual.routes.remove(destination);
                 }
                 for key in &lost.pods {
-                    self.actual.attachments.remove(key);
+                    // Another than is desired, and still known: its pod may be ending, and then it is to be removed.
+                    if let Some(pod) = self.actual.attachments.get_mut(key) {
+                        pod.host_mac = [0; 6];
+                    }
                 }
                 if !lost.routes.is_empty() || !lost.pods.is_empty() {
                     info!(routes = ?lost.routes, pods = ?lost.pods, "routes are gone or lead elsewhere by now; they are put again");
