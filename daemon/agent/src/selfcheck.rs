@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use aya::maps::MapType;
-use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramType, TcAttachType};
 use aya::sys::{is_map_supported, is_program_supported};
 use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::config::{AttachMode, Config};
+use crate::datapath::query;
 use crate::host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 
 /// Where the BPF file system is mounted by convention.
@@ -174,7 +175,7 @@ fn bpf() -> Outcome {
 
 fn attach(mode: AttachMode) -> Outcome {
     // Asking what is attached changes nothing, and a kernel without TCX does not know the question.
-    let has_tcx = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
+    let has_tcx = query::tcx_programs("lo", TcAttachType::Ingress).is_ok();
     match (mode, has_tcx) {
         (AttachMode::Clsact, _) => Outcome::Fine("clsact, as configured".into()),
         (_, true) => Outcome::Fine("TCX".into()),

@@ -9,7 +9,7 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandl
 use aya::programs::{ProgramId, SchedClassifier, TcAttachType};
 use hauberk_abi::layout::Hook;
 
-use super::{DatapathError, chain};
+use super::{DatapathError, chain, query};
 use crate::config::AttachMode;
 
 /// Ahead of everybody who did not ask for a place.
@@ -17,9 +17,6 @@ const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, CLSACT_MINOR);
 /// The number by which our filters are told from others on a clsact queueing discipline.
 pub const CLSACT_MINOR: u16 = 0x6861;
-
-/// The leak detector's programs, which look and change nothing.
-const OBSERVERS: [&str; 2] = ["observe", "observe_ip"];
 
 /// Instead of a program's name in the record of a queueing discipline that was made here.
 const QDISC: &str = "clsact";
@@ -93,7 +90,7 @@ pub struct Attachment {
 /// Chooses TCX where the kernel has it (6.6): asking for an interface's TCX programs fails where it does not.
 pub(super) fn settle(mode: AttachMode) -> AttachMode {
     match mode {
-        AttachMode::Auto if SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok() => AttachMode::Tcx,
+        AttachMode::Auto if query::tcx_programs("lo", TcAttachType::Ingress).is_ok() => AttachMode::Tcx,
         AttachMode::Auto => AttachMode::Clsact,
         chosen => chosen,
     }
@@ -143,30 +140,24 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
 
 /// The leak detector at the interface's egress.
 fn observer(interface: &str) -> Option<ProgramId> {
-    let (_, attached) = SchedClassifier::query_tcx(interface, TcAttachType::Egress).ok()?;
-    let observer = attached.iter().find(|program| program.name_as_str().is_some_and(is_observer))?;
+    let attached = query::tcx_programs(interface, TcAttachType::Egress).ok()?;
+    let observer = attached.into_iter().find(|id| query::is_observer(*id))?;
     // SAFETY: the kernel gave the id; if the program is gone by now, it refuses the place.
-    Some(unsafe { ProgramId::new(observer.id()) })
-}
-
-fn is_observer(program: &str) -> bool {
-    OBSERVERS.contains(&program)
+    Some(unsafe { ProgramId::new(observer) })
 }
 
 pub(super) fn seat(program: &SchedClassifier, hook: Hook, interface: &str) -> Result<Seat, DatapathError> {
     let refused =
         |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
     let own = program.info().map_err(|error| refused(chain(&error)))?.id();
-    let (_, attached) =
-        SchedClassifier::query_tcx(interface, direction(hook)).map_err(|error| refused(chain(&error)))?;
-    let Some(place) = attached.iter().position(|other| other.id() == own) else { return Ok(Seat::Missing) };
+    let attached = query::tcx_programs(interface, direction(hook)).map_err(|error| refused(error.to_string()))?;
+    let Some(place) = attached.iter().position(|id| *id == own) else { return Ok(Seat::Missing) };
     let between = match direction(hook) {
         TcAttachType::Ingress => &attached[..place],
         _ => &attached[place + 1..],
     };
-    let names = between.iter().map(|other| other.name_as_str().unwrap_or("unnamed"));
-    let between = names.filter(|name| !is_observer(name)).map(str::to_owned).collect();
-    Ok(Seat::Attached { between })
+    let others = between.iter().filter(|id| !query::is_observer(**id));
+    Ok(Seat::Attached { between: others.map(|id| query::name_of(*id)).collect() })
 }
 
 fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, interface: &str) -> Result<(), String> {

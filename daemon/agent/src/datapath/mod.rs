@@ -6,6 +6,7 @@
 mod keep;
 mod links;
 mod maps;
+pub mod query;
 mod tally;
 
 use std::io;

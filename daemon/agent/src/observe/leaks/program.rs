@@ -12,13 +12,12 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
 use super::devices::Device;
+use crate::datapath::query;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
 
 /// The programs: for devices with Ethernet headers, and for those without.
 const PROGRAMS: [&str; 2] = ["observe", "observe_ip"];
-/// The guard's, by the beginning of their names.
-const GUARD: &str = "to_wire";
 /// On the clsact queueing discipline: behind the guard and whoever else asked for a place.
 const CLSACT_PRIORITY: u16 = 0xfff0;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x6862);
@@ -98,7 +97,9 @@ impl Observer {
         loader.default_map_pin_directory(pinned_maps);
         let mut ebpf = loader.load(OBJECT).map_err(|error| failed(&error))?;
         for name in PROGRAMS {
-            program(&mut ebpf, name).map_err(ObserverError::Load)?.load().map_err(|error| failed(&error))?;
+            let program = program(&mut ebpf, name).map_err(ObserverError::Load)?;
+            program.load().map_err(|error| failed(&error))?;
+            query::note_observer(program.info().map_err(|error| failed(&error))?.id());
         }
         let mut take = |name| ebpf.take_map(name).ok_or_else(|| ObserverError::Load(format!("it has no map {name}")));
         let leaked = take("LEAKED")?.try_into().map_err(|error: aya::maps::MapError| failed(&error))?;
@@ -195,11 +196,9 @@ impl Observer {
 
 fn is_overtaken(device: &Device) -> bool {
     // What cannot be asked is gone.
-    let Ok((_, programs)) = SchedClassifier::query_tcx(&device.name, TcAttachType::Egress) else { return false };
-    let names: Vec<&str> = programs.iter().map(|program| program.name_as_str().unwrap_or_default()).collect();
-    let own = names.iter().position(|name| PROGRAMS.contains(name));
-    let guard = names.iter().rposition(|name| name.starts_with(GUARD));
-    matches!((own, guard), (Some(own), Some(guard)) if guard > own)
+    let Ok(programs) = query::tcx_programs(&device.name, TcAttachType::Egress) else { return false };
+    let own = programs.iter().position(|id| query::is_observer(*id));
+    own.is_some_and(|own| own + 1 < programs.len())
 }
 
 /// Field by field, in the layout's order.
