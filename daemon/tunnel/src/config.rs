@@ -58,7 +58,8 @@ pub struct PeerConfig {
     pub name: String,
     /// One or two keys, newest epoch first.
     pub keys: Vec<PeerKey>,
-    /// Where the peer's sealed packets go. Never learnt from packets.
+    /// Where the peer's sealed packets go. While it does not answer there, they go where it was last heard; without an endpoint,
+    /// nowhere.
     pub endpoint: Option<SocketAddr>,
     /// Inner addresses that belong to this peer, as destination and as source.
     pub allowed: Vec<IpNet>,

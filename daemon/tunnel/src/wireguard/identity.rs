@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use boringtun::noise::TunnResult;
+use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -18,8 +19,19 @@ pub(super) struct Identity {
     pub(super) epoch: u32,
     pub(super) secret: StaticSecret,
     pub(super) public: PublicKey,
-    /// Checks and counts handshakes; under load it answers with cookies.
+    /// Checks first MACs, and counts: says when there are too many of them.
     gate: RateLimiter,
+    /// Checks second MACs, and answers with cookies.
+    cookies: RateLimiter,
+}
+
+/// What a handshake message that passed the gate has proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// That its sender knows our public key.
+    Key,
+    /// Also that its sender is where it says to be.
+    Address,
 }
 
 /// Our own keys, newest first; all engines have the same ones, so that a cookie is good at each of them.
@@ -47,11 +59,17 @@ impl Identities {
 impl Identity {
     /// Lets a handshake message pass whose first MAC was made for this key, and, under load, whose second MAC proves the
     /// sender's address (WireGuard paper, 5.3).
-    pub(super) fn admit(&self, datagram: Datagram<'_>, outbox: &mut Outbox<'_>) -> Result<(), TunnelDrop> {
+    pub(super) fn admit(&self, datagram: Datagram<'_>, outbox: &mut Outbox<'_>) -> Result<Proof, TunnelDrop> {
         let mut reply = [0; COOKIE_REPLY];
         self.gate.reset_count();
-        match self.gate.verify_packet(Some(datagram.from.ip()), datagram.bytes, &mut reply) {
-            Ok(_) => Ok(()),
+        // Not told the address, it says that there is too much load instead of looking at the second MAC itself.
+        match self.gate.verify_packet(None, datagram.bytes, &mut reply) {
+            Ok(_) => return Ok(Proof::Key),
+            Err(TunnResult::Err(WireGuardError::UnderLoad)) => {}
+            Err(_) => return Err(TunnelDrop::NotForOurKey),
+        }
+        match self.cookies.verify_packet(Some(datagram.from.ip()), datagram.bytes, &mut reply) {
+            Ok(_) => Ok(Proof::Address),
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 // The one answer that goes where the question came from: that is what it tests.
                 outbox.post(datagram.from, cookie);
@@ -66,6 +84,7 @@ impl Identity {
         Identity {
             epoch: key.epoch,
             gate: RateLimiter::new(&public, handshakes_per_second),
+            cookies: RateLimiter::new(&public, 0),
             secret: key.secret,
             public,
         }

@@ -7,7 +7,8 @@
 //! made by the engine that has the peer. What a stranger says is for the first one to hear.
 //!
 //! A datagram is believed for what its cryptography proves and for nothing else. Who may be spoken
-//! to, where, and which inner addresses belong to whom comes from the configuration alone.
+//! to, and which inner addresses belong to whom, comes from the configuration alone; where a peer is spoken to, as long as its
+//! configured endpoint answers ([`whereabouts`]).
 
 mod change;
 mod cookie;
@@ -25,6 +26,7 @@ mod steering;
 #[cfg(test)]
 mod tests;
 mod timestamp;
+mod whereabouts;
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -39,8 +41,8 @@ use hauberk_cipher::{HEAD, Implementation};
 pub(crate) use self::change::Plan;
 use self::handshake::Responder;
 pub(crate) use self::identity::Identities;
-use self::identity::Identity;
-use self::message::{Data, INITIATION_NOISE, MAC, Message};
+use self::identity::{Identity, Proof};
+use self::message::{Data, INITIATION_NOISE, Message};
 use self::pair::Pair;
 use self::peer::{HandshakeMessage, Peer};
 use self::source_limit::SourceLimit;
@@ -304,17 +306,19 @@ impl WireGuard {
         noise: &[u8; INITIATION_NOISE],
         outbox: &mut Outbox<'_>,
     ) -> Result<(), TunnelDrop> {
-        let identity = self.pass_gate(datagram, outbox)?;
-        if has_cookie(datagram.bytes) && !self.sources.admit(now, datagram.from.ip()) {
+        let (identity, proof) = self.pass_gate(datagram, outbox)?;
+        // Only what comes from an address may use up what that address may ask for.
+        if proof == Proof::Address && !self.sources.admit(now, datagram.from.ip()) {
             return Err(TunnelDrop::SourceRateLimited);
         }
         let responder = Responder::begin(&identity.secret, &identity.public, noise)?;
         let id = *self.by_key.get(responder.remote().as_bytes()).ok_or(TunnelDrop::UnknownSender)?;
         if self.crew.is_own(id) {
-            return self.answer_initiation(now, id, &identity, sender, responder, outbox);
+            return self.answer_initiation(now, (id, datagram.from), &identity, sender, responder, outbox);
         }
+        let from = datagram.from;
         let answer = move |protocol: &mut WireGuard, now, _: &mut dyn Inbox, outbox: &mut Outbox<'_>| {
-            let answered = protocol.answer_initiation(now, id, &identity, sender, responder, outbox);
+            let answered = protocol.answer_initiation(now, (id, from), &identity, sender, responder, outbox);
             protocol.count(answered);
         };
         self.hand_over(self.crew.engine_of(id), datagram.bytes.len(), answer)
@@ -324,7 +328,7 @@ impl WireGuard {
     fn answer_initiation(
         &mut self,
         now: Instant,
-        id: PeerId,
+        (id, from): (PeerId, SocketAddr),
         identity: &Identity,
         sender: u32,
         responder: Responder,
@@ -333,7 +337,8 @@ impl WireGuard {
         let peer = self.peers.get_mut(&id).ok_or(TunnelDrop::UnknownSender)?;
         let remote = responder.remote().as_bytes();
         let pair = peer.pairs.iter().position(|pair| pair.is_of(identity, remote)).ok_or(TunnelDrop::UnknownSender)?;
-        peer.shake_hands(now, pair, HandshakeMessage::Initiation { sender, responder }, &mut self.around, outbox);
+        let message = HandshakeMessage::Initiation { sender, responder };
+        peer.shake_hands(now, from, pair, message, &mut self.around, outbox);
         Ok(())
     }
 
@@ -350,7 +355,7 @@ impl WireGuard {
         if let HandshakeMessage::Response { .. } = answer {
             peer.pairs[pair].identity().admit(datagram, outbox)?;
         }
-        peer.shake_hands(now, pair, answer, &mut self.around, outbox);
+        peer.shake_hands(now, datagram.from, pair, answer, &mut self.around, outbox);
         Ok(())
     }
 
@@ -381,7 +386,7 @@ impl WireGuard {
             source.is_some_and(|(_, is_allowed)| is_allowed)
         };
         loop {
-            if let Some(length) = peer.open(now, pair, data, inbox.room(), &mut self.around, outbox) {
+            if let Some(length) = peer.open(now, pair, (data, datagram.from), inbox.room(), &mut self.around, outbox) {
                 let packet = &mut inbox.room()[..length];
                 // Behind the packet there may be padding: its own header says where it ends.
                 match ip::envelope(packet) {
@@ -435,10 +440,10 @@ impl WireGuard {
     }
 
     /// Lets an initiation pass that was made for a key of ours. Says which one.
-    fn pass_gate(&self, datagram: Datagram<'_>, outbox: &mut Outbox<'_>) -> Result<Arc<Identity>, TunnelDrop> {
+    fn pass_gate(&self, datagram: Datagram<'_>, outbox: &mut Outbox<'_>) -> Result<(Arc<Identity>, Proof), TunnelDrop> {
         for identity in &self.identities {
             match identity.admit(datagram, outbox) {
-                Ok(()) => return Ok(identity.clone()),
+                Ok(proof) => return Ok((identity.clone(), proof)),
                 Err(TunnelDrop::NotForOurKey) => {}
                 Err(reason) => return Err(reason),
             }
@@ -556,9 +561,4 @@ fn find<'p>(
     let peer = peers.get_mut(&id).ok_or(TunnelDrop::UnknownSender)?;
     let pair = peer.pairs.iter().position(|pair| pair.index == index).ok_or(TunnelDrop::UnknownSender)?;
     Ok((id, peer, pair))
-}
-
-/// Whether a handshake message carries a second MAC, that is, a cookie.
-fn has_cookie(message: &[u8]) -> bool {
-    message.last_chunk::<MAC>().is_some_and(|mac| *mac != [0; MAC])
 }

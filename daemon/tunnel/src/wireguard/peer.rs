@@ -10,6 +10,7 @@ use super::Surroundings;
 use super::handshake::Responder;
 use super::message::{COOKIE_REPLY, Data, INITIATION, OVERHEAD, RESPONSE, RESPONSE_NOISE};
 use super::pair::{Due, Pair, REKEY_AFTER_TIME, REKEY_AT_LAST};
+use super::whereabouts::{self, Whereabouts};
 use crate::config::{PeerConfig, PeerId};
 use crate::io::outbox::Outbox;
 use crate::offload::ip;
@@ -43,6 +44,7 @@ pub(super) struct Peer {
     pub(super) config: PeerConfig,
     /// Newest first: our newest key with its newest key, and so on.
     pub(super) pairs: Vec<Pair>,
+    whereabouts: Whereabouts,
     waiting: VecDeque<Vec<u8>>,
     state: PeerState,
     failed: Option<SystemTime>,
@@ -61,6 +63,7 @@ impl Peer {
         Peer {
             config,
             pairs: Vec::new(),
+            whereabouts: Whereabouts::default(),
             waiting: VecDeque::new(),
             state: PeerState::Idle,
             failed: None,
@@ -82,7 +85,7 @@ impl Peer {
         around: &mut Surroundings,
         outbox: &mut Outbox<'_>,
     ) {
-        let Some(to) = self.config.endpoint else {
+        let Some(to) = self.destination() else {
             return self.drop_packets(TunnelDrop::NoEndpoint, packets.extent().1 as u64, around);
         };
         self.expire(now);
@@ -108,7 +111,7 @@ impl Peer {
         &mut self,
         now: Instant,
         pair: usize,
-        data: Data<'_>,
+        (data, from): (Data<'_>, SocketAddr),
         room: &mut [u8],
         around: &mut Surroundings,
         outbox: &mut Outbox<'_>,
@@ -116,6 +119,7 @@ impl Peer {
         let opened = self.pairs[pair].open(now, data, room);
         let opened = opened.map_err(|reason| self.drop_packet(reason, around)).ok()?;
         self.rx_bytes += (opened.length + OVERHEAD) as u64;
+        self.whereabouts.hear(self.config.endpoint, from);
         if opened.confirmed {
             self.established(now, pair, false, around, outbox);
         }
@@ -138,6 +142,7 @@ impl Peer {
     pub(super) fn shake_hands(
         &mut self,
         now: Instant,
+        from: SocketAddr,
         pair: usize,
         message: HandshakeMessage<'_>,
         around: &mut Surroundings,
@@ -149,12 +154,13 @@ impl Peer {
             _ if self.config.endpoint.is_none() => Err(TunnelDrop::NoEndpoint),
             HandshakeMessage::Initiation { sender, responder } => {
                 self.pairs[pair].answer(now, sender, responder).map(|answer| {
-                    self.post(&answer, outbox);
+                    self.answer(now, from, pair, &answer, outbox);
                     INITIATION
                 })
             }
             HandshakeMessage::Response { sender, receiver, noise } => {
                 self.pairs[pair].complete(now, sender, receiver, noise).map(|()| {
+                    self.whereabouts.complete(self.config.endpoint, from);
                     self.keep_alive(pair, outbox);
                     self.established(now, pair, true, around, outbox);
                     RESPONSE
@@ -228,9 +234,10 @@ impl Peer {
         }
     }
 
-    /// A failure belongs to the configuration it happened with.
+    /// A failure belongs to the configuration it happened with, and so does what was learnt of an endpoint.
     pub(super) fn forgive(&mut self) {
         self.failed = None;
+        self.whereabouts = Whereabouts::default();
     }
 
     pub(super) fn is_established(&self) -> bool {
@@ -296,7 +303,7 @@ impl Peer {
             tx_bytes: self.tx_bytes,
             rx_packets: self.rx_packets,
             tx_packets: self.tx_packets,
-            endpoint: self.config.endpoint,
+            endpoint: self.destination(),
             thread,
             drops: self.drops,
         }
@@ -336,20 +343,40 @@ impl Peer {
 
     fn initiate(&mut self, now: Instant, pair: usize, outbox: &mut Outbox<'_>) {
         let message = self.pairs[pair].initiate(now);
-        self.post(&message, outbox);
+        let beside = self.whereabouts.beside_endpoint(self.pairs[pair].attempts().unwrap_or(1));
+        for to in self.config.endpoint.into_iter().chain(beside) {
+            self.post(to, &message, outbox);
+        }
+    }
+
+    /// Answers where the question came from and at the endpoint: the peer takes what comes first.
+    fn answer(&mut self, now: Instant, from: SocketAddr, pair: usize, answer: &[u8], outbox: &mut Outbox<'_>) {
+        self.whereabouts.begin(self.config.endpoint, from);
+        let endpoint = self.config.endpoint;
+        let beside = endpoint.filter(|endpoint| !whereabouts::is_same(*endpoint, from)).map(|_| from);
+        for to in endpoint.into_iter().chain(beside) {
+            self.post(to, answer, outbox);
+        }
+        if self.whereabouts.is_doubtful() && self.pairs[pair].attempts().is_none() {
+            self.initiate(now, pair, outbox);
+        }
     }
 
     fn keep_alive(&mut self, pair: usize, outbox: &mut Outbox<'_>) {
+        let Some(to) = self.destination() else { return };
         if let Some(message) = self.pairs[pair].keepalive() {
-            self.post(&message, outbox);
+            self.post(to, &message, outbox);
         }
     }
 
-    fn post(&mut self, message: &[u8], outbox: &mut Outbox<'_>) {
-        if let Some(to) = self.config.endpoint {
-            self.tx_bytes += message.len() as u64;
-            outbox.post(to, message);
-        }
+    fn post(&mut self, to: SocketAddr, message: &[u8], outbox: &mut Outbox<'_>) {
+        self.tx_bytes += message.len() as u64;
+        outbox.post(to, message);
+    }
+
+    /// Where data goes.
+    fn destination(&self) -> Option<SocketAddr> {
+        self.whereabouts.destination(self.config.endpoint)
     }
 
     fn established(
@@ -373,7 +400,7 @@ impl Peer {
             initiated,
             "handshake complete"
         );
-        let Some(to) = self.config.endpoint else { return };
+        let Some(to) = self.destination() else { return };
         while let Some(packet) = self.waiting.pop_front() {
             if !self.seal(now, to, &packet, around, outbox) {
                 self.waiting.push_front(packet);

@@ -5,8 +5,10 @@
 mod changes;
 mod crew;
 mod differential;
+mod gate;
 mod interop;
 mod lifetime;
+mod roaming;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -498,26 +500,6 @@ fn packets_to_nobody_and_handshakes_from_nobody_are_counted() {
     let sent = late.seal(now, &packet(1, 2, b"remember me?"));
     assert!(net.nodes[BOB].open(now, outer(1), &sent[0].bytes).is_empty());
     assert_eq!(net.nodes[BOB].drops(TunnelDrop::NotForOurKey), 1);
-}
-
-#[test]
-fn under_load_a_cookie_is_asked_for_and_given() {
-    let mut net = Net::new(2);
-    net.nodes[BOB] = Node::new(2, &[1], 0);
-    net.nodes[BOB].put(peer(1, &[1]));
-    let now = Instant::now();
-    net.send(now, ALICE, &packet(1, 2, b"patience"));
-    assert_eq!(net.nodes[BOB].drops(TunnelDrop::UnderLoadCookie), 1);
-    assert!(net.nodes[BOB].received().is_empty());
-    assert_eq!(net.heard.last().unwrap().bytes[0], 3);
-
-    let retry = net.nodes[ALICE].deadline().unwrap();
-    let sent = net.nodes[ALICE].on_deadline(retry);
-    // A cookie is worth something only at the address it was sent to.
-    let thief = net.nodes[BOB].open(retry, outer(66), &sent[0].bytes);
-    assert_eq!((thief[0].to, thief[0].bytes[0]), (outer(66), 3));
-    net.carry(retry, ALICE, sent);
-    assert_eq!(net.nodes[BOB].received(), [packet(1, 2, b"patience")]);
 }
 
 #[test]
