@@ -36,6 +36,7 @@ use crate::source::{Batch, Source, SourceError};
 use crate::uapi::{self, UapiError};
 use crate::world::{Shared, World};
 
+mod clock;
 mod cluster;
 mod wireguard_view;
 
@@ -101,6 +102,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let listener = api::bind(&config.paths.socket).await?;
     // First of all in the state directory: one that a kubelet has made is closed to others only while nothing is in it.
     let keys = Arc::new(Store::open(&config.paths.state)?);
+    clock::restore(&config.paths.state);
     let (config, source, cluster) = cluster::connect(config).await?;
     let config = Arc::new(config);
     let node = config.node.clone().unwrap_or_default();
@@ -185,6 +187,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(prove(world.clone(), eyes));
     tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
     tokio::spawn(watch_devices(inputs.clone()));
+    tokio::spawn(clock::keep(config.paths.state.clone()));
     tokio::spawn(reporting("the API", api::serve(listener, context.clone())));
     if let Some(address) = config.metrics {
         tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));

@@ -153,7 +153,7 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// Its keys, newest epoch first.
     pub keys: Vec<KeyStatus>,
-    /// Where its tunnel listens.
+    /// Where its sealed packets go: an address of the node, or, while that does not answer, where the node was last heard.
     pub endpoint: Option<SocketAddr>,
     /// What it may speak for.
     pub allowed_ips: Vec<IpNet>,

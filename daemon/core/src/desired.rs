@@ -131,6 +131,8 @@ pub struct Peer {
     pub keys: Vec<(u32, [u8; 32])>,
     /// Where its tunnel listens.
     pub endpoint: Option<SocketAddr>,
+    /// Another address of it, of the other family if there is one: asked as well while the endpoint does not answer.
+    pub fallback: Option<SocketAddr>,
     /// What it may speak for, and what is sealed for it. No prefix is in two peers.
     pub allowed: BTreeSet<IpNet>,
 }

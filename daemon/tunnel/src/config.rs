@@ -61,6 +61,8 @@ pub struct PeerConfig {
     /// Where the peer's sealed packets go. While it does not answer there, they go where it was last heard; without an endpoint,
     /// nowhere.
     pub endpoint: Option<SocketAddr>,
+    /// Another address of the peer, of the other family say. It is asked as well while the endpoint does not answer.
+    pub fallback: Option<SocketAddr>,
     /// Inner addresses that belong to this peer, as destination and as source.
     pub allowed: Vec<IpNet>,
 }

@@ -40,4 +40,4 @@ pub use hauberk_cipher::Implementation as CipherImplementation;
 pub use io::tun::Device;
 pub use stats::{DropCounts, Health, OffloadFeatures, PeerState, PeerStats, TunnelDrop, TunnelStats};
 pub use tunnel::Tunnel;
-pub use wireguard::gso_max_size;
+pub use wireguard::{gso_max_size, timestamp as handshake_clock};

@@ -26,6 +26,7 @@ mod restart;
 mod scale;
 mod strangers;
 mod threads;
+mod whereabouts;
 
 use std::process::ExitCode;
 
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         chained::TESTS,
         devices::TESTS,
         outages::TESTS,
+        whereabouts::TESTS,
         cli::TESTS,
     ];
     runner::main(&suites.concat())

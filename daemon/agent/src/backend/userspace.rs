@@ -165,6 +165,7 @@ fn put(peer: &Peer, present: &[PeerConfig]) -> Vec<PeerChange> {
         name: peer.name.clone(),
         keys: peer.keys.iter().map(|(epoch, public)| PeerKey { epoch: *epoch, public: *public }).collect(),
         endpoint: peer.endpoint,
+        fallback: peer.fallback,
         allowed: peer.allowed.iter().copied().collect(),
     }));
     changes
@@ -196,6 +197,7 @@ fn to_peer(config: PeerConfig) -> Peer {
         name: config.name,
         keys: config.keys.into_iter().map(|key| (key.epoch, key.public)).collect(),
         endpoint: config.endpoint,
+        fallback: config.fallback,
         allowed: config.allowed.into_iter().collect(),
     }
 }
@@ -219,6 +221,7 @@ mod tests {
             name: format!("n{id}"),
             keys: vec![PeerKey { epoch: 1, public: [key; 32] }],
             endpoint: None,
+            fallback: None,
             allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
         }
     }

@@ -155,7 +155,7 @@ fn peers(world: &World, stats: &Stats, mute: &BTreeSet<String>) -> Vec<PeerStatu
                     (_, Some(Progress::Idle) | None) => PeerState::Idle,
                 },
                 keys: wanted.map(|peer| key_status(&peer.keys)).unwrap_or_default(),
-                endpoint: wanted.and_then(|peer| peer.endpoint),
+                endpoint: seen.and_then(|seen| seen.endpoint).or(wanted.and_then(|peer| peer.endpoint)),
                 allowed_ips: wanted.map(|peer| peer.allowed.iter().copied().collect()).unwrap_or_default(),
                 latest_handshake: seen.and_then(|seen| Timestamp::try_from(seen.latest_handshake?).ok()),
                 received_bytes: seen.map_or(0, |seen| seen.received),

@@ -25,7 +25,7 @@ impl UapiView for View {
                 let seen = seen.filter(|_| Some(*epoch) == used);
                 peers.push(PeerView {
                     public_key: *public_key,
-                    endpoint: peer.endpoint,
+                    endpoint: seen.and_then(|seen| seen.endpoint).or(peer.endpoint),
                     // Both keys speak for the same addresses; WireGuard shows each under one peer.
                     allowed_ips: if Some(*epoch) == used { peer.allowed.iter().copied().collect() } else { Vec::new() },
                     latest_handshake: seen.and_then(|seen| seen.latest_handshake),

@@ -254,6 +254,7 @@ fn a_peer_has_keys_an_endpoint_and_what_it_may_speak_for() {
         name: "n2".into(),
         keys: vec![(5, key(50)), (4, key(40))],
         endpoint: Some("192.0.2.2:51840".parse().unwrap()),
+        fallback: None,
         allowed: ["10.0.2.0/24", "10.0.77.5/32", "192.0.2.2/32", "fd00::77/128"].map(net).into(),
     };
     let desired = world.desired();
@@ -317,17 +318,18 @@ fn the_endpoint_is_internal_and_of_our_family_if_it_can_be() {
     };
     let all = [("203.0.113.2", false), ("2001:db8::2", true), ("192.0.2.2", true)];
     let cases = [
-        (&all[..], ("192.0.2.1", "192.0.2.2:51840")),
-        (&all[..], ("2001:db8::1", "[2001:db8::2]:51840")),
-        (&all[..2], ("192.0.2.1", "[2001:db8::2]:51840")),
-        (&all[..1], ("192.0.2.1", "203.0.113.2:51840")),
+        (&all[..], ("192.0.2.1", "192.0.2.2:51840", Some("[2001:db8::2]:51840"))),
+        (&all[..], ("2001:db8::1", "[2001:db8::2]:51840", Some("192.0.2.2:51840"))),
+        (&all[..2], ("192.0.2.1", "[2001:db8::2]:51840", None)),
+        (&all[..1], ("192.0.2.1", "203.0.113.2:51840", None)),
     ];
-    for (theirs, (ours, expected)) in cases {
+    for (theirs, (ours, expected, other)) in cases {
         let mut world = World::three_nodes();
         world.apply(Change::Node(NodeObject { addresses: addresses(&[(ours, true)]), ..node(1) }));
         world.apply(Change::Node(NodeObject { addresses: addresses(theirs), ..node(2) }));
         let peer = &world.desired().peers[&NodeNumber(world.number(2))];
         assert_eq!(peer.endpoint, Some(expected.parse().unwrap()));
+        assert_eq!(peer.fallback, other.map(|other| other.parse().unwrap()));
     }
 }
 

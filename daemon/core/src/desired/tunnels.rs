@@ -44,13 +44,14 @@ impl Tunnels {
             let keys = holders.usable(policy, &node.object, held, events);
             let Some((epoch, _)) = keys.first().copied() else { continue };
             let endpoint = endpoint(policy, &node.object, own, places, held.published.port);
+            let fallback = endpoint.and_then(|endpoint| fallback(&node.object, places, endpoint));
             if endpoint.is_none() {
                 events.warn(reason::NO_ENDPOINT, [object(&node.object)], || no_endpoint(&node.object));
             }
             let entry = layout::Peer { flags: flags(endpoint.is_some(), model.ready.contains(name)), epoch };
             let allowed = allowed.remove(&number).unwrap_or_default();
             tunnels.entries.insert(number, entry);
-            tunnels.peers.insert(number, Peer { number, name: name.clone(), keys, endpoint, allowed });
+            tunnels.peers.insert(number, Peer { number, name: name.clone(), keys, endpoint, fallback, allowed });
         }
         tunnels
     }
@@ -194,6 +195,13 @@ fn endpoint(policy: &Policy, node: &NodeObject, own: Option<IpAddr>, places: &Pl
         external.filter(outside).min_by_key(other_family)
     };
     best.or_else(external).map(|address| SocketAddr::new(address, port))
+}
+
+/// Another address of the node's own, one of the other family first: a firewall or a router may carry only one of them.
+fn fallback(node: &NodeObject, places: &Places, endpoint: SocketAddr) -> Option<SocketAddr> {
+    let others = places.nodes.reached_at(node).filter(|address| *address != endpoint.ip());
+    let best = others.min_by_key(|address| same_family(*address, endpoint.ip()));
+    best.map(|address| SocketAddr::new(address, endpoint.port()))
 }
 
 pub(super) fn flags(reachable: bool, ready: bool) -> u32 {

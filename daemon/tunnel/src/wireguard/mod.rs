@@ -25,7 +25,7 @@ mod source_limit;
 mod steering;
 #[cfg(test)]
 mod tests;
-mod timestamp;
+pub mod timestamp;
 mod whereabouts;
 
 use std::collections::HashMap;
@@ -206,10 +206,10 @@ impl WireGuard {
     /// Takes away what the peer shall not have any more; its endpoint is noted afresh with the rest.
     fn release(&mut self, id: PeerId, wanted: Option<&PeerConfig>) {
         let Some(peer) = self.peers.get(&id) else { return };
-        if let Some(endpoint) = peer.config.endpoint
-            && self.by_endpoint.get(&endpoint) == Some(&id)
-        {
-            self.by_endpoint.remove(&endpoint);
+        for address in peer.config.endpoint.into_iter().chain(peer.config.fallback) {
+            if self.by_endpoint.get(&address) == Some(&id) {
+                self.by_endpoint.remove(&address);
+            }
         }
         for prefix in &peer.config.allowed {
             if wanted.is_none_or(|wanted| !wanted.allowed.contains(prefix)) {
@@ -231,12 +231,12 @@ impl WireGuard {
         for key in &config.keys {
             self.by_key.insert(key.public, id);
         }
-        if let Some(endpoint) = config.endpoint {
-            self.by_endpoint.insert(endpoint, id);
+        for address in config.endpoint.into_iter().chain(config.fallback) {
+            self.by_endpoint.insert(address, id);
         }
         let peer = self.peers.entry(id).or_insert_with(|| Peer::new(config.clone()));
         let new_keys = peer.config.keys != config.keys || peer.pairs.is_empty();
-        let new_endpoint = peer.config.endpoint != config.endpoint;
+        let new_endpoint = (peer.config.endpoint, peer.config.fallback) != (config.endpoint, config.fallback);
         peer.config = config;
         if !self.crew.is_own(id) {
             return;

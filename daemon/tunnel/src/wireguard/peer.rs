@@ -343,8 +343,9 @@ impl Peer {
 
     fn initiate(&mut self, now: Instant, pair: usize, outbox: &mut Outbox<'_>) {
         let message = self.pairs[pair].initiate(now);
-        let beside = self.whereabouts.beside_endpoint(self.pairs[pair].attempts().unwrap_or(1));
-        for to in self.config.endpoint.into_iter().chain(beside) {
+        let attempts = self.pairs[pair].attempts().unwrap_or(1);
+        let beside = self.whereabouts.beside_endpoint(attempts, self.config.fallback);
+        for to in self.config.endpoint.into_iter().chain(beside.into_iter().flatten()) {
             self.post(to, &message, outbox);
         }
     }

@@ -104,6 +104,7 @@ fn peer(number: u8, epochs: &[u32]) -> PeerConfig {
         name: format!("node-{number}"),
         keys: epochs.iter().map(|epoch| key(number, *epoch)).collect(),
         endpoint: Some(outer(number)),
+        fallback: None,
         allowed: vec![net_of(&format!("10.0.{number}.0/24")), net_of(&format!("fd00:{number}::/32"))],
     }
 }

@@ -15,13 +15,26 @@ const EPOCH: u64 = (1 << 62) + 10;
 const STEP: u64 = 1 << 24;
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// The last one given out in this process, in nanoseconds since 1970.
+/// The last one given out by this node, in nanoseconds since 1970.
 static LATEST: AtomicU64 = AtomicU64::new(0);
 
 /// The time, or a moment after the timestamp before, whichever is later. A clock that is set back repeats none.
 pub(super) fn next() -> Timestamp {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     encode(advance(&LATEST, u64::try_from(clock).unwrap_or(u64::MAX)))
+}
+
+/// The last timestamp that an initiation of this process had, in nanoseconds since 1970; 0 before the first.
+///
+/// Peers refuse a handshake whose timestamp is not later than the last one (WireGuard paper, 5.1). A caller that keeps this over
+/// a restart and gives it to [`not_before`] is understood by them even if the clock was set back meanwhile.
+pub fn latest() -> u64 {
+    LATEST.load(Ordering::Relaxed)
+}
+
+/// Makes every later initiation's timestamp later than `earliest`, in nanoseconds since 1970, whatever the clock says.
+pub fn not_before(earliest: u64) {
+    LATEST.fetch_max(earliest, Ordering::Relaxed);
 }
 
 fn advance(latest: &AtomicU64, clock: u64) -> u64 {
@@ -52,6 +65,11 @@ mod tests {
             before = stamp;
         }
         assert!(next() < next());
+        let tomorrow = latest() + 86_400 * NANOSECONDS;
+        not_before(tomorrow);
+        not_before(5);
+        assert!(next() > encode(tomorrow), "it is later than what an earlier process has used");
+        assert!(latest() > tomorrow);
     }
 
     #[test]

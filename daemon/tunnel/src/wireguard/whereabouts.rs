@@ -1,5 +1,5 @@
-//! Where a peer is reached: at its endpoint, which the configuration names; while that does not answer, as behind a translation of
-//! addresses, where the peer itself was last heard.
+//! Where a peer is reached: at its endpoint, which the configuration names; while that does not answer, at the address that the
+//! configuration names beside it, or, as behind a translation of addresses, where the peer itself was last heard.
 //!
 //! Only what the peer's key proves counts as hearing the peer, and nothing else follows from it: neither keys nor allowed
 //! addresses. A peer without an endpoint is sent nothing.
@@ -26,15 +26,18 @@ impl Whereabouts {
         Some(if self.answers { endpoint } else { self.elsewhere.unwrap_or(endpoint) })
     }
 
-    /// Where an initiation goes beside the endpoint. `attempts` are those in this handshake, with this one.
-    pub(super) fn beside_endpoint(&mut self, attempts: u32) -> Option<SocketAddr> {
+    /// Where an initiation goes beside the endpoint: where the peer was heard, and to its other address. `attempts` are those in
+    /// this handshake, with this one.
+    pub(super) fn beside_endpoint(&mut self, attempts: u32, fallback: Option<SocketAddr>) -> [Option<SocketAddr>; 2] {
         if attempts > 1 {
             self.answers = false;
         }
         let elsewhere = self.elsewhere.filter(|_| !self.answers && (attempts > 1 || self.tried));
+        let is_news = |other: &SocketAddr| elsewhere.is_none_or(|elsewhere| !is_same(elsewhere, *other));
+        let fallback = fallback.filter(|other| attempts > 1 && is_news(other));
         self.tried |= self.elsewhere.is_some();
-        self.alone = elsewhere.is_none();
-        elsewhere
+        self.alone = elsewhere.is_none() && fallback.is_none();
+        [elsewhere, fallback]
     }
 
     /// The peer sent something from there that its key proves.

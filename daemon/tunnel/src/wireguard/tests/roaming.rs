@@ -1,4 +1,4 @@
-//! A peer whose packets do not come from its configured endpoint: behind a translation of addresses, say.
+//! A peer that is not where its configured endpoint is: behind a translation of addresses, or cut off in one address family.
 
 use super::*;
 
@@ -150,4 +150,99 @@ fn what_a_peer_has_not_sealed_moves_nothing() {
         }
         assert!(net.nodes[BOB].on_deadline(now).iter().all(|sent| sent.to == outer(1)));
     }
+}
+
+/// Two nodes that have an IPv4 and an IPv6 address each, of which one family may be cut.
+struct DualStack {
+    net: Net,
+    v4_works: bool,
+    v6_works: bool,
+}
+
+fn v6(number: u8) -> SocketAddr {
+    format!("[2001:db8::{number}]:51840").parse().unwrap()
+}
+
+impl DualStack {
+    fn new(v4_works: bool, v6_works: bool) -> DualStack {
+        let mut net = Net::new(2);
+        for (node, other) in [(ALICE, 2), (BOB, 1)] {
+            net.nodes[node].put(PeerConfig { fallback: Some(v6(other)), ..peer(other, &[1]) });
+        }
+        DualStack { net, v4_works, v6_works }
+    }
+
+    fn carry(&mut self, now: Instant, from: usize, sent: Vec<Sent>) {
+        let mut queue: VecDeque<_> = sent.into_iter().map(|sent| (from, sent)).collect();
+        while let Some((from, sent)) = queue.pop_front() {
+            let (to, works) = match sent.to {
+                SocketAddr::V4(_) => (usize::from(sent.to == outer(2)), self.v4_works),
+                SocketAddr::V6(_) => (usize::from(sent.to == v6(2)), self.v6_works),
+            };
+            if works {
+                let source = if sent.to.is_ipv4() { outer(from as u8 + 1) } else { v6(from as u8 + 1) };
+                let answers = self.net.nodes[to].open(now, source, &sent.bytes);
+                queue.extend(answers.into_iter().map(|sent| (to, sent)));
+            }
+        }
+    }
+
+    fn send(&mut self, now: Instant, from: usize, packet: &[u8]) {
+        let sent = self.net.nodes[from].seal(now, packet);
+        self.carry(now, from, sent);
+    }
+
+    /// Both speak once a second. Returns how long it takes until both hear each other again.
+    fn heals(&mut self, mut now: Instant) -> Instant {
+        for _ in 0..60 {
+            self.net.nodes.iter_mut().for_each(|node| drop(node.received()));
+            self.send(now, ALICE, &packet(1, 2, b"from Alice"));
+            self.send(now, BOB, &packet(2, 1, b"from Bob"));
+            if self.net.nodes.iter_mut().all(|node| !node.received().is_empty()) {
+                return now;
+            }
+            now += SECOND;
+            for node in [ALICE, BOB] {
+                let sent = self.net.nodes[node].on_deadline(now);
+                self.carry(now, node, sent);
+            }
+        }
+        panic!("they do not hear each other for a minute");
+    }
+}
+
+#[test]
+fn a_peer_whose_family_is_cut_is_reached_by_the_other_one() {
+    let mut world = DualStack::new(false, true);
+    let start = Instant::now();
+    let mut now = world.heals(start);
+    assert!(now < start + 8 * SECOND, "one initiation without an answer is enough");
+    assert_eq!(world.net.nodes[BOB].stats(1).endpoint, Some(v6(1)));
+    // As long as they speak, across sessions, it stays so.
+    for _ in 0..300 {
+        now = world.heals(now) + SECOND;
+    }
+    // The family of the endpoint works again: it is preferred with the next session. Then the other one is cut.
+    world.v4_works = true;
+    for _ in 0..130 {
+        now = world.heals(now) + SECOND;
+    }
+    assert_eq!(world.net.nodes[ALICE].stats(2).endpoint, Some(outer(2)));
+    world.v6_works = false;
+    now = world.heals(now);
+    // A family that is cut while there is a session.
+    (world.v4_works, world.v6_works) = (false, true);
+    world.heals(now);
+    assert_eq!(world.net.nodes[ALICE].stats(2).endpoint, Some(v6(2)));
+}
+
+#[test]
+fn an_endpoint_that_answers_is_the_only_one_asked() {
+    let mut world = DualStack::new(true, true);
+    let now = Instant::now();
+    let sent = world.net.nodes[ALICE].seal(now, &packet(1, 2, b"hello"));
+    assert_eq!(sent.iter().map(|sent| sent.to).collect::<Vec<_>>(), [outer(2)]);
+    world.carry(now, ALICE, sent);
+    assert_eq!(world.net.nodes[BOB].received(), [packet(1, 2, b"hello")]);
+    assert_eq!(world.net.nodes[BOB].stats(1).endpoint, Some(outer(1)));
 }

@@ -1,0 +1,125 @@
+//! The last timestamp of this node's handshakes, kept over restarts. A peer refuses a handshake that is not later than the last
+//! one (WireGuard paper, 5.1): after a restart with a clock that was set back it would refuse this node until the clock has
+//! caught up.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{fs, io};
+
+use hauberk_tunnel::handshake_clock;
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+use tracing::warn;
+
+const FILE: &str = "handshake-clock.json";
+const VERSION: u32 = 1;
+/// How often a new timestamp is written.
+const PERIOD: Duration = Duration::from_secs(1);
+/// What an agent that was killed may have used since it last wrote. Longer than [`PERIOD`], for a slow disk.
+const UNWRITTEN: Duration = Duration::from_secs(10);
+/// A clock that is further behind is worth a warning.
+const BEHIND: Duration = Duration::from_secs(60);
+
+/// The file in the state directory.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Kept {
+    version: u32,
+    /// Nanoseconds since 1970.
+    latest: u64,
+}
+
+/// Makes this process's handshakes later than those of the ones before it. A file that cannot be read costs only that.
+pub fn restore(state: &Path) {
+    let path = state.join(FILE);
+    let kept = match fs::read(&path) {
+        Ok(bytes) => parse(&bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => Err(error.to_string()),
+    };
+    match kept {
+        Ok(latest) => {
+            let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let behind = Duration::from_nanos(latest).saturating_sub(clock);
+            if behind > BEHIND {
+                warn!(
+                    seconds = behind.as_secs(),
+                    "the clock is behind this node's last handshake, it was set back: handshakes go on from that one's time"
+                );
+            }
+            handshake_clock::not_before(latest.saturating_add(UNWRITTEN.as_nanos() as u64));
+        }
+        Err(reason) => warn!(
+            path = %path.display(), reason,
+            "the time of the last handshake is lost: if the clock was set back, peers refuse this node until it has caught up"
+        ),
+    }
+}
+
+/// Keeps the last timestamp on disk, for as long as the agent runs.
+pub async fn keep(state: PathBuf) {
+    let mut written = 0;
+    let mut failing = false;
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        let latest = handshake_clock::latest();
+        if latest == written {
+            continue;
+        }
+        let folder = state.clone();
+        // A disk that hangs holds up this task only.
+        let outcome = spawn_blocking(move || write(&folder, latest)).await;
+        match outcome.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(()) => (written, failing) = (latest, false),
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(%error, state = %state.display(), "cannot keep the time of the last handshake");
+                }
+            }
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<u64, String> {
+    let kept: Kept = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    match kept.version {
+        // No handshake could be later than the last moment there is.
+        VERSION if kept.latest < u64::MAX / 2 => Ok(kept.latest),
+        VERSION => Err(format!("{} ns since 1970 is no time", kept.latest)),
+        other => Err(format!("it has version {other}")),
+    }
+}
+
+/// The old time or the new one is there at every moment. Not synchronised to the disk: a power cut may lose the last seconds, or
+/// the file.
+fn write(state: &Path, latest: u64) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(state)?;
+    serde_json::to_writer(&mut file, &Kept { version: VERSION, latest })?;
+    file.flush()?;
+    file.persist(state.join(FILE)).map_err(|error| error.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), 17).unwrap();
+        write(folder.path(), 1_700_000_000_000_000_000).unwrap();
+        let bytes = fs::read(folder.path().join(FILE)).unwrap();
+        assert_eq!(parse(&bytes).unwrap(), 1_700_000_000_000_000_000);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+        for (bad, why) in [
+            (r#"{"version":2,"latest":1}"#, "version 2"),
+            (r#"{"version":1,"latest":18446744073709551615}"#, "is no time"),
+            (r#"{"version":1}"#, "latest"),
+            ("", "EOF"),
+        ] {
+            assert!(parse(bad.as_bytes()).unwrap_err().contains(why), "{bad}");
+        }
+    }
+}
