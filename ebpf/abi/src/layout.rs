@@ -202,8 +202,8 @@ pub struct Pair {
     pub destination: Address,
 }
 
-/// A flow, in the direction of the answer to what came sealed (40 bytes). Of ICMP and of everything else between the two
-/// addresses one entry has no protocol and no ports.
+/// The answers to what came sealed, in their own direction (40 bytes). Those of TCP come from the address and port that were
+/// asked, others from anywhere: their source is [`Address::UNSPECIFIED`]. ICMP has no protocol and no ports here.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct AnswerKey {
@@ -215,7 +215,7 @@ pub struct AnswerKey {
     pub source_port: u16,
     /// Destination port of the answer, host order.
     pub destination_port: u16,
-    /// Transport protocol; 0 for any.
+    /// Transport protocol; 0 for ICMP.
     pub protocol: u32,
 }
 

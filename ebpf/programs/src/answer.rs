@@ -1,9 +1,11 @@
 //! What came sealed is answered sealed, whatever the addresses say by then: a node's address may stand for a protected pod behind
 //! another node's masquerading, and the answer to it goes from node to node.
 //!
-//! A question that came out of the tunnel is remembered by its flow, and the last guard asks of each packet that concerns no
-//! protected pod whether it is an answer. Fragments have no ports: the first says of the others whose they are. Errors of
-//! ICMP quote what they are about, so between two addresses of which one asked sealed all of ICMP is sealed.
+//! A question that came out of the tunnel is remembered, and the last guard asks of each packet that concerns no protected pod
+//! whether it is an answer. TCP answers from the address and port that were asked. Anything else may answer from another one, as
+//! a UDP server does on a node with two addresses, or TFTP from a new port: whatever goes to the asker's port is sealed. Fragments
+//! have no ports: the first says of the others whose they are. Errors of ICMP quote what they are about, so all of ICMP to an
+//! address that asked sealed is sealed.
 
 use hauberk_abi::{
     address::Address,
@@ -40,19 +42,14 @@ fn keep(packet: &Packet, node: u32) -> bool {
     let Some(key) = ASKED.get_ptr_mut(0) else { return false };
     // SAFETY: the slot belongs to this CPU and to the program that runs on it.
     let key = unsafe { &mut *key };
-    name(key, &packet.destination, &packet.source);
-    let exact = packet.protocol != protocol::ICMP && packet.protocol != protocol::ICMPV6;
-    if exact {
-        key.source_port = packet.destination_port;
-        key.destination_port = packet.source_port;
-        key.protocol = u32::from(packet.protocol);
-        if !put(key, node, packet.protocol == protocol::TCP && packet.tcp_flags & TCP_SYN != 0) {
-            return false;
-        }
-        key.source_port = 0;
-        key.destination_port = 0;
-        key.protocol = 0;
+    name(key, packet.protocol, (&packet.destination, packet.destination_port), (&packet.source, packet.source_port));
+    if !put(key, node, packet.protocol == protocol::TCP && packet.tcp_flags & TCP_SYN != 0) {
+        return false;
     }
+    if is_icmp(packet.protocol) {
+        return true;
+    }
+    name(key, protocol::ICMP, (&packet.destination, 0), (&packet.source, 0));
     put(key, node, false)
 }
 
@@ -62,34 +59,39 @@ pub fn asked(packet: &Packet) -> u32 {
     let Some(key) = ASKED.get_ptr_mut(0) else { return 0 };
     // SAFETY: as above.
     let key = unsafe { &mut *key };
-    name(key, &packet.source, &packet.destination);
-    let fragment = !matches!(packet.fragment, Fragment::Whole);
     if matches!(packet.fragment, Fragment::Later) {
-        key.protocol = packet.identification;
+        name_fragment(key, packet);
         // SAFETY: a number is read.
         return match unsafe { FRAGMENTS.get(&*key) } {
             Some(node) => *node,
             None => 0,
         };
     }
-    if packet.protocol != protocol::ICMP && packet.protocol != protocol::ICMPV6 {
-        key.source_port = packet.source_port;
-        key.destination_port = packet.destination_port;
-        key.protocol = u32::from(packet.protocol);
-    }
+    name(key, packet.protocol, (&packet.source, packet.source_port), (&packet.destination, packet.destination_port));
     // SAFETY: an entry may be replaced while it is read; its number is read at once.
     let node = match unsafe { SEALED.get(&*key) } {
         Some(answer) => answer.node,
         None => return 0,
     };
-    if fragment {
-        key.source_port = 0;
-        key.destination_port = 0;
-        key.protocol = packet.identification;
+    if !matches!(packet.fragment, Fragment::Whole) {
+        name_fragment(key, packet);
         // A full least-recently-used map makes room.
         let _ = FRAGMENTS.insert(&*key, &node, 0);
     }
     node
+}
+
+/// Takes care that the rest of a datagram goes nowhere whose first fragment was refused: no node has this number.
+#[inline(never)]
+pub fn stop_fragments(packet: &Packet) {
+    if matches!(packet.fragment, Fragment::Whole) {
+        return;
+    }
+    let Some(key) = ASKED.get_ptr_mut(0) else { return };
+    // SAFETY: as above.
+    let key = unsafe { &mut *key };
+    name_fragment(key, packet);
+    let _ = FRAGMENTS.insert(&*key, &u32::MAX, 0);
 }
 
 #[inline(always)]
@@ -119,11 +121,28 @@ fn put(key: &AnswerKey, node: u32, new_flow: bool) -> bool {
     true
 }
 
+/// Names the answers from `here` to `asker`, as far as they have to come from there.
 #[inline(always)]
-fn name(key: &mut AnswerKey, source: &Address, destination: &Address) {
-    key.source = *source;
-    key.destination = *destination;
+fn name(key: &mut AnswerKey, protocol: u8, here: (&Address, u16), asker: (&Address, u16)) {
+    let (exact, icmp) = (protocol == protocol::TCP, is_icmp(protocol));
+    key.source = if exact { *here.0 } else { Address::UNSPECIFIED };
+    key.source_port = if exact { here.1 } else { 0 };
+    key.destination = *asker.0;
+    key.destination_port = if icmp { 0 } else { asker.1 };
+    key.protocol = if icmp { 0 } else { u32::from(protocol) };
+}
+
+/// Names what the fragments of a datagram have in common.
+#[inline(always)]
+fn name_fragment(key: &mut AnswerKey, packet: &Packet) {
+    key.source = packet.source;
+    key.destination = packet.destination;
     key.source_port = 0;
     key.destination_port = 0;
-    key.protocol = 0;
+    key.protocol = packet.identification;
+}
+
+#[inline(always)]
+fn is_icmp(protocol: u8) -> bool {
+    protocol == protocol::ICMP || protocol == protocol::ICMPV6
 }

@@ -16,6 +16,7 @@
 
 mod answer;
 mod carry;
+mod encapsulated;
 mod lookup;
 mod maps;
 mod pod;

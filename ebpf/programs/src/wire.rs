@@ -14,6 +14,7 @@ use hauberk_abi::{
 
 use crate::answer;
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, skb};
+use crate::encapsulated::{hides_protected, labels_hide_protected, may_hold_another};
 use crate::lookup::{
     NO_PEER, Skb, attachment, identity, is_translated, last_put_down, place, put_down, remember_translated, settings,
     tunnel,
@@ -139,6 +140,9 @@ fn read_leaving<const ETHERNET: bool>(skb: *mut __sk_buff, settings: &Settings) 
     let context = &TcContext::new(skb);
     let packet = match parse::<ETHERNET>(context) {
         Ok(Frame::Ip(packet)) => packet,
+        Ok(Frame::Other) if ETHERNET && labels_hide_protected(skb, settings) => {
+            return drop(DropReason::PlaintextLeaving);
+        }
         Ok(Frame::Arp | Frame::Other) => return pass(),
         Err(_) => return drop(DropReason::Malformed),
     };
@@ -184,6 +188,15 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
         }
     }
     if !source.is_pod() && !destination.is_pod() && !carries && !matches!(need, Need::Encrypt(_)) {
+        // The next one of the flow may hold something else: nothing is remembered of it.
+        if may_hold_another(packet) {
+            if !hides_protected(skb, settings, packet, ethernet) {
+                return pass();
+            }
+            answer::stop_fragments(packet);
+            let node = destination.node;
+            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::PlaintextLeaving, node);
+        }
         if unmarked {
             undecided.remember(&OF_NODES, 0, &NO_PEER);
         }

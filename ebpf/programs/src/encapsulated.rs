@@ -1,0 +1,110 @@
+//! Packets inside packets between nodes. A route can pack what it carries into another packet (segment routing, RFC 8986; MPLS,
+//! RFC 3032) without a device of its own, which would have a guard: the last guard looks one level deep.
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use hauberk_abi::{
+    address::Address,
+    judge::{self, Need},
+    layout::Settings,
+    packet::{Bytes, Packet},
+};
+
+use crate::lookup::{Skb, identity, place};
+
+/// IP protocol numbers (IANA) of what has an IP packet in it.
+const IPV4: u8 = 4;
+const IPV6: u8 = 41;
+const GRE: u8 = 47;
+/// EtherTypes (IANA).
+const MPLS: u16 = 0x8847;
+const MPLS_MULTICAST: u16 = 0x8848;
+const BRIDGED: u16 = 0x6558;
+const VLAN: u16 = 0x8100;
+const QINQ: u16 = 0x88a8;
+const ETHERNET: u32 = 14;
+/// Labels that are followed; nobody sends more.
+const LABELS: u32 = 4;
+
+/// Whether there may be an IP packet inside this one.
+#[inline(always)]
+pub fn may_hold_another(packet: &Packet) -> bool {
+    matches!(packet.protocol, IPV4 | IPV6 | GRE)
+}
+
+/// Whether there is one inside this one that had to be encrypted.
+#[inline(never)]
+pub fn hides_protected(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethernet: bool) -> bool {
+    let bytes = Skb(&TcContext::new(skb));
+    let mut offset = packet.header_length;
+    if ethernet {
+        let Some((_, link)) = link_header(&bytes) else { return true };
+        offset += link;
+    }
+    if packet.protocol == GRE {
+        // RFC 2784, RFC 2890: flags for what is there of checksum, key and sequence number, then what is inside.
+        let Some([head]) = bytes.words(offset) else { return false };
+        let head = u32::from_be(head);
+        offset += 4 * (1 + (head >> 31 & 1) + (head >> 29 & 1) + (head >> 28 & 1));
+        if head as u16 == BRIDGED {
+            offset += ETHERNET;
+        }
+    }
+    is_protected(&bytes, settings, offset)
+}
+
+/// Whether a frame that is not IP is labelled, and holds a packet that had to be encrypted.
+#[inline(never)]
+pub fn labels_hide_protected(skb: *mut __sk_buff, settings: &Settings) -> bool {
+    let bytes = Skb(&TcContext::new(skb));
+    let Some((ethertype, mut offset)) = link_header(&bytes) else { return false };
+    if ethertype != MPLS && ethertype != MPLS_MULTICAST {
+        return false;
+    }
+    let mut followed = 0;
+    while followed < LABELS {
+        let Some([label]) = bytes.words(offset) else { return false };
+        offset += 4;
+        // The bottom of the stack.
+        if u32::from_be(label) & 0x100 != 0 {
+            return is_protected(&bytes, settings, offset);
+        }
+        followed += 1;
+    }
+    true
+}
+
+/// The EtherType behind the tags, and where what it speaks of begins.
+#[inline(always)]
+fn link_header(bytes: &Skb<'_>) -> Option<(u16, u32)> {
+    let mut offset = ETHERNET;
+    let mut tags = 0;
+    while tags < 2 {
+        let ethertype = u16::from_be_bytes(bytes.load::<2>(offset - 2)?);
+        if ethertype != VLAN && ethertype != QINQ {
+            return Some((ethertype, offset));
+        }
+        offset += 4;
+        tags += 1;
+    }
+    Some((u16::from_be_bytes(bytes.load::<2>(offset - 2)?), offset))
+}
+
+#[inline(always)]
+fn is_protected(bytes: &Skb<'_>, settings: &Settings, offset: u32) -> bool {
+    let Some([first]) = bytes.load::<1>(offset) else { return false };
+    let (source, destination) = match first >> 4 {
+        4 => match bytes.words(offset + 12) {
+            Some([source, destination]) => (Address::v4_word(source), Address::v4_word(destination)),
+            None => return false,
+        },
+        6 => match bytes.words(offset + 8) {
+            Some([s0, s1, s2, s3, d0, d1, d2, d3]) => {
+                (Address::v6_words([s0, s1, s2, s3]), Address::v6_words([d0, d1, d2, d3]))
+            }
+            None => return false,
+        },
+        _ => return false,
+    };
+    let need = judge::need(&identity(&source), &identity(&destination), &place(settings, 0));
+    matches!(need, Need::Encrypt(_))
+}
