@@ -96,7 +96,9 @@ pub fn to_tunnel(context: &TcContext, settings: &Settings, node: u32) -> i32 {
     if settings.tunnel == 0 {
         return drop(DropReason::PlaintextLeaving);
     }
+    // Of a copy that another program takes at the tunnel device the last guard must know what it is.
     set_marks(context, settings, 0, 0);
+    say(context, mark::PROTECTED);
     // SAFETY: the context is valid while the program runs, and the field may be written. The device's own program reads it there.
     unsafe { (*skb(context)).queue_mapping = node & QUEUE_BITS };
     // SAFETY: plain helper call. An interface index that is gone makes the kernel drop the packet.

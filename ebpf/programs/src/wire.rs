@@ -140,6 +140,10 @@ fn read_leaving<const ETHERNET: bool>(skb: *mut __sk_buff, settings: &Settings) 
     let context = &TcContext::new(skb);
     let packet = match parse::<ETHERNET>(context) {
         Ok(Frame::Ip(packet)) => packet,
+        // A packet from a device without frames, mirrored to one that has them, cannot be read; what was said of it can.
+        Ok(Frame::Other) if said(context) & (mark::PROTECTED | mark::DECRYPTED) != 0 => {
+            return drop(DropReason::PlaintextLeaving);
+        }
         Ok(Frame::Other) if ETHERNET && labels_hide_protected(skb, settings) => {
             return drop(DropReason::PlaintextLeaving);
         }

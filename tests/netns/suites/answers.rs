@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
         services(context, HostRouting::Stack)
     }),
     Test::new("answers::errors_that_quote_a_question_are_sealed", errors),
+    Test::new("answers::from_another_address_of_the_node_and_from_another_port", from_elsewhere),
     Test::new("answers::nodes_that_asked_in_the_clear_are_answered_in_the_clear", control),
 ];
 
@@ -114,6 +115,41 @@ fn errors(context: &Context) -> Result<()> {
         ensure!(!seen.contains_key(&marker), "{family}: the question, or the error that quotes it, is in the clear");
     }
     Ok(())
+}
+
+/// A server bound to every address answers from the node's first one though asked at its second, and TFTP from a new port.
+fn from_elsewhere(context: &Context) -> Result<()> {
+    let Playground { cluster, client, .. } = &build(context, HostRouting::Stack)?;
+    let (asker, server) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let second: IpAddr = "172.18.0.77".parse()?;
+    server.netns.ip("addr add 172.18.0.77/24 dev eth0")?;
+    eventually("the second address to be known as the node's", || {
+        Ok(cluster.manifests.read("node", &server.name)?.to_string().contains("172.18.0.77").then_some(()))
+    })?;
+    nat::masquerade_to(asker, second)?;
+    let listening = server.netns.within(|| UdpSocket::bind("0.0.0.0:6969").context("bind"))?;
+    listening.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let question = client.netns.within(|| UdpSocket::bind((client.address(Family::V4), 0)).context("bind"))?;
+    let answer = Marker::unique();
+    let answered_to = eventually("the question to arrive, masqueraded", || {
+        question.send_to(&Marker::unique().fill(64), SocketAddr::new(second, 6969)).context("ask")?;
+        let mut room = [0; 2048];
+        Ok(listening.recv_from(&mut room).ok().map(|(_, from)| from))
+    })?;
+    ensure!(answered_to.ip() == asker.address(Family::V4), "it was not masqueraded: {answered_to}");
+    // Bound to every address: the kernel answers from the first one.
+    listening.send_to(&answer.fill(200), answered_to).context("answer")?;
+    let other = server.netns.within(|| UdpSocket::bind("0.0.0.0:0").context("bind"))?;
+    other.send_to(&answer.fill(200), answered_to).context("answer from another port")?;
+    eventually("the answers to be recorded as sealed", || {
+        let flows = server.agent.flows()?;
+        let sealed =
+            |flow: &&hauberk_core::api::FlowRecord| flow.why == "answers_sealed" && flow.encryption == "encrypted";
+        Ok((flows.iter().filter(sealed).count() >= 2).then_some(()))
+    })?;
+    let seen = analysis::markers(&cluster.capture.all()?);
+    ensure!(!seen.contains_key(&answer), "an answer is on the wire in the clear");
+    cluster.assert_no_cleartext(&[client], Moment::START)
 }
 
 /// Nodes among themselves are left alone, and a flow beside one that is sealed stays as it is.

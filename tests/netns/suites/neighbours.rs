@@ -1,12 +1,16 @@
 //! Programs of others on a node that the operator has to be told of, because only they can make it right.
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hauberk_core::api::{Problem, Severity};
 use hauberk_netns::capture::Moment;
+use hauberk_netns::netns::Netns;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
-use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Party, Setup, Test, eventually};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Party, Pod, Setup, Test, eventually, wire};
+
+use crate::leaks;
 
 pub const TESTS: &[Test] = &[
     Test::new("neighbours::a_firewall_that_drops_what_is_forwarded_is_named", |context| {
@@ -15,7 +19,141 @@ pub const TESTS: &[Test] = &[
     Test::new("neighbours::a_firewall_that_drops_what_is_delivered_is_named", |context| {
         firewall(context, "INPUT", "input")
     }),
+    Test::new("neighbours::bpf_containers_of_the_node_answer_its_pods", |context| {
+        containers(context, HostRouting::Bpf)
+    }),
+    Test::new("neighbours::stack_containers_of_the_node_answer_its_pods", |context| {
+        containers(context, HostRouting::Stack)
+    }),
+    Test::new("neighbours::a_queue_that_is_shared_by_pods_loses_nothing", shared_queue),
+    Test::new("neighbours::bpf_a_bridge_above_the_uplink_is_no_leak", |context| {
+        bridge_above_uplink(context, HostRouting::Bpf)
+    }),
+    Test::new("neighbours::stack_a_bridge_above_the_uplink_is_no_leak", |context| {
+        bridge_above_uplink(context, HostRouting::Stack)
+    }),
+    Test::new("neighbours::a_port_of_another_node_that_leads_to_a_protected_pod_is_told", port_of_another_node),
 ];
+
+/// Two nodes, a protected and a plain pod on the first, a protected one on the second.
+fn three_pods(context: &Context, host_routing: HostRouting, prepare: &str) -> Result<(Cluster, [Pod; 3])> {
+    let cluster = Cluster::build(context, Setup { host_routing, start: false, ..Setup::default() })?;
+    cluster.nodes[0].netns.ip(prepare)?;
+    cluster.start()?;
+    cluster.wait_ready()?;
+    cluster.namespace("payments", Some("enabled"))?;
+    cluster.namespace("public", None)?;
+    let pods = [cluster.pod("payments", "a", 0)?, cluster.pod("public", "c", 0)?, cluster.pod("payments", "b", 1)?];
+    cluster.wait_known(&pods.each_ref())?;
+    Ok((cluster, pods))
+}
+
+fn ensure_answered(pairs: &[(&Party, &Party)]) -> Result<()> {
+    for (from, to) in pairs {
+        for family in Family::ALL {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let one = Exchange::new(protocol, family, from, to).patience(Duration::from_secs(60));
+                let outcome = exchange(&one)?;
+                ensure!(outcome.answered, "{one}: {outcome:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As Docker and libvirt have it: a bridge of the node's own, whose containers know no pod's address.
+fn containers(context: &Context, host_routing: HostRouting) -> Result<()> {
+    let (cluster, [a, c, b]) = three_pods(
+        context,
+        host_routing,
+        "link add docker0 type bridge
+             addr add 172.17.0.1/16 dev docker0
+             addr add fd00:17::1/64 dev docker0 nodad
+             link set docker0 up
+             link add port type veth peer name inside
+             link set port master docker0
+             link set port up",
+    )?;
+    let container = Netns::create("container")?;
+    wire::move_link(&cluster.nodes[0].netns, "inside", &container, "eth0")?;
+    container.ip("addr add 172.17.0.2/16 dev eth0
+             addr add fd00:17::2/64 dev eth0 nodad
+             link set lo up
+             link set eth0 up")?;
+    let addresses = ["172.17.0.2".parse()?, "fd00:17::2".parse()?];
+    let container = Party::new("container".into(), container, &addresses)?;
+    ensure_answered(&[(&a, &container), (&c, &container)])?;
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
+    leaks::accuse_no_one(&cluster)?;
+    Ok(())
+}
+
+/// As the CNI project's plugin `bandwidth` limits what a pod sends: by an `ifb` device.
+fn shared_queue(context: &Context) -> Result<()> {
+    let (cluster, [a, c, b]) = three_pods(context, HostRouting::Stack, "link add queue0 type ifb\nlink set queue0 up")?;
+    let node = &cluster.nodes[0];
+    node.run("tc", &["qdisc", "add", "dev", "queue0", "root", "pfifo"])?;
+    for name in node.netns.interfaces()?.iter().filter(|name| name.starts_with("hbk")) {
+        node.run("tc", &["qdisc", "add", "dev", name, "ingress"])?;
+        let redirect = "protocol all u32 match u32 0 0 action mirred egress redirect dev queue0";
+        let arguments = format!("filter add dev {name} parent ffff: {redirect}");
+        node.run("tc", &arguments.split(' ').collect::<Vec<_>>())?;
+    }
+    let queued = || Ok::<_, anyhow::Error>(node.run("tc", &["-s", "qdisc", "show", "dev", "queue0"])?);
+    ensure!(queued()?.contains(" 0 pkt"), "{}", queued()?);
+    ensure_answered(&[(&a, &c), (&c, &a), (&a, &b), (&b, &a), (&a, &node.party), (&c, &node.party)])?;
+    ensure!(!queued()?.contains(" 0 pkt"), "nothing passed the queue: {}", queued()?);
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
+    leaks::accuse_no_one(&cluster)
+}
+
+/// As virtual machines' hosts have it: the card is a port, and the bridge has the node's addresses.
+fn bridge_above_uplink(context: &Context, host_routing: HostRouting) -> Result<()> {
+    let (cluster, [a, c, b]) = three_pods(
+        context,
+        host_routing,
+        "link add br0 type bridge
+             addr flush dev eth0
+             link set eth0 master br0
+             addr add 172.18.0.11/24 dev br0
+             addr add fd00:18::b/64 dev br0 nodad
+             link set br0 up
+             route replace default via 172.18.0.250
+             route replace default via fd00:18::250",
+    )?;
+    let host: &Party = &cluster.nodes[0].party;
+    ensure_answered(&[(&a, &b), (&b, &a), (&c, &b), (host, &b), (&b, host)])?;
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
+    leaks::accuse_no_one(&cluster)?;
+    ensure!(cluster.nodes[0].agent.status()?.ready, "not ready");
+    Ok(())
+}
+
+/// A node asks at another one's port that stands for a protected pod there: that cannot be known before it arrives.
+fn port_of_another_node(context: &Context) -> Result<()> {
+    let (cluster, [_, _, b]) = three_pods(context, HostRouting::Stack, "link show")?;
+    let [n1, n2] = [&cluster.nodes[0], &cluster.nodes[1]];
+    n2.netns.nft(&format!(
+        "table ip ports {{
+           chain prerouting {{ type nat hook prerouting priority dstnat
+             udp dport 30080 dnat to {}:7000
+           }}
+         }}",
+        b.address(Family::V4)
+    ))?;
+    let asking = n1.netns.within(|| UdpSocket::bind("0.0.0.0:0").context("bind"))?;
+    let told = |node: &Node, other: &str, words: &str| {
+        eventually(format!("{} to say so of {other}", node.name), || {
+            asking.send_to(b"question", (n2.address(Family::V4), 30080)).context("ask")?;
+            let problems = node.agent.status()?.problems.into_iter();
+            let object = format!("node/{other}");
+            Ok(problems.map(|p| (p.object, p.message)).find(|(o, m)| *o == object && m.contains(words)))
+        })
+    };
+    told(n2, "n1", "sends in the clear")?;
+    told(n1, "n2", "saw plaintext from this node")?;
+    Ok(())
+}
 
 /// What the status says of netfilter.
 fn problems(node: &Node) -> Result<Vec<Problem>> {

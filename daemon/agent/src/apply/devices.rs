@@ -237,7 +237,7 @@ impl Devices {
         let is_chained = config.cni.install == CniInstall::Chained;
         Ruleset {
             uplinks: self.names(),
-            masquerade: self.uplinks.iter().map(|link| link.name.clone()).collect(),
+            outward: self.uplinks.iter().map(|link| link.name.clone()).collect(),
             passable: self.passable(),
             bridges: self.bridges.clone(),
             chained: is_chained.then_some(Beside { tunnel_mtu }),

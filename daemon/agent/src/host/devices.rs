@@ -21,7 +21,7 @@ use crate::datapath::Framing;
 /// What a device is to hauberk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Packets on it never leave the node, or the guard on a device beneath sees them: loopback, the tunnel, bridges.
+    /// Packets on it never leave the node, or the guard on another device sees them: loopback, the tunnel, bridges, `ifb`.
     Harmless,
     /// A pod's interface: it has programs of its own.
     Pod,
@@ -50,7 +50,7 @@ impl Link {
         if self.kind == LinkKind::Veth && self.name.starts_with(INTERFACE_PREFIX) && !self.up {
             return Role::Pod;
         }
-        if self.loopback || self.name == tunnel || self.kind == LinkKind::Bridge {
+        if self.loopback || self.name == tunnel || matches!(self.kind, LinkKind::Bridge | LinkKind::Ifb) {
             return Role::Harmless;
         }
         match self.header {

@@ -55,6 +55,8 @@ pub enum LinkKind {
     Veth,
     /// A bridge.
     Bridge,
+    /// Gives every packet back to the device that it was taken from (`ifb`): for queueing what arrives.
+    Ifb,
     /// Puts Ethernet frames into UDP or GRE packets: other nodes are behind it, but it is itself carried by an uplink.
     Overlay,
     /// Another virtual device.
@@ -102,6 +104,7 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
     match kind {
         Some(InfoKind::Veth) => LinkKind::Veth,
         Some(InfoKind::Bridge) => LinkKind::Bridge,
+        Some(InfoKind::Ifb) => LinkKind::Ifb,
         Some(InfoKind::Vxlan | InfoKind::Geneve | InfoKind::GreTap | InfoKind::GreTap6) => LinkKind::Overlay,
         Some(_) => LinkKind::Virtual,
         None => LinkKind::Physical,

@@ -236,7 +236,7 @@ fn ruleset() -> Ruleset {
         mark_shift: 20,
         tunnel: "hauberk0".into(),
         uplinks: vec!["up0".into()],
-        masquerade: vec!["up0".into()],
+        outward: vec!["up0".into()],
         passable: [1].into(),
         bridges: BTreeMap::new(),
         local: [net("10.244.1.0/24"), net("fd00:1::/64")].into(),
@@ -284,7 +284,11 @@ fn rules_are_installed_changed_in_place_kept_over_a_restart_and_removed() {
         let listed = nft("list ruleset\n");
         assert!(listed.contains("\"up0\"") && !listed.contains("no\"name") && !listed.contains("wire0"), "{listed}");
         let refused = netfilter
-            .apply(&Ruleset { masquerade: vec!["a-name-of-more-than-fifteen-bytes".into()], ..ruleset() })
+            .apply(&Ruleset {
+                outward: vec!["a-name-of-more-than-fifteen-bytes".into()],
+                chained: Some(Beside { tunnel_mtu: 1420 }),
+                ..ruleset()
+            })
             .await
             .unwrap_err();
         assert!(matches!(&refused, HostError::Nft { message, .. } if message.contains("rror")), "{refused}");

@@ -105,7 +105,7 @@ pub fn advice(reason: DropReason) -> &'static str {
             "plaintext arrived that claims to come from an opted-in pod of another node: its agent is missing, or somebody forges packets"
         }
         DropReason::PlaintextLeaving => {
-            "an opted-in pod's packet could not be put into the tunnel: is the tunnel device there, and the packet behind a VLAN tag?"
+            "an opted-in pod's packet could not be put into the tunnel: is the tunnel device there, the packet behind a VLAN tag, or packed into another one by a route (encap) or a mirror?"
         }
         DropReason::NotLocal => "for a pod that is not here any more; expected for a moment when pods end",
         DropReason::TunnelSource => "a peer sent a packet with a source that is not on another node; look at that peer",

@@ -29,7 +29,13 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
     let need = judge::need(&from.identity, &to.identity, &place);
     let other = if sender == here.0 { to.identity.node } else { from.identity.node };
     let peer = peer_of(&world, here, NodeNumber(if other == here.0 { sender } else { other }));
-    let verdict = judge::outgoing(need, &to.identity, &peer.entry);
+    let verdict = if matches!(need, Need::World) && from.identity.is_world() {
+        // Nobody here sends it: the node of the other end says what becomes of it.
+        let direct = settings.flags & flag::WORLD_DIRECT != 0;
+        judge::arriving_in_clear(need, &from.identity, &to.identity, to.identity.node, direct)
+    } else {
+        judge::outgoing(need, &to.identity, &peer.entry)
+    };
     let seen = last_proven(eyes, &from, &to, verdict.encryption);
     let encrypted = verdict.encryption == Encryption::Encrypted;
     let drop = verdict.is_refused().then_some(verdict.drop);

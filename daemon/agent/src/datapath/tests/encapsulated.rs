@@ -30,7 +30,9 @@ fn packet(source: &str, destination: &str) -> Vec<u8> {
 #[test]
 fn what_is_protected_does_not_leave_inside_another_packet() {
     let mut bench = Bench::new(flag::SYNCED);
-    for pair in [["192.168.0.1", "10.0.2.1"], ["10.0.1.1", "10.0.2.3"], ["fd00::1:3", "fd00::2:1"], ["10.0.1.3", "10.0.99.9"]] {
+    for pair in
+        [["192.168.0.1", "10.0.2.1"], ["10.0.1.1", "10.0.2.3"], ["fd00::1:3", "fd00::2:1"], ["10.0.1.3", "10.0.99.9"]]
+    {
         let inner = packet(pair[0], pair[1]);
         let (protocol, ethertype) = if pair[0].contains(':') { (IPV6, [0x86, 0xdd]) } else { (IPV4, [0x08, 0x00]) };
         let gre = [&[0, 0], &ethertype[..], &inner].concat();

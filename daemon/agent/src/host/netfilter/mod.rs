@@ -48,7 +48,7 @@ pub struct Ruleset {
     /// Names of all guarded devices: each gets a chain at its egress.
     pub uplinks: Vec<String>,
     /// Names of the devices that lead to other nodes and to the world.
-    pub masquerade: Vec<String>,
+    pub outward: Vec<String>,
     /// Indices of the devices by which packets with pods' addresses may leave. By name, one that was replaced would pass for
     /// its predecessor.
     pub passable: BTreeSet<u32>,

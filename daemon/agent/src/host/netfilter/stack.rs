@@ -12,7 +12,7 @@ use crate::attachments::INTERFACE_PREFIX;
 /// Puts the table in.
 pub(super) fn table(ruleset: &Ruleset, passable: &BTreeSet<u32>, counters: Counters, text: &mut String) {
     let stack = mark::STACK << ruleset.mark_shift;
-    let names = ruleset.masquerade.iter().filter(|name| super::can_be_quoted(name));
+    let names = ruleset.outward.iter().filter(|name| super::can_be_quoted(name));
     let uplinks = names.map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
     let _ = writeln!(text, "table inet {TABLE} {{");
     sets("local", &ruleset.local, text);
@@ -27,13 +27,13 @@ pub(super) fn table(ruleset: &Ruleset, passable: &BTreeSet<u32>, counters: Count
     unguarded_chain(ruleset, counters, text);
     counting_chains(ruleset, counters, text);
     let _ = writeln!(text, "  chain to_world {{\n    type nat hook postrouting priority srcnat; policy accept;");
-    if !uplinks.is_empty() {
-        for (protocol, suffix) in [("ip", 4), ("ip6", 6)] {
-            let _ = writeln!(
-                text,
-                "    oifname {{ {uplinks} }} {protocol} saddr @local{suffix} {protocol} daddr != @untranslated{suffix} masquerade"
-            );
-        }
+    // By every device: a container's or a virtual machine's bridge on this node, a VPN and a second network card lead to who does
+    // not know pods' addresses either.
+    for (protocol, suffix) in [("ip", 4), ("ip6", 6)] {
+        let _ = writeln!(
+            text,
+            "    oifname != \"{INTERFACE_PREFIX}*\" {protocol} saddr @local{suffix} {protocol} daddr != @untranslated{suffix} masquerade"
+        );
     }
     text.push_str("  }\n");
     if let Some(beside) = &ruleset.chained {

@@ -39,7 +39,7 @@ impl Tables {
     /// Whether the sets and the devices' chains are all that differs.
     pub(super) fn differs_in_sets_alone(&self, other: &Tables) -> bool {
         let (a, b) = (&self.ruleset, &other.ruleset);
-        (a.mark_shift, &a.tunnel, &a.masquerade, &a.chained) == (b.mark_shift, &b.tunnel, &b.masquerade, &b.chained)
+        (a.mark_shift, &a.tunnel, &a.outward, &a.chained) == (b.mark_shift, &b.tunnel, &b.outward, &b.chained)
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Device {
     pub ethernet: bool,
 }
 
-/// Every device but loopback ones and those that `is_inside` knows: the tunnel, and pods' interfaces.
+/// Every device but loopback ones and those that `is_inside` knows: the tunnel, pods' interfaces, and what hands packets to others.
 ///
 /// # Errors
 /// The kernel does not tell.

@@ -20,6 +20,7 @@ use tracing::warn;
 pub use program::{Leak, ObserverError};
 pub use seen::{Leaks, Sighting};
 
+use crate::host::{LinkKind, Netlink};
 use crate::world::{Shared, World};
 use program::{Noted, Observer};
 
@@ -54,10 +55,24 @@ pub async fn watch(place: Place, world: Shared) -> Result<(), ObserverError> {
     let mut observer = Observer::load(&place.pinned_maps, place.clsact)
         .inspect_err(|error| world.write().leaks.failed(error.to_string()))?;
     let mut reader = Reader::default();
+    let mut netlink = None;
     loop {
-        reader.look(&mut observer, &place.tunnel, &world);
+        let passed_on = passing_on(&mut netlink).await;
+        reader.look(&mut observer, |name, index| name == place.tunnel || passed_on.contains(&index), &world);
         look.tick().await;
     }
+}
+
+/// Devices that hand every packet to another one, where the guard sees it and the observer looks: what leaves by a bridge leaves by
+/// one of its ports, and an `ifb` gives back what it was given. None if the kernel does not tell: then too much is looked at.
+async fn passing_on(netlink: &mut Option<Netlink>) -> BTreeSet<u32> {
+    if netlink.is_none() {
+        *netlink = Netlink::connect().ok();
+    }
+    let Some(connected) = netlink else { return BTreeSet::new() };
+    let links = connected.links().await.unwrap_or_default();
+    let passing = links.iter().filter(|link| matches!(link.kind, LinkKind::Bridge | LinkKind::Ifb));
+    passing.map(|link| link.index).collect()
 }
 
 /// What was read of the observer's maps last time.
@@ -78,7 +93,7 @@ struct News {
 }
 
 impl Reader {
-    fn look(&mut self, observer: &mut Observer, tunnel: &str, world: &Shared) {
+    fn look(&mut self, observer: &mut Observer, is_inside: impl Fn(&str, u32) -> bool, world: &Shared) {
         let overtaken: BTreeSet<u32> = observer.fall_back().into_iter().collect();
         let mut failures = Vec::new();
         let more = match observer.leaked() {
@@ -94,7 +109,7 @@ impl Reader {
             let mut world = world.write();
             self.tell(&mut world, more, &news, &overtaken, now);
         }
-        match devices::list(|name, index| name == tunnel || is_pods(&world.read(), name, index)) {
+        match devices::list(|name, index| is_inside(name, index) || is_pods(&world.read(), name, index)) {
             Ok(devices) => {
                 failures.extend(observer.follow(&devices).iter().map(ToString::to_string));
                 self.names = devices.into_iter().map(|device| (device.index, device.name)).collect();

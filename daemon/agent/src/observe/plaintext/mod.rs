@@ -95,7 +95,8 @@ impl Reader {
         }
         let mut flows = maps.flows(datapath::now()).ok()?;
         flows.retain(|(key, flow)| {
-            key.hook == Hook::FromWire as u8
+            // At the pod: what was sent to a port of this node that stands for the pod.
+            (key.hook == Hook::FromWire as u8 || key.hook == Hook::ToPod as u8)
                 && flow.encryption == Encryption::Refused as u8
                 && REASONS.contains(&DropReason::from_u8(flow.drop))
         });
