@@ -84,6 +84,7 @@ impl Reconciler {
 
     /// What nobody announces. Returns whether something must be reconciled.
     pub(super) async fn look(&mut self) -> bool {
+        self.look_at_writes();
         self.look_at_programs().await;
         if self.looked_around.is_some_and(|at| at.elapsed() < LOOK_AROUND) {
             return self.stale;
