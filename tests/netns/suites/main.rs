@@ -22,6 +22,7 @@ mod mtu;
 mod neighbours;
 mod outages;
 mod plain;
+mod pod_ranges;
 mod restart;
 mod scale;
 mod strangers;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         chained::TESTS,
         devices::TESTS,
         outages::TESTS,
+        pod_ranges::TESTS,
         cli::TESTS,
     ];
     runner::main(&suites.concat())

@@ -61,6 +61,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     }
     let mut problems = facts.lasting.clone();
     problems.extend(world.failures.values().cloned());
+    problems.extend(no_pod_range(world));
     problems.extend(not_running(world, silent, &stats, &facts.config.tunnel.device));
     problems.extend(peer_problems(&peers, &mute, namespaces.iter().any(|namespace| namespace.protected_pods > 0)));
     problems.extend(full_maps(world, eyes));
@@ -172,6 +173,20 @@ fn peers(world: &World, stats: &Stats, mute: &BTreeSet<String>) -> Vec<PeerStatu
 fn mute_nodes(world: &World, stats: &Stats) -> BTreeSet<String> {
     let mute = stats.peers.iter().filter(|peer| peer.unanswered >= MUTE);
     mute.filter_map(|peer| world.model.node_name(peer.number)).map(str::to_owned).collect()
+}
+
+/// Pods that hauberk-cni connects need an address.
+fn no_pod_range(world: &World) -> Option<Problem> {
+    let node = world.model.node_object(world.model.node())?;
+    if world.policy.chained || !node.pod_ranges.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "has no spec.podCIDRs: new pods get no network until it has; does the cluster give out pod ranges \
+         (kube-controller-manager --allocate-node-cidrs)? What runs is not concerned; read from {}",
+        world.source.location
+    );
+    Some(Problem { severity: Severity::Warning, object: format!("node/{}", node.name), message })
 }
 
 /// Why protected pods cannot be promised what they ask for.

@@ -246,7 +246,7 @@ impl Reconciler {
         }
         self.follow();
         self.take_settings();
-        self.follow_addresses();
+        self.follow_node();
         let mut failures = self.carry_out().await;
         self.follow_rules(&mut failures).await;
         let clean = failures.is_empty();
