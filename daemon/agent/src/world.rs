@@ -38,6 +38,8 @@ pub struct World {
     pub source: SourceStatus,
     /// What is wrong with the kernel's side, by what it concerns; empty while every step succeeds.
     pub failures: BTreeMap<String, Problem>,
+    /// Why the container runtime does not find the CNI plugin, if it is to.
+    pub cni: Option<Problem>,
     /// The tunnel and the uplinks, once there are any.
     pub running: Option<Running>,
     /// From when the source told of a change to when the kernel held it, seconds.
@@ -97,6 +99,7 @@ impl World {
             events: EventLog::default(),
             source,
             failures: BTreeMap::new(),
+            cni: None,
             running: None,
             apply_seconds: Histogram::new(APPLY_SECONDS),
             self_test: None,

@@ -61,6 +61,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     }
     let mut problems = facts.lasting.clone();
     problems.extend(world.failures.values().cloned());
+    problems.extend(world.cni.clone());
     problems.extend(no_pod_range(world));
     problems.extend(not_running(world, silent, &stats, &facts.config.tunnel.device));
     problems.extend(peer_problems(&peers, &mute, namespaces.iter().any(|namespace| namespace.protected_pods > 0)));
