@@ -13,6 +13,8 @@ use hauberk_core::api::Attachment;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::host::hint;
+
 /// The format's version: another one's files are reported, not guessed at.
 const VERSION: u32 = 1;
 /// Where the last given addresses are kept.
@@ -22,7 +24,7 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// A file of the state folder could not be used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {path}: {source}; is the disk full or read-only?")]
+#[error("cannot {action} {path}: {source}{}", hint(.source, "is the disk full or read-only?"))]
 pub struct StoreError {
     action: &'static str,
     path: PathBuf,

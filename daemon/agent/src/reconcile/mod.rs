@@ -463,7 +463,9 @@ impl Reconciler {
         match (waiter.attached, held, failure) {
             (true, true, None) | (false, false, None) => Ok(()),
             (_, _, Some(failure)) => Err(failure),
-            (true, false, None) => Err("the datapath is not up yet: this node's own Node object has not been read, or the datapath could not be started; see `hauberk status`".into()),
+            (true, false, None) => {
+                Err(world.not_up().unwrap_or_else(|| "it is not attached yet; it is tried again".into()))
+            }
             (false, true, None) => Err("the interface is still attached; it is tried again".into()),
         }
     }
