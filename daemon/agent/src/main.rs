@@ -4,11 +4,15 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use hauberk_agent::config::{self, Config, LogFormat};
 use hauberk_agent::{apply, cluster_config, install, run, selfcheck};
+
+/// What is still being done when the agent ends has so long.
+const END: Duration = Duration::from_secs(2);
 
 /// hauberk's per-node agent: encrypts opted-in pods' traffic between nodes.
 ///
@@ -89,7 +93,12 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             install::uninstall(&config.cni).context("cannot uninstall the CNI plugin")?;
             runtime.block_on(apply::uninstall(&config)).context("cannot uninstall")?;
         }
-        _ => runtime.block_on(run::run(config))?,
+        _ => {
+            let ended = runtime.block_on(run::run(config));
+            // A thread that waits for a disk may do so for ever.
+            runtime.shutdown_timeout(END);
+            ended?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 //! programs, maps and devices stay and go on denying.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -145,7 +145,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     let world = Shared::new(World::new(policy, source.status()));
     let (inputs, received) = mpsc::channel(INPUTS);
-    let held: Vec<Change> = lock(&attachments).list().cloned().map(Change::Attachment).collect();
+    let held: Vec<Change> = attachments.list().into_iter().map(Change::Attachment).collect();
     // What this node gave away comes first: nothing else tells which pods are here.
     let _ = inputs.send(Input::Changes(held)).await;
 
@@ -210,15 +210,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 }
 
 /// What is on record of pods' interfaces. Those whose interface is gone, as after a reboot, keep their addresses only.
-async fn restore_attachments(
-    config: &Config,
-    prepared: &Prepared,
-) -> Result<(Arc<Mutex<Attachments>>, Vec<Problem>), RunError> {
+async fn restore_attachments(config: &Config, prepared: &Prepared) -> Result<(Attachments, Vec<Problem>), RunError> {
     let folder: PathBuf = config.paths.state.join("attachments");
-    let (mut attachments, sentences) = Attachments::open(folder, attachments::Settings::default())?;
+    let (attachments, sentences) = Attachments::open(folder, attachments::Settings::default())?;
     let interfaces = prepared.interfaces().await?;
-    let exists = |name: &str, index: u32| interfaces.iter().any(|(n, i)| n == name && *i == index);
-    match attachments.detach_missing(exists) {
+    let exists = move |name: &str, index: u32| interfaces.iter().any(|(n, i)| n == name && *i == index);
+    let vanished = attachments.vanished(&exists);
+    match attachments.change(move |keeper| keeper.detach_missing(exists)).await {
         Ok(gone) => {
             for attachment in gone {
                 info!(
@@ -229,14 +227,14 @@ async fn restore_attachments(
         }
         Err(error) => warn!(%error, "cannot note that interfaces are gone"),
     }
-    for (container, interface) in attachments.vanished(exists) {
+    for (container, interface) in vanished {
         info!(container, interface, "its interface, which another plugin made, is gone");
-        if let Err(error) = attachments.release(&container, &interface) {
+        if let Err(error) = attachments.change(move |keeper| keeper.release(&container, &interface)).await {
             warn!(%error, "cannot forget an interface that is gone");
         }
     }
     let problems = sentences.into_iter().map(|sentence| warning("attachments", sentence)).collect();
-    Ok((Arc::new(Mutex::new(attachments)), problems))
+    Ok((attachments, problems))
 }
 
 /// What the other nodes need to reach this one.
@@ -371,8 +369,4 @@ async fn wait_for_signal() -> Result<(), RunError> {
 
 fn warning(object: &str, message: String) -> Problem {
     Problem { severity: Severity::Warning, object: object.into(), message }
-}
-
-fn lock(attachments: &Mutex<Attachments>) -> std::sync::MutexGuard<'_, Attachments> {
-    attachments.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

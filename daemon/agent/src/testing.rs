@@ -1,7 +1,25 @@
-//! For tests that play the API server's part: a server on this machine, and the client the agent would have for it.
+//! For tests: a world that knows nothing, and the API server's part, a server on this machine and the client the agent would have
+//! for it.
 
 use axum::Router;
+use hauberk_core::api::SourceStatus;
+use hauberk_core::desired::Policy;
 use kube::{Client, Config};
+
+use crate::world::World;
+
+/// What the agent on `node` knows before anything is read from `/objects`; but that counts as everything.
+pub(crate) fn world(node: &str) -> World {
+    let source = SourceStatus {
+        kind: "directory".into(),
+        location: "/objects".into(),
+        synced: true,
+        unavailable_since: None,
+        unavailable_because: None,
+        rejected: 0,
+    };
+    World::new(Policy { node: node.into(), ..Policy::default() }, source)
+}
 
 /// Serves until the test ends; the address.
 pub(crate) async fn serve(router: Router) -> String {

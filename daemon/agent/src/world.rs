@@ -38,6 +38,8 @@ pub struct World {
     pub source: SourceStatus,
     /// What is wrong with the kernel's side, by what it concerns; empty while every step succeeds.
     pub failures: BTreeMap<String, Problem>,
+    /// Why the container runtime does not find the CNI plugin, if it is to.
+    pub cni: Option<Problem>,
     /// The tunnel and the uplinks, once there are any.
     pub running: Option<Running>,
     /// From when the source told of a change to when the kernel held it, seconds.
@@ -97,6 +99,7 @@ impl World {
             events: EventLog::default(),
             source,
             failures: BTreeMap::new(),
+            cni: None,
             running: None,
             apply_seconds: Histogram::new(APPLY_SECONDS),
             self_test: None,
@@ -116,6 +119,22 @@ impl World {
             && !self.failures.values().any(|problem| {
                 problem.severity == Severity::Critical && GUARD.iter().any(|part| problem.object.starts_with(part))
             })
+    }
+
+    /// Why there is no datapath yet, if there is none.
+    pub fn not_up(&self) -> Option<String> {
+        if self.running.is_some() {
+            return None;
+        }
+        let (node, location) = (&self.policy.node, &self.source.location);
+        Some(match self.failures.get("datapath") {
+            Some(problem) => problem.message.clone(),
+            None if self.model.node_object(node).is_some() => "the datapath is being started".to_owned(),
+            None if self.source.synced => {
+                format!("the datapath is not up: there is no Node {node} in {location}; is it this node's name?")
+            }
+            None => format!("the datapath is not up: Node {node} has not been read from {location} yet"),
+        })
     }
 
     /// Who has `address`, for people: `namespace/name` of a pod or a node's name.
@@ -198,10 +217,27 @@ impl EventLog {
 
 #[cfg(test)]
 mod tests {
+    use hauberk_core::model::{Change, NodeObject};
+
     use super::*;
 
     fn event(message: &str) -> NewEvent {
         NewEvent { warning: true, reason: "Test", objects: vec!["pod/a".into()], message: message.into() }
+    }
+
+    #[test]
+    fn what_keeps_the_datapath_down_is_told_and_nothing_else() {
+        let mut world = crate::testing::world("n1");
+        world.source.synced = false;
+        assert!(world.not_up().unwrap().contains("Node n1 has not been read from /objects yet"));
+        world.source.synced = true;
+        assert!(world.not_up().unwrap().contains("there is no Node n1 in /objects"));
+        let _ = world.model.apply(Change::Node(NodeObject { name: "n1".into(), ..NodeObject::default() }));
+        assert_eq!(world.not_up().unwrap(), "the datapath is being started");
+        let message = "cannot start the datapath: cannot run nft: too many open files".to_owned();
+        let problem = Problem { severity: Severity::Critical, object: "datapath".into(), message: message.clone() };
+        world.failures.insert("datapath".into(), problem);
+        assert_eq!(world.not_up(), Some(message));
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub struct Desired {
     pub peers: BTreeMap<NodeNumber, Peer>,
     /// PEERS.
     pub peer_entries: BTreeMap<NodeNumber, layout::Peer>,
-    /// Routes to other nodes' pod ranges, by destination.
+    /// Routes to other nodes' pod ranges, and to their pods outside of those, by destination.
     pub routes: BTreeMap<IpNet, Route>,
     /// Destinations netfilter must not masquerade.
     pub untranslated: BTreeSet<IpNet>,
@@ -137,10 +137,10 @@ pub struct Peer {
     pub allowed: BTreeSet<IpNet>,
 }
 
-/// A route to another node's pod range.
+/// A route to another node's pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The pod range.
+    /// The pod range, or a pod's address.
     pub destination: IpNet,
     /// An address of that node.
     pub via: IpAddr,

@@ -22,6 +22,7 @@ mod mtu;
 mod neighbours;
 mod outages;
 mod plain;
+mod pod_ranges;
 mod restart;
 mod scale;
 mod strangers;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         devices::TESTS,
         outages::TESTS,
         whereabouts::TESTS,
+        pod_ranges::TESTS,
         cli::TESTS,
     ];
     runner::main(&suites.concat())

@@ -1,5 +1,5 @@
-//! Point 10: a thousand peers and twenty thousand pods from the folder. The figures are printed and written to
-//! `target/netns/scale.json`; the limits are far from what a healthy agent needs.
+//! Point 10: a thousand peers and twenty thousand pods from the folder, and ten thousand namespaces. The figures are printed and
+//! written to `target/netns/scale.json`; the limits are far from what a healthy agent needs.
 
 use std::fs;
 use std::net::IpAddr;
@@ -10,15 +10,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use hauberk_core::api::Protection;
+use hauberk_netns::capture::Moment;
 use hauberk_netns::endpoints::Endpoints;
 use hauberk_netns::manifests::{self, KEYS};
-use hauberk_netns::{Cluster, Context, Setup, Test, usage, wait};
+use hauberk_netns::traffic::{Exchange, Protocol, exchange};
+use hauberk_netns::{Cluster, Context, Family, Setup, Test, usage, wait};
 use serde_json::json;
 
-pub const TESTS: &[Test] = &[Test::new("scale::thousand_peers_twenty_thousand_pods", scale).limit(600)];
+pub const TESTS: &[Test] = &[
+    Test::new("scale::thousand_peers_twenty_thousand_pods", scale).limit(600),
+    Test::new("scale::ten_thousand_namespaces", namespaces),
+];
 
 const PEERS: usize = 1000;
 const PODS: usize = 20_000;
+const NAMESPACES: usize = 10_000;
+/// What a node publishes of itself, bytes: Kubernetes allows 256 KiB for all annotations of an object.
+const ANNOTATIONS: usize = 16 * 1024;
 
 fn scale(context: &Context) -> Result<()> {
     let config = json!({"clusterRanges": ["10.244.0.0/15", "10.246.0.0/15", "10.248.0.0/16", "fd00:10:244::/47"]});
@@ -129,4 +138,58 @@ fn change_latencies(cluster: &Cluster, endpoints: &Endpoints) -> Result<Vec<Dura
     }
     latencies.sort();
     Ok(latencies)
+}
+
+fn namespaces(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { start: false, ..Setup::default() })?;
+    let directory = cluster.manifests.directory();
+    for number in 0..NAMESPACES {
+        let name = format!("team-{number}");
+        let namespace = manifests::namespace(&name, Some(if number % 2 == 0 { "enabled" } else { "permissive" }));
+        fs::write(directory.join(format!("namespace-{name}.yaml")), namespace.to_string())
+            .context("write namespace")?;
+    }
+    let started = Instant::now();
+    for node in &cluster.nodes {
+        node.start_agent()?;
+    }
+    cluster.wait_ready()?;
+    let (a, b) = (cluster.pod("team-0", "a", 0)?, cluster.pod("team-9998", "b", 1)?);
+    cluster.wait_known(&[&a, &b])?;
+    all_converged(&cluster, NAMESPACES)?;
+    println!("ready and converged within {:?}", started.elapsed());
+    // One of many changes, and everybody acknowledges that.
+    let changed = Instant::now();
+    cluster.manifests.label("namespace", "team-9999", Some("enabled"))?;
+    cluster.wait_converged("team-9999", Protection::Enabled)?;
+    println!("one of them changed and converged within {:?}", changed.elapsed());
+    all_converged(&cluster, NAMESPACES)?;
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let one = Exchange::new(Protocol::Tcp, Family::V4, from, to);
+        let outcome = exchange(&one)?;
+        ensure!(outcome.answered, "{one}: {outcome:?}");
+    }
+    for node in &cluster.nodes {
+        let object = cluster.manifests.read("node", &node.name)?;
+        let annotations = object["metadata"]["annotations"].as_object().context("no annotations")?;
+        let length: usize = annotations.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
+        let memory = usage::memory(node.agent.id().context("the agent runs")?, "VmRSS")?;
+        println!("{}: {length} bytes of annotations, {memory} KiB of memory", node.name);
+        ensure!(annotations.contains_key(KEYS), "no keys: {annotations:?}");
+        ensure!(length < ANNOTATIONS, "{length} bytes of annotations");
+        ensure!(memory < 256 * 1024, "the agent uses {memory} KiB");
+    }
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)
+}
+
+fn all_converged(cluster: &Cluster, count: usize) -> Result<()> {
+    for node in &cluster.nodes {
+        wait::eventually(format!("{} to see every namespace converged", node.name), || {
+            let namespaces = node.agent.status()?.namespaces;
+            let late = namespaces.iter().filter(|one| one.converged_nodes < 2).count();
+            ensure!(namespaces.len() == count && late == 0, "{} namespaces, {late} late", namespaces.len());
+            Ok(Some(()))
+        })?;
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The CNI plugin's calls: reserve, attach, release. Each is answered when the kernel holds what was asked for.
 
-use std::sync::PoisonError;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -10,28 +10,30 @@ use hauberk_core::api::{Adopt, Adopted, Attach, Attachment, Reservation, Reserve
 use hauberk_core::model::{AttachmentKey, Change};
 
 use super::{Context, Refusal};
-use crate::attachments::{AttachmentError, Attachments};
+use crate::attachments::{AttachmentError, Keeper};
 use crate::reconcile::Input;
 
-pub(super) async fn list(State(context): State<Context>) -> Result<Json<Vec<Attachment>>, Refusal> {
-    with(&context, |attachments, _| Ok(attachments.list().cloned().collect())).await.map(Json)
+/// Nobody is kept waiting for the disk longer; the plugin asks again.
+const DISK: Duration = Duration::from_secs(3);
+
+pub(super) async fn list(State(context): State<Context>) -> Json<Vec<Attachment>> {
+    Json(context.attachments.list())
 }
 
 pub(super) async fn reserve(
     State(context): State<Context>,
     Json(request): Json<Reserve>,
 ) -> Result<Json<Reservation>, Refusal> {
-    let attachment = with(&context, move |attachments, context| {
-        // Only addresses somebody is known to have matter; which endpoints there are is read under the world's lock.
-        let world = context.world.read();
-        let claimed = |address| world.desired.endpoints.contains_key(&Address::from(address));
-        let reservation = attachments.reserve(&request, claimed)?;
-        let attach = attachments.find(&request.container, &request.interface).and_then(|known| known.attach.clone());
-        Ok(Attachment { request, reservation, attach, adopted: false })
+    let world = context.world.clone();
+    let reservation = change(&context, move |keeper| {
+        // Only addresses somebody is known to have matter. The world is not held while the disk is waited for.
+        let claimed = |address| world.read().desired.endpoints.contains_key(&Address::from(address));
+        let reservation = keeper.reserve(&request, claimed)?;
+        let attach = keeper.find(&request.container, &request.interface).and_then(|known| known.attach);
+        let attachment = Attachment { request, reservation: reservation.clone(), attach, adopted: false };
+        Ok((reservation, vec![Input::Changes(vec![Change::Attachment(attachment)])]))
     })
     .await?;
-    let reservation = attachment.reservation.clone();
-    tell(&context, Input::Changes(vec![Change::Attachment(attachment)])).await?;
     Ok(Json(reservation))
 }
 
@@ -40,9 +42,11 @@ pub(super) async fn attach(
     Path((container, interface)): Path<(String, String)>,
     Json(request): Json<Attach>,
 ) -> Result<StatusCode, Refusal> {
-    let attachment = with(&context, move |attachments, _| attachments.attach(&container, &interface, request)).await?;
-    let (input, answer) = Input::attach(attachment);
-    tell(&context, input).await?;
+    let answer = change(&context, move |keeper| {
+        let (input, answer) = Input::attach(keeper.attach(&container, &interface, request)?);
+        Ok((answer, vec![input]))
+    })
+    .await?;
     wait(answer).await
 }
 
@@ -51,12 +55,13 @@ pub(super) async fn adopt(
     State(context): State<Context>,
     Json(request): Json<Adopt>,
 ) -> Result<Json<Adopted>, Refusal> {
-    let (attachment, superseded) = with(&context, move |attachments, _| attachments.adopt(&request)).await?;
-    for gone in superseded {
-        tell(&context, Input::Changes(vec![Change::AttachmentGone(AttachmentKey::of(&gone))])).await?;
-    }
-    let (input, answer) = Input::attach(attachment);
-    tell(&context, input).await?;
+    let answer = change(&context, move |keeper| {
+        let (attachment, superseded) = keeper.adopt(&request)?;
+        let gone = superseded.iter().map(|gone| Change::AttachmentGone(AttachmentKey::of(gone))).collect();
+        let (input, answer) = Input::attach(attachment);
+        Ok((answer, vec![Input::Changes(gone), input]))
+    })
+    .await?;
     wait(answer).await?;
     let running = context.world.read().running.as_ref().map(|running| running.mtu);
     let route_mtu = running.ok_or_else(|| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "there is no tunnel yet"))?;
@@ -69,29 +74,45 @@ pub(super) async fn release(
 ) -> Result<StatusCode, Refusal> {
     let key = AttachmentKey { container: container.clone(), interface: interface.clone() };
     // The kernel lets go before the address is free for another pod.
-    let (input, answer) = Input::release(key);
-    tell(&context, input).await?;
+    let (input, answer) = Input::release(key.clone());
+    context.inputs.send(input).await.map_err(|_| stopping())?;
     wait(answer).await?;
-    with(&context, move |attachments, _| attachments.release(&container, &interface)).await?;
+    change(&context, move |keeper| {
+        keeper.release(&container, &interface)?;
+        // An attachment that waited for the disk may have been told meanwhile.
+        Ok(((), vec![Input::Changes(vec![Change::AttachmentGone(key)])]))
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Runs a call on the attachments, which writes files, on a blocking thread.
-async fn with<T: Send + 'static>(
+/// Changes what is on record and tells the reconciler of it. What has begun is done to its end, even if the disk takes so long
+/// that nobody waits for it any more: what is on record is always told, and in the order in which it came there.
+async fn change<T: Send + 'static>(
     context: &Context,
-    call: impl FnOnce(&mut Attachments, &Context) -> Result<T, AttachmentError> + Send + 'static,
+    change: impl FnOnce(&mut Keeper) -> Result<(T, Vec<Input>), AttachmentError> + Send + 'static,
 ) -> Result<T, Refusal> {
-    let context = context.clone();
-    let done = tokio::task::spawn_blocking(move || {
-        let attachments = context.attachments.clone();
-        let mut attachments = attachments.lock().unwrap_or_else(PoisonError::into_inner);
-        call(&mut attachments, &context)
+    let keeper = tokio::time::timeout(DISK, context.attachments.keeper()).await.map_err(|_| late())?;
+    let inputs = context.inputs.clone();
+    let work = tokio::spawn(async move {
+        let (keeper, (done, told)) =
+            keeper.work(change).await.map_err(|error| Refusal::new(status_of(&error), error))?;
+        for input in told {
+            inputs.send(input).await.map_err(|_| stopping())?;
+        }
+        drop(keeper);
+        Ok(done)
     });
-    match done.await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Refusal::new(status_of(&error), error)),
-        Err(error) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error)),
+    match tokio::time::timeout(DISK, work).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error)),
+        Err(_) => Err(late()),
     }
+}
+
+fn late() -> Refusal {
+    let message = format!("the disk of paths.state has not answered for {} s; try again", DISK.as_secs());
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message)
 }
 
 fn status_of(error: &AttachmentError) -> StatusCode {
@@ -100,12 +121,8 @@ fn status_of(error: &AttachmentError) -> StatusCode {
         AttachmentError::Unknown { .. } => StatusCode::NOT_FOUND,
         AttachmentError::NoRanges { .. } => StatusCode::SERVICE_UNAVAILABLE,
         AttachmentError::Exhausted { .. } | AttachmentError::TooMany { .. } => StatusCode::INSUFFICIENT_STORAGE,
-        AttachmentError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        AttachmentError::Store(_) | AttachmentError::BrokenOff(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
-}
-
-async fn tell(context: &Context, input: Input) -> Result<(), Refusal> {
-    context.inputs.send(input).await.map_err(|_| stopping())
 }
 
 async fn wait(answer: tokio::sync::oneshot::Receiver<Result<(), String>>) -> Result<StatusCode, Refusal> {

@@ -8,7 +8,7 @@ mod read;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -46,7 +46,7 @@ pub struct Context {
     /// What does not change.
     pub facts: Arc<Facts>,
     /// Pods' interfaces on record.
-    pub attachments: Arc<Mutex<Attachments>>,
+    pub attachments: Attachments,
     /// To the reconciler.
     pub inputs: mpsc::Sender<Input>,
     /// Where things are pinned.

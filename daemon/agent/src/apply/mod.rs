@@ -245,9 +245,17 @@ impl Kernel {
         Ok(self.netfilter.restore().await?)
     }
 
-    /// The node's own addresses, as its object has them now.
-    pub fn follow_addresses(&mut self, addresses: &[IpAddr]) {
-        self.sources = addresses.to_vec();
+    /// The node's own addresses and pod ranges, as its object has them now. `pods` are those here: one that has its address from
+    /// an earlier range is masqueraded like the others. netfilter has it from the next [`Kernel::follow_rules`] on.
+    pub fn follow_node(&mut self, node: &Node, pods: impl IntoIterator<Item = IpAddr>) {
+        self.sources.clone_from(&node.addresses);
+        let ranges = &node.pod_ranges;
+        let outside = pods.into_iter().filter(|pod| !ranges.iter().any(|range| range.contains(pod)));
+        // Who else routes to pods also says what of theirs is masqueraded.
+        self.ruleset.local = match self.ruleset.chained {
+            Some(_) => BTreeSet::new(),
+            None => ranges.iter().copied().chain(outside.map(IpNet::from)).collect(),
+        };
     }
 
     fn configure(&mut self, settings: Settings) -> Result<(), ApplyError> {

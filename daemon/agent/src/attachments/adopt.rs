@@ -6,12 +6,14 @@ use std::net::IpAddr;
 use hauberk_core::api::{Adopt, Attachment, Reservation};
 use ipnet::IpNet;
 
-use super::{AttachmentError, Attachments, INTERFACE_PREFIX, Id, MAX_INTERFACE, check_names, parse_mac};
+use super::{
+    AttachmentError, Attachments, INTERFACE_PREFIX, Id, Keeper, MAX_INTERFACE, Records, check_names, parse_mac,
+};
 
 /// No plugin gives an interface more addresses.
 const MAX_ADDRESSES: usize = 64;
 
-impl Attachments {
+impl Keeper {
     /// Keeps an interface that another plugin made. Returns it, and adopted ones that have its index or one of its
     /// addresses on record: theirs are gone, since the other plugin gives nothing twice.
     ///
@@ -19,33 +21,38 @@ impl Attachments {
     /// [`AttachmentError`]; nothing is kept or forgotten then.
     pub fn adopt(&mut self, adopt: &Adopt) -> Result<(Attachment, Vec<Attachment>), AttachmentError> {
         check(adopt)?;
-        let request = &adopt.request;
-        let id = (request.container.clone(), request.interface.clone());
-        let known = self.entries.get(&id);
-        if known.is_some_and(|known| !known.adopted) {
-            return Err(refused(
-                adopt,
-                "hauberk-cni made an interface of that name for it already; is it in the list twice?",
-            ));
-        }
+        let id = (adopt.request.container.clone(), adopt.request.interface.clone());
         let attachment = attachment(adopt);
-        if known == Some(&attachment) {
-            return Ok((attachment, Vec::new()));
-        }
-        let superseded: Vec<Id> = self.superseded_by(adopt).filter(|other| *other != id).collect();
-        if known.is_none() && self.settings.limit > 0 && self.entries.len() - superseded.len() >= self.settings.limit {
-            return Err(AttachmentError::TooMany { container: id.0, limit: self.settings.limit });
-        }
+        let superseded: Vec<Id> = {
+            let records = self.records();
+            let known = records.entries.get(&id);
+            if known.is_some_and(|known| !known.adopted) {
+                return Err(refused(
+                    adopt,
+                    "hauberk-cni made an interface of that name for it already; is it in the list twice?",
+                ));
+            }
+            if known == Some(&attachment) {
+                return Ok((attachment, Vec::new()));
+            }
+            let superseded: Vec<Id> = records.superseded_by(adopt).filter(|other| *other != id).collect();
+            let limit = records.settings.limit;
+            if known.is_none() && limit > 0 && records.entries.len() - superseded.len() >= limit {
+                return Err(AttachmentError::TooMany { container: id.0, limit });
+            }
+            superseded
+        };
         let mut gone = Vec::new();
         for other in superseded {
             gone.extend(self.release(&other.0, &other.1)?);
         }
-        self.store.save(&attachment)?;
-        self.released.remove(&id);
-        self.entries.insert(id, attachment.clone());
+        self.replace(&attachment)?;
+        self.records().released.remove(&id);
         Ok((attachment, gone))
     }
+}
 
+impl Attachments {
     /// Adopted interfaces that do not exist any more (`exists(name, index)`): to be released.
     pub fn vanished(&self, exists: impl Fn(&str, u32) -> bool) -> Vec<Id> {
         let gone = |entry: &&Attachment| {
@@ -53,19 +60,22 @@ impl Attachments {
             entry.adopted && !exists(&entry.reservation.host_interface, index)
         };
         let id = |entry: &Attachment| (entry.request.container.clone(), entry.request.interface.clone());
-        self.entries.values().filter(gone).map(id).collect()
+        self.records().entries.values().filter(gone).map(id).collect()
     }
 
     /// Whether the interface is on record, or was released by the runtime, which is about to take it down.
     pub fn is_settled(&self, id: &Id) -> bool {
-        self.entries.contains_key(id) || self.released.contains(id)
+        let records = self.records();
+        records.entries.contains_key(id) || records.released.contains(id)
     }
 
     /// Forgets what was released of all but these, of which somebody still has a record.
-    pub fn forget_released(&mut self, still_told: &BTreeSet<Id>) {
-        self.released.retain(|id| still_told.contains(id));
+    pub fn forget_released(&self, still_told: &BTreeSet<Id>) {
+        self.records().released.retain(|id| still_told.contains(id));
     }
+}
 
+impl Records {
     fn superseded_by(&self, adopt: &Adopt) -> impl Iterator<Item = Id> {
         self.entries.values().filter(|entry| entry.adopted).filter_map(|entry| {
             let same_index = entry.attach.as_ref().is_some_and(|attach| attach.host_index == adopt.attach.host_index);
@@ -122,16 +132,17 @@ fn refused(adopt: &Adopt, problem: &str) -> AttachmentError {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use hauberk_core::api::{Attach, Reserve};
 
     use super::*;
     use crate::attachments::Settings;
 
-    fn open(folder: &tempfile::TempDir) -> Attachments {
+    fn open(folder: &tempfile::TempDir) -> Keeper {
         let settings = Settings { pod_ranges: vec!["10.244.1.0/29".parse().unwrap()], limit: 3, ..Settings::default() };
         let (attachments, problems) = Attachments::open(folder.path().join("attachments"), settings).unwrap();
         assert!(problems.is_empty(), "{problems:?}");
-        attachments
+        attachments.keeper().now_or_never().unwrap()
     }
 
     fn adopt(container: &str, index: u32, address: &str) -> Adopt {
@@ -173,7 +184,7 @@ mod tests {
         assert!(gone(&adopt("b", 8, "10.244.1.3")).is_empty());
         assert_eq!(gone(&adopt("c", 7, "10.244.1.4")), ["a"]);
         assert_eq!(gone(&adopt("d", 9, "10.244.1.3")), ["b"]);
-        assert_eq!(attachments.list().count(), 2);
+        assert_eq!(attachments.list().len(), 2);
     }
 
     #[test]
@@ -211,7 +222,7 @@ mod tests {
             breaking(&mut one);
             assert!(attachments.adopt(&one).is_err(), "{one:?}");
         }
-        assert_eq!(attachments.list().count(), 0);
+        assert_eq!(attachments.list().len(), 0);
         for (container, index) in [("a", 1), ("b", 2), ("c", 3)] {
             attachments.adopt(&adopt(container, index, &format!("10.244.2.{index}"))).unwrap();
         }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -32,7 +31,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub struct Adoption {
-    attachments: Arc<Mutex<Attachments>>,
+    attachments: Attachments,
     inputs: mpsc::Sender<Input>,
     world: Shared,
     results: Option<PathBuf>,
@@ -45,7 +44,7 @@ impl Adoption {
     /// Looks into `results` for pods; without, it only forgets. The receiver says when those that were there at the start are
     /// in the datapath.
     pub fn new(
-        attachments: Arc<Mutex<Attachments>>,
+        attachments: Attachments,
         inputs: mpsc::Sender<Input>,
         world: Shared,
         results: Option<PathBuf>,
@@ -92,7 +91,7 @@ impl Adoption {
 
     async fn forget(&mut self, links: &[Link]) {
         let exists = |name: &str, index: u32| links.iter().any(|link| link.index == index && link.name == name);
-        let gone = self.attachments().vanished(exists);
+        let gone = self.attachments.vanished(exists);
         for (container, interface) in gone {
             let key = AttachmentKey { container: container.clone(), interface: interface.clone() };
             self.pending.retain(|attachment| AttachmentKey::of(attachment) != key);
@@ -100,7 +99,8 @@ impl Adoption {
             if self.inputs.send(input).await.is_err() || !matches!(answer.await, Ok(Ok(()))) {
                 continue;
             }
-            match self.attachments().release(&container, &interface) {
+            let id = (container.clone(), interface.clone());
+            match self.attachments.change(move |keeper| keeper.release(&id.0, &id.1)).await {
                 Ok(_) => info!(container, interface, "its interface, which another plugin made, is gone"),
                 Err(error) => warn!(%error, "cannot forget an interface that is gone"),
             }
@@ -127,18 +127,17 @@ impl Adoption {
             self.note(&file, problem);
         }
         let ids: BTreeSet<Id> = told.iter().map(id).collect();
-        self.attachments().forget_released(&ids);
+        self.attachments.forget_released(&ids);
         for one in told {
-            if self.attachments().is_settled(&id(&one)) {
+            if self.attachments.is_settled(&id(&one)) {
                 continue;
             }
             let Some(adopt) = match_link(netlink, links, &one).await else { continue };
-            // Writes a file, and waits for the disk.
-            let kept = tokio::task::block_in_place(|| self.attachments().adopt(&adopt));
-            match kept {
+            match self.attachments.change(move |keeper| keeper.adopt(&adopt)).await {
                 Ok((attachment, superseded)) => {
                     let container = &attachment.request.container;
-                    info!(container, pod = ?attachment.request.pod, interface = adopt.host_interface, "adopted a pod");
+                    let interface = &attachment.reservation.host_interface;
+                    info!(container, pod = ?attachment.request.pod, interface, "adopted a pod");
                     let gone = superseded.iter().map(|old| Change::AttachmentGone(AttachmentKey::of(old))).collect();
                     let _ = self.inputs.send(Input::Changes(gone)).await;
                     self.pending.push(attachment);
@@ -164,10 +163,6 @@ impl Adoption {
         if self.world.write().events.note(&event, Timestamp::now()) {
             warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
         }
-    }
-
-    fn attachments(&self) -> MutexGuard<'_, Attachments> {
-        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

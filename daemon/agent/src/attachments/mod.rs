@@ -1,32 +1,37 @@
 //! Pods' interfaces on this node: who was given which addresses, and which interface holds them.
 //!
-//! The CNI plugin reserves ([`Attachments::reserve`]), makes the interface and has it attached ([`Attachments::attach`]);
-//! the runtime's DEL or GC releases ([`Attachments::release`]), and nothing else does: an address is never given twice
+//! The CNI plugin reserves ([`Keeper::reserve`]), makes the interface and has it attached ([`Keeper::attach`]);
+//! the runtime's DEL or GC releases ([`Keeper::release`]), and nothing else does: an address is never given twice
 //! because the agent thought that its pod was gone. Every change is on disk before it is answered ([`store`]), so that an
 //! agent that was killed knows after its restart what it gave away. The addresses themselves come from [`pool`].
 //!
-//! Interfaces that another CNI plugin made are only adopted ([`Attachments::adopt`]): their addresses are that plugin's, and
-//! they are forgotten with their interface. [`results`] and [`adoption`] find those that were there before this agent.
+//! Only a [`Keeper`] changes what is on record, and there is one at a time. It waits for the disk, on a blocking
+//! thread; whoever only looks ([`Attachments`]) never waits for it.
 //!
-//! The calls write files and belong on a blocking thread.
+//! Interfaces that another CNI plugin made are only adopted ([`Keeper::adopt`]): their addresses are that plugin's, and
+//! they are forgotten with their interface. [`results`] and [`adoption`] find those that were there before this agent.
 
 mod adopt;
 pub mod adoption;
+mod keeper;
 mod pool;
 mod results;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
-use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
+use hauberk_core::api::{Attachment, Reserve};
 use ipnet::IpNet;
 
+pub use keeper::Keeper;
+use keeper::Writer;
 pub use pool::Pools;
-use store::Store;
 pub use store::StoreError;
+use store::{Disk, Store};
 
 /// Prefix of every host-side interface's name.
 pub const INTERFACE_PREFIX: &str = "hbk";
@@ -40,7 +45,7 @@ const MAX_INTERFACE: usize = 15;
 pub enum AttachmentError {
     /// The node has no pod ranges.
     #[error(
-        "no address can be given to container {container}: this node has no pod ranges yet; is its Node object there, with spec.podCIDRs?"
+        "no address can be given to container {container}: this node has no pod range yet; is its Node object there, with spec.podCIDRs?"
     )]
     NoRanges {
         /// For whom.
@@ -97,6 +102,9 @@ pub enum AttachmentError {
     /// What was decided could not be written down, so it was undone.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The thread that did the work ended before its time.
+    #[error("the work on the attachments broke off: {0}; try again")]
+    BrokenOff(#[from] tokio::task::JoinError),
 }
 
 /// What every reservation has in common. Changes apply to later reservations.
@@ -121,14 +129,21 @@ pub struct Settings {
 /// Container id and the interface's name in the pod: what tells attachments apart (CNI spec 1.1, section 2).
 pub type Id = (String, String);
 
-/// All attachments of this node.
-#[derive(Debug)]
+/// All attachments of this node. Copies share them.
+#[derive(Clone, Debug)]
 pub struct Attachments {
+    records: Arc<Mutex<Records>>,
+    /// Whoever has it may change the records.
+    writer: Arc<tokio::sync::Mutex<Writer>>,
+    disk: Arc<Disk>,
+}
+
+/// What is known of them. Nobody waits for anything while holding its lock.
+#[derive(Debug)]
+struct Records {
     settings: Settings,
     entries: BTreeMap<Id, Attachment>,
     taken: BTreeSet<IpAddr>,
-    pools: Pools,
-    store: Store,
     /// Adopted ones that were released while their interface was still there: not to be adopted again.
     released: BTreeSet<Id>,
 }
@@ -157,130 +172,64 @@ impl Attachments {
             entries.insert((attachment.request.container.clone(), attachment.request.interface.clone()), attachment);
         }
         let pools = Pools::new(store.load_cursors());
-        Ok((Attachments { settings, entries, taken, pools, store, released: BTreeSet::new() }, problems))
+        let attachments = Attachments {
+            records: Arc::new(Mutex::new(Records { settings, entries, taken, released: BTreeSet::new() })),
+            disk: store.disk(),
+            writer: Arc::new(tokio::sync::Mutex::new(Writer { store, pools })),
+        };
+        Ok((attachments, problems))
+    }
+
+    /// Waits for its turn to change what is on record.
+    pub async fn keeper(&self) -> Keeper {
+        Keeper::new(self.clone(), Arc::clone(&self.writer).lock_owned().await)
+    }
+
+    /// Changes what is on record, however long that takes.
+    ///
+    /// # Errors
+    /// Those of `change`, and [`AttachmentError::BrokenOff`].
+    pub async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Keeper) -> Result<T, AttachmentError> + Send + 'static,
+    ) -> Result<T, AttachmentError> {
+        Ok(self.keeper().await.work(change).await?.1)
+    }
+
+    /// What is wrong with the disk, for people: it has not answered for long, or refused what was written last.
+    pub fn trouble(&self, now: Instant) -> Option<String> {
+        self.disk.trouble(now)
     }
 
     /// What reservations have in common from now on.
-    pub fn set_settings(&mut self, settings: Settings) {
-        self.settings = settings;
-    }
-
-    /// What reservations have in common.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    pub fn set_settings(&self, settings: Settings) {
+        self.records().settings = settings;
     }
 
     /// All of them, by container and interface.
-    pub fn list(&self) -> impl Iterator<Item = &Attachment> {
-        self.entries.values()
+    pub fn list(&self) -> Vec<Attachment> {
+        self.records().entries.values().cloned().collect()
     }
 
     /// One of them.
-    pub fn find(&self, container: &str, interface: &str) -> Option<&Attachment> {
-        self.entries.get(&(container.to_owned(), interface.to_owned()))
+    pub fn find(&self, container: &str, interface: &str) -> Option<Attachment> {
+        self.records().entries.get(&(container.to_owned(), interface.to_owned())).cloned()
     }
 
-    /// Gives addresses to a pod's interface; asked again for the same container and interface, gives the same.
-    ///
-    /// `claimed` says which addresses some known pod has, whoever gave them to it.
-    ///
-    /// # Errors
-    /// [`AttachmentError`]; nothing is kept then.
-    pub fn reserve(
-        &mut self,
-        request: &Reserve,
-        claimed: impl Fn(IpAddr) -> bool,
-    ) -> Result<Reservation, AttachmentError> {
-        check_names(request)?;
-        let id = (request.container.clone(), request.interface.clone());
-        if let Some(existing) = self.entries.get(&id) {
-            return Ok(existing.reservation.clone());
-        }
-        // Before the Node object has been read there is neither a range nor a limit: that passes, a full node does not.
-        if !self.settings.pod_ranges.is_empty() && self.entries.len() >= self.settings.limit {
-            return Err(AttachmentError::TooMany { container: request.container.clone(), limit: self.settings.limit });
-        }
-        let addresses = self.allocate(&request.container, claimed)?;
-        let reservation = Reservation {
-            gateways: addresses.iter().map(|address| gateway(address.addr())).collect(),
-            route_mtu: self.settings.route_mtu,
-            device_mtu: self.settings.device_mtu,
-            host_interface: self.host_interface(&id),
-            cluster_ranges: self.settings.cluster_ranges.clone(),
-            gso_max_size: self.settings.gso_max_size,
-            addresses,
-        };
-        let attachment =
-            Attachment { request: request.clone(), reservation: reservation.clone(), attach: None, adopted: false };
-        self.store.save(&attachment)?;
-        self.taken.extend(reservation.addresses.iter().map(IpNet::addr));
-        self.entries.insert(id, attachment);
-        Ok(reservation)
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Notes the interface that holds a reservation's addresses, and returns the whole.
-    ///
-    /// # Errors
-    /// [`AttachmentError::Unknown`] without a reservation, [`AttachmentError::Name`] for a MAC address that is none.
-    pub fn attach(&mut self, container: &str, interface: &str, attach: Attach) -> Result<Attachment, AttachmentError> {
-        for (what, mac) in
-            [("the host side's MAC address", &attach.host_mac), ("the pod's MAC address", &attach.pod_mac)]
-        {
-            if parse_mac(mac).is_none() {
-                return Err(AttachmentError::Name { what, name: mac.clone(), expected: "aa:bb:cc:dd:ee:ff is" });
-            }
-        }
-        let id = (container.to_owned(), interface.to_owned());
-        let Some(entry) = self.entries.get_mut(&id) else {
-            return Err(AttachmentError::Unknown { container: id.0, interface: id.1 });
-        };
-        let attached = Attachment { attach: Some(attach), ..entry.clone() };
-        self.store.save(&attached)?;
-        *entry = attached.clone();
-        Ok(attached)
-    }
-
-    /// Forgets an attachment and frees its addresses, which are not given again before all others were. Returns what it
-    /// was; none if there was none, which is no error (CNI's DEL may come twice).
-    ///
-    /// # Errors
-    /// [`AttachmentError::Store`]: it could not be removed from disk, hence is kept.
-    pub fn release(&mut self, container: &str, interface: &str) -> Result<Option<Attachment>, AttachmentError> {
-        let id = (container.to_owned(), interface.to_owned());
-        let Some(entry) = self.entries.get(&id) else { return Ok(None) };
-        self.store.remove(entry)?;
-        let Some(removed) = self.entries.remove(&id) else { return Ok(None) };
-        if removed.adopted {
-            self.released.insert(id);
-        }
-        let given = self.entries.values().filter(|entry| !entry.adopted);
-        self.taken = given.flat_map(|entry| &entry.reservation.addresses).map(IpNet::addr).collect();
-        Ok(Some(removed))
-    }
-
-    /// Forgets our interfaces that do not exist any more (`exists(name, index)`), as after a reboot: their addresses stay
-    /// reserved until the runtime deletes the container. Returns those attachments, as they are now.
-    ///
-    /// # Errors
-    /// [`AttachmentError::Store`] if that cannot be written down.
-    pub fn detach_missing(&mut self, exists: impl Fn(&str, u32) -> bool) -> Result<Vec<Attachment>, AttachmentError> {
-        let mut detached = Vec::new();
-        for entry in self.entries.values_mut() {
-            let Some(attach) = entry.attach.as_ref().filter(|_| !entry.adopted) else { continue };
-            if exists(&entry.reservation.host_interface, attach.host_index) {
-                continue;
-            }
-            let without = Attachment { attach: None, ..entry.clone() };
-            self.store.save(&without)?;
-            *entry = without.clone();
-            detached.push(without);
-        }
-        Ok(detached)
-    }
-
+impl Records {
     /// One address of each family that the node has ranges of.
-    fn allocate(&mut self, container: &str, claimed: impl Fn(IpAddr) -> bool) -> Result<Vec<IpNet>, AttachmentError> {
-        let Attachments { settings, taken, pools, store, .. } = self;
+    fn allocate(
+        &self,
+        pools: &mut Pools,
+        container: &str,
+        claimed: impl Fn(IpAddr) -> bool,
+    ) -> Result<Vec<IpNet>, AttachmentError> {
+        let Records { settings, taken, .. } = self;
         if settings.pod_ranges.is_empty() {
             return Err(AttachmentError::NoRanges { container: container.to_owned() });
         }
@@ -299,7 +248,6 @@ impl Attachments {
             };
             addresses.push(IpNet::from(address));
         }
-        store.save_cursors(pools.cursors());
         Ok(addresses)
     }
 
@@ -317,6 +265,16 @@ impl Attachments {
             hash = fnv1a(hash, b"again");
         }
     }
+
+    fn forget(&mut self, id: &Id) -> Option<Attachment> {
+        let removed = self.entries.remove(id)?;
+        if removed.adopted {
+            self.released.insert(id.clone());
+        }
+        let given = self.entries.values().filter(|entry| !entry.adopted);
+        self.taken = given.flat_map(|entry| &entry.reservation.addresses).map(IpNet::addr).collect();
+        Some(removed)
+    }
 }
 
 /// Reads `aa:bb:cc:dd:ee:ff`.
@@ -328,10 +286,6 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     parts.next().is_none().then_some(mac)
-}
-
-fn gateway(address: IpAddr) -> IpAddr {
-    if address.is_ipv4() { Ipv4Addr::from(GATEWAY_V4).into() } else { Ipv6Addr::from(GATEWAY_V6).into() }
 }
 
 /// The names become part of a file's name and of a URL: only what the CNI specification allows (section 2).

@@ -6,10 +6,14 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hauberk_core::api::Attachment;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::host::hint;
 
 /// The format's version: another one's files are reported, not guessed at.
 const VERSION: u32 = 1;
@@ -20,7 +24,7 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// A file of the state folder could not be used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {path}: {source}; is the disk full or read-only?")]
+#[error("cannot {action} {path}: {source}{}", hint(.source, "is the disk full or read-only?"))]
 pub struct StoreError {
     action: &'static str,
     path: PathBuf,
@@ -34,10 +38,54 @@ struct Stored {
     attachment: Attachment,
 }
 
+/// A disk that takes longer than this is told of.
+const LATE: Duration = Duration::from_secs(3);
+
+/// How the disk does, for those who do not wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    state: Mutex<DiskState>,
+    /// Held by a test in whose place the disk does not answer.
+    #[cfg(test)]
+    pub(super) hangs: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct DiskState {
+    /// Since when something is being written.
+    busy_since: Option<Instant>,
+    /// Why the last write failed.
+    failed: Option<String>,
+}
+
+impl Disk {
+    /// What is wrong, for people.
+    pub(super) fn trouble(&self, now: Instant) -> Option<String> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_late = state.busy_since.is_some_and(|since| now.saturating_duration_since(since) >= LATE);
+        let late = "the disk does not answer: pods that start or end wait for it, what runs is not concerned; look at the \
+                    disk of paths.state";
+        if is_late { Some(late.to_owned()) } else { state.failed.clone() }
+    }
+
+    fn during<T>(&self, write: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let state = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state().busy_since = Some(Instant::now());
+        #[cfg(test)]
+        drop(self.hangs.lock());
+        let written = write();
+        let failed =
+            written.as_ref().err().map(|error| format!("{error}; pods cannot start or end until it is written"));
+        *state() = DiskState { busy_since: None, failed };
+        written
+    }
+}
+
 /// The folder.
 #[derive(Debug)]
 pub(super) struct Store {
     folder: PathBuf,
+    disk: Arc<Disk>,
 }
 
 impl Store {
@@ -48,7 +96,12 @@ impl Store {
             .mode(0o700)
             .create(&folder)
             .map_err(failed("make the folder", &folder))?;
-        Ok(Store { folder })
+        Ok(Store { folder, disk: Arc::default() })
+    }
+
+    /// How its disk does.
+    pub(super) fn disk(&self) -> Arc<Disk> {
+        Arc::clone(&self.disk)
     }
 
     /// Everything in the folder, and a sentence for each file that cannot be used.
@@ -92,17 +145,17 @@ impl Store {
             file.persist(&path)?;
             self.sync()
         };
-        write().map_err(failed("write", &path))
+        self.disk.during(|| write().map_err(failed("write", &path)))
     }
 
     /// Removes an attachment, likewise for good.
     pub(super) fn remove(&self, attachment: &Attachment) -> Result<(), StoreError> {
         let path = self.path(attachment);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
-            _ => {}
-        }
-        self.sync().map_err(failed("remove", &path))
+        let remove = || match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.sync(),
+        };
+        self.disk.during(|| remove().map_err(failed("remove", &path)))
     }
 
     /// The last given addresses, by range. None if there are none: that only makes re-use come earlier.
@@ -120,8 +173,8 @@ impl Store {
             file.persist(self.folder.join(CURSORS))?;
             Ok(())
         };
-        if let Err(error) = write() {
-            tracing::warn!(folder = %self.folder.display(), %error, "cannot keep the allocator's position");
+        if let Err(error) = self.disk.during(|| write().map_err(failed("write", &self.folder.join(CURSORS)))) {
+            tracing::warn!(%error, "cannot keep the allocator's position");
         }
     }
 

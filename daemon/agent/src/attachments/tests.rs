@@ -1,4 +1,8 @@
 use std::fs;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use hauberk_core::api::Attach;
 
 use super::*;
 
@@ -22,10 +26,10 @@ fn attach() -> Attach {
     Attach { host_index: 7, host_mac: "02:00:00:00:00:01".into(), pod_mac: "02:00:00:00:00:02".into() }
 }
 
-fn open(folder: &tempfile::TempDir) -> Attachments {
+fn open(folder: &tempfile::TempDir) -> Keeper {
     let (attachments, problems) = Attachments::open(folder.path().join("attachments"), settings()).unwrap();
     assert!(problems.is_empty(), "{problems:?}");
-    attachments
+    attachments.keeper().now_or_never().unwrap()
 }
 
 #[test]
@@ -43,7 +47,7 @@ fn a_reservation_is_kept_repeated_and_survives_a_restart() {
     assert_eq!(again.reserve(&request("a"), |_| false).unwrap(), first);
     assert_eq!(again.find("a", "eth0").unwrap().attach, Some(attach()));
     assert_ne!(again.reserve(&request("b"), |_| false).unwrap().addresses, first.addresses);
-    assert_eq!(again.list().count(), 2);
+    assert_eq!(again.list().len(), 2);
 }
 
 #[test]
@@ -54,7 +58,7 @@ fn a_released_address_is_not_given_at_once_even_after_a_restart() {
     assert!(attachments.release("a", "eth0").unwrap().is_some());
     assert!(attachments.release("a", "eth0").unwrap().is_none());
     let mut again = open(&folder);
-    assert_eq!(again.list().count(), 0);
+    assert_eq!(again.list().len(), 0);
     assert_ne!(again.reserve(&request("b"), |_| false).unwrap().addresses, first.addresses);
 }
 
@@ -72,7 +76,7 @@ fn claimed_and_excluded_addresses_are_left_out_and_the_end_is_told() {
     assert_eq!(given.into_iter().collect::<Vec<_>>(), ["10.244.1.2", "10.244.1.5", "10.244.1.6"]);
     let error = attachments.reserve(&request("d"), |a| a == claimed).unwrap_err();
     assert!(matches!(&error, AttachmentError::Exhausted { ranges, .. } if ranges == "10.244.1.0/29"), "{error}");
-    assert_eq!(attachments.list().count(), 3);
+    assert_eq!(attachments.list().len(), 3);
     attachments.release("a", "eth0").unwrap();
     assert!(attachments.reserve(&request("d"), |a| a == claimed).is_ok());
 }
@@ -114,7 +118,7 @@ fn a_spoilt_file_rejects_only_itself() {
     fs::copy(state.join("a:eth0.json"), state.join("c:eth0.json")).unwrap();
     fs::write(state.join(".newhalf"), "x").unwrap();
     let (attachments, problems) = Attachments::open(state.clone(), settings()).unwrap();
-    assert_eq!(attachments.list().map(|a| a.request.container.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(attachments.list().iter().map(|a| a.request.container.as_str()).collect::<Vec<_>>(), ["a"]);
     assert_eq!(problems.len(), 2, "{problems:?}");
     assert!(!state.join(".newhalf").exists());
 }
@@ -133,7 +137,7 @@ fn interfaces_that_are_gone_lose_the_attachment_but_keep_the_address() {
     let again = open(&folder);
     assert!(again.find("a", "eth0").unwrap().attach.is_some());
     assert!(again.find("b", "eth0").unwrap().attach.is_none());
-    assert_eq!(again.list().count(), 2);
+    assert_eq!(again.list().len(), 2);
 }
 
 #[test]
@@ -163,4 +167,50 @@ fn mac_addresses_are_read_strictly() {
     {
         assert_eq!(parse_mac(bad), None, "{bad}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_disk_that_does_not_answer_holds_up_only_who_waits_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (attachments, _) = Attachments::open(folder.path().join("attachments"), settings()).unwrap();
+    let hangs = Arc::clone(&attachments.disk);
+    let (held, is_held) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let hanging = std::thread::spawn(move || {
+        let _hang = hangs.hangs.lock().unwrap();
+        held.send(()).unwrap();
+        let _ = released.recv();
+    });
+    is_held.recv().unwrap();
+    let changing = attachments.clone();
+    let mut change = tokio::spawn(async move { changing.change(|k| k.reserve(&request("a"), |_| false)).await });
+    let soon = Duration::from_millis(200);
+    assert!(tokio::time::timeout(soon, &mut change).await.is_err(), "what is answered is on disk");
+    assert!(tokio::time::timeout(soon, attachments.keeper()).await.is_err(), "one at a time");
+    // Nobody else waits.
+    attachments.set_settings(Settings { route_mtu: 1_300, ..settings() });
+    assert!(attachments.list().is_empty(), "what is not on disk is not known");
+    assert_eq!(attachments.trouble(Instant::now()), None);
+    let late = attachments.trouble(Instant::now() + Duration::from_secs(60)).unwrap();
+    assert!(late.contains("does not answer"), "{late}");
+
+    drop(release);
+    hanging.join().unwrap();
+    let given = change.await.unwrap().unwrap();
+    assert_eq!(attachments.list()[0].reservation, given);
+    assert_eq!(attachments.trouble(Instant::now() + Duration::from_secs(60)), None);
+}
+
+#[tokio::test]
+async fn a_disk_that_refuses_is_told_of_until_it_takes_something() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("attachments");
+    let (attachments, _) = Attachments::open(state.clone(), settings()).unwrap();
+    fs::remove_dir(&state).unwrap();
+    assert!(attachments.change(|k| k.reserve(&request("a"), |_| false)).await.is_err());
+    assert!(attachments.trouble(Instant::now()).unwrap().contains("cannot write"));
+    assert!(attachments.list().is_empty());
+    fs::create_dir(&state).unwrap();
+    assert!(attachments.change(|k| k.reserve(&request("a"), |_| false)).await.is_ok());
+    assert_eq!(attachments.trouble(Instant::now()), None);
 }

@@ -111,17 +111,18 @@ impl Parts {
                 self.tell(|status| ConfigurationStatus { refused, message: Some(message), ..status.clone() })
             }
             Verdict::TakeOver(wanted) => {
-                self.keep(&offer);
+                // What it asks for does not wait for the disk.
                 if *wanted != self.running {
                     if self.inputs.send(Input::Configuration(wanted.clone())).await.is_err() {
                         return false;
                     }
                     self.running = *wanted;
                 }
+                self.keep(&offer).await;
                 self.tell(|_| in_force("object", offer.generation))
             }
             Verdict::Start(fields) => {
-                if !self.keep(&offer) {
+                if !self.keep(&offer).await {
                     let message = format!(
                         "generation {} changes {}, which needs a new start, and cannot be kept for it",
                         offer.generation,
@@ -167,13 +168,16 @@ impl Parts {
     }
 
     /// Keeps the object for the next start. Returns whether it could.
-    fn keep(&self, offer: &Offer) -> bool {
-        let state = &self.file.paths.state;
+    async fn keep(&self, offer: &Offer) -> bool {
+        let state = self.file.paths.state.clone();
         let copy = Copy::new(offer.uid.clone(), offer.generation, offer.spec.clone());
-        if matches!(Copy::read(state), Ok(Some(kept)) if kept == copy) {
-            return true;
-        }
-        copy.write(state).inspect_err(|error| warn!("{error}")).is_ok()
+        let kept = tokio::task::spawn_blocking(move || {
+            if matches!(Copy::read(&state), Ok(Some(kept)) if kept == copy) {
+                return true;
+            }
+            copy.write(&state).inspect_err(|error| warn!("{error}")).is_ok()
+        });
+        kept.await.unwrap_or(false)
     }
 
     /// When it is this node's turn to start anew.

@@ -33,7 +33,7 @@ pub enum HostError {
         source: io::Error,
     },
     /// A kernel setting could not be read or written.
-    #[error("cannot set {name} to {value}: {source}; is /proc/sys mounted read-only?")]
+    #[error("cannot set {name} to {value}: {source}{}", hint(.source, "is /proc/sys mounted read-only?"))]
     Sysctl {
         /// Its path below `/proc/sys`.
         name: String,
@@ -43,7 +43,7 @@ pub enum HostError {
         source: io::Error,
     },
     /// `nft` is not there or cannot be run.
-    #[error("cannot run nft: {0}; install nftables")]
+    #[error("cannot run nft: {}{}", .0, hint(.0, "install nftables"))]
     NoNft(io::Error),
     /// `nft` refused a ruleset.
     #[error("nft cannot {action}: {message}")]
@@ -53,6 +53,20 @@ pub enum HostError {
         /// Its own words.
         message: String,
     },
+}
+
+/// The likely cause of an error, to follow the kernel's own word for it: what is usual in this place, unless it is one that can
+/// come in any.
+pub(crate) fn hint(error: &io::Error, usual: &str) -> String {
+    use nix::errno::Errno;
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE) => "; the agent has too many files open: raise its limit (LimitNOFILE)".into(),
+        Some(Errno::ENFILE) => "; this node has too many files open: raise fs.file-max".into(),
+        Some(Errno::ENOMEM | Errno::EAGAIN) => "; this node is out of memory or processes".into(),
+        // A device that went meanwhile took its settings with it.
+        Some(Errno::ENOENT) if usual.contains("/proc") => "; is the device still there?".into(),
+        _ => format!("; {usual}"),
+    }
 }
 
 /// A connection to the kernel's routing tables, in the network namespace of the thread that opened it.

@@ -523,3 +523,17 @@ fn send_frame(device: &str, tag: &[u8], ether_type: u16, packet: &[u8], bypass: 
         );
     }
 }
+
+#[test]
+fn a_hint_is_not_given_where_files_ran_out() {
+    let nft = |errno: nix::errno::Errno| HostError::NoNft(errno.into()).to_string();
+    assert!(nft(nix::errno::Errno::ENOENT).ends_with("; install nftables"));
+    assert!(nft(nix::errno::Errno::EMFILE).ends_with("raise its limit (LimitNOFILE)"));
+    assert!(nft(nix::errno::Errno::ENFILE).ends_with("raise fs.file-max"));
+    let sysctl = |errno: nix::errno::Errno| {
+        HostError::Sysctl { name: "a".into(), value: "1".into(), source: errno.into() }.to_string()
+    };
+    assert!(sysctl(nix::errno::Errno::EROFS).ends_with("is /proc/sys mounted read-only?"));
+    assert!(!sysctl(nix::errno::Errno::EMFILE).contains("read-only"));
+    assert!(!sysctl(nix::errno::Errno::ENOENT).contains("read-only"));
+}

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hauberk_core::api::{Problem, Severity};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
@@ -79,7 +80,6 @@ pub struct Installer {
     world: Shared,
     adopted: watch::Receiver<bool>,
     in_place: watch::Sender<bool>,
-    told: Option<String>,
 }
 
 impl Installer {
@@ -92,7 +92,7 @@ impl Installer {
         in_place: watch::Sender<bool>,
     ) -> Installer {
         let (cni, socket) = (config.cni.clone(), config.paths.socket.clone());
-        Installer { cni, socket, world, adopted, in_place, told: None }
+        Installer { cni, socket, world, adopted, in_place }
     }
 
     /// Runs until the agent ends. Does nothing if nothing is to be installed.
@@ -135,16 +135,27 @@ impl Installer {
         if matches!(done, Ok(Placed::Written)) {
             info!(path = %path.display(), "the CNI configuration is in place");
         }
-        let problem = done.as_ref().err().map(ToString::to_string);
-        if problem != self.told {
-            if let Some(problem) = &problem {
-                warn!("{problem}");
-            }
-            self.told = problem;
-        }
+        self.tell(done.as_ref().err());
         let in_place = matches!(done, Ok(Placed::Already | Placed::Written));
         self.in_place.send_if_modified(|now| std::mem::replace(now, in_place) != in_place);
         done
+    }
+
+    /// What is wrong stands in the status until a look finds it well.
+    fn tell(&self, error: Option<&InstallError>) {
+        let problem = error.map(|error| Problem {
+            severity: Severity::Critical,
+            object: "cni".to_owned(),
+            message: error.to_string(),
+        });
+        let told = &mut self.world.write().cni;
+        if *told == problem {
+            return;
+        }
+        if let Some(problem) = &problem {
+            warn!("{}", problem.message);
+        }
+        *told = problem;
     }
 }
 

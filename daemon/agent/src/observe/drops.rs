@@ -1,12 +1,17 @@
 //! Drops, by reason, with what each means and what to do about it.
 
-use hauberk_abi::reason::DropReason;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hauberk_abi::reason::{DropReason, Encryption};
 use hauberk_core::api::{DropCount, Drops};
+use hauberk_core::desired::Owner;
+use hauberk_core::model::NodeObject;
 use hauberk_tunnel::TunnelDrop;
 
 use super::Eyes;
-use crate::datapath::DatapathError;
-use crate::world::Shared;
+use crate::datapath::{self, DatapathError};
+use crate::world::{Shared, World};
 
 /// What the tunnel device drops by itself: nobody reads from it, and its queue is full.
 const UNREAD: &str = "tunnel_unread";
@@ -68,10 +73,61 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
             .into(),
     });
     reasons.retain(|count| count.packets > 0);
+    let from_world = reasons.iter_mut().find(|count| count.reason == DropReason::WorldToProtected.as_str());
+    if let Some(count) = from_world
+        && let Some(advice) = nodes_advice(&world.read(), &refused_from_world(eyes)?)
+    {
+        count.advice = advice;
+    }
     reasons.sort_by(|a, b| {
         a.expected.cmp(&b.expected).then(b.packets.cmp(&a.packets)).then_with(|| a.reason.cmp(&b.reason))
     });
     Ok(Drops { reasons, leaked: world.read().leaks.counts() })
+}
+
+/// Who sent what was taken for the world's, as far as the flows still say.
+fn refused_from_world(eyes: &Eyes) -> Result<BTreeSet<IpAddr>, DatapathError> {
+    let flows = eyes.maps().flows(datapath::now())?.into_iter();
+    let refused = flows.filter(|(_, flow)| {
+        flow.encryption == Encryption::Refused as u8 && DropReason::from_u8(flow.drop) == DropReason::WorldToProtected
+    });
+    Ok(refused.map(|(key, _)| key.source.into()).collect())
+}
+
+/// If nodes are among those who were taken for the world: which, and what to do. Their packets come sealed once everybody knows
+/// the address for theirs, and nobody is to open the pod for them.
+fn nodes_advice(world: &World, sources: &BTreeSet<IpAddr>) -> Option<String> {
+    let node_of = |address: &IpAddr| {
+        let named = |node: &&NodeObject| node.addresses.iter().any(|given| given.address == *address);
+        match world.desired.owner(&world.model, &world.policy, (*address).into()) {
+            Some(Owner::Node(node)) => Some(node),
+            Some(_) => None,
+            None => world.model.nodes().find(named).map(|node| node.name.clone()),
+        }
+    };
+    let mut nodes: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    for address in sources {
+        if let Some(node) = node_of(address) {
+            nodes.entry(node).or_default().insert(*address);
+        }
+    }
+    let named: Vec<String> = nodes
+        .iter()
+        .map(|(node, addresses)| {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            format!("node {node} (from {})", addresses.join(", "))
+        })
+        .collect();
+    let others = sources.len() > nodes.values().map(BTreeSet::len).sum();
+    (!named.is_empty()).then(|| {
+        let rest = if others { format!("; the rest: {}", advice(DropReason::WorldToProtected)) } else { String::new() };
+        format!(
+            "{} sent in the clear to an opted-in pod, from an address that was not known to be a node's: a few are normal when a \
+             node is given an address; if it goes on, is its agent running, and the address in its status.addresses and in \
+             nodeRanges?{rest}",
+            named.join(" and ")
+        )
+    })
 }
 
 /// The device's own count, kept by the kernel across restarts of the agent; 0 while there is no such device.
@@ -165,5 +221,30 @@ fn tunnel_advice(reason: &str) -> &'static str {
         }
         Some(TunnelDrop::Multicast) => "multicast was sent into the tunnel: it cannot be encrypted to one peer",
         None => "see the tunnel's documentation",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hauberk_core::model::{Change, NodeAddress};
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_taken_for_the_world_is_named_and_no_pod_opened_for_it() {
+        let mut world = crate::testing::world("n1");
+        let addresses = [("192.0.2.2", true), ("203.0.113.2", false)]
+            .map(|(address, internal)| NodeAddress { address: address.parse().unwrap(), internal });
+        let node = NodeObject { name: "n2".into(), addresses: addresses.into(), ..NodeObject::default() };
+        let _ = world.model.apply(Change::Node(node));
+        let World { desired, model, policy, .. } = &mut world;
+        let _ = desired.follow(model, policy);
+        let of = |sources: &[&str]| nodes_advice(&world, &sources.iter().map(|one| one.parse().unwrap()).collect());
+        assert_eq!(of(&["198.51.100.1"]), None);
+        let node = of(&["192.0.2.2", "203.0.113.2"]).unwrap();
+        assert!(node.starts_with("node n2 (from 192.0.2.2, 203.0.113.2) sent in the clear"), "{node}");
+        assert!(!node.contains("worldIngress"), "{node}");
+        let both = of(&["192.0.2.2", "198.51.100.1"]).unwrap();
+        assert!(both.contains("node n2") && both.contains("the rest: ") && both.contains("worldIngress"), "{both}");
     }
 }

@@ -61,8 +61,15 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     }
     let mut problems = facts.lasting.clone();
     problems.extend(world.failures.values().cloned());
+    problems.extend(world.cni.clone());
+    problems.extend(no_pod_range(world));
     problems.extend(not_running(world, silent, &stats, &facts.config.tunnel.device));
-    problems.extend(peer_problems(&peers, &mute, namespaces.iter().any(|namespace| namespace.protected_pods > 0)));
+    let any_protected = namespaces.iter().any(|namespace| namespace.protected_pods > 0);
+    // Without a datapath here that alone is why nobody talks with peers.
+    if world.running.is_some() && any_protected {
+        let publishes = |node: &str| world.model.node_object(node).is_some_and(|object| object.keys.is_some());
+        problems.extend(peer_problems(&peers, &mute, publishes));
+    }
     problems.extend(full_maps(world, eyes));
     problems.extend(world.leaks.problems());
     problems.extend(world.plaintext.problems());
@@ -174,6 +181,20 @@ fn mute_nodes(world: &World, stats: &Stats) -> BTreeSet<String> {
     mute.filter_map(|peer| world.model.node_name(peer.number)).map(str::to_owned).collect()
 }
 
+/// Pods that hauberk-cni connects need an address.
+fn no_pod_range(world: &World) -> Option<Problem> {
+    let node = world.model.node_object(world.model.node())?;
+    if world.policy.chained || !node.pod_ranges.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "has no spec.podCIDRs: new pods get no network until it has; does the cluster give out pod ranges \
+         (kube-controller-manager --allocate-node-cidrs)? What runs is not concerned; read from {}",
+        world.source.location
+    );
+    Some(Problem { severity: Severity::Warning, object: format!("node/{}", node.name), message })
+}
+
 /// Why protected pods cannot be promised what they ask for.
 fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &str) -> Vec<Problem> {
     let critical =
@@ -208,11 +229,9 @@ fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &st
     }
     match &world.self_test {
         _ if world.running.is_none() => {
-            let message = format!(
-                "the datapath is not up: Node {} has not been read from {}, or has no address; see `hauberk events`",
-                world.policy.node, world.source.location
-            );
-            problems.push(critical("datapath", message));
+            // Why it could not be started is told already.
+            let why = world.not_up().filter(|_| !world.failures.contains_key("datapath"));
+            problems.extend(why.map(|why| critical("datapath", why)));
         }
         Some(Err(reason)) => problems.push(critical("datapath", format!("the self-test failed: {reason}"))),
         None => problems.push(critical("datapath", "the self-test has not run yet".into())),
@@ -244,20 +263,26 @@ fn lacks_of_nftables(running: &Running) -> Vec<Problem> {
     sockets.into_iter().chain(bridges).map(warning).collect()
 }
 
-fn peer_problems(peers: &[PeerStatus], mute: &BTreeSet<String>, any_protected: bool) -> Vec<Problem> {
-    if !any_protected {
-        return Vec::new();
-    }
-    let problem = |peer: &PeerStatus, message: &str| Problem {
+fn peer_problems(peers: &[PeerStatus], mute: &BTreeSet<String>, publishes: impl Fn(&str) -> bool) -> Vec<Problem> {
+    let cut_off = "so opted-in pods cannot talk with it (dropped, not in the clear)";
+    let problem = |peer: &PeerStatus, message: String| Problem {
         severity: Severity::Critical,
         object: format!("node/{}", peer.node),
-        message: message.into(),
+        message,
     };
     peers
         .iter()
         .filter_map(|peer| match peer.state {
-            PeerState::NoKey => Some(problem(peer, "has no usable key, so opted-in pods cannot talk with it (dropped, not in the clear); is the agent running there?")),
-            _ if mute.contains(&peer.node) || peer.state == PeerState::Failed => Some(problem(peer, "does not answer handshakes, so opted-in pods cannot talk with it (dropped, not in the clear); is its agent running, and its UDP port reachable?")),
+            PeerState::NoKey if publishes(&peer.node) => {
+                Some(problem(peer, format!("publishes keys that are refused, {cut_off}; `hauberk events` says why")))
+            }
+            PeerState::NoKey => {
+                Some(problem(peer, format!("has published no key, {cut_off}; is the agent running there, and ready?")))
+            }
+            _ if mute.contains(&peer.node) || peer.state == PeerState::Failed => Some(problem(
+                peer,
+                format!("does not answer handshakes, {cut_off}; is its agent running, and its UDP port reachable?"),
+            )),
             _ => None,
         })
         .collect()
@@ -302,19 +327,30 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_cannot_be_talked_with_is_critical_as_soon_as_somebody_is_protected() {
+    fn a_peer_that_cannot_be_talked_with_is_critical_and_says_why() {
         let peers = [
             peer("dead", PeerState::Handshaking),
             peer("given-up", PeerState::Failed),
             peer("keyless", PeerState::NoKey),
+            peer("refused", PeerState::NoKey),
             peer("renewing", PeerState::Handshaking),
             peer("well", PeerState::Established),
         ];
         let mute = BTreeSet::from(["dead".to_owned()]);
-        let problems = peer_problems(&peers, &mute, true);
-        let objects: Vec<&str> = problems.iter().map(|problem| problem.object.as_str()).collect();
-        assert_eq!(objects, ["node/dead", "node/given-up", "node/keyless"]);
+        let problems = peer_problems(&peers, &mute, |node| node == "refused");
+        let told: Vec<(&str, &str)> = problems
+            .iter()
+            .map(|problem| (problem.object.as_str(), problem.message.split(',').next().unwrap_or_default()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("node/dead", "does not answer handshakes"),
+                ("node/given-up", "does not answer handshakes"),
+                ("node/keyless", "has published no key"),
+                ("node/refused", "publishes keys that are refused"),
+            ]
+        );
         assert!(problems.iter().all(|problem| problem.severity == Severity::Critical));
-        assert!(peer_problems(&peers, &mute, false).is_empty());
     }
 }

@@ -2,34 +2,61 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
+use hauberk_core::api::Severity;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeObject};
 use hauberk_core::{addresses, convergence};
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{Reconciler, note};
+use crate::source::SourceError;
 
 impl Reconciler {
-    /// Keys and addresses, in a patch of their own: neither a failed step nor a long acknowledgement holds them back. Returns
-    /// whether they are there.
-    pub(super) async fn publish_identity(&mut self) -> bool {
-        let annotations = BTreeMap::from([
+    /// Begins to publish what the node's object does not have, as last read.
+    pub(super) fn announce(&mut self) {
+        self.announcer.begin_round();
+        self.announce_rest();
+    }
+
+    /// Keys and addresses first, in a patch of their own, which neither a failed step nor a long acknowledgement holds back.
+    fn announce_rest(&mut self) {
+        self.announce_at = None;
+        let identity = BTreeMap::from([
             (KEYS_ANNOTATION.to_owned(), self.published.clone()),
             (ADDRESSES_ANNOTATION.to_owned(), addresses::render(&self.published_addresses())),
         ]);
-        self.annotate(annotations).await
+        if self.annotate(identity) && self.acknowledge() && !self.announcer.is_busy() {
+            self.succeed("annotations");
+        }
     }
 
-    /// What is enforced now; while it `enforces` less than that, what was acknowledged before stays. Returns whether it is there.
-    pub(super) async fn acknowledge(&mut self, enforces: bool) -> bool {
-        if !enforces {
+    /// A write has ended: the next one begins, or this one is tried again.
+    pub(super) fn announced(&mut self, end: Result<(), SourceError>) {
+        match end {
+            Ok(()) => self.announce_rest(),
+            Err(error) => {
+                self.announce_at = Some(Instant::now() + self.announcer.pause());
+                self.fail(
+                    "annotations",
+                    format!(
+                        "cannot write this node's annotations, so peers do not learn its keys, its addresses or what it \
+                         enforces: {error}"
+                    ),
+                );
+            }
+        }
+    }
+
+    /// What is enforced now; while it enforces less than that, what was acknowledged before stays. Returns whether it is there.
+    fn acknowledge(&mut self) -> bool {
+        if !self.enforces {
             return true;
         }
         let enforced = self.world.read().desired.enforced.as_ref().map(convergence::render);
         match enforced {
-            Some(enforced) => self.annotate([(ENFORCED_ANNOTATION.to_owned(), enforced)].into()).await,
+            Some(enforced) => self.annotate([(ENFORCED_ANNOTATION.to_owned(), enforced)].into()),
             None => true,
         }
     }
@@ -52,34 +79,28 @@ impl Reconciler {
         published
     }
 
-    async fn annotate(&mut self, annotations: BTreeMap<String, String>) -> bool {
-        let is_written = annotations.iter().all(|(name, value)| self.written.get(name) == Some(value));
-        if is_written && self.holds(&annotations) {
-            self.succeed("annotations");
-            return true;
-        }
-        let values = annotations.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect();
-        match Arc::clone(&self.source).annotate(values).await {
-            Ok(()) => {
-                self.written.extend(annotations);
-                self.succeed("annotations");
-                true
-            }
-            Err(error) => self.fail(
-                "annotations",
-                format!(
-                    "cannot write this node's annotations, so peers do not learn its keys, its addresses or what it enforces: \
-                     {error}"
-                ),
-            ),
-        }
+    /// Returns whether they are there; otherwise they are being written, or will be after what is being written now.
+    fn annotate(&mut self, annotations: BTreeMap<String, String>) -> bool {
+        let world = self.world.read();
+        let own = world.model.node_object(world.model.node());
+        self.announcer.announce(annotations, |name, value| own.is_none_or(|own| annotation(own, name) == Some(value)))
     }
 
-    /// Whether the node's object, as last read, still carries these annotations.
-    fn holds(&self, annotations: &BTreeMap<String, String>) -> bool {
-        let world = self.world.read();
-        let Some(node) = world.model.node_object(world.model.node()) else { return true };
-        annotations.iter().all(|(name, value)| annotation(node, name) == Some(value))
+    /// What takes long is told of for as long as it does.
+    pub(super) fn look_at_writes(&mut self) {
+        let late = self.announcer.is_late(Instant::now()).then(|| {
+            "the source does not answer while this node's annotations are written, so peers do not learn what is new of its \
+             keys, its addresses and what it enforces; look at the source's disk or API server"
+                .to_owned()
+        });
+        // Whether they are there in the end is told by the end of the write.
+        if let Some(late) = late {
+            self.tell_once("annotations", Severity::Critical, late);
+        }
+        match self.attachments.trouble(std::time::Instant::now()) {
+            Some(trouble) => self.tell_once("attachments store", Severity::Warning, trouble),
+            None => self.succeed("attachments store"),
+        }
     }
 }
 

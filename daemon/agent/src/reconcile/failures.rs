@@ -52,11 +52,23 @@ impl Reconciler {
 
     /// One more thing is wrong. Returns false.
     pub(super) fn fail(&mut self, object: &str, message: String) -> bool {
+        self.add(object, Severity::Critical, message);
+        false
+    }
+
+    fn add(&mut self, object: &str, severity: Severity, message: String) {
         warn!(object, "{message}");
-        let problem = Problem { severity: Severity::Critical, object: object.to_owned(), message };
+        let problem = Problem { severity, object: object.to_owned(), message };
         self.failures.0.entry(Area::Others).or_default().insert(object.to_owned(), problem);
         self.world.write().failures = self.failures.all();
-        false
+    }
+
+    /// The same for what is looked at often: nothing is logged twice.
+    pub(super) fn tell_once(&mut self, object: &str, severity: Severity, message: String) {
+        let known = self.failures.0.get(&Area::Others).and_then(|others| others.get(object));
+        if known.is_none_or(|known| known.message != message) {
+            self.add(object, severity, message);
+        }
     }
 
     /// It is well again.

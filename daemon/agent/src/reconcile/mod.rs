@@ -2,13 +2,14 @@
 //! to the kernel; everybody else sends it an [`Input`].
 
 mod annotations;
+mod announcer;
 mod failures;
 mod input;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hauberk_core::api::{Problem, Severity};
@@ -32,6 +33,7 @@ use crate::host::netfilter::Counters;
 use crate::source::Source;
 use crate::world::{Device, Running, Shared};
 
+use announcer::Announcer;
 use failures::{Area, Failures};
 pub use input::Input;
 
@@ -72,13 +74,15 @@ pub struct Reconciler {
     waiting_since: Vec<std::time::Instant>,
     /// What new pods are given may have changed.
     settings_due: bool,
-    attachments: Arc<Mutex<Attachments>>,
-    source: Arc<dyn Source>,
+    attachments: Attachments,
     make_tunnel: TunnelMaker,
     /// The keys annotation this node publishes.
     published: String,
-    /// What was last written into the annotations.
-    written: BTreeMap<String, String>,
+    announcer: Announcer,
+    /// When to write annotations again that could not be written.
+    announce_at: Option<Instant>,
+    /// Whether the kernel holds what is desired, as far as it concerns what is enforced.
+    enforces: bool,
     /// Interfaces of attachments on record when the agent started.
     known_interfaces: BTreeSet<u32>,
     pause: Duration,
@@ -100,7 +104,7 @@ pub struct Parts {
     /// The kernel's side, loaded.
     pub prepared: Prepared,
     /// Pods' interfaces on record.
-    pub attachments: Arc<Mutex<Attachments>>,
+    pub attachments: Attachments,
     /// Writes this node's annotations.
     pub source: Arc<dyn Source>,
     /// Makes the tunnel's configuration.
@@ -113,7 +117,7 @@ impl Reconciler {
     /// Ready to run.
     pub fn new(parts: Parts) -> Reconciler {
         let known_interfaces =
-            lock(&parts.attachments).list().filter_map(|a| Some(a.attach.as_ref()?.host_index)).collect();
+            parts.attachments.list().iter().filter_map(|a| Some(a.attach.as_ref()?.host_index)).collect();
         Reconciler {
             config: parts.config,
             world: parts.world,
@@ -123,10 +127,11 @@ impl Reconciler {
             waiting_since: Vec::new(),
             settings_due: true,
             attachments: parts.attachments,
-            source: parts.source,
             make_tunnel: parts.make_tunnel,
             published: parts.published,
-            written: BTreeMap::new(),
+            announcer: Announcer::new(parts.source),
+            announce_at: None,
+            enforces: false,
             known_interfaces,
             pause: FIRST_PAUSE,
             stale: false,
@@ -148,6 +153,14 @@ impl Reconciler {
             tokio::select! {
                 count = inputs.recv_many(&mut batch, BATCH) => if count == 0 { return },
                 () = sleep_until(retry) => {}
+                end = self.announcer.end() => {
+                    self.announced(end);
+                    continue;
+                }
+                () = sleep_until(self.announce_at) => {
+                    self.announce();
+                    continue;
+                }
                 _ = look.tick() => {
                     if self.look().await { retry = Some(Instant::now()); }
                     continue;
@@ -233,7 +246,7 @@ impl Reconciler {
         }
         self.follow();
         self.take_settings();
-        self.follow_addresses();
+        self.follow_node();
         let mut failures = self.carry_out().await;
         self.follow_rules(&mut failures).await;
         let clean = failures.is_empty();
@@ -245,7 +258,9 @@ impl Reconciler {
                 world.apply_seconds.observe(since.elapsed().as_secs_f64());
             }
         }
-        self.publish(clean, enforced).await && clean
+        self.enforces = enforced;
+        self.publish(clean).await;
+        clean
     }
 
     /// From prepared to running, as soon as the node's own object is known.
@@ -326,10 +341,7 @@ impl Reconciler {
             limit: self.config.limits.attachments as usize,
         };
         drop(world);
-        let mut attachments = lock(&self.attachments);
-        if *attachments.settings() != settings {
-            attachments.set_settings(settings);
-        }
+        self.attachments.set_settings(settings);
     }
 
     /// What is desired follows what is known.
@@ -381,8 +393,8 @@ impl Reconciler {
     }
 
     /// Publishes this node's keys, whatever failed, and acknowledges what is enforced now. Tidies up once.
-    async fn publish(&mut self, clean: bool, enforces: bool) -> bool {
-        let Stage::Running(kernel) = &self.stage else { return true };
+    async fn publish(&mut self, clean: bool) {
+        let Stage::Running(kernel) = &self.stage else { return };
         if !self.foreign_routes_removed
             && clean
             && let Some(routes) = self.own_routes()
@@ -393,7 +405,7 @@ impl Reconciler {
             }
         }
         self.greet();
-        self.publish_identity().await && self.acknowledge(enforces).await
+        self.announce();
     }
 
     /// Every route that is to be there, once that is known.
@@ -451,7 +463,9 @@ impl Reconciler {
         match (waiter.attached, held, failure) {
             (true, true, None) | (false, false, None) => Ok(()),
             (_, _, Some(failure)) => Err(failure),
-            (true, false, None) => Err("the datapath is not up yet: this node's own Node object has not been read, or the datapath could not be started; see `hauberk status`".into()),
+            (true, false, None) => {
+                Err(world.not_up().unwrap_or_else(|| "it is not attached yet; it is tried again".into()))
+            }
             (false, true, None) => Err("the interface is still attached; it is tried again".into()),
         }
     }
@@ -524,8 +538,4 @@ async fn sleep_until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-fn lock(attachments: &Mutex<Attachments>) -> std::sync::MutexGuard<'_, Attachments> {
-    attachments.lock().unwrap_or_else(PoisonError::into_inner)
 }

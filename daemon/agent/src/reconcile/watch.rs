@@ -84,6 +84,7 @@ impl Reconciler {
 
     /// What nobody announces. Returns whether something must be reconciled.
     pub(super) async fn look(&mut self) -> bool {
+        self.look_at_writes();
         self.look_at_programs().await;
         if self.looked_around.is_some_and(|at| at.elapsed() < LOOK_AROUND) {
             return self.stale;
@@ -223,12 +224,13 @@ impl Reconciler {
         }
     }
 
-    /// Local packets' sources follow the node's object.
-    pub(super) fn follow_addresses(&mut self) {
+    /// Local packets' sources, and what is masqueraded, follow the node's object.
+    pub(super) fn follow_node(&mut self) {
         let Some(node) = self.own_node() else { return };
-        if let Stage::Running(kernel) = &mut self.stage {
-            kernel.follow_addresses(&node.addresses);
-        }
+        let Stage::Running(kernel) = &mut self.stage else { return };
+        let world = self.world.read();
+        let pods = world.desired.attachments.values().filter(|pod| !pod.adopted);
+        kernel.follow_node(&node, pods.flat_map(|pod| pod.addresses.iter().copied()));
     }
 
     fn restored(&mut self, object: String, message: String) {

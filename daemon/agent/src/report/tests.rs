@@ -3,27 +3,17 @@
 
 mod server;
 
-use hauberk_core::api::{Attachment, Event as Noted, PodReference, SourceStatus};
-use hauberk_core::desired::Policy;
+use hauberk_core::api::{Attachment, Event as Noted, PodReference};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{Change, NamespaceObject, NodeObject, PodObject};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::cluster_config::{Acceptance, HauberkConfigStatus};
-use crate::world::World;
 use server::Server;
 
 fn world(node: &str) -> Shared {
-    let source = SourceStatus {
-        kind: "kubernetes".into(),
-        location: "test".into(),
-        synced: true,
-        unavailable_since: None,
-        unavailable_because: None,
-        rejected: 0,
-    };
-    let world = Shared::new(World::new(Policy { node: node.into(), ..Policy::default() }, source));
+    let world = Shared::new(crate::testing::world(node));
     apply(&world, Change::Node(NodeObject { name: node.into(), ..NodeObject::default() }));
     apply(&world, Change::Synced);
     world

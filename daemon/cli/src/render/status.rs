@@ -85,6 +85,7 @@ fn one_peer(page: &mut Page, peer: &PeerStatus, now: Timestamp, verbose: bool, l
     keys(page, &peer.keys, verbose);
     match &peer.endpoint {
         Some(endpoint) => page.field("endpoint", endpoint),
+        None if peer.state == PeerState::NoKey => page.field("endpoint", "none without a key"),
         None => page.field("endpoint", "unknown (the Node object names no address)"),
     }
     let ranges: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
@@ -204,6 +205,17 @@ mod tests {
         troubled.peers[0].latest_handshake = None;
         assert_eq!(Outcome::of_status(&troubled), Outcome::Unprotected);
         golden("status-troubled-verbose", &page(&troubled, true));
+    }
+
+    #[test]
+    fn an_endpoint_is_missing_for_want_of_a_key_or_of_an_address() {
+        let mut status = status();
+        status.peers.truncate(1);
+        status.peers[0].endpoint = None;
+        assert!(page(&status, false).contains("unknown (the Node object names no address)"));
+        status.peers[0].state = PeerState::NoKey;
+        let text = page(&status, false);
+        assert!(text.contains("none without a key") && !text.contains("names no address"), "{text}");
     }
 
     #[test]

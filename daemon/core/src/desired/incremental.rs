@@ -186,8 +186,8 @@ impl Incremental {
         Some(scope)
     }
 
-    /// Who has the address now. Returns whether that changes which addresses are nodes': then tunnels and routes are to be
-    /// computed anew.
+    /// Who has the address now. Returns whether that changes which addresses or ranges are nodes': then tunnels and routes are to
+    /// be computed anew.
     fn settle(&mut self, model: &Model, policy: &Policy, address: Address, scope: &mut Scope) -> bool {
         let mut told = Collector::counting();
         let number = |node: &str| model.node_number(node).unwrap_or_default();
@@ -207,8 +207,19 @@ impl Incremental {
         let lost = matches!(party, Party::Pod(_)) && self.places.nodes.claim(address).is_some();
         self.standing.note(Cause::Address(address), told);
         self.put_endpoint(address, identity, scope);
+        let mut anew = false;
         if let Some([before, now]) = self.speakers.set_pod(ip, outside) {
             self.move_prefix(ip.into(), before, now, scope);
+            // A range of one address has a route of its own.
+            anew = self.places.ranges.is_owned(&ip.into());
+            let route = now.and_then(|node| tunnels::route_to_pod(model, policy, &self.places.nodes, ip, node));
+            let before = match route {
+                Some(route) => self.desired.routes.insert(route.destination, route),
+                None => self.desired.routes.remove(&IpNet::from(ip)),
+            };
+            if before != route {
+                scope.nodes();
+            }
         }
         let prefix = IpNet::from(ip);
         if !policy.in_cluster(prefix) && !self.inside.contains(&prefix) {
@@ -216,7 +227,7 @@ impl Incremental {
             scope.untranslated |=
                 if identity.is_some() { untranslated.insert(prefix) } else { untranslated.remove(&prefix) };
         }
-        self.places.nodes.note(address, lost)
+        self.places.nodes.note(address, lost) | anew
     }
 
     fn put_endpoint(&mut self, address: Address, identity: Option<Identity>, scope: &mut Scope) {

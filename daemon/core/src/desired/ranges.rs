@@ -66,6 +66,11 @@ impl PodRanges {
         ranges.find_map(|range| self.owners.get(&range)).map(String::as_str)
     }
 
+    /// Whether it is one of the nodes' own ranges.
+    pub(super) fn is_owned(&self, range: &IpNet) -> bool {
+        self.owners.contains_key(range)
+    }
+
     /// Whether the address is in any node's range, contested or not.
     pub(super) fn hold(&self, address: IpAddr) -> bool {
         self.owner(address).is_some() || self.contested.iter().any(|range| range.contains(&address))

@@ -207,7 +207,7 @@ fn ranges_that_two_nodes_claim_are_nobodys_but_known_pods_are_reached() {
     let allowed = |node| desired.peers[&NodeNumber(world.number(node))].allowed.iter().copied().collect::<Vec<_>>();
     assert_eq!(allowed(2), [net("10.0.2.5/32"), net("192.0.2.2/32")]);
     assert_eq!(allowed(3), [net("10.0.30.0/24"), net("192.0.2.3/32")]);
-    assert_eq!(desired.routes.keys().copied().collect::<Vec<_>>(), [net("10.0.30.0/24")]);
+    assert_eq!(desired.routes.keys().copied().collect::<Vec<_>>(), [net("10.0.2.5/32"), net("10.0.30.0/24")]);
     world.assert_event(reason::RANGE_OVERLAP, &["Node/n2", "Node/n3"]);
 }
 
@@ -358,6 +358,26 @@ fn routes_go_by_an_address_of_their_family() {
     let expected =
         [route("10.0.2.0/24", "192.0.2.2"), route("10.0.3.0/24", "192.0.2.3"), route("fd00:0:0:2::/64", "2001:db8::2")];
     assert_eq!(routes, expected);
+}
+
+#[test]
+fn a_pod_that_keeps_its_address_when_its_nodes_range_changes_is_reached_by_it() {
+    let mut world = with_pod(|_| {});
+    world.apply(Change::Node(NodeObject { pod_ranges: vec![net("10.0.22.0/24")], ..node(2) }));
+    let routes = |world: &World| world.desired().routes.into_keys().collect::<Vec<_>>();
+    assert_eq!(routes(&world), [net("10.0.2.5/32"), net("10.0.3.0/24"), net("10.0.22.0/24")]);
+    let route = world.desired().routes[&net("10.0.2.5/32")];
+    assert_eq!((route.via, route.mtu), (ip("192.0.2.2"), Some(1420)));
+    let peer = world.desired().peers[&NodeNumber(world.number(2))].clone();
+    assert!(peer.allowed.contains(&net("10.0.2.5/32")));
+    // What a Pod object says of an address outside of clusterRanges leads nothing there.
+    world.apply(Change::Pod(pod("open/world", 2, &["198.51.100.7"])));
+    assert_eq!(routes(&world).len(), 3);
+    // Nor is there a route to one of this node, whose interface is here.
+    world.apply(Change::Pod(pod("open/here", 1, &["10.0.77.1"])));
+    assert_eq!(routes(&world).len(), 3);
+    world.apply(Change::PodGone(pod_name("open/a")));
+    assert_eq!(routes(&world), [net("10.0.3.0/24"), net("10.0.22.0/24")]);
 }
 
 #[test]

@@ -53,6 +53,13 @@ impl Tunnels {
             tunnels.entries.insert(number, entry);
             tunnels.peers.insert(number, Peer { number, name: name.clone(), keys, endpoint, fallback, allowed });
         }
+        // Also where the address alone is some node's range: who speaks for it is where it is.
+        for (prefix, node) in &speakers.pods {
+            match node.and_then(|node| route_to_pod(model, policy, nodes, prefix.addr(), node)) {
+                Some(route) => tunnels.routes.insert(*prefix, route),
+                None => tunnels.routes.remove(prefix),
+            };
+        }
         tunnels
     }
 
@@ -76,6 +83,23 @@ impl Tunnels {
             }
         }
     }
+}
+
+/// The route to a pod outside of its node's ranges, as one that keeps its address when the range changes. Outside of
+/// `clusterRanges` there is none: a Pod object must not lead the world's traffic to its node.
+pub(super) fn route_to_pod(
+    model: &Model,
+    policy: &Policy,
+    nodes: &NodeAddresses,
+    pod: IpAddr,
+    node: NodeNumber,
+) -> Option<Route> {
+    let node = model.node_name(node).filter(|name| *name != model.node()).and_then(|name| model.node_object(name))?;
+    if policy.chained || !policy.is_for_pods(pod) {
+        return None;
+    }
+    let via = nodes.reached_at(node).find(|via| same_family(*via, pod))?;
+    Some(Route { destination: pod.into(), via, mtu: policy.route_mtu })
 }
 
 /// Who publishes which key, and since when.

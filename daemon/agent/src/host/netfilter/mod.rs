@@ -54,7 +54,7 @@ pub struct Ruleset {
     pub passable: BTreeSet<u32>,
     /// Bridges, by index: pods' packets may leave by them where the kernel lets their ports be guarded.
     pub bridges: BTreeMap<u32, String>,
-    /// This node's pod ranges: what they send to the world is masqueraded.
+    /// This node's pod ranges, and pods outside of them: what they send to the world is masqueraded.
     pub local: BTreeSet<IpNet>,
     /// Destinations that are not the world.
     pub untranslated: BTreeSet<IpNet>,
@@ -170,6 +170,9 @@ impl Netfilter {
         let mut netfilter = Netfilter { installed: Tables::default(), abilities, rules: None };
         let earlier = read::sets(&netfilter.list(&[]).await?);
         let mut ruleset = ruleset.clone();
+        if ruleset.chained.is_none() {
+            ruleset.local.extend(earlier.local);
+        }
         ruleset.untranslated.extend(earlier.untranslated);
         ruleset.guarded.extend(earlier.guarded);
         ruleset.passable.extend(earlier.passable.into_iter().filter(|index| if_indextoname(*index).is_ok()));

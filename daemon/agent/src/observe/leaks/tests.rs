@@ -203,7 +203,7 @@ fn packets_in_the_middle_are_looked_at_now_and_then() {
 
 #[test]
 fn what_was_excused_or_overtaken_is_not_counted() {
-    let mut world = World::new(hauberk_core::desired::Policy { node: "n1".into(), ..Default::default() }, source());
+    let mut world = crate::testing::world("n1");
     let leak = Leak {
         device: 7,
         source: "10.0.1.1".parse().unwrap(),
@@ -228,15 +228,4 @@ fn what_was_excused_or_overtaken_is_not_counted() {
     assert!(reader.news(vec![(leak, Noted { packets: 5, last: now.0 })]).is_empty());
     // It was pushed out of the map and came again.
     assert_eq!(reader.news(vec![(leak, Noted { packets: 2, last: now.0 })])[0].packets, 2);
-}
-
-fn source() -> hauberk_core::api::SourceStatus {
-    hauberk_core::api::SourceStatus {
-        kind: "directory".into(),
-        location: "/".into(),
-        synced: true,
-        unavailable_since: None,
-        unavailable_because: None,
-        rejected: 0,
-    }
 }

@@ -20,12 +20,13 @@ use hauberk_core::desired::Owner;
 use hauberk_core::model::{NodeNumber, PLAINTEXT_ANNOTATION};
 use hauberk_core::plaintext;
 use jiff::{SignedDuration, Timestamp};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::Eyes;
 use crate::datapath;
-use crate::source::Source;
+use crate::source::{Source, SourceError};
 use crate::world::{Shared, World};
 
 pub use seen::{Plaintext, Sighting};
@@ -208,10 +209,30 @@ fn at(monotonic: u64, now: u64) -> Timestamp {
 struct Writer {
     written: BTreeMap<String, plaintext::Report>,
     at: Option<Instant>,
+    /// Looking goes on meanwhile, however long it takes.
+    under_way: Option<UnderWay>,
+}
+
+/// What is being written.
+struct UnderWay {
+    wanted: BTreeMap<String, plaintext::Report>,
+    end: JoinHandle<Result<(), SourceError>>,
 }
 
 impl Writer {
     async fn write(&mut self, world: &Shared, source: &Arc<dyn Source>) {
+        match self.under_way.take() {
+            Some(write) if write.end.is_finished() => match write.end.await {
+                Ok(Ok(())) => self.written = write.wanted,
+                Ok(Err(error)) => warn!(%error, "nodes that send in the clear are not told so"),
+                Err(error) => warn!(%error, "nodes that send in the clear are not told so"),
+            },
+            Some(under_way) => {
+                self.under_way = Some(under_way);
+                return;
+            }
+            None => {}
+        }
         let (wanted, stands) = {
             let world = world.read();
             let own = world.model.node_object(world.model.node());
@@ -231,9 +252,7 @@ impl Writer {
         let text = (!wanted.is_empty()).then(|| plaintext::render(&wanted));
         self.at = Some(Instant::now());
         let annotations = BTreeMap::from([(PLAINTEXT_ANNOTATION.to_owned(), text)]);
-        match Arc::clone(source).annotate(annotations).await {
-            Ok(()) => self.written = wanted,
-            Err(error) => warn!(%error, "nodes that send in the clear are not told so"),
-        }
+        let end = tokio::spawn(Arc::clone(source).annotate(annotations));
+        self.under_way = Some(UnderWay { wanted, end });
     }
 }

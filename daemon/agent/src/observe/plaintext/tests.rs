@@ -1,6 +1,4 @@
 use hauberk_abi::address::Address;
-use hauberk_core::api::SourceStatus;
-use hauberk_core::desired::Policy;
 use hauberk_core::model::{Change, NodeAddress, NodeObject};
 
 use super::*;
@@ -17,15 +15,7 @@ fn node(name: &str, address: &str, seen: Option<String>) -> Change {
 }
 
 fn world() -> World {
-    let source = SourceStatus {
-        kind: "directory".into(),
-        location: "/".into(),
-        synced: true,
-        unavailable_since: None,
-        unavailable_because: None,
-        rejected: 0,
-    };
-    let mut world = World::new(Policy { node: "n1".into(), ..Policy::default() }, source);
+    let mut world = crate::testing::world("n1");
     for change in [node("n1", "192.168.0.1", None), node("n2", "192.168.0.2", None), Change::Synced] {
         let _ = world.model.apply(change);
     }

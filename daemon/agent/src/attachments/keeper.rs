@@ -1,0 +1,164 @@
+//! Changes of what is on record: decided in memory, written to disk, and only then known to others and answered.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+
+use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
+use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
+use ipnet::IpNet;
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::spawn_blocking;
+
+use super::store::Store;
+use super::{AttachmentError, Attachments, Pools, check_names, parse_mac};
+
+/// What only the one whose turn it is needs.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) store: Store,
+    pub(super) pools: Pools,
+}
+
+/// Whose turn it is to change what is on record; there is one at a time, in the order in which they asked. Its calls write
+/// files and belong on a blocking thread ([`Keeper::work`]).
+#[derive(Debug)]
+pub struct Keeper {
+    attachments: Attachments,
+    writer: OwnedMutexGuard<Writer>,
+}
+
+impl Deref for Keeper {
+    type Target = Attachments;
+
+    fn deref(&self) -> &Attachments {
+        &self.attachments
+    }
+}
+
+impl Keeper {
+    pub(super) fn new(attachments: Attachments, writer: OwnedMutexGuard<Writer>) -> Keeper {
+        Keeper { attachments, writer }
+    }
+
+    /// Does `work` on a blocking thread, to its end even if the caller gives up. The turn lasts until the keeper that is
+    /// returned is dropped.
+    ///
+    /// # Errors
+    /// Those of `work`, and [`AttachmentError::BrokenOff`].
+    pub async fn work<T: Send + 'static>(
+        mut self,
+        work: impl FnOnce(&mut Keeper) -> Result<T, AttachmentError> + Send + 'static,
+    ) -> Result<(Keeper, T), AttachmentError> {
+        spawn_blocking(move || work(&mut self).map(|done| (self, done))).await?
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.writer.store
+    }
+
+    /// Gives addresses to a pod's interface; asked again for the same container and interface, gives the same.
+    ///
+    /// `claimed` says which addresses some known pod has, whoever gave them to it.
+    ///
+    /// # Errors
+    /// [`AttachmentError`]; nothing is kept then.
+    pub fn reserve(
+        &mut self,
+        request: &Reserve,
+        claimed: impl Fn(IpAddr) -> bool,
+    ) -> Result<Reservation, AttachmentError> {
+        check_names(request)?;
+        let id = (request.container.clone(), request.interface.clone());
+        let reservation = {
+            let records = self.attachments.records();
+            if let Some(existing) = records.entries.get(&id) {
+                return Ok(existing.reservation.clone());
+            }
+            let settings = &records.settings;
+            // Before the Node object has been read there is neither a range nor a limit: that passes, a full node does not.
+            if !settings.pod_ranges.is_empty() && records.entries.len() >= settings.limit {
+                return Err(AttachmentError::TooMany { container: request.container.clone(), limit: settings.limit });
+            }
+            let addresses = records.allocate(&mut self.writer.pools, &request.container, claimed)?;
+            Reservation {
+                gateways: addresses.iter().map(|address| gateway(address.addr())).collect(),
+                route_mtu: settings.route_mtu,
+                device_mtu: settings.device_mtu,
+                host_interface: records.host_interface(&id),
+                cluster_ranges: settings.cluster_ranges.clone(),
+                gso_max_size: settings.gso_max_size,
+                addresses,
+            }
+        };
+        let attachment =
+            Attachment { request: request.clone(), reservation: reservation.clone(), attach: None, adopted: false };
+        self.writer.store.save_cursors(self.writer.pools.cursors());
+        self.store().save(&attachment)?;
+        let mut records = self.attachments.records();
+        records.taken.extend(reservation.addresses.iter().map(IpNet::addr));
+        records.entries.insert(id, attachment);
+        Ok(reservation)
+    }
+
+    /// Notes the interface that holds a reservation's addresses, and returns the whole.
+    ///
+    /// # Errors
+    /// [`AttachmentError::Unknown`] without a reservation, [`AttachmentError::Name`] for a MAC address that is none.
+    pub fn attach(&mut self, container: &str, interface: &str, attach: Attach) -> Result<Attachment, AttachmentError> {
+        for (what, mac) in
+            [("the host side's MAC address", &attach.host_mac), ("the pod's MAC address", &attach.pod_mac)]
+        {
+            if parse_mac(mac).is_none() {
+                return Err(AttachmentError::Name { what, name: mac.clone(), expected: "aa:bb:cc:dd:ee:ff is" });
+            }
+        }
+        let Some(known) = self.find(container, interface) else {
+            return Err(AttachmentError::Unknown { container: container.into(), interface: interface.into() });
+        };
+        let attached = Attachment { attach: Some(attach), ..known };
+        self.replace(&attached)?;
+        Ok(attached)
+    }
+
+    /// Forgets an attachment and frees its addresses, which are not given again before all others were. Returns what it
+    /// was; none if there was none, which is no error (CNI's DEL may come twice).
+    ///
+    /// # Errors
+    /// [`AttachmentError::Store`]: it could not be removed from disk, hence is kept.
+    pub fn release(&mut self, container: &str, interface: &str) -> Result<Option<Attachment>, AttachmentError> {
+        let Some(known) = self.find(container, interface) else { return Ok(None) };
+        self.store().remove(&known)?;
+        Ok(self.attachments.records().forget(&(container.to_owned(), interface.to_owned())))
+    }
+
+    /// Forgets our interfaces that do not exist any more (`exists(name, index)`), as after a reboot: their addresses stay
+    /// reserved until the runtime deletes the container. Returns those attachments, as they are now.
+    ///
+    /// # Errors
+    /// [`AttachmentError::Store`] if that cannot be written down.
+    pub fn detach_missing(&mut self, exists: impl Fn(&str, u32) -> bool) -> Result<Vec<Attachment>, AttachmentError> {
+        let mut detached = Vec::new();
+        for entry in self.list() {
+            let Some(attach) = entry.attach.as_ref().filter(|_| !entry.adopted) else { continue };
+            if exists(&entry.reservation.host_interface, attach.host_index) {
+                continue;
+            }
+            let without = Attachment { attach: None, ..entry };
+            self.replace(&without)?;
+            detached.push(without);
+        }
+        Ok(detached)
+    }
+
+    /// Writes an attachment, and has others know of it.
+    pub(super) fn replace(&mut self, attachment: &Attachment) -> Result<(), AttachmentError> {
+        self.store().save(attachment)?;
+        let id = (attachment.request.container.clone(), attachment.request.interface.clone());
+        self.attachments.records().entries.insert(id, attachment.clone());
+        Ok(())
+    }
+}
+
+fn gateway(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::from(GATEWAY_V4).into() } else { Ipv6Addr::from(GATEWAY_V6).into() }
+}
