@@ -18,6 +18,7 @@ mod answer;
 mod carry;
 mod lookup;
 mod maps;
+mod neighbour;
 mod pod;
 mod recent;
 mod record;

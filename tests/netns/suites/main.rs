@@ -10,6 +10,7 @@ mod cni;
 mod denial;
 mod devices;
 mod fallback;
+mod floods;
 mod harness;
 mod injection;
 mod interop;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         labels::TESTS,
         leaks::TESTS,
         mtu::TESTS,
+        floods::TESTS,
         neighbours::TESTS,
         plain::TESTS,
         restart::TESTS,
