@@ -108,28 +108,28 @@ mod tests {
     #[test]
     fn discovery_claims_its_source_and_what_it_answers_for() {
         let (own, other) = ([7; 16], [9; 16]);
-        let claim = |kind, source| {
+        let claimed = |kind, source| {
             let (frame, packet) = discovery(kind, source, other);
-            super::claim(&&frame[..], 14, &packet)
+            claim(&&frame[..], 14, &packet)
         };
         let [own_address, other_address] = [own, other].map(Address::v6);
-        assert_eq!(claim(133, own), Some(own_address));
-        assert_eq!(claim(133, [0; 16]), Some(Address::UNSPECIFIED));
-        assert_eq!(claim(135, own), Some(own_address));
-        assert_eq!(claim(135, [0; 16]), Some(other_address));
-        assert_eq!(claim(136, own), Some(other_address));
-        assert_eq!(claim(136, [0; 16]), None);
-        assert_eq!(claim(134, own), None);
-        assert_eq!(claim(137, own), None);
+        assert_eq!(claimed(133, own), Some(own_address));
+        assert_eq!(claimed(133, [0; 16]), Some(Address::UNSPECIFIED));
+        assert_eq!(claimed(135, own), Some(own_address));
+        assert_eq!(claimed(135, [0; 16]), Some(other_address));
+        assert_eq!(claimed(136, own), Some(other_address));
+        assert_eq!(claimed(136, [0; 16]), None);
+        assert_eq!(claimed(134, own), None);
+        assert_eq!(claimed(137, own), None);
         let (frame, packet) = discovery(136, own, other);
-        assert_eq!(super::claim(&&frame[..frame.len() - 1], 14, &packet), None);
+        assert_eq!(claim(&&frame[..frame.len() - 1], 14, &packet), None);
         let group = Address::v6([0xff; 16]);
         for odd in [
             Packet { fragment: Fragment::First, ..packet },
             Packet { tagged: true, ..packet },
             Packet { destination: group, ..packet },
         ] {
-            assert_eq!(super::claim(&&frame[..], 14, &odd), None);
+            assert_eq!(claim(&&frame[..], 14, &odd), None);
         }
     }
 

@@ -14,6 +14,7 @@ mod floods;
 mod harness;
 mod injection;
 mod interop;
+mod intruders;
 mod kill;
 mod labels;
 mod leaks;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         cni::TESTS,
         chained::TESTS,
         devices::TESTS,
+        intruders::TESTS,
         outages::TESTS,
         cli::TESTS,
     ];

@@ -98,7 +98,7 @@ impl Reconciler {
         self.stale
     }
 
-    /// Programs that somebody detached are attached again. The problem stays until the next look has seen them run.
+    /// Programs that somebody detached are attached again, and those that somebody came behind take their place back. The problem stays until the next look has seen them run.
     async fn look_at_programs(&mut self) {
         let Stage::Running(kernel) = &mut self.stage else { return };
         let whole = self.looked.is_none_or(|at| at.elapsed() >= WHOLE_LOOK);
@@ -125,27 +125,36 @@ impl Reconciler {
             }
         }
         self.tell(Area::Programs, problems.clone());
-        if !findings.iter().any(|finding| finding.found == Found::Missing) {
+        if findings.is_empty() {
             return;
         }
-        // Not ready until they have proven themselves, and told for as long as it is to the next whole look.
-        self.world.write().self_test = None;
+        // Told for as long as it is to the next whole look, and if one was missing not ready until they have proven themselves.
         self.looked = Some(Instant::now());
+        if findings.iter().any(|finding| finding.found == Found::Missing) {
+            self.world.write().self_test = None;
+        }
         let Stage::Running(kernel) = &mut self.stage else { return };
         let mut restored = Vec::new();
-        for finding in findings.iter().filter(|finding| finding.found == Found::Missing) {
-            match kernel.repair(finding) {
-                Ok(()) => restored.push((finding.object.clone(), finding.hook.as_str())),
-                Err(error) => {
-                    if let Some(problem) = problems.get_mut(&finding.object) {
-                        problem.message = format!("{}; it cannot be attached again: {error}", problem.message);
-                    }
+        for finding in &findings {
+            let failed = match kernel.repair(finding) {
+                Ok(true) => {
+                    restored.push((finding.object.clone(), finding.restored()));
+                    continue;
                 }
+                Ok(false) => {
+                    "it took its place back again and again, and somebody else does likewise: it leaves them there \
+                              for ten minutes"
+                        .into()
+                }
+                Err(error) => format!("it cannot be attached again: {error}"),
+            };
+            if let Some(problem) = problems.get_mut(&finding.object) {
+                problem.message = format!("{}; {failed}", problem.message);
             }
         }
         self.tell(Area::Programs, problems);
-        for (object, program) in restored {
-            self.restored(object, format!("{program} had been detached by another program; it is attached again"));
+        for (object, message) in restored {
+            self.restored(object, message);
         }
     }
 
