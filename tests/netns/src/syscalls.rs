@@ -350,3 +350,20 @@ fn owned(raw: libc::c_long) -> io::Result<OwnedFd> {
     // SAFETY: a descriptor that was just opened and that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(raw as i32) })
 }
+
+/// Detaches the program of a pinned link, whoever has a handle of it.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn detach_link(pin: &std::ffi::CStr) -> io::Result<()> {
+    /// `BPF_OBJ_GET` and `BPF_LINK_DETACH` (linux/bpf.h).
+    const GET: libc::c_long = 7;
+    const DETACH: libc::c_long = 34;
+    let mut get = [pin.as_ptr() as u64, 0];
+    // SAFETY: the attribute is whole, and the path it points to outlives the call.
+    let link = owned(unsafe { libc::syscall(libc::SYS_bpf, GET, &raw mut get, size_of_val(&get)) })?;
+    let mut detach = link.as_raw_fd() as u32;
+    // SAFETY: the attribute is whole and points to nothing.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, DETACH, &raw mut detach, size_of_val(&detach)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -95,12 +95,19 @@ impl Finding {
 }
 
 impl Kernel {
+    /// Pins again what somebody removed the pins of. Says whether anything was.
+    ///
+    /// # Errors
+    /// [`ApplyError`] for the first that cannot be pinned.
+    pub fn restore_pins(&mut self) -> Result<bool, ApplyError> {
+        Ok(self.datapath.restore_pins()?)
+    }
+
     /// Asks the kernel for every program; unless `whole`, for those of pods' interfaces not. One that cannot be asked for, because its device went, is left to the next look.
     ///
     /// # Errors
-    /// [`ApplyError`] if the folders of pins are gone and cannot be made again.
+    /// None so far.
     pub async fn look(&mut self, config: &Config, whole: bool) -> Result<Vec<Finding>, ApplyError> {
-        self.datapath.restore_pins()?;
         let mut seats = vec![(
             Hook::FromTunnel,
             self.settings.tunnel,

@@ -59,6 +59,7 @@ impl Datapath {
         };
         crate::fault::point("take a program's place back");
         links::reseat(program(idle, name)?, &self.pins.links(), hook, interface)?;
+        self.held.hold(&self.pins.links(), hook, interface);
         match self.seat(hook, interface, framing)? {
             Seat::Attached { between } if between.is_empty() => Ok(()),
             _ => Err(refused("others took its place again at once")),
@@ -89,7 +90,7 @@ impl Datapath {
     ///
     /// # Errors
     /// [`DatapathError::Pins`].
-    pub fn rename(&self, names: &[(String, String)]) -> Result<(), DatapathError> {
+    pub fn rename(&mut self, names: &[(String, String)]) -> Result<(), DatapathError> {
         // By way of a third name: two devices may have swapped theirs.
         let between = |name: &str| format!("{name}%");
         for (old, _) in names {
@@ -98,19 +99,20 @@ impl Datapath {
         for (old, new) in names {
             links::rename(&self.pins.links(), &between(old), new)?;
         }
+        self.held.rename(names);
         Ok(())
     }
 
-    /// Makes the folders of pins again, if somebody removed them, and pins the maps that the programs use. Says whether anything
-    /// was missing.
+    /// Makes the folders of pins again, if somebody removed them, and pins the maps that the programs use and the links of devices'
+    /// guards. Says whether anything was missing.
     ///
     /// # Errors
-    /// [`DatapathError::Pins`].
+    /// [`DatapathError`].
     pub fn restore_pins(&mut self) -> Result<bool, DatapathError> {
         let folder = self.pins.maps();
         let complete = folder.join(hauberk_abi::layout::map::ENDPOINTS).exists() && self.pins.links().exists();
         if complete {
-            return Ok(false);
+            return self.held.pin_again(&self.pins.links());
         }
         crate::fault::point("make the folders of pins again");
         self.pins.create()?;
@@ -136,6 +138,7 @@ impl Datapath {
                 })?;
             }
         }
+        self.held.pin_again(&self.pins.links())?;
         Ok(true)
     }
 }

@@ -317,7 +317,7 @@ fn records(links: &Path) -> Result<Vec<(String, String, bool)>, DatapathError> {
     Ok(records)
 }
 
-fn pin_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
+pub(super) fn pin_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
     links.join(format!("{}@{}", hook.as_str(), escape(interface)))
 }
 

@@ -3,6 +3,7 @@
 //! Everything here outlives the agent: maps and links are pinned, and a new agent takes them over without a gap - it
 //! loads its programs against the pinned maps and swaps them in, link by link, each in one atomic step.
 
+mod hold;
 mod keep;
 mod links;
 mod maps;
@@ -20,6 +21,7 @@ use hauberk_abi::layout::{Hook, Settings, map};
 
 use crate::config::{AttachMode, Limits};
 
+use hold::Held;
 pub use links::{Attachment, CLSACT_MINOR, Framing, How, Seat};
 pub use maps::{Counted, Maps};
 
@@ -82,6 +84,7 @@ pub struct Datapath {
     limits: Limits,
     /// The programs once more, each loaded when it has to stand twice in a chain for a moment: the kernel takes none twice.
     copies: Option<Ebpf>,
+    held: Held,
     /// Maps whose pinned size is not what the configuration asks for.
     resized: Vec<String>,
 }
@@ -159,7 +162,7 @@ impl Datapath {
         }
         let maps = Maps::take(&mut ebpf)?;
         let mode = links::settle(mode);
-        Ok(Datapath { ebpf, pins, mode, maps, limits: limits.clone(), copies: None, resized })
+        Ok(Datapath { ebpf, pins, mode, maps, limits: limits.clone(), copies: None, held: Held::default(), resized })
     }
 
     /// The maps.
@@ -201,8 +204,14 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Attach`].
     pub fn attach(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
+        // One that is held runs, and the kernel takes it no second time.
+        self.held.pin_again(&self.pins.links())?;
         let program = program(&mut self.ebpf, framing.program(hook))?;
-        links::attach(program, &self.pins.links(), self.mode, hook, interface)
+        links::attach(program, &self.pins.links(), self.mode, hook, interface)?;
+        if !self.is_clsact() {
+            self.held.hold(&self.pins.links(), hook, interface);
+        }
+        Ok(())
     }
 
     /// Asks the kernel whether `hook` runs on the interface, and who gets between it and the wire (or the pod). With
@@ -228,6 +237,7 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Attach`].
     pub fn detach(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+        self.held.let_go(hook, interface);
         links::detach(&self.pins.links(), self.mode, hook, interface)
     }
 

@@ -100,6 +100,7 @@ impl Reconciler {
 
     /// Programs that somebody detached are attached again, and those that somebody came behind take their place back. The problem stays until the next look has seen them run.
     async fn look_at_programs(&mut self) {
+        self.look_at_pins();
         let Stage::Running(kernel) = &mut self.stage else { return };
         let whole = self.looked.is_none_or(|at| at.elapsed() >= WHOLE_LOOK);
         if !whole && !self.failures.is_empty(Area::Programs) {
@@ -155,6 +156,22 @@ impl Reconciler {
         self.tell(Area::Programs, problems);
         for (object, message) in restored {
             self.restored(object, message);
+        }
+    }
+
+    /// Pins that somebody removed are made again. Devices' guards run all the while: the agent has handles of their links.
+    fn look_at_pins(&mut self) {
+        let Stage::Running(kernel) = &mut self.stage else { return };
+        match kernel.restore_pins() {
+            Ok(false) => self.succeed("pins"),
+            Ok(true) => {
+                self.succeed("pins");
+                let message = "pins of programs or maps had been removed by another program; they are back";
+                self.restored("pins".into(), message.into());
+            }
+            Err(error) => {
+                self.fail("pins", format!("somebody removed them, and they cannot be made again: {error}"));
+            }
         }
     }
 
