@@ -9,6 +9,7 @@ mod links;
 mod maps;
 pub mod query;
 mod tally;
+mod trial;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::config::{AttachMode, Limits};
 use hold::Held;
 pub use links::{Attachment, CLSACT_MINOR, Framing, How, Seat};
 pub use maps::{Counted, Maps};
+pub use trial::try_programs;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hauberk.bpf.o"));
 
