@@ -4,6 +4,7 @@
 use hauberk_abi::identity::{Identity, Protection};
 use hauberk_abi::judge::{Place, arriving_decrypted, arriving_in_clear, entering_pod, is_here, need, outgoing};
 use hauberk_abi::layout::Peer;
+use hauberk_abi::neighbour::{claim, parse_arp};
 use hauberk_abi::packet::{Frame, Packet, parse_frame, parse_ip};
 use hauberk_abi::reason::Encryption;
 use libfuzzer_sys::fuzz_target;
@@ -11,8 +12,13 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let Some((header, frame)) = bytes.split_first_chunk::<16>() else { return };
     judge(header);
-    if let Ok(Frame::Ip(packet)) = parse_frame(&frame) {
-        inspect(&packet, frame.len());
+    match parse_frame(&frame) {
+        Ok(Frame::Ip(packet)) => {
+            inspect(&packet, frame.len());
+            let _ = claim(&frame, 14, &packet);
+        }
+        Ok(Frame::Arp(offset)) => drop(parse_arp(&frame, offset)),
+        Ok(Frame::Other) | Err(_) => {}
     }
     if let Ok(packet) = parse_ip(&frame) {
         inspect(&packet, frame.len());

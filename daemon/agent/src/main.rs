@@ -104,7 +104,7 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn check(config: &Config) -> ExitCode {
-    let items = selfcheck::run(config);
+    let items = selfcheck::run_with_programs(config);
     for item in &items {
         let (word, sentence) = match &item.outcome {
             selfcheck::Outcome::Fine(sentence) => ("ok      ", sentence),

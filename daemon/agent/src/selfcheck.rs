@@ -16,13 +16,15 @@ use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::config::{AttachMode, Config};
-use crate::datapath::query;
+use crate::datapath::{query, try_programs};
 use crate::host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 
 /// Where the BPF file system is mounted by convention.
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
-/// The oldest kernel that has everything but TCX and the egress hook.
-const OLDEST_KERNEL: (u32, u32) = (5, 10);
+/// Without its helpers the programs are not taken.
+const OLDEST_KERNEL: (u32, u32) = (5, 11);
+/// The oldest kernel that hauberk is promised to run on.
+const PROMISED_KERNEL: (u32, u32) = (6, 1);
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +65,16 @@ pub fn run(config: &Config) -> Vec<Item> {
         item("nftables", nftables()),
         item("firewalls", firewalls()),
     ]
+}
+
+/// Looks at everything, and has the kernel take the programs: for `hauberkd check`, as an agent that starts finds that out in any case.
+pub fn run_with_programs(config: &Config) -> Vec<Item> {
+    let mut items = run(config);
+    let bpf = items.iter_mut().find(|item| item.name == "bpf");
+    if let Some(item) = bpf.filter(|item| matches!(item.outcome, Outcome::Fine(_))) {
+        item.outcome = programs(&config.paths.pins);
+    }
+    items
 }
 
 /// Passes if nothing is missing.
@@ -140,10 +152,14 @@ fn kernel() -> Outcome {
 fn judge_kernel(release: &str) -> Outcome {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) >= OLDEST_KERNEL => Outcome::Fine(release.to_owned()),
+        (Some(major), Some(minor)) if (major, minor) >= PROMISED_KERNEL => Outcome::Fine(release.to_owned()),
+        (Some(major), Some(minor)) if (major, minor) >= OLDEST_KERNEL => Outcome::Degraded(format!(
+            "Linux {release} is older than {}.{}, for which hauberk is made; `bpf` says whether its programs are taken",
+            PROMISED_KERNEL.0, PROMISED_KERNEL.1
+        )),
         _ => Outcome::Missing(format!(
             "Linux {release} is older than {}.{}; boot a newer kernel",
-            OLDEST_KERNEL.0, OLDEST_KERNEL.1
+            PROMISED_KERNEL.0, PROMISED_KERNEL.1
         )),
     }
 }
@@ -170,6 +186,25 @@ fn bpf() -> Outcome {
         Ok(true) => Outcome::Fine("programs and maps can be loaded".into()),
         Ok(false) => refused("traffic control programs", "not supported".into()),
         Err(error) => refused("traffic control programs", error.to_string()),
+    }
+}
+
+/// Beside the pins, with maps of their own.
+fn programs(pins: &Path) -> Outcome {
+    let folder = nearest_existing(pins).filter(|folder| is_on_bpf_file_system(folder));
+    let Some(folder) = folder else {
+        return Outcome::Degraded(format!(
+            "whether the kernel takes the programs is not known: their maps need a BPF file system, and {} (`paths.pins`) is on none; \
+             run: mount -t bpf bpf {BPF_FILE_SYSTEM}",
+            pins.display()
+        ));
+    };
+    match try_programs(&folder.join(format!("hauberk-check-{}", std::process::id()))) {
+        Ok(count) => Outcome::Fine(format!("the kernel takes all {count} programs, and the leak detector's")),
+        Err(refused) => Outcome::Missing(format!(
+            "{refused}; hauberk needs Linux {}.{} or newer, with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF",
+            PROMISED_KERNEL.0, PROMISED_KERNEL.1
+        )),
     }
 }
 
@@ -321,10 +356,13 @@ mod tests {
 
     #[test]
     fn kernels_are_compared_by_number() {
-        for good in ["5.10", "5.10.0-13-amd64", "6.1.0", "10.0"] {
+        for good in ["6.1", "6.1.0-13-amd64", "6.18.4", "10.0"] {
             assert!(matches!(judge_kernel(good), Outcome::Fine(_)), "{good}");
         }
-        for bad in ["5.9.16", "4.19.0", "", "x", "6"] {
+        for old in ["5.11", "5.15.0-101-generic", "6.0.9"] {
+            assert!(matches!(judge_kernel(old), Outcome::Degraded(_)), "{old}");
+        }
+        for bad in ["5.10.0-13-amd64", "5.9.16", "4.19.0", "", "x", "6"] {
             assert!(matches!(judge_kernel(bad), Outcome::Missing(_)), "{bad}");
         }
     }
@@ -348,7 +386,10 @@ mod tests {
 
     #[test]
     fn everything_is_looked_at_wherever_this_runs() {
-        let items = run(&Config::default());
+        let items = run_with_programs(&Config::default());
         assert_eq!(items.len(), 9);
+        let bpf = items.iter().find(|item| item.name == "bpf").map(|item| &item.outcome);
+        // Not every place where tests run has a BPF file system.
+        assert!(!matches!(bpf, Some(Outcome::Fine(sentence)) if !sentence.contains("takes all 7 programs")), "{bpf:?}");
     }
 }

@@ -87,7 +87,13 @@ impl Address {
             return v4 == u32::MAX || (v4 >> 8) == 0x00e0_0000 || v4 == u32::from_be_bytes(GATEWAY_V4);
         }
         let first = u32::from_be(self.0);
-        (first >> 22) == (0xfe80 >> 6) || ((first >> 24) == 0xff && matches!((first >> 16) & 0x0f, 1 | 2))
+        self.is_link_local() || ((first >> 24) == 0xff && matches!((first >> 16) & 0x0f, 1 | 2))
+    }
+
+    /// IPv6 link-local (fe80::/10): whoever is on a link gives itself one.
+    #[inline(always)]
+    pub fn is_link_local(&self) -> bool {
+        (u32::from_be(self.0) >> 22) == (0xfe80 >> 6)
     }
 
     /// Whether this is a multicast (224.0.0.0/4, ff00::/8) or the limited broadcast address.

@@ -235,6 +235,45 @@ pub struct Answer {
 
 const _: () = assert!(size_of::<Answer>() == 16);
 
+/// An address that a pod's interface brought up, or with no address how many it did (24 bytes): each may be an entry in the node's
+/// neighbour table by now.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct NeighbourKey {
+    /// Host side of the pod's veth.
+    pub interface: u32,
+    /// [`neighbours::SOURCES`] or [`neighbours::DESTINATIONS`].
+    pub kind: u32,
+    /// The address; unspecified for their number.
+    pub address: Address,
+}
+
+const _: () = assert!(size_of::<NeighbourKey>() == 24);
+
+/// Of [`NeighbourKey`].
+pub mod neighbours {
+    /// How many of a kind a pod may bring up in a while.
+    pub const ROOM: u32 = 8;
+    /// A while, as a power of two of nanoseconds (69 s): about as long as the kernel keeps an entry that nobody uses.
+    pub const WHILE: u32 = 36;
+    /// Link-local addresses by which it speaks.
+    pub const SOURCES: u32 = 0;
+    /// Addresses on its link to which it speaks and that nobody is known to have.
+    pub const DESTINATIONS: u32 = 1;
+}
+
+/// How many a pod has brought up (8 bytes).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Brought {
+    /// The number of the while in which it did.
+    pub when: u32,
+    /// How many; of one address, 1.
+    pub count: u32,
+}
+
+const _: () = assert!(size_of::<Brought>() == 8);
+
 /// Packets and bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

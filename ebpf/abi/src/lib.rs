@@ -9,6 +9,7 @@
 //! | [`address`] | one key type for IPv4 and IPv6 addresses and prefixes |
 //! | [`identity`] | who an address is: pod, node, unknown pod, world - and how it is protected |
 //! | [`packet`] | the parser: Ethernet, VLAN, IPv4, IPv6, extension headers, ports |
+//! | [`neighbour`] | what ARP and neighbour discovery say of their sender |
 //! | [`judge`] | the rules: encrypt, deliver, pass or drop, and why |
 //! | [`reason`] | drop reasons, encryption values and their reasons |
 //! | [`flow`] | flow keys, flow entries and the events sent to the agent |
@@ -22,6 +23,7 @@ pub mod flow;
 pub mod identity;
 pub mod judge;
 pub mod layout;
+pub mod neighbour;
 pub mod packet;
 pub mod reason;
 pub mod too_big;

@@ -52,8 +52,8 @@ pub struct Malformed;
 pub enum Frame {
     /// IPv4 or IPv6.
     Ip(Packet),
-    /// ARP (RFC 826).
-    Arp,
+    /// ARP (RFC 826), which begins at this offset.
+    Arp(u32),
     /// Anything else.
     Other,
 }
@@ -171,7 +171,7 @@ pub fn parse_frame<B: Bytes>(bytes: &B) -> Result<Frame, Malformed> {
     let mut packet = match ethertype {
         ETHERTYPE_IPV4 => parse_v4(bytes, offset)?,
         ETHERTYPE_IPV6 => parse_v6(bytes, offset)?,
-        ETHERTYPE_ARP => return Ok(Frame::Arp),
+        ETHERTYPE_ARP => return Ok(Frame::Arp(offset)),
         ETHERTYPE_VLAN | ETHERTYPE_QINQ => return Err(Malformed),
         _ => return Ok(Frame::Other),
     };

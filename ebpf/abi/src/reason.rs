@@ -78,6 +78,10 @@ named_enum! {
         UnknownSource = 19, "unknown_source";
         /// Came sealed, and there is no room to remember that its answers have to be sealed as well.
         SealedFull = 20, "sealed_full";
+        /// ARP or neighbour discovery in which a pod speaks for an address that is not its own, or for a router.
+        SpoofedNeighbour = 21, "spoofed_neighbour";
+        /// One more link-local address of a pod, or one more neighbour that nobody knows, than its node has room for.
+        NeighbourLimit = 22, "neighbour_limit";
     }
 }
 

@@ -19,6 +19,7 @@ mod carry;
 mod encapsulated;
 mod lookup;
 mod maps;
+mod neighbour;
 mod pod;
 mod recent;
 mod record;

@@ -9,7 +9,10 @@ use hauberk_abi::{
     address::Address,
     flow::{Flow, FlowKey, Tally},
     identity::Identity,
-    layout::{Answer, AnswerKey, Attachment, COUNTER_SLOTS, Counter, Interface, Pair, Peer, Settings, generation},
+    layout::{
+        Answer, AnswerKey, Attachment, Brought, COUNTER_SLOTS, Counter, Interface, NeighbourKey, Pair, Peer, Settings,
+        generation,
+    },
     packet::Packet,
     reason::DROP_SLOTS,
     too_big::{HEAD_V6, QUOTE},
@@ -73,3 +76,11 @@ pub static ASKED: PerCpuArray<AnswerKey> = PerCpuArray::with_max_entries(1, 0);
 /// Not pinned, likewise: the node to which the later fragments of a datagram must go sealed, by its identification in place of the protocol.
 #[map]
 pub static FRAGMENTS: LruHashMap<AnswerKey, u32> = LruHashMap::with_max_entries(1_024, 0);
+
+/// Not pinned, likewise: addresses that pods brought up. Interfaces come and go without a word to this map.
+#[map]
+pub static NEIGHBOURS: LruHashMap<NeighbourKey, Brought> = LruHashMap::with_max_entries(8_192, 0);
+
+/// Not pinned, likewise: one of them that is asked for.
+#[map]
+pub static NEIGHBOUR: PerCpuArray<NeighbourKey> = PerCpuArray::with_max_entries(1, 0);

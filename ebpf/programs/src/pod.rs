@@ -4,18 +4,19 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
     address::Address,
     flow::Tally,
-    identity::Protection,
-    judge::{self, Need, Origin, Verdict},
-    layout::{Hook, Settings, flag, mark, probe, token},
+    identity::{Identity, Kind, Protection},
+    judge::{self, Need, Origin, Verdict, is_here},
+    layout::{Hook, Settings, flag, mark, neighbours::DESTINATIONS, probe, token},
     packet::{Frame, Packet, parse_frame, protocol},
     reason::{DropReason, Encryption},
 };
 
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, set_marks, skb};
 use crate::lookup::{
-    NO_PEER, Skb, attachment, identity, interface_protection, is_pod_interface, is_translated, peer, place, put_down,
-    remember_translated, settings, tunnel,
+    NO_PEER, Skb, attachment, identity, interface_protection, is_pod_interface, is_translated, last_put_down, peer,
+    place, put_down, remember_translated, settings, tunnel,
 };
+use crate::neighbour::{self, has_room};
 use crate::recent::{Memory, Recent, Undecided};
 use crate::record::{name, record};
 use crate::route;
@@ -26,11 +27,26 @@ pub fn from_pod(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return drop(DropReason::NotReady) };
     // Whatever the pod said of its packet inside its own network namespace ends here.
     say(context, token::FROM_POD);
-    let packet = match packet_of(context) {
-        Ok(packet) => packet,
-        Err(action) => return action,
-    };
-    leave_pod(skb(context), settings, packet)
+    let action = read_sent(skb(context));
+    if action != JUDGE {
+        return action;
+    }
+    match last_put_down() {
+        Some(packet) => leave_pod(skb(context), settings, packet),
+        None => drop(DropReason::NotReady),
+    }
+}
+
+/// No action of tc's: the packet is put down and to be judged.
+const JUDGE: i32 = 1_000;
+
+/// A function of its own, so that what the parser keeps on the stack is not below what the judge keeps there.
+#[inline(never)]
+fn read_sent(skb: *mut __sk_buff) -> i32 {
+    match packet_of::<true>(&TcContext::new(skb)) {
+        Ok(_) => JUDGE,
+        Err(action) => action,
+    }
 }
 
 #[inline(never)]
@@ -38,26 +54,31 @@ fn leave_pod(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
     let context = &TcContext::new(skb);
     // Read once: of more than one reading the compiler makes arithmetic that the verifier refuses.
     let interface = interface(context);
-    if packet.tagged || has_tag(context) {
-        return not_ip(interface);
+    // The kernel takes a tag with a priority alone for none: who sent it is asked all the same.
+    let tagged = packet.tagged || has_tag(context);
+    if tagged && interface_protection(interface) != Protection::None {
+        return drop(DropReason::NotIp);
     }
     let Some(mut memory) = Memory::of(context, interface, Hook::FromPod, packet) else {
         return drop(DropReason::NotReady);
     };
-    if memory.holds(packet) {
+    let discovery = packet.is_neighbour_discovery();
+    // What neighbour discovery says is of this packet alone.
+    if !discovery && memory.holds(packet) {
         if let Some(action) = follow(context, settings, packet, &mut memory) {
             return action;
         }
     }
     let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
-    // A neighbour that is thought to be there is asked at its own address, from a link-local one (RFC 4861 section 7.3.3).
-    let asks_neighbour = packet.source.is_link_scope() && packet.is_neighbour_discovery();
-    if packet.destination.is_link_scope() || asks_neighbour {
-        return on_link(undecided.flow, interface, settings, packet);
+    if discovery || packet.destination.is_link_scope() {
+        return on_link(undecided.flow, interface, settings, packet, skb);
     }
     match attachment(&packet.source) {
         Some(own) if own.interface == interface => {}
         _ => return refuse(undecided.flow, settings, packet, DropReason::SpoofedSource),
+    }
+    if tagged {
+        return pass();
     }
     judge_from_pod(context, settings, packet, undecided)
 }
@@ -108,6 +129,11 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
         set_marks(context, settings, marked, token::FROM_POD);
         return pass();
     }
+    if is_unknown_neighbour(settings, &destination)
+        && !has_room(undecided.interface(), DESTINATIONS, &packet.destination)
+    {
+        return refuse(undecided.flow, settings, packet, DropReason::NeighbourLimit);
+    }
     if matches!(need, Need::Encrypt(_)) {
         marked |= mark::PROTECTED;
     }
@@ -155,22 +181,29 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
     }
 }
 
-/// Link-scope packets reach the node's own stack and nobody else; a protected pod gets what it needs to find its gateway.
+/// Link-scope packets reach the node's own stack and neighbours; a protected pod gets what it needs to find its gateway. So do
+/// questions to a neighbour at its own address (RFC 4861 section 7.3.3).
 #[inline(always)]
-fn on_link(flow: &mut Tally, interface: u32, settings: &Settings, packet: &Packet) -> i32 {
+fn on_link(flow: &mut Tally, interface: u32, settings: &Settings, packet: &Packet, skb: *mut __sk_buff) -> i32 {
     let needed =
         packet.is_neighbour_discovery() || packet.is_listener_discovery() || !packet.destination.is_multicast();
     if !needed && interface_protection(interface) != Protection::None {
         return drop(DropReason::Multicast);
     }
-    let own = match attachment(&packet.source) {
-        Some(own) => own.interface == interface,
-        None => packet.source.is_link_scope() || packet.source.is_unspecified(),
-    };
-    if !own {
-        return refuse(flow, settings, packet, DropReason::SpoofedSource);
+    let refused = neighbour::refuses(skb, interface, packet);
+    if refused != 0 {
+        return refuse(flow, settings, packet, DropReason::from_u8(refused as u8));
     }
     pass()
+}
+
+/// Whether the destination is in this node's range and nobody is known to have it: behind another CNI plugin's bridge the node asks its
+/// neighbours for it.
+#[inline(always)]
+fn is_unknown_neighbour(settings: &Settings, destination: &Identity) -> bool {
+    settings.flags & flag::CHAINED != 0
+        && matches!(destination.kind(), Kind::UnknownPod)
+        && is_here(destination, settings.node)
 }
 
 /// What a pod is about to receive by way of the stack. (Redirections into the pod do not pass here: they were judged by the
@@ -178,7 +211,7 @@ fn on_link(flow: &mut Tally, interface: u32, settings: &Settings, packet: &Packe
 #[inline(always)]
 pub fn to_pod(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return drop(DropReason::NotReady) };
-    let packet = match packet_of(context) {
+    let packet = match packet_of::<false>(context) {
         Ok(packet) => packet,
         Err(action) => return action,
     };
@@ -252,7 +285,7 @@ fn origin(context: &TcContext, settings: &Settings, said: u32) -> Origin {
 
 /// The IP packet in a frame at a pod's interface, or what happens to a frame that holds none.
 #[inline(always)]
-fn packet_of(context: &TcContext) -> Result<&'static Packet, i32> {
+fn packet_of<const FROM: bool>(context: &TcContext) -> Result<&'static Packet, i32> {
     match parse_frame(&Skb(context)) {
         Ok(Frame::Ip(packet)) => match put_down(packet) {
             // The second one was turned round at a device that has become a pod's interface since.
@@ -264,7 +297,8 @@ fn packet_of(context: &TcContext) -> Result<&'static Packet, i32> {
             Some(packet) => Ok(packet),
             None => Err(drop(DropReason::NotReady)),
         },
-        Ok(Frame::Arp) => Err(pass()),
+        Ok(Frame::Arp(offset)) if FROM => Err(neighbour::arp(skb(context), offset)),
+        Ok(Frame::Arp(_)) => Err(pass()),
         Ok(Frame::Other) => Err(not_ip(interface(context))),
         Err(_) => Err(drop(DropReason::Malformed)),
     }

@@ -44,7 +44,7 @@ fn arrived<const ETHERNET: bool>(context: &TcContext) -> i32 {
     say(context, token::FROM_WIRE);
     let packet = match parse::<ETHERNET>(context) {
         Ok(Frame::Ip(packet)) => packet,
-        Ok(Frame::Arp | Frame::Other) => return pass(),
+        Ok(Frame::Arp(_) | Frame::Other) => return pass(),
         Err(_) => return drop(DropReason::Malformed),
     };
     if packet.destination == Address::v6(probe::TURN) {
@@ -147,7 +147,7 @@ fn read_leaving<const ETHERNET: bool>(skb: *mut __sk_buff, settings: &Settings) 
         Ok(Frame::Other) if ETHERNET && labels_hide_protected(skb, settings) => {
             return drop(DropReason::PlaintextLeaving);
         }
-        Ok(Frame::Arp | Frame::Other) => return pass(),
+        Ok(Frame::Arp(_) | Frame::Other) => return pass(),
         Err(_) => return drop(DropReason::Malformed),
     };
     let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };

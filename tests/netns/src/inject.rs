@@ -1,6 +1,6 @@
 //! Frames made by hand and put where they do not belong: on the wire, or into a valid tunnel.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context as _, Result, ensure};
@@ -66,6 +66,43 @@ pub fn frame(
     Ok(bytes)
 }
 
+/// An ARP message: a question (1) or an answer (2).
+pub fn arp(mac: [u8; 6], operation: u8, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let head = [0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, operation];
+    [&[0xff; 6][..], &mac, &head, &mac, &sender.octets(), &[0xff; 6], &target.octets()].concat()
+}
+
+/// What a message of neighbour discovery asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Solicits {
+    /// The neighbour it is sent to.
+    Neighbour,
+    /// Routers.
+    Router,
+    /// Nothing: it announces its sender.
+    Nothing,
+}
+
+/// A message of neighbour discovery with its sender's MAC address (RFC 4861).
+///
+/// # Errors
+/// None that is known.
+pub fn discovery(macs: ([u8; 6], [u8; 6]), what: Solicits, source: Ipv6Addr, destination: Ipv6Addr) -> Result<Vec<u8>> {
+    let (kind, target, option) = match what {
+        Solicits::Neighbour => (135, Some(destination), 1),
+        Solicits::Router => (133, None, 1),
+        Solicits::Nothing => (136, Some(source), 2),
+    };
+    let target = target.map(|target| target.octets().to_vec()).unwrap_or_default();
+    let message = [&target[..], &[option, 1], &macs.0].concat();
+    // An announcement overrides what is known.
+    let flags = if what == Solicits::Nothing { [0x20, 0, 0, 0] } else { [0; 4] };
+    let head = PacketBuilder::ethernet2(macs.0, macs.1).ipv6(source.octets(), destination.octets(), 255);
+    let mut bytes = Vec::new();
+    head.icmpv6_raw(kind, 0, flags).write(&mut bytes, &message).context("build packet")?;
+    Ok(bytes)
+}
+
 /// The same frame behind VLAN tags of these types, outermost first (IEEE 802.1Q).
 pub fn tagged(frame: &[u8], types: &[u16]) -> Vec<u8> {
     let (addresses, rest) = frame.split_at(12.min(frame.len()));
@@ -90,6 +127,24 @@ pub struct Manner {
 /// What the kernel says.
 pub fn send(netns: &Netns, interface: &str, frame: &[u8], bypass: bool) -> Result<()> {
     send_as(netns, interface, frame, Manner { bypass, ..Manner::default() })
+}
+
+/// Sends frames out of an interface, one after the other. What a program on the way drops was sent all the same.
+///
+/// # Errors
+/// What the kernel says.
+pub fn send_all(netns: &Netns, interface: &str, frames: &[Vec<u8>]) -> Result<()> {
+    let index = netns.interface(interface)?;
+    netns.within(|| {
+        let socket = syscalls::packet_socket(index).context("packet socket")?;
+        for frame in frames {
+            match nix::sys::socket::send(socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty()) {
+                Ok(_) | Err(nix::errno::Errno::ENOBUFS) => {}
+                Err(error) => return Err(error).with_context(|| format!("send out of {interface}")),
+            }
+        }
+        Ok(())
+    })
 }
 
 /// As [`send`], in any manner a packet socket has.

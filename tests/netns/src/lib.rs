@@ -24,6 +24,7 @@ pub mod chain;
 pub mod cluster;
 pub mod endpoints;
 pub mod inject;
+pub mod intruder;
 pub mod manifests;
 pub mod marker;
 pub mod nat;

@@ -121,6 +121,16 @@ impl Node {
         feed(command, "").with_context(|| format!("on {}: {}", self.name, arguments.join(" ")))
     }
 
+    /// Detaches one of the agent's programs as anybody may who has `CAP_NET_ADMIN`; `pin` is its link's name among the pins.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn detach_program(&self, pin: &str) -> Result<()> {
+        let path = format!("{}/{}/v1/links/{pin}", sandbox::BPF, self.name);
+        let path = CString::new(path).context("a path")?;
+        syscalls::detach_link(&path).with_context(|| format!("detach {pin}"))
+    }
+
     /// Starts the agent; does not wait for it.
     ///
     /// # Errors

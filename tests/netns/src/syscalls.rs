@@ -274,3 +274,96 @@ fn structure<T: Copy>(block: &[u8], offset: usize) -> T {
     // SAFETY: the slice has the structure's size; the kernel's structures read here have no invalid bit patterns.
     unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }
+
+/// `BPF_PROG_LOAD`, `BPF_PROG_QUERY` and `BPF_LINK_CREATE` (linux/bpf.h).
+const PROG_LOAD: libc::c_long = 5;
+const PROG_QUERY: libc::c_long = 16;
+const LINK_CREATE: libc::c_long = 28;
+
+/// A tc program that answers "next" to every packet.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn passing_program() -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        instructions: u64,
+        license: u64,
+        rest: [u64; 3],
+        name: [u8; 16],
+    }
+    // r0 = -1; exit. Code and registers, then the constant.
+    let instructions: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+    let mut load = Load {
+        kind: 3,
+        count: 2,
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        rest: [0; 3],
+        name: *b"somebody_elses\0\0",
+    };
+    // SAFETY: the attribute is whole, and what it points to outlives the call.
+    let raw = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw mut load, size_of::<Load>()) };
+    owned(raw)
+}
+
+/// Has a program run on an interface by TCX until the link is closed. `flags`: 0 behind all others, 8 before them.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn tcx_link(program: &OwnedFd, interface: u32, kind: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut create = [program.as_raw_fd() as u32, interface, kind, flags, 0, 0, 0, 0];
+    // SAFETY: the attribute is whole and points to nothing.
+    owned(unsafe { libc::syscall(libc::SYS_bpf, LINK_CREATE, &raw mut create, size_of_val(&create)) })
+}
+
+/// The ids of the programs that TCX runs on an interface, in their order.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn tcx_programs(interface: u32, kind: u32) -> io::Result<Vec<u32>> {
+    #[repr(C)]
+    struct Query {
+        head: [u32; 4],
+        ids: u64,
+        count: u32,
+        padding: u32,
+        rest: [u64; 4],
+    }
+    let mut ids = [0u32; 64];
+    let (head, count) = ([interface, kind, 0, 0], ids.len() as u32);
+    let mut query = Query { head, ids: ids.as_mut_ptr() as u64, count, padding: 0, rest: [0; 4] };
+    // SAFETY: the attribute is whole, and the buffer it points to has room for `count` ids and outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids.into_iter().take(query.count as usize).collect())
+}
+
+fn owned(raw: libc::c_long) -> io::Result<OwnedFd> {
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that was just opened and that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw as i32) })
+}
+
+/// Detaches the program of a pinned link, whoever has a handle of it.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn detach_link(pin: &std::ffi::CStr) -> io::Result<()> {
+    /// `BPF_OBJ_GET` and `BPF_LINK_DETACH` (linux/bpf.h).
+    const GET: libc::c_long = 7;
+    const DETACH: libc::c_long = 34;
+    let mut get = [pin.as_ptr() as u64, 0];
+    // SAFETY: the attribute is whole, and the path it points to outlives the call.
+    let link = owned(unsafe { libc::syscall(libc::SYS_bpf, GET, &raw mut get, size_of_val(&get)) })?;
+    let mut detach = link.as_raw_fd() as u32;
+    // SAFETY: the attribute is whole and points to nothing.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, DETACH, &raw mut detach, size_of_val(&detach)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -232,8 +232,7 @@ fn detached(context: &Context) -> Result<()> {
         ("from_tunnel@hauberk0".to_owned(), "device/hauberk0".to_owned()),
     ] {
         let before = pins(node)?;
-        // What removes its only handle detaches it.
-        node.run("sh", &["-c", &format!("rm /sys/fs/bpf/{}/v*/links/{pin}", node.name)])?;
+        node.detach_program(&pin)?;
         wait_told(node, &object)?;
         wait_back(node, &before)?;
         stream.wait_flowing()?;
@@ -244,10 +243,16 @@ fn detached(context: &Context) -> Result<()> {
         let before = pins(node)?;
         node.run("sh", &["-c", &format!("rm -r /sys/fs/bpf/{}/v*/{folder}", node.name)])?;
         if folder == "links" {
-            wait_told(node, "device/eth0")?;
+            // Who removes a link's only handle detaches it: not so those of devices' guards, which the agent holds.
+            wait_told(node, &format!("pod interface/{pod}"))?;
         }
         wait_back(node, &before)?;
     }
+    node.run("sh", &["-c", &format!("rm /sys/fs/bpf/{}/v1/links/to_wire@eth0", node.name)])?;
+    eventually("what was removed to be pinned again", || Ok(pins(node)?.contains("/to_wire@eth0\n").then_some(())))?;
+    let events = node.agent.events()?;
+    ensure!(events.iter().any(|event| event.objects.iter().any(|named| named == "pins")), "{events:?}");
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
     let since = cluster.capture.sync()?;
     node.netns.nft("flush ruleset")?;
     wait_told(node, "netfilter")?;

@@ -115,7 +115,7 @@ fn without_the_guard(context: &Context) -> Result<()> {
     ensure!(watched()? == 0, "something has leaked");
     let agent = Pid::from_raw(n1.agent.id().context("no agent")? as i32);
     kill(agent, Signal::SIGSTOP).context("stop the agent")?;
-    n1.run("rm", &[&format!("/sys/fs/bpf/{}/v1/links/to_wire@eth0", n1.name)])?;
+    n1.detach_program("to_wire@eth0")?;
     n1.run("nft", &["flush", "ruleset"])?;
     let mac = inject::mac(&n2.netns, "eth0")?;
     let ends = [playground.a.address(Family::V4), playground.b.address(Family::V4)];

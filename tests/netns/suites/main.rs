@@ -10,9 +10,11 @@ mod cni;
 mod denial;
 mod devices;
 mod fallback;
+mod floods;
 mod harness;
 mod injection;
 mod interop;
+mod intruders;
 mod kill;
 mod labels;
 mod leaks;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         labels::TESTS,
         leaks::TESTS,
         mtu::TESTS,
+        floods::TESTS,
         neighbours::TESTS,
         plain::TESTS,
         restart::TESTS,
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         cni::TESTS,
         chained::TESTS,
         devices::TESTS,
+        intruders::TESTS,
         outages::TESTS,
         whereabouts::TESTS,
         pod_ranges::TESTS,

@@ -198,6 +198,9 @@ fn firewall(context: &Context, chain: &str, hook: &str) -> Result<()> {
         .output()?;
     let said = String::from_utf8_lossy(&check.stdout);
     ensure!(said.contains(&format!("ip filter {chain}")), "`hauberkd check` does not name it: {said}");
+    ensure!(said.contains("the kernel takes all 7 programs"), "`hauberkd check` does not try the programs: {said}");
+    let left = node.run("find", &["/sys/fs/bpf", "-name", "hauberk-check-*"])?;
+    ensure!(left.is_empty(), "`hauberkd check` left {left}");
     node.netns.nft("delete table ip filter")?;
     eventually("the pods to talk, and the status to be without it", || {
         ensure!(talk(Duration::from_secs(5))?, "no answer");

@@ -1,6 +1,9 @@
 //! Reads back what protects: whether each program still runs where it was attached, and whether the kernel's settings are as they
 //! were left. Nothing announces it when somebody takes one away.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
 use hauberk_abi::layout::Hook;
 use hauberk_core::api::{Problem, Severity};
 
@@ -11,6 +14,31 @@ use crate::datapath::{CLSACT_MINOR, Framing, Seat};
 use crate::fault;
 use crate::host::sysctl;
 
+/// How often a program's place is taken back within [`LONG`]: whoever wants it as well would have it taken for ever.
+const TRIES: usize = 5;
+/// After this it is tried again.
+const LONG: Duration = Duration::from_secs(600);
+
+/// When programs' places were taken back, by interface and hook.
+#[derive(Debug, Default)]
+pub struct Places(BTreeMap<(u32, Hook), Vec<Instant>>);
+
+impl Places {
+    /// Notes one more try. False if there were too many of late.
+    fn may(&mut self, interface: u32, hook: Hook, now: Instant) -> bool {
+        self.0.retain(|_, tries| {
+            tries.retain(|at| now.saturating_duration_since(*at) < LONG);
+            !tries.is_empty()
+        });
+        let tries = self.0.entry((interface, hook)).or_default();
+        if tries.len() >= TRIES {
+            return false;
+        }
+        tries.push(now);
+        true
+    }
+}
+
 /// Something that is not as it was left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -20,6 +48,7 @@ pub struct Finding {
     pub hook: Hook,
     /// Where.
     pub interface: String,
+    index: u32,
     framing: Framing,
     /// What is found.
     pub found: Found,
@@ -30,7 +59,7 @@ pub struct Finding {
 pub enum Found {
     /// Nothing: somebody detached it.
     Missing,
-    /// It runs, and programs of others are between it and the wire (or the pod).
+    /// It runs, and programs of others are between it and the wire (or the pod), where it does not see what they do.
     Between(Vec<String>),
 }
 
@@ -52,15 +81,33 @@ impl Finding {
         };
         Problem { severity, object: self.object.clone(), message }
     }
+
+    /// What is told when it is as it should be again.
+    pub fn restored(&self) -> String {
+        let hook = self.hook.as_str();
+        match &self.found {
+            Found::Missing => format!("{hook} had been detached by another program; it is attached again"),
+            Found::Between(programs) => {
+                format!("other programs ({}) had come behind {hook}; it has its place again", programs.join(", "))
+            }
+        }
+    }
 }
 
 impl Kernel {
+    /// Pins again what somebody removed the pins of. Says whether anything was.
+    ///
+    /// # Errors
+    /// [`ApplyError`] for the first that cannot be pinned.
+    pub fn restore_pins(&mut self) -> Result<bool, ApplyError> {
+        Ok(self.datapath.restore_pins()?)
+    }
+
     /// Asks the kernel for every program; unless `whole`, for those of pods' interfaces not. One that cannot be asked for, because its device went, is left to the next look.
     ///
     /// # Errors
-    /// [`ApplyError`] if the folders of pins are gone and cannot be made again.
+    /// None so far.
     pub async fn look(&mut self, config: &Config, whole: bool) -> Result<Vec<Finding>, ApplyError> {
-        self.datapath.restore_pins()?;
         let mut seats = vec![(
             Hook::FromTunnel,
             self.settings.tunnel,
@@ -82,7 +129,7 @@ impl Kernel {
         let mut findings = Vec::new();
         for (hook, index, interface, framing, object) in seats {
             let Some(found) = self.ask(hook, index, &interface, framing).await else { continue };
-            findings.push(Finding { object, hook, interface, framing, found });
+            findings.push(Finding { object, hook, interface, index, framing, found });
         }
         Ok(findings)
     }
@@ -104,16 +151,24 @@ impl Kernel {
         (link.index == index).then_some(found)
     }
 
-    /// Attaches again what is missing.
+    /// Attaches again what is missing, and gives a program its place back that others came behind. Returns whether it did: not for ever
+    /// does it take a place that somebody else takes every time.
     ///
     /// # Errors
     /// [`ApplyError`].
-    pub fn repair(&mut self, finding: &Finding) -> Result<(), ApplyError> {
-        if finding.found == Found::Missing {
-            fault::point("attach a program again");
-            self.datapath.attach_and_look(finding.hook, &finding.interface, finding.framing)?;
+    pub fn repair(&mut self, finding: &Finding) -> Result<bool, ApplyError> {
+        let Finding { hook, interface, framing, .. } = finding;
+        match finding.found {
+            Found::Missing => {
+                fault::point("attach a program again");
+                self.datapath.attach_and_look(*hook, interface, *framing)?;
+            }
+            Found::Between(_) if self.places.may(finding.index, *hook, Instant::now()) => {
+                self.datapath.reseat(*hook, interface, *framing)?;
+            }
+            Found::Between(_) => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Puts kernel settings, the tunnel device and its address back. Returns what was not as it should be.
@@ -147,5 +202,25 @@ impl Kernel {
             }
         }
         Ok(changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_taken_back_some_times_and_after_a_while_again() {
+        let (mut places, start) = (Places::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for second in 0..5 {
+            assert!(places.may(2, Hook::ToWire, at(second)), "{second}");
+        }
+        assert!(!places.may(2, Hook::ToWire, at(5)));
+        assert!(places.may(2, Hook::FromWire, at(5)), "another's");
+        assert!(places.may(3, Hook::ToWire, at(5)), "another's");
+        assert!(!places.may(2, Hook::ToWire, at(599)));
+        assert!(places.may(2, Hook::ToWire, at(600)));
+        assert!(!places.may(2, Hook::ToWire, at(600)), "the others are still of late");
     }
 }

@@ -22,7 +22,7 @@ use crate::datapath::{Datapath, DatapathError, Framing};
 use crate::fault;
 use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
 
-pub use check::{Finding, Found};
+pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};
 pub use startup::{Node, Prepared, StartError, uninstall};
 
@@ -67,6 +67,8 @@ pub struct Kernel {
     gone: BTreeSet<u32>,
     /// The node's own addresses: senders of packets to local pods.
     sources: Vec<IpAddr>,
+    /// Which programs' places were taken back of late.
+    places: Places,
 }
 
 impl Kernel {

@@ -14,7 +14,7 @@ use hauberk_core::model::NodeNumber;
 use ipnet::IpNet;
 
 use super::devices::{Devices, no_uplink};
-use super::{ApplyError, Kernel};
+use super::{ApplyError, Kernel, Places};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
 use crate::datapath::{Datapath, Framing};
@@ -173,6 +173,7 @@ impl Prepared {
                 pods: BTreeMap::new(),
                 gone: BTreeSet::new(),
                 sources: node.addresses.clone(),
+                places: Places::default(),
             }),
             Err(error) => Err((Box::new(self), error)),
         }

@@ -3,11 +3,12 @@
 
 use std::io;
 
+use aya::Ebpf;
 use aya::maps::{MapData, MapInfo};
 use hauberk_abi::layout::Hook;
 
 use super::links::{self, Framing, Seat};
-use super::{Datapath, DatapathError, chain, program};
+use super::{Datapath, DatapathError, chain, load, open, program};
 
 impl Datapath {
     /// [`Datapath::attach`], and asks the kernel afterwards. A pinned link may still be that of a device of the same name that was
@@ -32,6 +33,47 @@ impl Datapath {
         }
     }
 
+    /// Gives `hook` its place next to the wire (or the pod) back, where programs of others came between. There is no moment in which it
+    /// does not run: a copy is attached first, then the one that runs elsewhere in the chain goes.
+    ///
+    /// # Errors
+    /// [`DatapathError`]; also if it does not have its place then.
+    pub fn reseat(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
+        let name = framing.program(hook);
+        let refused = |reason: &str| DatapathError::Attach {
+            program: hook.as_str(),
+            interface: interface.into(),
+            reason: reason.into(),
+        };
+        let first = id(&mut self.ebpf, name)?;
+        let idle = if links::is_attached(first, hook, interface)? {
+            let copies = match self.copies.take() {
+                Some(copies) => copies,
+                None => open(&self.pins, &self.limits)?.0,
+            };
+            let copies = self.copies.insert(copies);
+            load(copies, name)?;
+            copies
+        } else {
+            &mut self.ebpf
+        };
+        crate::fault::point("take a program's place back");
+        links::reseat(program(idle, name)?, &self.pins.links(), hook, interface)?;
+        self.held.hold(&self.pins.links(), hook, interface);
+        match self.seat(hook, interface, framing)? {
+            Seat::Attached { between } if between.is_empty() => Ok(()),
+            _ => Err(refused("others took its place again at once")),
+        }
+    }
+
+    /// Ids of all copies of a program.
+    pub(super) fn ids(&mut self, name: &'static str) -> Result<Vec<u32>, DatapathError> {
+        let first = id(&mut self.ebpf, name)?;
+        // A copy that was never needed is not loaded.
+        let copy = self.copies.as_mut().and_then(|copies| id(copies, name).ok());
+        Ok([Some(first), copy].into_iter().flatten().collect())
+    }
+
     /// Another hook's program has taken over from `hook` on the interface. A clsact filter was replaced by that; a TCX program stood
     /// beside it and goes.
     ///
@@ -48,7 +90,7 @@ impl Datapath {
     ///
     /// # Errors
     /// [`DatapathError::Pins`].
-    pub fn rename(&self, names: &[(String, String)]) -> Result<(), DatapathError> {
+    pub fn rename(&mut self, names: &[(String, String)]) -> Result<(), DatapathError> {
         // By way of a third name: two devices may have swapped theirs.
         let between = |name: &str| format!("{name}%");
         for (old, _) in names {
@@ -57,19 +99,20 @@ impl Datapath {
         for (old, new) in names {
             links::rename(&self.pins.links(), &between(old), new)?;
         }
+        self.held.rename(names);
         Ok(())
     }
 
-    /// Makes the folders of pins again, if somebody removed them, and pins the maps that the programs use. Says whether anything
-    /// was missing.
+    /// Makes the folders of pins again, if somebody removed them, and pins the maps that the programs use and the links of devices'
+    /// guards. Says whether anything was missing.
     ///
     /// # Errors
-    /// [`DatapathError::Pins`].
+    /// [`DatapathError`].
     pub fn restore_pins(&mut self) -> Result<bool, DatapathError> {
         let folder = self.pins.maps();
         let complete = folder.join(hauberk_abi::layout::map::ENDPOINTS).exists() && self.pins.links().exists();
         if complete {
-            return Ok(false);
+            return self.held.pin_again(&self.pins.links());
         }
         crate::fault::point("make the folders of pins again");
         self.pins.create()?;
@@ -95,6 +138,12 @@ impl Datapath {
                 })?;
             }
         }
+        self.held.pin_again(&self.pins.links())?;
         Ok(true)
     }
+}
+
+fn id(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, DatapathError> {
+    let info = program(ebpf, name)?.info();
+    info.map(|info| info.id()).map_err(|error| DatapathError::Program { program: name, reason: chain(&error) })
 }

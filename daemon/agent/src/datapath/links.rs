@@ -125,11 +125,15 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
         // The device went and one of the same name came: the old link leads nowhere.
         std::fs::remove_file(pin).map_err(|error| error.to_string())?;
     }
-    // Next to the wire or the pod: what others do to a packet happens between this program and the stack. The leak detector looks
-    // at what has passed the guard.
+    attach_tcx_anew(program, pin, hook, interface)
+}
+
+/// Next to the wire or the pod: what others do to a packet happens between this program and the stack. The leak detector looks at what
+/// has passed the guard; from anywhere else but behind all others it takes its place again by itself.
+fn attach_tcx_anew(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: &str) -> Result<(), String> {
     let order = match direction(hook) {
         TcAttachType::Ingress => LinkOrder::first(),
-        _ => observer(interface).map_or_else(LinkOrder::last, LinkOrder::before_program_id),
+        _ => last_observer(interface).map_or_else(LinkOrder::last, LinkOrder::before_program_id),
     };
     let options = TcAttachOptions::TcxOrder(order);
     let id = program.attach_with_options(interface, direction(hook), options).map_err(|error| chain(&error))?;
@@ -138,26 +142,66 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
     Ok(())
 }
 
-/// The leak detector at the interface's egress.
-fn observer(interface: &str) -> Option<ProgramId> {
-    let attached = query::tcx_programs(interface, TcAttachType::Egress).ok()?;
-    let observer = attached.into_iter().find(|id| query::is_observer(*id))?;
+/// The leak detector, if it is the last at the interface's egress.
+fn last_observer(interface: &str) -> Option<ProgramId> {
+    let last = query::tcx_programs(interface, TcAttachType::Egress).ok()?.pop()?;
     // SAFETY: the kernel gave the id; if the program is gone by now, it refuses the place.
-    Some(unsafe { ProgramId::new(observer) })
+    query::is_observer(last).then(|| unsafe { ProgramId::new(last) })
 }
 
-pub(super) fn seat(program: &SchedClassifier, hook: Hook, interface: &str) -> Result<Seat, DatapathError> {
-    let refused =
-        |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
-    let own = program.info().map_err(|error| refused(chain(&error)))?.id();
-    let attached = query::tcx_programs(interface, direction(hook)).map_err(|error| refused(error.to_string()))?;
-    let Some(place) = attached.iter().position(|id| *id == own) else { return Ok(Seat::Missing) };
+/// Where the first (on the way in) or last of `own` programs stands on the interface.
+pub(super) fn seat(own: &[u32], hook: Hook, interface: &str) -> Result<Seat, DatapathError> {
+    let attached = query::tcx_programs(interface, direction(hook)).map_err(|error| refused(hook, interface, &error))?;
+    let is_own = |id: &u32| own.contains(id);
     let between = match direction(hook) {
-        TcAttachType::Ingress => &attached[..place],
-        _ => &attached[place + 1..],
+        TcAttachType::Ingress => attached.iter().position(is_own).map(|place| &attached[..place]),
+        _ => attached.iter().rposition(is_own).map(|place| &attached[place + 1..]),
     };
+    let Some(between) = between else { return Ok(Seat::Missing) };
     let others = between.iter().filter(|id| !query::is_observer(**id));
     Ok(Seat::Attached { between: others.map(|id| query::name_of(*id)).collect() })
+}
+
+/// Whether the program runs on the interface.
+pub(super) fn is_attached(program: u32, hook: Hook, interface: &str) -> Result<bool, DatapathError> {
+    let attached = query::tcx_programs(interface, direction(hook)).map_err(|error| refused(hook, interface, &error))?;
+    Ok(attached.contains(&program))
+}
+
+/// Attaches the program next to the wire or the pod in place of the copy of it that is attached elsewhere in the chain, which goes
+/// when this one runs.
+pub(super) fn reseat(
+    program: &mut SchedClassifier,
+    links: &Path,
+    hook: Hook,
+    interface: &str,
+) -> Result<(), DatapathError> {
+    let next = next_path(links, hook, interface);
+    remove(&next).map_err(|error| refused(hook, interface, &error))?;
+    attach_tcx_anew(program, &next, hook, interface).map_err(|reason| DatapathError::Attach {
+        program: hook.as_str(),
+        interface: interface.into(),
+        reason,
+    })?;
+    crate::fault::point("let go of a program's former place");
+    std::fs::rename(&next, pin_path(links, hook, interface)).map_err(|error| refused(hook, interface, &error))
+}
+
+fn refused(hook: Hook, interface: &str, error: &io::Error) -> DatapathError {
+    DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason: error.to_string() }
+}
+
+/// Where a link is pinned until it takes another's place. No hook has that name: what an
+/// agent left there that ended in between is in nobody's way, and removed before the next.
+fn next_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
+    links.join(format!("next-{}@{}", hook.as_str(), escape(interface)))
+}
+
+fn remove(pin: &Path) -> io::Result<()> {
+    match std::fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, interface: &str) -> Result<(), String> {
@@ -197,8 +241,6 @@ fn is_exists(error: &aya::programs::TcError) -> bool {
 }
 
 pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str) -> Result<(), DatapathError> {
-    let refused =
-        |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
     let pin = pin_path(links, hook, interface);
     let removed = if mode == AttachMode::Clsact {
         if let Ok(link) =
@@ -209,10 +251,10 @@ pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str
         }
         std::fs::remove_dir(&pin)
     } else {
-        std::fs::remove_file(&pin)
+        remove(&next_path(links, hook, interface)).and_then(|()| remove(&pin))
     };
     match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused(error.to_string())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused(hook, interface, &error)),
         _ => Ok(()),
     }
 }
@@ -275,7 +317,7 @@ fn records(links: &Path) -> Result<Vec<(String, String, bool)>, DatapathError> {
     Ok(records)
 }
 
-fn pin_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
+pub(super) fn pin_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
     links.join(format!("{}@{}", hook.as_str(), escape(interface)))
 }
 

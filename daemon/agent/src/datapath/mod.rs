@@ -3,25 +3,29 @@
 //! Everything here outlives the agent: maps and links are pinned, and a new agent takes them over without a gap - it
 //! loads its programs against the pinned maps and swaps them in, link by link, each in one atomic step.
 
+mod hold;
 mod keep;
 mod links;
 mod maps;
 pub mod query;
 mod tally;
+mod trial;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapError, MapInfo};
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use hauberk_abi::LAYOUT_VERSION;
 use hauberk_abi::layout::{Hook, Settings, map};
 
 use crate::config::{AttachMode, Limits};
 
+use hold::Held;
 pub use links::{Attachment, CLSACT_MINOR, Framing, How, Seat};
 pub use maps::{Counted, Maps};
+pub use trial::try_programs;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hauberk.bpf.o"));
 
@@ -79,6 +83,10 @@ pub struct Datapath {
     pins: Pins,
     mode: AttachMode,
     maps: Maps,
+    limits: Limits,
+    /// The programs once more, each loaded when it has to stand twice in a chain for a moment: the kernel takes none twice.
+    copies: Option<Ebpf>,
+    held: Held,
     /// Maps whose pinned size is not what the configuration asks for.
     resized: Vec<String>,
 }
@@ -150,35 +158,13 @@ impl Datapath {
     pub fn load(root: &Path, limits: &Limits, mode: AttachMode) -> Result<Datapath, DatapathError> {
         let pins = Pins::new(root);
         pins.create()?;
-        let sizes = [
-            (map::ENDPOINTS, limits.endpoints),
-            (map::RANGES, limits.ranges),
-            (map::PEERS, limits.ranges),
-            (map::ATTACHMENTS, limits.attachments.saturating_mul(2)),
-            (map::INTERFACES, limits.attachments),
-            (map::FLOWS, limits.flows),
-            (map::EVENTS, limits.events),
-        ];
-        let mut loader = EbpfLoader::new();
-        loader.default_map_pin_directory(pins.maps());
-        let mut resized = Vec::new();
-        for (name, size) in sizes {
-            // A pinned map keeps its size, and aya would map a ring buffer of the size it is told.
-            let pinned = MapInfo::from_pin(pins.maps().join(name)).ok().map(|info| info.max_entries());
-            loader.map_max_entries(name, pinned.unwrap_or(size));
-            if let Some(pinned) = pinned.filter(|pinned| *pinned != size) {
-                resized.push(format!("{name} has room for {pinned}, not the {size} configured"));
-            }
-        }
-        let mut ebpf = loader.load(OBJECT).map_err(|source| DatapathError::Load { source: Box::new(source) })?;
+        let (mut ebpf, resized) = open(&pins, limits)?;
         for name in Framing::PROGRAMS {
-            program(&mut ebpf, name)?
-                .load()
-                .map_err(|error| DatapathError::Program { program: name, reason: chain(&error) })?;
+            load(&mut ebpf, name)?;
         }
         let maps = Maps::take(&mut ebpf)?;
         let mode = links::settle(mode);
-        Ok(Datapath { ebpf, pins, mode, maps, resized })
+        Ok(Datapath { ebpf, pins, mode, maps, limits: limits.clone(), copies: None, held: Held::default(), resized })
     }
 
     /// The maps.
@@ -220,8 +206,14 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Attach`].
     pub fn attach(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
+        // One that is held runs, and the kernel takes it no second time.
+        self.held.pin_again(&self.pins.links())?;
         let program = program(&mut self.ebpf, framing.program(hook))?;
-        links::attach(program, &self.pins.links(), self.mode, hook, interface)
+        links::attach(program, &self.pins.links(), self.mode, hook, interface)?;
+        if !self.is_clsact() {
+            self.held.hold(&self.pins.links(), hook, interface);
+        }
+        Ok(())
     }
 
     /// Asks the kernel whether `hook` runs on the interface, and who gets between it and the wire (or the pod). With
@@ -233,7 +225,8 @@ impl Datapath {
         if self.mode == AttachMode::Clsact {
             return Ok(Seat::Attached { between: Vec::new() });
         }
-        links::seat(program(&mut self.ebpf, framing.program(hook))?, hook, interface)
+        let own = self.ids(framing.program(hook))?;
+        links::seat(&own, hook, interface)
     }
 
     /// Whether programs are filters of a clsact queueing discipline.
@@ -246,6 +239,7 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Attach`].
     pub fn detach(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+        self.held.let_go(hook, interface);
         links::detach(&self.pins.links(), self.mode, hook, interface)
     }
 
@@ -274,12 +268,48 @@ pub fn remove(root: &Path) -> Result<Vec<String>, DatapathError> {
     Ok(disciplines)
 }
 
+/// The programs with the pinned maps, not in the kernel yet. Also says which maps have another size than `limits` asks for.
+fn open(pins: &Pins, limits: &Limits) -> Result<(Ebpf, Vec<String>), DatapathError> {
+    let sizes = [
+        (map::ENDPOINTS, limits.endpoints),
+        (map::RANGES, limits.ranges),
+        (map::PEERS, limits.ranges),
+        (map::ATTACHMENTS, limits.attachments.saturating_mul(2)),
+        (map::INTERFACES, limits.attachments),
+        (map::FLOWS, limits.flows),
+        (map::EVENTS, limits.events),
+    ];
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(pins.maps());
+    let mut resized = Vec::new();
+    for (name, size) in sizes {
+        // A pinned map keeps its size, and aya would map a ring buffer of the size it is told.
+        let pinned = MapInfo::from_pin(pins.maps().join(name)).ok().map(|info| info.max_entries());
+        loader.map_max_entries(name, pinned.unwrap_or(size));
+        if let Some(pinned) = pinned.filter(|pinned| *pinned != size) {
+            resized.push(format!("{name} has room for {pinned}, not the {size} configured"));
+        }
+    }
+    let ebpf = loader.load(OBJECT).map_err(|source| DatapathError::Load { source: Box::new(source) })?;
+    Ok((ebpf, resized))
+}
+
+/// Has the kernel take a program, unless it has.
+fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
+    match program(ebpf, name)?.load() {
+        Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => {
+            Err(DatapathError::Program { program: name, reason: chain(&error) })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn program<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
     let refused = |reason: String| DatapathError::Program { program, reason };
     ebpf.program_mut(program)
         .ok_or_else(|| refused("it is not in the object this agent was built with".into()))?
         .try_into()
-        .map_err(|error: aya::programs::ProgramError| refused(chain(&error)))
+        .map_err(|error: ProgramError| refused(chain(&error)))
 }
 
 /// The clock by which the programs time flows: the coarse monotonic one, nanoseconds; 0 if it cannot be read.

@@ -268,9 +268,6 @@ fn odd_frames_are_on_the_protected_side() {
     frame[12..14].copy_from_slice(&[0x88, 0xcc]);
     assert_eq!(bench.run_frame(Hook::FromPod, &frame, 0), SHOT);
     assert_eq!(bench.drops(DropReason::NotIp), 1);
-    // ARP is how a pod finds its gateway.
-    frame[12..14].copy_from_slice(&[0x08, 0x06]);
-    assert_eq!(bench.run_frame(Hook::FromPod, &frame, 0), OK);
 }
 
 #[test]
@@ -581,4 +578,5 @@ fn a_flow_that_was_ended_for_its_silence_stays_ended() {
 
 mod encapsulated;
 mod loading;
+mod neighbours;
 mod origins;

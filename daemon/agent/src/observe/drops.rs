@@ -187,6 +187,12 @@ pub fn advice(reason: DropReason) -> &'static str {
         DropReason::SealedFull => {
             "more flows came sealed to node addresses than can be remembered; more of them are refused until others end"
         }
+        DropReason::SpoofedNeighbour => {
+            "a pod sent ARP or neighbour discovery for an address that is not its own, or as a router; look at the pod: floating addresses need a load balancer of the cluster"
+        }
+        DropReason::NeighbourLimit => {
+            "a pod spoke by more than 8 link-local addresses within a minute, or to more than 8 addresses on its link that nobody has; look at the pod: it may be scanning"
+        }
         DropReason::PacketSocket => {
             "a packet socket on this node sent a frame with a pod's address; find the program: nothing on a node should"
         }

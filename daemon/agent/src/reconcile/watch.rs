@@ -99,8 +99,9 @@ impl Reconciler {
         self.stale
     }
 
-    /// Programs that somebody detached are attached again. The problem stays until the next look has seen them run.
+    /// Programs that somebody detached are attached again, and those that somebody came behind take their place back. The problem stays until the next look has seen them run.
     async fn look_at_programs(&mut self) {
+        self.look_at_pins();
         let Stage::Running(kernel) = &mut self.stage else { return };
         let whole = self.looked.is_none_or(|at| at.elapsed() >= WHOLE_LOOK);
         if !whole && !self.failures.is_empty(Area::Programs) {
@@ -126,27 +127,52 @@ impl Reconciler {
             }
         }
         self.tell(Area::Programs, problems.clone());
-        if !findings.iter().any(|finding| finding.found == Found::Missing) {
+        if findings.is_empty() {
             return;
         }
-        // Not ready until they have proven themselves, and told for as long as it is to the next whole look.
-        self.world.write().self_test = None;
+        // Told for as long as it is to the next whole look, and if one was missing not ready until they have proven themselves.
         self.looked = Some(Instant::now());
+        if findings.iter().any(|finding| finding.found == Found::Missing) {
+            self.world.write().self_test = None;
+        }
         let Stage::Running(kernel) = &mut self.stage else { return };
         let mut restored = Vec::new();
-        for finding in findings.iter().filter(|finding| finding.found == Found::Missing) {
-            match kernel.repair(finding) {
-                Ok(()) => restored.push((finding.object.clone(), finding.hook.as_str())),
-                Err(error) => {
-                    if let Some(problem) = problems.get_mut(&finding.object) {
-                        problem.message = format!("{}; it cannot be attached again: {error}", problem.message);
-                    }
+        for finding in &findings {
+            let failed = match kernel.repair(finding) {
+                Ok(true) => {
+                    restored.push((finding.object.clone(), finding.restored()));
+                    continue;
                 }
+                Ok(false) => {
+                    "it took its place back again and again, and somebody else does likewise: it leaves them there \
+                              for ten minutes"
+                        .into()
+                }
+                Err(error) => format!("it cannot be attached again: {error}"),
+            };
+            if let Some(problem) = problems.get_mut(&finding.object) {
+                problem.message = format!("{}; {failed}", problem.message);
             }
         }
         self.tell(Area::Programs, problems);
-        for (object, program) in restored {
-            self.restored(object, format!("{program} had been detached by another program; it is attached again"));
+        for (object, message) in restored {
+            self.restored(object, message);
+        }
+    }
+
+    /// Pins that somebody removed are made again. Devices' guards run all the while: the agent has handles of their links.
+    fn look_at_pins(&mut self) {
+        let Stage::Running(kernel) = &mut self.stage else { return };
+        match kernel.restore_pins() {
+            Ok(false) => self.succeed("pins"),
+            Ok(true) => {
+                self.succeed("pins");
+                let message = "pins of programs or maps had been removed by another program; they are back";
+                self.restored("pins".into(), message.into());
+            }
+            Err(error) => {
+                self.fail("pins", format!("somebody removed them, and they cannot be made again: {error}"));
+            }
         }
     }
 

@@ -45,7 +45,9 @@ fn three_tags_are_malformed_and_other_ethertypes_are_told_apart() {
     assert_eq!(parse_frame(&&bytes[..]), Err(Malformed));
     let mut arp = vec![0u8; 12];
     arp.extend([8, 6, 0, 0]);
-    assert_eq!(parse_frame(&&arp[..]), Ok(Frame::Arp));
+    assert_eq!(parse_frame(&&arp[..]), Ok(Frame::Arp(14)));
+    let tagged = [&arp[..12], &[0x81, 0, 0, 1], &arp[12..]].concat();
+    assert_eq!(parse_frame(&&tagged[..]), Ok(Frame::Arp(18)));
     arp[12..14].copy_from_slice(&[0x88, 0xcc]);
     assert_eq!(parse_frame(&&arp[..]), Ok(Frame::Other));
     assert_eq!(parse_frame(&&arp[..13]), Err(Malformed));

@@ -12,6 +12,14 @@ fn an_agent_takes_over_maps_of_the_one_before() {
     assert!(again.resized().iter().any(|sentence| sentence.starts_with("ENDPOINTS")), "{:?}", again.resized());
 }
 
+#[test]
+fn a_trial_takes_all_programs_and_leaves_nothing() {
+    let folder = pins();
+    let trial = folder.path().join("trial");
+    assert_eq!(try_programs(&trial), Ok(7));
+    assert!(!trial.exists());
+}
+
 /// The verifier walks every path there is: a start must not wait for it for seconds.
 #[test]
 fn the_verifier_is_done_with_each_program_soon() {

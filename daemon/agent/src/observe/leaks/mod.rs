@@ -10,7 +10,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -39,6 +39,14 @@ pub struct Place {
     pub clsact: bool,
     /// The tunnel device's name.
     pub tunnel: String,
+}
+
+/// Has the kernel take the detector's programs, with the guard's maps pinned there, and lets go of them.
+///
+/// # Errors
+/// What the kernel said.
+pub fn try_observer(pinned_maps: &Path) -> Result<(), String> {
+    Observer::load(pinned_maps, false).map(drop).map_err(|error| error.to_string())
 }
 
 /// Looks for leaks until the runtime ends.

@@ -1,0 +1,80 @@
+//! Handles to the links of devices' guards. A link lasts as long as somebody has a handle of it: the pins are for when no agent runs,
+//! these for when somebody removes the pins under one that does.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use aya::programs::links::{FdLink, PinnedLink};
+use hauberk_abi::layout::Hook;
+use tracing::warn;
+
+use super::links::pin_path;
+use super::{DatapathError, chain};
+
+/// Of devices and the tunnel. Pods' interfaces have none: there are many of them, and what they send passes a device's guard.
+#[derive(Debug, Default)]
+pub(super) struct Held(BTreeMap<(Hook, String), Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    /// Keeps the program where it is.
+    _link: FdLink,
+    /// Is used up by pinning.
+    spare: Option<FdLink>,
+}
+
+impl Held {
+    /// Opens the link that is pinned for the hook on the interface, in place of the one that was held.
+    pub(super) fn hold(&mut self, links: &Path, hook: Hook, interface: &str) {
+        if matches!(hook, Hook::FromPod | Hook::ToPod) {
+            return;
+        }
+        let open = || PinnedLink::from_pin(pin_path(links, hook, interface)).map(FdLink::from);
+        match (open(), open()) {
+            (Ok(link), Ok(spare)) => {
+                let handle = Handle { _link: link, spare: Some(spare) };
+                self.0.insert((hook, interface.to_owned()), handle);
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                warn!(program = hook.as_str(), interface, error = chain(&error), "who removes its pin detaches it");
+                self.let_go(hook, interface);
+            }
+        }
+    }
+
+    /// Leaves the link to its pin alone.
+    pub(super) fn let_go(&mut self, hook: Hook, interface: &str) {
+        self.0.remove(&(hook, interface.to_owned()));
+    }
+
+    /// Devices that were given other names, likewise all at once.
+    pub(super) fn rename(&mut self, names: &[(String, String)]) {
+        let renamed = |interface: String| {
+            names.iter().find(|(old, _)| *old == interface).map_or(interface.clone(), |(_, new)| new.clone())
+        };
+        let held = std::mem::take(&mut self.0).into_iter();
+        self.0 = held.map(|((hook, interface), handle)| ((hook, renamed(interface)), handle)).collect();
+    }
+
+    /// Pins again what is not pinned any more. Returns whether anything was not.
+    ///
+    /// # Errors
+    /// [`DatapathError::Attach`] for the first that cannot be pinned; it is held all the same.
+    pub(super) fn pin_again(&mut self, links: &Path) -> Result<bool, DatapathError> {
+        let is_gone = |(hook, interface): &&(Hook, String)| !pin_path(links, *hook, interface).exists();
+        let gone: Vec<(Hook, String)> = self.0.keys().filter(is_gone).cloned().collect();
+        for (hook, interface) in &gone {
+            let refused = |reason: String| DatapathError::Attach {
+                program: hook.as_str(),
+                interface: interface.clone(),
+                reason: format!("its link cannot be pinned again: {reason}"),
+            };
+            let spare = self.0.get_mut(&(*hook, interface.clone())).and_then(|handle| handle.spare.take());
+            let spare = spare.ok_or_else(|| refused("it could not before".into()))?;
+            crate::fault::point("pin a link again");
+            drop(spare.pin(pin_path(links, *hook, interface)).map_err(|error| refused(chain(&error)))?);
+            self.hold(links, *hook, interface);
+        }
+        Ok(!gone.is_empty())
+    }
+}

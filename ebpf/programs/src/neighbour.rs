@@ -1,0 +1,113 @@
+//! What a pod may have its node write into the neighbour table, which is not large and belongs to all pods: entries for its own
+//! addresses, for some link-local ones, and for some neighbours that nobody knows.
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use hauberk_abi::{
+    address::{Address, GATEWAY_V6},
+    layout::{
+        Brought, NeighbourKey,
+        neighbours::{DESTINATIONS, ROOM, SOURCES, WHILE},
+    },
+    neighbour::{claim, parse_arp},
+    packet::Packet,
+    reason::DropReason,
+};
+
+use crate::carry::{drop, interface, pass};
+use crate::lookup::{Skb, attachment};
+use crate::maps::{NEIGHBOUR, NEIGHBOURS};
+use crate::record::{now, put};
+
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
+
+/// An ARP message at `offset` of what a pod sent.
+#[inline(never)]
+pub fn arp(skb: *mut __sk_buff, offset: u32) -> i32 {
+    let context = &TcContext::new(skb);
+    let Ok(arp) = parse_arp(&Skb(context), offset) else { return drop(DropReason::Malformed) };
+    if is_own(interface(context), &arp.claim()) { pass() } else { drop(DropReason::SpoofedNeighbour) }
+}
+
+/// Why a packet that a pod sends to its link is refused: a [`DropReason`]'s number, 0 if it is not.
+#[inline(never)]
+pub fn refuses(skb: *mut __sk_buff, interface: u32, packet: &Packet) -> u32 {
+    let discovery = packet.is_neighbour_discovery();
+    let spoofed = if discovery { DropReason::SpoofedNeighbour } else { DropReason::SpoofedSource } as u32;
+    let refused = speaks(interface, &packet.source, spoofed);
+    if refused != 0 {
+        return refused;
+    }
+    if discovery {
+        let Some(claim) = claim(&Skb(&TcContext::new(skb)), ETHERNET, packet) else { return spoofed };
+        let refused = speaks(interface, &claim, spoofed);
+        if refused != 0 {
+            return refused;
+        }
+    }
+    if may_bring_up(&packet.destination) && !has_room(interface, DESTINATIONS, &packet.destination) {
+        return DropReason::NeighbourLimit as u32;
+    }
+    0
+}
+
+/// Whether the pod behind the interface may speak for an address on its link, likewise. It may for none.
+#[inline(never)]
+fn speaks(interface: u32, address: &Address, spoofed: u32) -> u32 {
+    if address.is_unspecified() || is_own(interface, address) {
+        return 0;
+    }
+    if !may_bring_up(address) {
+        return spoofed;
+    }
+    if has_room(interface, SOURCES, address) { 0 } else { DropReason::NeighbourLimit as u32 }
+}
+
+/// Addresses that may be anybody's on the link, but for the one that every pod's gateway has.
+#[inline(always)]
+fn may_bring_up(address: &Address) -> bool {
+    address.is_link_local() && *address != Address::v6(GATEWAY_V6)
+}
+
+#[inline(always)]
+fn is_own(interface: u32, address: &Address) -> bool {
+    match attachment(address) {
+        Some(own) => own.interface == interface,
+        None => false,
+    }
+}
+
+/// Whether there is room for one more address of this kind ([`SOURCES`] or [`DESTINATIONS`]) at the interface, or it is one of those
+/// that have it. Two CPUs at a time may count two as one.
+#[inline(never)]
+pub fn has_room(interface: u32, kind: u32, address: &Address) -> bool {
+    let Some(key) = NEIGHBOUR.get_ptr_mut(0) else { return false };
+    // SAFETY: the slot belongs to this CPU and to the program that runs on it.
+    let key = unsafe { &mut *key };
+    let when = (now() >> WHILE) as u32;
+    key.interface = interface;
+    key.kind = kind;
+    put(&mut key.address, address);
+    if brought(key, when) != 0 {
+        return true;
+    }
+    put(&mut key.address, &Address::UNSPECIFIED);
+    let count = brought(key, when);
+    if count >= ROOM {
+        return false;
+    }
+    // A full least-recently-used map makes room.
+    let _ = NEIGHBOURS.insert(&*key, &Brought { when, count: count + 1 }, 0);
+    put(&mut key.address, address);
+    let _ = NEIGHBOURS.insert(&*key, &Brought { when, count: 1 }, 0);
+    true
+}
+
+#[inline(always)]
+fn brought(key: &NeighbourKey, when: u32) -> u32 {
+    // SAFETY: two numbers are read; a torn pair counts one address more or less.
+    match unsafe { NEIGHBOURS.get(key) } {
+        Some(brought) if brought.when == when => brought.count,
+        _ => 0,
+    }
+}
