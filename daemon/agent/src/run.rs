@@ -130,7 +130,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let ring = prepared.datapath_mut().maps_mut().take_events();
     let pins = prepared.datapath_mut().pins().clone();
     let place = leaks::Place {
-        pinned_maps: pins.maps(),
+        pins: pins.clone(),
         clsact: prepared.datapath_mut().how() == How::Clsact,
         tunnel: config.tunnel.device.clone(),
     };

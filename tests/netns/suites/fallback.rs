@@ -2,12 +2,20 @@
 //! next agent and removed by uninstall like links.
 
 use anyhow::{Result, ensure};
+use hauberk_core::api::Severity;
 use hauberk_netns::capture::Moment;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
-use hauberk_netns::{Cluster, Context, Family, Setup, Test, programs};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Setup, Test, eventually, programs};
 use serde_json::json;
 
-pub const TESTS: &[Test] = &[Test::new("fallback::clsact_keeps_every_promise", clsact)];
+pub const TESTS: &[Test] = &[
+    Test::new("fallback::clsact_keeps_every_promise", clsact),
+    Test::new("fallback::a_filter_that_comes_before_the_guard_is_outrun", preceded),
+    Test::new("fallback::an_old_ingress_discipline_gives_way_or_shuts_its_device", old_discipline),
+];
+
+/// A filter that lets every packet pass, and asks no other one.
+const PASS_ALL: [&str; 3] = ["bpf", "bytecode", "1,6 0 0 4294967295,"];
 
 fn clsact(context: &Context) -> Result<()> {
     let setup = Setup { config: json!({ "attach": "clsact" }), ..Setup::default() };
@@ -21,12 +29,20 @@ fn clsact(context: &Context) -> Result<()> {
     ensure!(node.agent.status()?.attach == "clsact", "the status names another way of attaching");
     let filters = node.run("tc", &["filter", "show", "dev", "eth0", "egress"])?;
     ensure!(filters.contains("to_wire"), "no filter of ours on the uplink:\n{filters}");
+    // It needs no guard; the leak detector sits there alone.
+    node.netns.ip("link add br9 type bridge\nlink set br9 up")?;
+    eventually("the leak detector to sit on the bridge", || {
+        let filters = node.run("tc", &["filter", "show", "dev", "br9", "egress"])?;
+        Ok(filters.contains("observe").then_some(()))
+    })?;
 
     let talk = || -> Result<()> {
         for family in Family::ALL {
             for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Fragments] {
                 for (client, server) in [(&a, &b), (&b, &a), (&a, &plain), (&plain, &a)] {
-                    exchange(&Exchange::new(protocol, family, client, server))?;
+                    let one = Exchange::new(protocol, family, client, server);
+                    let outcome = exchange(&one)?;
+                    ensure!(outcome.answered, "{one}: {outcome:?}");
                 }
             }
         }
@@ -39,15 +55,106 @@ fn clsact(context: &Context) -> Result<()> {
     node.agent.wait_ready()?;
     talk()?;
     let filters = node.run("tc", &["filter", "show", "dev", "eth0", "egress"])?;
-    ensure!(filters.matches("handle ").count() == 1, "one filter was wanted:\n{filters}");
+    ensure!(filters.matches("name to_wire").count() == 1, "one filter was wanted:\n{filters}");
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
 
-    node.agent.terminate()?;
+    // Killed, it leaves the leak detector's filters.
+    node.agent.kill()?;
     let config = node.config().to_string_lossy().into_owned();
     node.run(programs::ours("hauberkd")?, &["--config", &config, "uninstall"])?;
     let left = node.run("tc", &["filter", "show", "dev", "eth0", "egress"])?;
     ensure!(!left.contains("to_wire"), "uninstall left a filter:\n{left}");
-    let disciplines = node.run("tc", &["qdisc", "show", "dev", "eth0"])?;
+    let disciplines = node.run("tc", &["qdisc", "show"])?;
     ensure!(!disciplines.contains("clsact"), "uninstall left the queueing discipline it made:\n{disciplines}");
     Ok(())
+}
+
+/// With `hostRouting: stack`: there the last guard alone keeps pods' packets off the wire.
+fn preceded(context: &Context) -> Result<()> {
+    let config = json!({ "attach": "clsact" });
+    let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, config, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
+    cluster.wait_known(&[&a, &b])?;
+    let node = &cluster.nodes[0];
+    for (way, hook) in [("egress", "to_wire"), ("ingress", "from_wire")] {
+        let place = ["filter", "add", "dev", "eth0", way, "protocol", "all", "pref", "1"];
+        node.run("tc", &[&place[..], &PASS_ALL].concat())?;
+        eventually(format!("{hook} to be asked first, and alone"), || {
+            let filters = filters(node, way)?;
+            let first = filters.lines().find(|line| line.contains("handle")).unwrap_or_default();
+            let ours = filters.matches(&format!("name {hook}")).count();
+            ensure!(first.contains(hook) && ours == 1 && filters.matches("handle").count() >= 2, "{filters}");
+            Ok(Some(()))
+        })?;
+        eventually("it to be told", || {
+            let events = node.agent.events()?;
+            let told = |message: &str| message.contains("preference 1") && message.contains(&format!("behind {hook}"));
+            Ok(events.iter().any(|event| event.reason == "Restored" && told(&event.message)).then_some(()))
+        })?;
+    }
+    // What comes after the guard on the way out cannot be helped.
+    let told = || eventually("what comes behind to be told", || warned(node));
+    told()?;
+    let since = cluster.capture.sync()?;
+    for family in Family::ALL {
+        for (client, server) in [(&a, &b), (&b, &a)] {
+            let one = Exchange::new(Protocol::Tcp, family, client, server);
+            let outcome = exchange(&one)?;
+            ensure!(outcome.answered, "{one}: {outcome:?}");
+        }
+    }
+    cluster.assert_no_cleartext(&[&a, &b], since)?;
+    ensure!(node.agent.status()?.ready, "not ready because of a filter that comes after the guard");
+    node.run("tc", &["filter", "del", "dev", "eth0", "egress", "protocol", "all", "pref", "1", "handle", "1", "bpf"])?;
+    eventually("it not to be told any more", || Ok(warned(node)?.is_none().then_some(())))?;
+    cluster.assert_no_cleartext(&[&a, &b], since)
+}
+
+fn filters(node: &Node, way: &str) -> Result<String> {
+    node.run("tc", &["filter", "show", "dev", "eth0", way])
+}
+
+fn warned(node: &Node) -> Result<Option<()>> {
+    let problems = node.agent.status()?.problems;
+    let told = problems.iter().any(|one| {
+        one.object == "device/eth0" && one.severity == Severity::Warning && one.message.contains("behind to_wire")
+    });
+    Ok(told.then_some(()))
+}
+
+fn old_discipline(context: &Context) -> Result<()> {
+    let setup = Setup { nodes: 1, start: false, config: json!({ "attach": "clsact" }), ..Setup::default() };
+    let cluster = Cluster::build(context, setup)?;
+    let node = &cluster.nodes[0];
+    for device in ["lab0", "lab1"] {
+        node.netns.ip(&format!("link add {device} type veth peer name {device}p\nlink set {device} up"))?;
+        node.run("tc", &["qdisc", "add", "dev", device, "ingress"])?;
+    }
+    let place = ["filter", "add", "dev", "lab1", "ingress", "protocol", "all", "pref", "7"];
+    node.run("tc", &[&place[..], &PASS_ALL].concat())?;
+    node.start_agent()?;
+    eventually("the empty one to have given way", || {
+        let disciplines = node.run("tc", &["qdisc", "show", "dev", "lab0"])?;
+        let filters = node.run("tc", &["filter", "show", "dev", "lab0", "egress"])?;
+        ensure!(disciplines.contains("clsact") && filters.contains("to_wire"), "{disciplines}{filters}");
+        Ok(Some(()))
+    })?;
+    eventually("the other one's device to be said to be shut", || {
+        let problems = node.agent.status()?.problems;
+        let told = problems.iter().find(|problem| problem.object == "device/lab1");
+        let told =
+            told.is_some_and(|told| told.severity == Severity::Critical && told.message.contains("preference 7"));
+        ensure!(told, "{problems:?}");
+        Ok(Some(()))
+    })?;
+    let kept = node.run("tc", &["filter", "show", "dev", "lab1", "ingress"])?;
+    ensure!(kept.contains("pref 7"), "the other's filter is gone: {kept}");
+    ensure!(node.run("nft", &["list", "ruleset"])?.contains("passable"), "no rules that shut it");
+    node.run("tc", &["qdisc", "del", "dev", "lab1", "ingress"])?;
+    eventually("it to be guarded then", || {
+        let filters = node.run("tc", &["filter", "show", "dev", "lab1", "egress"])?;
+        Ok(filters.contains("to_wire").then_some(()))
+    })?;
+    node.agent.wait_ready()
 }

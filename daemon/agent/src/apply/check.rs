@@ -10,9 +10,10 @@ use hauberk_core::api::{Problem, Severity};
 use super::devices::{WIRE, subject};
 use super::{ApplyError, Kernel};
 use crate::config::Config;
-use crate::datapath::{CLSACT_MINOR, Framing, Seat};
+use crate::datapath::query::OBSERVER_MINOR;
+use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Framing, Seat};
 use crate::fault;
-use crate::host::sysctl;
+use crate::host::{Filter, sysctl};
 
 /// How often a program's place is taken back within [`LONG`]: whoever wants it as well would have it taken for ever.
 const TRIES: usize = 5;
@@ -61,6 +62,22 @@ pub enum Found {
     Missing,
     /// It runs, and programs of others are between it and the wire (or the pod), where it does not see what they do.
     Between(Vec<String>),
+    /// It runs, and filters of others come after it where nothing can be done about it.
+    Behind(Vec<String>),
+}
+
+/// What is found among the filters of a clsact queueing discipline, in the order in which they are asked.
+fn among(filters: &[Filter], hook: Hook) -> Option<Found> {
+    let is_own = |filter: &Filter| [CLSACT_MINOR, CLSACT_NEXT_MINOR].contains(&filter.handle);
+    let Some(place) = filters.iter().position(is_own) else { return Some(Found::Missing) };
+    let (before, behind) = filters.split_at(place);
+    if !before.is_empty() {
+        return Some(Found::Between(before.iter().map(ToString::to_string).collect()));
+    }
+    let is_egress = matches!(hook, Hook::ToPod | Hook::ToWire);
+    let others = behind.iter().filter(|filter| !is_own(filter) && filter.handle != OBSERVER_MINOR);
+    let others: Vec<String> = others.map(ToString::to_string).collect();
+    (is_egress && !others.is_empty()).then_some(Found::Behind(others))
 }
 
 impl Finding {
@@ -70,10 +87,10 @@ impl Finding {
             Found::Missing => {
                 (Severity::Critical, format!("{} does not run: another program detached it", self.hook.as_str()))
             }
-            Found::Between(programs) => (
+            Found::Between(programs) | Found::Behind(programs) => (
                 Severity::Warning,
                 format!(
-                    "what other programs ({}) do to packets behind {} is not seen by it; see `bpftool net`",
+                    "what other programs ({}) do to packets behind {} is not seen by it; see `bpftool net` and `tc filter show`",
                     programs.join(", "),
                     self.hook.as_str()
                 ),
@@ -87,7 +104,7 @@ impl Finding {
         let hook = self.hook.as_str();
         match &self.found {
             Found::Missing => format!("{hook} had been detached by another program; it is attached again"),
-            Found::Between(programs) => {
+            Found::Between(programs) | Found::Behind(programs) => {
                 format!("other programs ({}) had come behind {hook}; it has its place again", programs.join(", "))
             }
         }
@@ -128,20 +145,28 @@ impl Kernel {
         }
         let mut findings = Vec::new();
         for (hook, index, interface, framing, object) in seats {
-            let Some(found) = self.ask(hook, index, &interface, framing).await else { continue };
+            let Some(found) = self.ask(hook, index, &interface, framing, whole).await else { continue };
             findings.push(Finding { object, hook, interface, index, framing, found });
         }
         Ok(findings)
     }
 
-    async fn ask(&mut self, hook: Hook, index: u32, interface: &str, framing: Framing) -> Option<Found> {
+    async fn ask(&mut self, hook: Hook, index: u32, interface: &str, framing: Framing, whole: bool) -> Option<Found> {
         let found = if self.datapath.is_clsact() {
             let ingress = !matches!(hook, Hook::ToPod | Hook::ToWire);
-            let there = self.netlink.has_filter(index, ingress, CLSACT_MINOR).await;
-            (!there.ok()?).then_some(Found::Missing)?
+            among(&self.netlink.filters(index, ingress).await.ok()?, hook)?
         } else {
             match self.datapath.seat(hook, interface, framing) {
-                Ok(Seat::Attached { between }) if between.is_empty() => return None,
+                Ok(Seat::Attached { between }) if between.is_empty() => {
+                    // Filters are asked after all programs of TCX.
+                    let filters = if whole && hook == Hook::ToWire {
+                        self.netlink.filters(index, false).await.ok()?
+                    } else {
+                        Vec::new()
+                    };
+                    let behind: Vec<String> = filters.iter().map(ToString::to_string).collect();
+                    (!behind.is_empty()).then_some(Found::Behind(behind))?
+                }
                 Ok(Seat::Attached { between }) => Found::Between(between),
                 Ok(Seat::Missing) | Err(_) => Found::Missing,
             }
@@ -166,7 +191,7 @@ impl Kernel {
             Found::Between(_) if self.places.may(finding.index, *hook, Instant::now()) => {
                 self.datapath.reseat(*hook, interface, *framing)?;
             }
-            Found::Between(_) => return Ok(false),
+            Found::Between(_) | Found::Behind(_) => return Ok(false),
         }
         Ok(true)
     }
@@ -208,6 +233,25 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_are_told_by_their_place() {
+        let filter = |preference, handle| Filter { preference, handle, kind: "bpf".into() };
+        let (ours, next, observer) =
+            (filter(1, CLSACT_MINOR), filter(1, CLSACT_NEXT_MINOR), filter(0xfff0, OBSERVER_MINOR));
+        let (first, later) = (filter(1, 7), filter(9, 1));
+        let named = |filter: &Filter| vec![filter.to_string()];
+        for hook in [Hook::ToWire, Hook::FromWire] {
+            let among = |filters: &[&Filter]| among(&filters.iter().copied().cloned().collect::<Vec<_>>(), hook);
+            assert_eq!(among(&[]), Some(Found::Missing));
+            assert_eq!(among(&[&first, &observer]), Some(Found::Missing));
+            assert_eq!(among(&[&ours, &observer]), None);
+            assert_eq!(among(&[&next, &first, &ours]), among(&[&ours, &first]), "whichever of ours is first");
+            assert_eq!(among(&[&first, &ours, &later]), Some(Found::Between(named(&first))));
+            let behind = (hook == Hook::ToWire).then(|| Found::Behind(named(&later)));
+            assert_eq!(among(&[&ours, &later, &observer]), behind);
+        }
+    }
 
     #[test]
     fn a_place_is_taken_back_some_times_and_after_a_while_again() {

@@ -125,7 +125,8 @@ impl Devices {
             known.up = link.up;
             return;
         }
-        match guard(datapath, &link.name, framing) {
+        let room = if datapath.is_clsact() { netlink.make_room_for_clsact(link.index).await } else { Ok(()) };
+        match room.map_err(ApplyError::from).and_then(|()| guard(datapath, &link.name, framing)) {
             Ok(()) => {
                 let guarded = Guarded { name: link.name.clone(), framing, up: link.up };
                 info!(device = link.name, index = link.index, ?framing, "guarded");

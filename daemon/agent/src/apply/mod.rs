@@ -289,6 +289,9 @@ impl Kernel {
         if pod.adopted {
             self.enter(pod)?;
         }
+        if self.datapath.is_clsact() {
+            self.netlink.make_room_for_clsact(pod.host_index).await?;
+        }
         for hook in [Hook::FromPod, Hook::ToPod] {
             fault::point("attach a program to a pod interface");
             self.datapath.attach_and_look(hook, &pod.host_interface, Framing::Ethernet)?;

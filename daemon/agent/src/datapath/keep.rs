@@ -40,6 +40,10 @@ impl Datapath {
     /// [`DatapathError`]; also if it does not have its place then.
     pub fn reseat(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
         let name = framing.program(hook);
+        if self.is_clsact() {
+            crate::fault::point("take a filter's place back");
+            return links::reseat_filter(program(&mut self.ebpf, name)?, hook, interface);
+        }
         let refused = |reason: &str| DatapathError::Attach {
             program: hook.as_str(),
             interface: interface.into(),

@@ -17,6 +17,12 @@ const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, CLSACT_MINOR);
 /// The number by which our filters are told from others on a clsact queueing discipline.
 pub const CLSACT_MINOR: u16 = 0x6861;
+/// That of one which stands in for ours while it takes its place back.
+pub const CLSACT_NEXT_MINOR: u16 = 0x6863;
+const CLSACT_NEXT: TcHandle = TcHandle::new(0, CLSACT_NEXT_MINOR);
+/// Of the leak detector's filters.
+const OBSERVER_PRIORITY: u16 = 0xfff0;
+const OBSERVER: TcHandle = TcHandle::new(0, query::OBSERVER_MINOR);
 
 /// Instead of a program's name in the record of a queueing discipline that was made here.
 const QDISC: &str = "clsact";
@@ -206,7 +212,7 @@ fn remove(pin: &Path) -> io::Result<()> {
 
 fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, interface: &str) -> Result<(), String> {
     match qdisc_add_clsact(interface) {
-        Ok(()) => note(&record.with_file_name(format!("{QDISC}@{}", escape(interface))))?,
+        Ok(()) => note_discipline(record.parent().unwrap_or(record), interface)?,
         Err(aya::programs::TcError::AlreadyAttached) => {}
         Err(error) if is_exists(&error) => {}
         Err(error) => return Err(chain(&error)),
@@ -216,16 +222,51 @@ fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, inter
     // Replaces our filter in one step if it is there.
     let id = match program.attach_to_link(known) {
         Ok(id) => id,
-        Err(_) => {
-            let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
-            program
-                .attach_with_options(interface, direction(hook), TcAttachOptions::Netlink(options))
-                .map_err(|error| chain(&error))?
-        }
+        Err(_) => return add_filter(program, CLSACT_HANDLE, hook, interface).and_then(|()| note(record)),
     };
     // Dropping the link would detach the filter; it must outlive the agent.
     std::mem::forget(program.take_link(id).map_err(|error| chain(&error))?);
     note(record)
+}
+
+/// The kernel asks the newest filter of a preference first.
+fn add_filter(program: &mut SchedClassifier, handle: TcHandle, hook: Hook, interface: &str) -> Result<(), String> {
+    let options = NlOptions { priority: CLSACT_PRIORITY, handle, classid: None };
+    let id = program
+        .attach_with_options(interface, direction(hook), TcAttachOptions::Netlink(options))
+        .map_err(|error| chain(&error))?;
+    std::mem::forget(program.take_link(id).map_err(|error| chain(&error))?);
+    Ok(())
+}
+
+/// An error means that it is gone already.
+fn remove_filter(handle: TcHandle, hook: Hook, interface: &str) {
+    // Dropping the handle removes the filter.
+    drop(SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, handle, None));
+}
+
+/// Has the program's filter be the first that is asked, in place of the one that comes later. Another stands in meanwhile.
+pub(super) fn reseat_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+    let refused =
+        |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
+    remove_filter(CLSACT_NEXT, hook, interface);
+    add_filter(program, CLSACT_NEXT, hook, interface).map_err(refused)?;
+    crate::fault::point("let go of a filter's former place");
+    remove_filter(CLSACT_HANDLE, hook, interface);
+    add_filter(program, CLSACT_HANDLE, hook, interface).map_err(refused)?;
+    crate::fault::point("let go of a filter that stood in");
+    remove_filter(CLSACT_NEXT, hook, interface);
+    Ok(())
+}
+
+/// Takes the leak detector's filter away that an agent left which was killed.
+pub(super) fn remove_observer(interface: &str) {
+    drop(SchedClassifierLink::attached(interface, TcAttachType::Egress, OBSERVER_PRIORITY, OBSERVER, None));
+}
+
+/// Notes that the interface had no clsact queueing discipline before one was made here.
+pub(super) fn note_discipline(links: &Path, interface: &str) -> Result<(), String> {
+    note(&links.join(format!("{QDISC}@{}", escape(interface))))
 }
 
 /// What has no link to pin is recorded by an empty folder.
@@ -243,12 +284,8 @@ fn is_exists(error: &aya::programs::TcError) -> bool {
 pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str) -> Result<(), DatapathError> {
     let pin = pin_path(links, hook, interface);
     let removed = if mode == AttachMode::Clsact {
-        if let Ok(link) =
-            SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, CLSACT_HANDLE, None)
-        {
-            // Dropping the handle removes the filter; an error means that it is gone already.
-            drop(link);
-        }
+        remove_filter(CLSACT_NEXT, hook, interface);
+        remove_filter(CLSACT_HANDLE, hook, interface);
         std::fs::remove_dir(&pin)
     } else {
         remove(&next_path(links, hook, interface)).and_then(|()| remove(&pin))

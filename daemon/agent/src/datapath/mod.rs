@@ -23,7 +23,7 @@ use hauberk_abi::layout::{Hook, Settings, map};
 use crate::config::{AttachMode, Limits};
 
 use hold::Held;
-pub use links::{Attachment, CLSACT_MINOR, Framing, How, Seat};
+pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, Framing, How, Seat};
 pub use maps::{Counted, Maps};
 pub use trial::try_programs;
 
@@ -127,6 +127,14 @@ impl Pins {
     /// [`DatapathError::Pins`].
     pub fn attached(&self) -> Result<Vec<Attachment>, DatapathError> {
         links::list(&self.links())
+    }
+
+    /// Notes that the interface had no clsact queueing discipline before one was made here: it goes with everything else.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn note_discipline(&self, interface: &str) -> Result<(), String> {
+        links::note_discipline(&self.links(), interface)
     }
 
     fn create(&self) -> Result<(), DatapathError> {
@@ -264,6 +272,7 @@ pub fn remove(root: &Path) -> Result<Vec<String>, DatapathError> {
         let mode = if attachment.how == How::Clsact { AttachMode::Clsact } else { AttachMode::Tcx };
         links::detach(&pins.links(), mode, attachment.hook, &attachment.interface)?;
     }
+    disciplines.iter().for_each(|interface| links::remove_observer(interface));
     pins.remove()?;
     Ok(disciplines)
 }

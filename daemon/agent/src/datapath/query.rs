@@ -65,6 +65,9 @@ pub fn name_of(id: u32) -> String {
     found.as_ref().and_then(named).unwrap_or_else(|| format!("program {id}"))
 }
 
+/// The number by which the leak detector's filters are told from others on a clsact queueing discipline.
+pub const OBSERVER_MINOR: u16 = 0x6862;
+
 /// Ids of the leak detector's programs in this process.
 static OBSERVERS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 

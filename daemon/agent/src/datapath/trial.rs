@@ -36,7 +36,7 @@ fn try_below(pins: &Pins) -> Result<usize, DatapathError> {
     for name in Framing::PROGRAMS {
         load(&mut ebpf, name)?;
     }
-    crate::observe::leaks::try_observer(&pins.maps())
+    crate::observe::leaks::try_observer(pins)
         .map_err(|reason| DatapathError::Program { program: "observe", reason })?;
     Ok(Framing::PROGRAMS.len())
 }

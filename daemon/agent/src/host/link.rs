@@ -6,7 +6,6 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
-use netlink_packet_route::tc::TcHandle;
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, MulticastGroup};
 
@@ -220,47 +219,6 @@ impl Netlink {
         match self.handle.link().del(index).execute().await {
             Err(error) if !is_errno(&error, Errno::ENODEV) => Err(refused(format!("remove device {index}"))(error)),
             _ => Ok(()),
-        }
-    }
-
-    /// Removes a device's clsact queueing discipline, unless it is not there or somebody has filters on it.
-    ///
-    /// # Errors
-    /// [`HostError::Netlink`].
-    pub async fn remove_clsact(&self, index: u32) -> Result<(), HostError> {
-        let index = index as i32;
-        for ingress in [true, false] {
-            let mut filters = self.handle.traffic_filter(index);
-            let request = if ingress { filters.get().ingress() } else { filters.get().egress() };
-            let filters: Vec<_> =
-                request.execute().try_collect().await.map_err(refused(format!("list filters of device {index}")))?;
-            if !filters.is_empty() {
-                return Ok(());
-            }
-        }
-        let mut request = self.handle.qdisc().del(index);
-        request.message_mut().header.parent = TcHandle::CLSACT;
-        match request.execute().await {
-            Err(error) if !is_errno(&error, Errno::ENOENT) && !is_errno(&error, Errno::EINVAL) => {
-                Err(refused(format!("remove the clsact queueing discipline of device {index}"))(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether a filter with this handle is on the device's clsact queueing discipline, on the way in or out.
-    ///
-    /// # Errors
-    /// [`HostError::Netlink`].
-    pub async fn has_filter(&self, index: u32, ingress: bool, handle: u16) -> Result<bool, HostError> {
-        let mut filters = self.handle.traffic_filter(index as i32);
-        let request = if ingress { filters.get().ingress() } else { filters.get().egress() };
-        let handle = TcHandle { major: 0, minor: handle };
-        match request.execute().try_collect::<Vec<_>>().await {
-            Ok(filters) => Ok(filters.iter().any(|filter| filter.header.handle == handle)),
-            // There is no such queueing discipline.
-            Err(error) if is_errno(&error, Errno::EINVAL) || is_errno(&error, Errno::ENOENT) => Ok(false),
-            Err(error) => Err(refused(format!("list filters of device {index}"))(error)),
         }
     }
 

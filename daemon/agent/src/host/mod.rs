@@ -7,6 +7,7 @@
 
 mod address;
 pub mod devices;
+mod discipline;
 pub mod link;
 pub mod netfilter;
 pub mod route;
@@ -17,6 +18,7 @@ use std::io;
 use tokio::task::JoinHandle;
 
 pub use devices::{Chained, Role};
+pub use discipline::Filter;
 pub use link::{Header, Link, LinkKind};
 pub use netfilter::{Beside, Netfilter, Ruleset};
 pub use route::{Hop, ROUTE_PROTOCOL, Route, Via};
@@ -31,6 +33,15 @@ pub enum HostError {
         action: String,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// Somebody's filters are where clsact would have to be.
+    #[error(
+        "it has an `ingress` queueing discipline with filters of others ({filter}), beside which there can be no clsact: attach these to clsact \
+         (tc qdisc add dev NAME clsact), or use a kernel with TCX"
+    )]
+    Ingress {
+        /// One of them.
+        filter: String,
     },
     /// A kernel setting could not be read or written.
     #[error("cannot set {name} to {value}: {source}{}", hint(.source, "is /proc/sys mounted read-only?"))]

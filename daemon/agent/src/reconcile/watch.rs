@@ -104,10 +104,6 @@ impl Reconciler {
         self.look_at_pins();
         let Stage::Running(kernel) = &mut self.stage else { return };
         let whole = self.looked.is_none_or(|at| at.elapsed() >= WHOLE_LOOK);
-        if !whole && !self.failures.is_empty(Area::Programs) {
-            // What was found stays told until it is looked at again.
-            return;
-        }
         if whole {
             self.looked = Some(Instant::now());
         }
@@ -118,6 +114,11 @@ impl Reconciler {
                 return;
             }
         };
+        let is_missing = findings.iter().any(|finding| finding.found == Found::Missing);
+        if !whole && !is_missing && !self.failures.is_empty(Area::Programs) {
+            // What was found stays told until all of it is looked at again.
+            return;
+        }
         let mut problems: BTreeMap<String, Problem> = BTreeMap::new();
         for finding in &findings {
             let problem = finding.problem();
@@ -127,17 +128,18 @@ impl Reconciler {
             }
         }
         self.tell(Area::Programs, problems.clone());
-        if findings.is_empty() {
+        let mendable: Vec<_> = findings.iter().filter(|finding| !matches!(finding.found, Found::Behind(_))).collect();
+        if mendable.is_empty() {
             return;
         }
         // Told for as long as it is to the next whole look, and if one was missing not ready until they have proven themselves.
         self.looked = Some(Instant::now());
-        if findings.iter().any(|finding| finding.found == Found::Missing) {
+        if is_missing {
             self.world.write().self_test = None;
         }
         let Stage::Running(kernel) = &mut self.stage else { return };
         let mut restored = Vec::new();
-        for finding in &findings {
+        for finding in mendable {
             let failed = match kernel.repair(finding) {
                 Ok(true) => {
                     restored.push((finding.object.clone(), finding.restored()));

@@ -10,7 +10,6 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +19,7 @@ use tracing::warn;
 pub use program::{Leak, ObserverError};
 pub use seen::{Leaks, Sighting};
 
+use crate::datapath::Pins;
 use crate::host::{LinkKind, Netlink};
 use crate::world::{Shared, World};
 use program::{Noted, Observer};
@@ -34,7 +34,7 @@ const TOLD_AT_ONCE: usize = 8;
 /// What the detector must know.
 pub struct Place {
     /// Where the guard's maps are pinned.
-    pub pinned_maps: PathBuf,
+    pub pins: Pins,
     /// Whether programs are attached to the clsact queueing discipline.
     pub clsact: bool,
     /// The tunnel device's name.
@@ -45,8 +45,8 @@ pub struct Place {
 ///
 /// # Errors
 /// What the kernel said.
-pub fn try_observer(pinned_maps: &Path) -> Result<(), String> {
-    Observer::load(pinned_maps, false).map(drop).map_err(|error| error.to_string())
+pub fn try_observer(pins: &Pins) -> Result<(), String> {
+    Observer::load(pins, false).map(drop).map_err(|error| error.to_string())
 }
 
 /// Looks for leaks until the runtime ends.
@@ -60,8 +60,8 @@ pub async fn watch(place: Place, world: Shared) -> Result<(), ObserverError> {
     while world.read().running.is_none() {
         look.tick().await;
     }
-    let mut observer = Observer::load(&place.pinned_maps, place.clsact)
-        .inspect_err(|error| world.write().leaks.failed(error.to_string()))?;
+    let mut observer =
+        Observer::load(&place.pins, place.clsact).inspect_err(|error| world.write().leaks.failed(error.to_string()))?;
     let mut reader = Reader::default();
     let mut netlink = None;
     loop {

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::Path;
 
 use aya::maps::{HashMap, MapData, PerCpuHashMap};
 use aya::programs::links::LinkOrder;
@@ -12,7 +11,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
 use super::devices::Device;
-use crate::datapath::query;
+use crate::datapath::{Pins, query};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
 
@@ -20,7 +19,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ob
 const PROGRAMS: [&str; 2] = ["observe", "observe_ip"];
 /// On the clsact queueing discipline: behind the guard and whoever else asked for a place.
 const CLSACT_PRIORITY: u16 = 0xfff0;
-const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x6862);
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, query::OBSERVER_MINOR);
 
 /// The observer could not be loaded or attached, or its maps cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +77,7 @@ pub struct Observer {
     leaked: PerCpuHashMap<MapData, u32, u64>,
     leaks: HashMap<MapData, [u32; 11], [u64; 2]>,
     clsact: bool,
+    pins: Pins,
     attached: BTreeMap<u32, Attached>,
 }
 
@@ -91,10 +91,10 @@ impl Observer {
     ///
     /// # Errors
     /// [`ObserverError::Load`].
-    pub fn load(pinned_maps: &Path, clsact: bool) -> Result<Observer, ObserverError> {
+    pub fn load(pins: &Pins, clsact: bool) -> Result<Observer, ObserverError> {
         let failed = |error: &dyn std::error::Error| ObserverError::Load(chain(error));
         let mut loader = EbpfLoader::new();
-        loader.default_map_pin_directory(pinned_maps);
+        loader.default_map_pin_directory(pins.maps());
         let mut ebpf = loader.load(OBJECT).map_err(|error| failed(&error))?;
         for name in PROGRAMS {
             let program = program(&mut ebpf, name).map_err(ObserverError::Load)?;
@@ -104,7 +104,7 @@ impl Observer {
         let mut take = |name| ebpf.take_map(name).ok_or_else(|| ObserverError::Load(format!("it has no map {name}")));
         let leaked = take("LEAKED")?.try_into().map_err(|error: aya::maps::MapError| failed(&error))?;
         let leaks = take("LEAKS")?.try_into().map_err(|error: aya::maps::MapError| failed(&error))?;
-        Ok(Observer { ebpf, leaked, leaks, clsact, attached: BTreeMap::new() })
+        Ok(Observer { ebpf, leaked, leaks, clsact, pins: pins.clone(), attached: BTreeMap::new() })
     }
 
     /// Sits on these devices and no others. Returns what could not be.
@@ -170,10 +170,12 @@ impl Observer {
         let program = program(&mut self.ebpf, if device.ethernet { PROGRAMS[0] } else { PROGRAMS[1] })?;
         let id = if self.clsact {
             match qdisc_add_clsact(&device.name) {
+                // It goes with hauberk: no agent is there any more then that knew of it.
+                Ok(()) => self.pins.note_discipline(&device.name)?,
                 Err(error) if !matches!(error, TcError::AlreadyAttached) && !chain(&error).contains("os error 17") => {
                     return Err(chain(&error));
                 }
-                _ => {}
+                Err(_) => {}
             }
             // An agent that was killed left its filter; dropping a handle removes it.
             drop(SchedClassifierLink::attached(

@@ -58,7 +58,7 @@ impl Bench {
             let identity = Identity::new(Kind::Node, Protection::None, node);
             maps.put_endpoint(address(&format!("192.168.0.{node}")), identity).unwrap();
         }
-        let observer = Observer::load(&Pins::new(root).maps(), false).unwrap_or_else(|error| panic!("{error}"));
+        let observer = Observer::load(&Pins::new(root), false).unwrap_or_else(|error| panic!("{error}"));
         Bench { observer, _datapath: datapath, _pins: folder }
     }
 
