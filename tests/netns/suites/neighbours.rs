@@ -8,7 +8,7 @@ use hauberk_core::api::{Problem, Severity};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::netns::Netns;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
-use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Party, Pod, Setup, Test, eventually, wire};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Party, Pod, Setup, Test, analysis, eventually, wire};
 
 use crate::leaks;
 
@@ -32,6 +32,7 @@ pub const TESTS: &[Test] = &[
     Test::new("neighbours::stack_a_bridge_above_the_uplink_is_no_leak", |context| {
         bridge_above_uplink(context, HostRouting::Stack)
     }),
+    Test::new("neighbours::a_mirror_of_the_tunnel_device_shows_nothing", mirror),
     Test::new("neighbours::a_port_of_another_node_that_leads_to_a_protected_pod_is_told", port_of_another_node),
 ];
 
@@ -99,7 +100,7 @@ fn shared_queue(context: &Context) -> Result<()> {
         let arguments = format!("filter add dev {name} parent ffff: {redirect}");
         node.run("tc", &arguments.split(' ').collect::<Vec<_>>())?;
     }
-    let queued = || Ok::<_, anyhow::Error>(node.run("tc", &["-s", "qdisc", "show", "dev", "queue0"])?);
+    let queued = || node.run("tc", &["-s", "qdisc", "show", "dev", "queue0"]);
     ensure!(queued()?.contains(" 0 pkt"), "{}", queued()?);
     ensure_answered(&[(&a, &c), (&c, &a), (&a, &b), (&b, &a), (&a, &node.party), (&c, &node.party)])?;
     ensure!(!queued()?.contains(" 0 pkt"), "nothing passed the queue: {}", queued()?);
@@ -126,6 +127,33 @@ fn bridge_above_uplink(context: &Context, host_routing: HostRouting) -> Result<(
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
     leaks::accuse_no_one(&cluster)?;
     ensure!(cluster.nodes[0].agent.status()?.ready, "not ready");
+    Ok(())
+}
+
+/// As traffic is copied to a collector: what the tunnel device carries is in the clear, and has no Ethernet header.
+fn mirror(context: &Context) -> Result<()> {
+    let (cluster, [a, _, b]) = three_pods(context, HostRouting::Stack, "link show")?;
+    for node in &cluster.nodes {
+        node.run("tc", &["qdisc", "replace", "dev", "hauberk0", "clsact"])?;
+        for direction in ["ingress", "egress"] {
+            let copy = "protocol all pref 7 u32 match u32 0 0 action mirred egress mirror dev eth0";
+            let arguments = format!("filter add dev hauberk0 {direction} {copy}");
+            node.run("tc", &arguments.split(' ').collect::<Vec<_>>())?;
+        }
+    }
+    let mut markers = Vec::new();
+    for (from, to) in [(&a.party, &b.party), (&b.party, &a.party), (&cluster.nodes[0].party, &b.party)] {
+        for family in Family::ALL {
+            let outcome = exchange(&Exchange::new(Protocol::Udp, family, from, to).patience(Duration::from_secs(60)))?;
+            ensure!(outcome.answered, "{outcome:?}");
+            markers.extend([outcome.request, outcome.reply]);
+        }
+    }
+    let seen = analysis::markers(&cluster.capture.all()?);
+    let leaked = markers.iter().filter(|marker| seen.contains_key(marker)).count();
+    ensure!(leaked == 0, "{leaked} of {} payloads are on the wire", markers.len());
+    let dropped = cluster.nodes[0].agent.all_drops()?;
+    ensure!(format!("{dropped:?}").contains("plaintext_leaving"), "nothing was mirrored: {dropped:?}");
     Ok(())
 }
 

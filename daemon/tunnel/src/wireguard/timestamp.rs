@@ -65,11 +65,16 @@ mod tests {
             before = stamp;
         }
         assert!(next() < next());
-        let tomorrow = latest() + 86_400 * NANOSECONDS;
-        not_before(tomorrow);
+    }
+
+    #[test]
+    fn each_is_later_than_what_an_earlier_process_has_used() {
+        let used = next();
+        let earlier = latest() + NANOSECONDS;
+        not_before(earlier);
         not_before(5);
-        assert!(next() > encode(tomorrow), "it is later than what an earlier process has used");
-        assert!(latest() > tomorrow);
+        assert!(next() > encode(earlier) && encode(earlier) > used);
+        assert!(latest() > earlier);
     }
 
     #[test]
