@@ -5,13 +5,15 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use hauberk_core::api::{Protection, Severity};
 use hauberk_netns::capture::Moment;
+use hauberk_netns::netns::Netns;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
-use hauberk_netns::{Cluster, Context, Family, Node, Party, Pod, Setup, Test, eventually, manifests};
+use hauberk_netns::{Cluster, Context, Family, Node, Party, Pod, Setup, Test, eventually, manifests, wire};
 use serde_json::json;
 
 pub const TESTS: &[Test] = &[
     Test::new("outages::an_uplinks_address_that_went_and_came", address),
     Test::new("outages::an_uplink_that_went_down_and_up", link_down),
+    Test::new("outages::an_uplink_that_was_taken_away_and_came_back", taken_away),
     Test::new("outages::routes_that_somebody_flushed", flushed),
     Test::new("outages::kernel_settings_that_somebody_changed", settings),
     Test::new("outages::a_node_address_that_no_device_has", address_on_no_device),
@@ -95,6 +97,32 @@ fn link_down(context: &Context) -> Result<()> {
     give_back(node)?;
     field.wait_talking()?;
     node.agent.wait_ready()
+}
+
+/// As a network card that is unplugged, or given to a container for a moment.
+fn taken_away(context: &Context) -> Result<()> {
+    let field = Field::build(context)?;
+    let node = &field.cluster.nodes[0];
+    let sizes = || -> Result<Vec<String>> {
+        let routes = ["-4", "-6"].map(|family| node.run("ip", &[family, "route", "show", "proto", "72"]));
+        let routes = routes.into_iter().collect::<Result<String>>()?;
+        let words: Vec<&str> = routes.split_whitespace().collect();
+        let sizes = words.windows(2).filter(|pair| pair[0] == "mtu").map(|pair| pair[1].to_owned()).collect();
+        Ok(sizes)
+    };
+    let before = sizes()?;
+    ensure!(!before.is_empty(), "routes without an MTU");
+    let elsewhere = Netns::create("elsewhere")?;
+    wire::move_link(&node.netns, "eth0", &elsewhere, "eth0")?;
+    eventually("the uplink to be missed", || {
+        let problems = node.agent.status()?.problems;
+        Ok(problems.iter().any(|problem| problem.object == "uplinks").then_some(()))
+    })?;
+    wire::move_link(&elsewhere, "eth0", &node.netns, "eth0")?;
+    node.netns.ip("link set eth0 up")?;
+    give_back(node)?;
+    field.wait_talking()?;
+    eventually("routes as large as before", || Ok((sizes()?.first() == before.first()).then_some(())))
 }
 
 fn flushed(context: &Context) -> Result<()> {

@@ -331,6 +331,10 @@ impl Kernel {
 
     /// Packets that fitted would be lost on an uplink that became smaller. One that became larger is used at the next start.
     async fn follow_mtu(&mut self, config: &Config) -> Result<bool, ApplyError> {
+        // Without an uplink there is nothing to follow: it may come back, and a larger MTU is not followed.
+        if self.devices.uplinks.is_empty() {
+            return Ok(false);
+        }
         let mtu = match tunnel_mtu(config, &self.devices.uplinks) {
             Ok(mtu) => mtu,
             Err(error) => {
