@@ -202,8 +202,8 @@ pub struct Pair {
     pub destination: Address,
 }
 
-/// The answers to what came sealed, in their own direction (40 bytes). Those of TCP come from the address and port that were
-/// asked, others from anywhere: their source is [`Address::UNSPECIFIED`]. ICMP has no protocol and no ports here.
+/// The answers to what came sealed, in their own direction (40 bytes). Those of pods and of TCP come from the address and port that
+/// were asked, others from anywhere: their source is [`Address::UNSPECIFIED`]. ICMP has no protocol and no ports here.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct AnswerKey {

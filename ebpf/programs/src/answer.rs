@@ -2,8 +2,8 @@
 //! another node's masquerading, and the answer to it goes from node to node.
 //!
 //! A question that came out of the tunnel is remembered, and the last guard asks of each packet that concerns no protected pod
-//! whether it is an answer. TCP answers from the address and port that were asked. Anything else may answer from another one, as
-//! a UDP server does on a node with two addresses, or TFTP from a new port: whatever goes to the asker's port is sealed. Fragments
+//! whether it is an answer. A pod and TCP answer from the address and port that were asked. A node may answer anything else from
+//! another one, as a UDP server does that has two addresses, or TFTP from a new port: whatever goes to the asker's port is sealed. Fragments
 //! have no ports: the first says of the others whose they are. Errors of ICMP quote what they are about, so all of ICMP to an
 //! address that asked sealed is sealed.
 
@@ -22,10 +22,10 @@ const FRESH: u64 = 1_000_000_000;
 /// TCP's flag of a connection's first segment.
 const TCP_SYN: u8 = 0x02;
 
-/// Remembers that the answers to a packet out of `node`'s tunnel must be sealed, if their addresses alone do not say so. False if
-/// there is no room for it.
+/// Remembers that the answers to a packet out of `node`'s tunnel must be sealed, if their addresses alone do not say so; `of_pod` if
+/// a pod was asked. False if there is no room for it.
 #[inline(always)]
-pub fn remember(settings: &Settings, packet: &Packet, need: Need, node: u32) -> bool {
+pub fn remember(settings: &Settings, packet: &Packet, need: Need, node: u32, of_pod: bool) -> bool {
     if matches!(need, Need::Encrypt(_) | Need::Prefer) {
         return true;
     }
@@ -34,28 +34,29 @@ pub fn remember(settings: &Settings, packet: &Packet, need: Need, node: u32) -> 
     if own || matches!(packet.fragment, Fragment::Later) {
         return true;
     }
-    keep(packet, node)
+    keep(packet, node, of_pod)
 }
 
 #[inline(never)]
-fn keep(packet: &Packet, node: u32) -> bool {
+fn keep(packet: &Packet, node: u32, of_pod: bool) -> bool {
     let Some(key) = ASKED.get_ptr_mut(0) else { return false };
     // SAFETY: the slot belongs to this CPU and to the program that runs on it.
     let key = unsafe { &mut *key };
-    name(key, packet.protocol, (&packet.destination, packet.destination_port), (&packet.source, packet.source_port));
+    let (here, asker) = (&packet.destination, &packet.source);
+    name(key, packet.protocol, of_pod, (here, packet.destination_port), (asker, packet.source_port));
     if !put(key, node, packet.protocol == protocol::TCP && packet.tcp_flags & TCP_SYN != 0) {
         return false;
     }
     if is_icmp(packet.protocol) {
         return true;
     }
-    name(key, protocol::ICMP, (&packet.destination, 0), (&packet.source, 0));
+    name(key, protocol::ICMP, of_pod, (here, 0), (asker, 0));
     put(key, node, false)
 }
 
-/// The node to which the packet must go sealed, if it answers what came from there sealed.
+/// The node to which the packet must go sealed, if it answers what came from there sealed; `of_pod` if a pod sends it.
 #[inline(never)]
-pub fn asked(packet: &Packet) -> u32 {
+pub fn asked(packet: &Packet, of_pod: bool) -> u32 {
     let Some(key) = ASKED.get_ptr_mut(0) else { return 0 };
     // SAFETY: as above.
     let key = unsafe { &mut *key };
@@ -67,7 +68,8 @@ pub fn asked(packet: &Packet) -> u32 {
             None => 0,
         };
     }
-    name(key, packet.protocol, (&packet.source, packet.source_port), (&packet.destination, packet.destination_port));
+    let (here, asker) = (&packet.source, &packet.destination);
+    name(key, packet.protocol, of_pod, (here, packet.source_port), (asker, packet.destination_port));
     // SAFETY: an entry may be replaced while it is read; its number is read at once.
     let node = match unsafe { SEALED.get(&*key) } {
         Some(answer) => answer.node,
@@ -123,10 +125,10 @@ fn put(key: &AnswerKey, node: u32, new_flow: bool) -> bool {
 
 /// Names the answers from `here` to `asker`, as far as they have to come from there.
 #[inline(always)]
-fn name(key: &mut AnswerKey, protocol: u8, here: (&Address, u16), asker: (&Address, u16)) {
-    let (exact, icmp) = (protocol == protocol::TCP, is_icmp(protocol));
+fn name(key: &mut AnswerKey, protocol: u8, of_pod: bool, here: (&Address, u16), asker: (&Address, u16)) {
+    let (exact, icmp) = (of_pod || protocol == protocol::TCP, is_icmp(protocol));
     key.source = if exact { *here.0 } else { Address::UNSPECIFIED };
-    key.source_port = if exact { here.1 } else { 0 };
+    key.source_port = if exact && !icmp { here.1 } else { 0 };
     key.destination = *asker.0;
     key.destination_port = if icmp { 0 } else { asker.1 };
     key.protocol = if icmp { 0 } else { u32::from(protocol) };

@@ -52,7 +52,7 @@ fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) 
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
-    if !answer::remember(settings, packet, need, source.node) {
+    if !answer::remember(settings, packet, need, source.node, destination.is_pod()) {
         return drop(DropReason::SealedFull);
     }
     let pod = attachment(&packet.destination);

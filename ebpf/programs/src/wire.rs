@@ -185,7 +185,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
     let mut need = judge::need(&source, &destination, &place(settings, marked));
     // One end is a node, or was one when the other asked.
     if matches!(need, Need::Clear | Need::Shelter | Need::World) && !(source.is_pod() && destination.is_pod()) {
-        let node = answer::asked(packet);
+        let node = answer::asked(packet, source.is_pod());
         if node != 0 {
             need = Need::Encrypt(Why::AnswersSealed);
             destination.node = node;
