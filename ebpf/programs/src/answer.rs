@@ -57,6 +57,10 @@ fn keep(packet: &Packet, node: u32, of_pod: bool) -> bool {
 /// The node to which the packet must go sealed, if it answers what came from there sealed; `of_pod` if a pod sends it.
 #[inline(never)]
 pub fn asked(packet: &Packet, of_pod: bool) -> u32 {
+    // It belongs to the nodes' own link, and without it nothing sealed finds its way.
+    if packet.is_neighbour_discovery() {
+        return 0;
+    }
     let Some(key) = ASKED.get_ptr_mut(0) else { return 0 };
     // SAFETY: as above.
     let key = unsafe { &mut *key };

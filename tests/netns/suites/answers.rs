@@ -114,6 +114,16 @@ fn errors(context: &Context) -> Result<()> {
         let seen = analysis::markers(&cluster.capture.all()?);
         ensure!(!seen.contains_key(&marker), "{family}: the question, or the error that quotes it, is in the clear");
     }
+    // All of ICMP to the asker is sealed now, but for what finds neighbours: nodes go on reaching each other.
+    for node in &cluster.nodes {
+        node.run("ip", &["-6", "neigh", "flush", "dev", "eth0"])?;
+    }
+    let nodes: [&Party; 2] = [&cluster.nodes[0].party, &cluster.nodes[1].party];
+    for (from, to) in [(nodes[0], nodes[1]), (nodes[1], nodes[0])] {
+        let one = Exchange::new(Protocol::Tcp, Family::V6, from, to);
+        let outcome = exchange(&one)?;
+        ensure!(outcome.answered, "{one}: {outcome:?}");
+    }
     Ok(())
 }
 

@@ -29,12 +29,6 @@ fn clsact(context: &Context) -> Result<()> {
     ensure!(node.agent.status()?.attach == "clsact", "the status names another way of attaching");
     let filters = node.run("tc", &["filter", "show", "dev", "eth0", "egress"])?;
     ensure!(filters.contains("to_wire"), "no filter of ours on the uplink:\n{filters}");
-    // It needs no guard; the leak detector sits there alone.
-    node.netns.ip("link add br9 type bridge\nlink set br9 up")?;
-    eventually("the leak detector to sit on the bridge", || {
-        let filters = node.run("tc", &["filter", "show", "dev", "br9", "egress"])?;
-        Ok(filters.contains("observe").then_some(()))
-    })?;
 
     let talk = || -> Result<()> {
         for family in Family::ALL {
