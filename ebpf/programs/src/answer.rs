@@ -54,13 +54,9 @@ fn keep(packet: &Packet, node: u32, of_pod: bool) -> bool {
     put(key, node, false)
 }
 
-/// The node to which the packet must go sealed, if it answers what came from there sealed; `of_pod` if a pod sends it.
+/// The node to which the packet must go sealed, if it answers what came from there sealed.
 #[inline(never)]
-pub fn asked(packet: &Packet, of_pod: bool) -> u32 {
-    // It belongs to the nodes' own link, and without it nothing sealed finds its way.
-    if packet.is_neighbour_discovery() {
-        return 0;
-    }
+pub fn asked(packet: &Packet) -> u32 {
     let Some(key) = ASKED.get_ptr_mut(0) else { return 0 };
     // SAFETY: as above.
     let key = unsafe { &mut *key };
@@ -72,19 +68,38 @@ pub fn asked(packet: &Packet, of_pod: bool) -> u32 {
             None => 0,
         };
     }
-    let (here, asker) = (&packet.source, &packet.destination);
-    name(key, packet.protocol, of_pod, (here, packet.source_port), (asker, packet.destination_port));
-    // SAFETY: an entry may be replaced while it is read; its number is read at once.
-    let node = match unsafe { SEALED.get(&*key) } {
-        Some(answer) => answer.node,
-        None => return 0,
-    };
+    let icmp = is_icmp(packet.protocol);
+    key.source = packet.source;
+    key.source_port = packet.source_port;
+    key.destination = packet.destination;
+    key.destination_port = if icmp { 0 } else { packet.destination_port };
+    key.protocol = if icmp { 0 } else { u32::from(packet.protocol) };
+    let mut node = sealed_to(key);
+    if node == 0 {
+        key.source = Address::UNSPECIFIED;
+        key.source_port = 0;
+        node = sealed_to(key);
+    }
+    // Neighbour discovery belongs to the nodes' own link, and without it nothing sealed finds its way.
+    if node == 0 || packet.is_neighbour_discovery() {
+        return 0;
+    }
     if !matches!(packet.fragment, Fragment::Whole) {
         name_fragment(key, packet);
         // A full least-recently-used map makes room.
         let _ = FRAGMENTS.insert(&*key, &node, 0);
     }
     node
+}
+
+/// The node for which this name is remembered, or 0.
+#[inline(always)]
+fn sealed_to(key: &AnswerKey) -> u32 {
+    // SAFETY: an entry may be replaced while it is read; its number is read at once.
+    match unsafe { SEALED.get(key) } {
+        Some(answer) => answer.node,
+        None => 0,
+    }
 }
 
 /// Takes care that the rest of a datagram goes nowhere whose first fragment was refused: no node has this number.

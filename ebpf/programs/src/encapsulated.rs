@@ -19,8 +19,6 @@ const GRE: u8 = 47;
 const MPLS: u16 = 0x8847;
 const MPLS_MULTICAST: u16 = 0x8848;
 const BRIDGED: u16 = 0x6558;
-const VLAN: u16 = 0x8100;
-const QINQ: u16 = 0x88a8;
 const ETHERNET: u32 = 14;
 /// Labels that are followed; nobody sends more.
 const LABELS: u32 = 4;
@@ -33,13 +31,10 @@ pub fn may_hold_another(packet: &Packet) -> bool {
 
 /// Whether there is one inside this one that had to be encrypted.
 #[inline(never)]
-pub fn hides_protected(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethernet: bool) -> bool {
+pub fn hides_protected(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> bool {
     let bytes = Skb(&TcContext::new(skb));
-    let mut offset = packet.header_length;
-    if ethernet {
-        let Some((_, link)) = link_header(&bytes) else { return true };
-        offset += link;
-    }
+    // What the device has in front of the packet is the rest of the length: nothing has been padded yet.
+    let mut offset = bytes.length().saturating_sub(packet.length) + packet.header_length;
     if packet.protocol == GRE {
         // RFC 2784, RFC 2890: flags for what is there of checksum, key and sequence number, then what is inside.
         let Some([head]) = bytes.words(offset) else { return false };
@@ -56,37 +51,20 @@ pub fn hides_protected(skb: *mut __sk_buff, settings: &Settings, packet: &Packet
 #[inline(never)]
 pub fn labels_hide_protected(skb: *mut __sk_buff, settings: &Settings) -> bool {
     let bytes = Skb(&TcContext::new(skb));
-    let Some((ethertype, mut offset)) = link_header(&bytes) else { return false };
-    if ethertype != MPLS && ethertype != MPLS_MULTICAST {
+    let Some([ethertype]) = bytes.words(ETHERNET - 4) else { return false };
+    if !matches!(u32::from_be(ethertype) as u16, MPLS | MPLS_MULTICAST) {
         return false;
     }
-    let mut followed = 0;
-    while followed < LABELS {
+    let mut offset = ETHERNET;
+    while offset < ETHERNET + 4 * LABELS {
         let Some([label]) = bytes.words(offset) else { return false };
         offset += 4;
         // The bottom of the stack.
         if u32::from_be(label) & 0x100 != 0 {
             return is_protected(&bytes, settings, offset);
         }
-        followed += 1;
     }
     true
-}
-
-/// The EtherType behind the tags, and where what it speaks of begins.
-#[inline(always)]
-fn link_header(bytes: &Skb<'_>) -> Option<(u16, u32)> {
-    let mut offset = ETHERNET;
-    let mut tags = 0;
-    while tags < 2 {
-        let ethertype = u16::from_be_bytes(bytes.load::<2>(offset - 2)?);
-        if ethertype != VLAN && ethertype != QINQ {
-            return Some((ethertype, offset));
-        }
-        offset += 4;
-        tags += 1;
-    }
-    Some((u16::from_be_bytes(bytes.load::<2>(offset - 2)?), offset))
 }
 
 #[inline(always)]

@@ -185,7 +185,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
     let mut need = judge::need(&source, &destination, &place(settings, marked));
     // One end is a node, or was one when the other asked.
     if matches!(need, Need::Clear | Need::Shelter | Need::World) && !(source.is_pod() && destination.is_pod()) {
-        let node = answer::asked(packet, source.is_pod());
+        let node = answer::asked(packet);
         if node != 0 {
             need = Need::Encrypt(Why::AnswersSealed);
             destination.node = node;
@@ -194,7 +194,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
     if !source.is_pod() && !destination.is_pod() && !carries && !matches!(need, Need::Encrypt(_)) {
         // The next one of the flow may hold something else: nothing is remembered of it.
         if may_hold_another(packet) {
-            if !hides_protected(skb, settings, packet, ethernet) {
+            if !hides_protected(skb, settings, packet) {
                 return pass();
             }
             answer::stop_fragments(packet);
