@@ -1,11 +1,10 @@
 //! What came sealed is answered sealed, whatever the addresses say by then: a node's address may stand for a protected pod behind
 //! another node's masquerading, and the answer to it goes from node to node.
 //!
-//! A question that came out of the tunnel is remembered, and the last guard asks of each packet that concerns no protected pod
-//! whether it is an answer. A pod and TCP answer from the address and port that were asked. A node may answer anything else from
-//! another one, as a UDP server does that has two addresses, or TFTP from a new port: whatever goes to the asker's port is sealed. Fragments
-//! have no ports: the first says of the others whose they are. Errors of ICMP quote what they are about, so all of ICMP to an
-//! address that asked sealed is sealed.
+//! A question that came out of the tunnel is remembered, and the last guard looks up each packet that concerns no protected pod.
+//! Pods answer from the address and port that were asked, and so does TCP. A node may answer anything else from another address or
+//! port, as a UDP server with two addresses or TFTP does: all that goes to the asker's port is sealed. Fragments have no ports: the
+//! first one tells whose the others are. ICMP errors quote packets: all ICMP to an address that asked sealed is sealed.
 
 use hauberk_abi::{
     address::Address,
@@ -68,12 +67,8 @@ pub fn asked(packet: &Packet) -> u32 {
             None => 0,
         };
     }
-    let icmp = is_icmp(packet.protocol);
-    key.source = packet.source;
-    key.source_port = packet.source_port;
-    key.destination = packet.destination;
-    key.destination_port = if icmp { 0 } else { packet.destination_port };
-    key.protocol = if icmp { 0 } else { u32::from(packet.protocol) };
+    let (here, asker) = (&packet.source, &packet.destination);
+    name(key, packet.protocol, true, (here, packet.source_port), (asker, packet.destination_port));
     let mut node = sealed_to(key);
     if node == 0 {
         key.source = Address::UNSPECIFIED;
@@ -102,7 +97,7 @@ fn sealed_to(key: &AnswerKey) -> u32 {
     }
 }
 
-/// Takes care that the rest of a datagram goes nowhere whose first fragment was refused: no node has this number.
+/// Has the later fragments of a datagram dropped whose first one was refused: no node has the number that they are to be sealed for.
 #[inline(never)]
 pub fn stop_fragments(packet: &Packet) {
     if matches!(packet.fragment, Fragment::Whole) {

@@ -96,9 +96,8 @@ pub fn to_tunnel(context: &TcContext, settings: &Settings, node: u32) -> i32 {
     if settings.tunnel == 0 {
         return drop(DropReason::PlaintextLeaving);
     }
-    // Of a copy that another program takes at the tunnel device the last guard must know what it is.
-    set_marks(context, settings, 0, 0);
-    say(context, mark::PROTECTED);
+    // Another program may copy the packet at the tunnel device. By the token the last guard knows that the copy is protected.
+    set_marks(context, settings, 0, mark::PROTECTED);
     // SAFETY: the context is valid while the program runs, and the field may be written. The device's own program reads it there.
     unsafe { (*skb(context)).queue_mapping = node & QUEUE_BITS };
     // SAFETY: plain helper call. An interface index that is gone makes the kernel drop the packet.

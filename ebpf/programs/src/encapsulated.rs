@@ -20,7 +20,7 @@ const MPLS: u16 = 0x8847;
 const MPLS_MULTICAST: u16 = 0x8848;
 const BRIDGED: u16 = 0x6558;
 const ETHERNET: u32 = 14;
-/// Labels that are followed; nobody sends more.
+/// Labels that are followed. A packet behind more of them is taken for a protected one.
 const LABELS: u32 = 4;
 
 /// Whether there may be an IP packet inside this one.
@@ -33,7 +33,7 @@ pub fn may_hold_another(packet: &Packet) -> bool {
 #[inline(never)]
 pub fn hides_protected(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> bool {
     let bytes = Skb(&TcContext::new(skb));
-    // What the device has in front of the packet is the rest of the length: nothing has been padded yet.
+    // The link header is what the frame has beyond the packet: no frame is padded before it gets to its driver.
     let mut offset = bytes.length().saturating_sub(packet.length) + packet.header_length;
     if packet.protocol == GRE {
         // RFC 2784, RFC 2890: flags for what is there of checksum, key and sequence number, then what is inside.

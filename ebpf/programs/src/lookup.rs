@@ -66,6 +66,9 @@ pub fn put_down(packet: Packet) -> Option<&'static Packet> {
     }
 }
 
+/// What a reader returns in place of an action of tc: the packet is put down and has to be judged.
+pub const JUDGE: i32 = 1_000;
+
 /// The packet that was put down last in this run.
 #[inline(always)]
 pub fn last_put_down() -> Option<&'static Packet> {

@@ -13,8 +13,8 @@ use hauberk_abi::{
 
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, set_marks, skb};
 use crate::lookup::{
-    NO_PEER, Skb, attachment, identity, interface_protection, is_pod_interface, is_translated, last_put_down, peer,
-    place, put_down, remember_translated, settings, tunnel,
+    JUDGE, NO_PEER, Skb, attachment, identity, interface_protection, is_pod_interface, is_translated, last_put_down,
+    peer, place, put_down, remember_translated, settings, tunnel,
 };
 use crate::neighbour::{self, has_room};
 use crate::recent::{Memory, Recent, Undecided};
@@ -36,9 +36,6 @@ pub fn from_pod(context: &TcContext) -> i32 {
         None => drop(DropReason::NotReady),
     }
 }
-
-/// No action of tc's: the packet is put down and to be judged.
-const JUDGE: i32 = 1_000;
 
 /// A function of its own, so that what the parser keeps on the stack is not below what the judge keeps there.
 #[inline(never)]

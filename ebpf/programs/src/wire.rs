@@ -16,8 +16,8 @@ use crate::answer;
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, skb};
 use crate::encapsulated::{hides_protected, labels_hide_protected, may_hold_another};
 use crate::lookup::{
-    NO_PEER, Skb, attachment, identity, is_translated, last_put_down, place, put_down, remember_translated, settings,
-    tunnel,
+    JUDGE, NO_PEER, Skb, attachment, identity, is_translated, last_put_down, place, put_down, remember_translated,
+    settings, tunnel,
 };
 use crate::recent::Memory;
 use crate::record::record;
@@ -131,16 +131,13 @@ fn leaves<const ETHERNET: bool>(context: &TcContext) -> i32 {
     }
 }
 
-/// No action of tc's: the packet is put down and to be judged.
-const JUDGE: i32 = 1_000;
-
 /// A function of its own, so that what the parser keeps on the stack is not below what the judge keeps there.
 #[inline(never)]
 fn read_leaving<const ETHERNET: bool>(skb: *mut __sk_buff, settings: &Settings) -> i32 {
     let context = &TcContext::new(skb);
     let packet = match parse::<ETHERNET>(context) {
         Ok(Frame::Ip(packet)) => packet,
-        // A packet from a device without frames, mirrored to one that has them, cannot be read; what was said of it can.
+        // A packet that was mirrored from a device without Ethernet headers cannot be parsed here. Its token can be read.
         Ok(Frame::Other) if said(context) & (mark::PROTECTED | mark::DECRYPTED) != 0 => {
             return drop(DropReason::PlaintextLeaving);
         }
@@ -192,7 +189,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
         }
     }
     if !source.is_pod() && !destination.is_pod() && !carries && !matches!(need, Need::Encrypt(_)) {
-        // The next one of the flow may hold something else: nothing is remembered of it.
+        // The next packet of the flow may hold another one, so the verdict is not remembered.
         if may_hold_another(packet) {
             if !hides_protected(skb, settings, packet) {
                 return pass();

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use hauberk_core::api::{Event, FlowRecord, PeerState};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::manifests::{self, KEYS};
-use hauberk_netns::traffic::{Exchange, Protocol, UdpStreamer, exchange};
+use hauberk_netns::traffic::{Exchange, Protocol, UdpStreamer, exchange, wait_answered};
 use hauberk_netns::{Cluster, Context, Family, Pod, Setup, Test, eventually};
 use serde_json::json;
 
@@ -53,12 +53,7 @@ impl Playground {
 
     fn works(&self, from: &Pod, to: &Pod) -> Result<()> {
         for family in Family::ALL {
-            let one = Exchange::new(Protocol::Tcp, family, from, to);
-            eventually(&one, || {
-                let outcome = exchange(&one)?;
-                ensure!(outcome.answered, "{}", outcome.said);
-                Ok(Some(()))
-            })?;
+            wait_answered(&Exchange::new(Protocol::Tcp, family, from, to))?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use hauberk_core::api::{Protection, Severity};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::netns::Netns;
-use hauberk_netns::traffic::{Exchange, Protocol, exchange};
+use hauberk_netns::traffic::{Exchange, Protocol, exchange, wait_answered};
 use hauberk_netns::{Cluster, Context, Family, Node, Party, Pod, Setup, Test, eventually, manifests, wire};
 use serde_json::json;
 
@@ -50,12 +50,7 @@ impl Field {
         let host: &Party = &self.cluster.nodes[0];
         for family in Family::ALL {
             for (from, to) in [(&a.party, &b.party), (&b.party, &a.party), (&c.party, &d.party), (host, &c.party)] {
-                let one = Exchange::new(Protocol::Tcp, family, from, to);
-                eventually(&one, || {
-                    let outcome = exchange(&one)?;
-                    ensure!(outcome.answered, "{outcome:?}");
-                    Ok(Some(()))
-                })?;
+                wait_answered(&Exchange::new(Protocol::Tcp, family, from, to))?;
             }
         }
         self.cluster.assert_no_cleartext(&[a, b], Moment::START)

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::plugin::Attachment;
-use hauberk_netns::traffic::{Exchange, Protocol, exchange};
+use hauberk_netns::traffic::{Exchange, Protocol, wait_answered};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Netns, Party, Pod, Setup, Test, eventually};
 use serde_json::json;
 
@@ -18,12 +18,7 @@ pub const TESTS: &[Test] = &[
 
 /// From one to the other, as soon as the agents have followed. Returns by which address the other end was spoken to.
 fn talk(from: &Party, to: &Party, family: Family) -> Result<Option<IpAddr>> {
-    let one = Exchange::new(Protocol::Tcp, family, from, to);
-    eventually(&one, || {
-        let outcome = exchange(&one)?;
-        ensure!(outcome.answered, "{outcome:?}");
-        Ok(Some(outcome.seen_client))
-    })
+    Ok(wait_answered(&Exchange::new(Protocol::Tcp, family, from, to))?.seen_client)
 }
 
 /// All of them talk with each other across nodes, and the world sees their node's address.

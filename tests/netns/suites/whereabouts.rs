@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_netns::capture::Moment;
-use hauberk_netns::traffic::{Exchange, Protocol, exchange};
+use hauberk_netns::traffic::{Exchange, Protocol, wait_answered};
 use hauberk_netns::{Cluster, Context, Family, Node, Pod, Setup, Test, eventually, programs};
 
 pub const TESTS: &[Test] = &[
@@ -28,12 +28,7 @@ fn playground(context: &Context, prepare: impl FnOnce(&Cluster) -> Result<()>) -
 
 fn wait_talking(from: &Pod, to: &Pod) -> Result<()> {
     for family in Family::ALL {
-        let one = Exchange::new(Protocol::Tcp, family, from, to);
-        eventually(&one, || {
-            let outcome = exchange(&one)?;
-            ensure!(outcome.answered, "{outcome:?}");
-            Ok(Some(()))
-        })?;
+        wait_answered(&Exchange::new(Protocol::Tcp, family, from, to))?;
     }
     Ok(())
 }

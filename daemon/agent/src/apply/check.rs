@@ -120,11 +120,9 @@ impl Kernel {
         Ok(self.datapath.restore_pins()?)
     }
 
-    /// Asks the kernel for every program; unless `whole`, for those of pods' interfaces not. One that cannot be asked for, because its device went, is left to the next look.
-    ///
-    /// # Errors
-    /// None so far.
-    pub async fn look(&mut self, config: &Config, whole: bool) -> Result<Vec<Finding>, ApplyError> {
+    /// Asks the kernel for every program; unless `whole`, for those of pods' interfaces not. One that cannot be asked for, because its
+    /// device went, is left to the next look.
+    pub async fn look(&mut self, config: &Config, whole: bool) -> Vec<Finding> {
         let mut seats = vec![(
             Hook::FromTunnel,
             self.settings.tunnel,
@@ -148,7 +146,7 @@ impl Kernel {
             let Some(found) = self.ask(hook, index, &interface, framing, whole).await else { continue };
             findings.push(Finding { object, hook, interface, index, framing, found });
         }
-        Ok(findings)
+        findings
     }
 
     async fn ask(&mut self, hook: Hook, index: u32, interface: &str, framing: Framing, whole: bool) -> Option<Found> {
@@ -176,8 +174,8 @@ impl Kernel {
         (link.index == index).then_some(found)
     }
 
-    /// Attaches again what is missing, and gives a program its place back that others came behind. Returns whether it did: not for ever
-    /// does it take a place that somebody else takes every time.
+    /// Attaches again what is missing, and gives a program its place back that others came behind. Returns whether it did. It does so
+    /// [`TRIES`] times within [`LONG`]: the other program may take the place again each time.
     ///
     /// # Errors
     /// [`ApplyError`].

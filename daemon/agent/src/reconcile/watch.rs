@@ -99,7 +99,8 @@ impl Reconciler {
         self.stale
     }
 
-    /// Programs that somebody detached are attached again, and those that somebody came behind take their place back. The problem stays until the next look has seen them run.
+    /// Programs that somebody detached are attached again, and those that somebody came behind take their place back. The problem
+    /// stays until the next look has seen them run.
     async fn look_at_programs(&mut self) {
         self.look_at_pins();
         let Stage::Running(kernel) = &mut self.stage else { return };
@@ -107,13 +108,7 @@ impl Reconciler {
         if whole {
             self.looked = Some(Instant::now());
         }
-        let findings = match kernel.look(&self.config, whole).await {
-            Ok(findings) => findings,
-            Err(error) => {
-                self.fail("devices", format!("cannot look after the programs: {error}"));
-                return;
-            }
-        };
+        let findings = kernel.look(&self.config, whole).await;
         let is_missing = findings.iter().any(|finding| finding.found == Found::Missing);
         if !whole && !is_missing && !self.failures.is_empty(Area::Programs) {
             // What was found stays told until all of it is looked at again.

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{datagram, echo, raw, segment};
 use crate::marker::Marker;
 use crate::party::{Family, Party};
+use crate::wait::eventually;
 
 /// What an exchange is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -247,6 +248,18 @@ pub fn exchange_all(exchanges: &[Exchange<'_>]) -> Result<Vec<Outcome>> {
     });
     let outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
     outcomes.into_iter().map(|outcome| outcome.context("not done")?).collect()
+}
+
+/// Does it again until it is answered, and returns that outcome.
+///
+/// # Errors
+/// As [`eventually`]: what the last one came to.
+pub fn wait_answered(one: &Exchange<'_>) -> Result<Outcome> {
+    eventually(one, || {
+        let outcome = exchange(one)?;
+        ensure!(outcome.answered, "{outcome:?}");
+        Ok(Some(outcome))
+    })
 }
 
 /// Fails unless one party answers the other over both families, by each of the protocols.

@@ -15,7 +15,7 @@ mod socket;
 mod stream;
 
 pub use bulk::{BulkReport, bulk_tcp};
-pub use exchange::{Exchange, Outcome, Protocol, assert_answered, exchange, exchange_all};
+pub use exchange::{Exchange, Outcome, Protocol, assert_answered, exchange, exchange_all, wait_answered};
 pub use flood::Flood;
 pub use raw::{internet_checksum, sctp_checksum};
 pub use size::{SizeOutcome, send_of_size, super_datagram};
