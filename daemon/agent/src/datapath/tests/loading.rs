@@ -28,7 +28,7 @@ fn the_verifier_is_done_with_each_program_soon() {
         let info = program(&mut bench.datapath.ebpf, name).unwrap().info().unwrap();
         let walked = info.verified_instruction_count().expect("Linux 5.16 says so");
         println!("{name}: {walked} instructions walked");
-        assert!(walked < 110_000, "{name}: {walked} instructions walked");
+        assert!(walked < 60_000, "{name}: {walked} instructions walked");
     }
 }
 
