@@ -1,6 +1,6 @@
 //! Programs of others on a node that the operator has to be told of, because only they can make it right.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -34,6 +34,12 @@ pub const TESTS: &[Test] = &[
     }),
     Test::new("neighbours::a_mirror_of_the_tunnel_device_shows_nothing", mirror),
     Test::new("neighbours::a_port_of_another_node_that_leads_to_a_protected_pod_is_told", port_of_another_node),
+    Test::new("neighbours::bpf_a_masqueraded_port_lets_nothing_in", |context| {
+        masqueraded_port(context, HostRouting::Bpf)
+    }),
+    Test::new("neighbours::stack_a_masqueraded_port_lets_nothing_in", |context| {
+        masqueraded_port(context, HostRouting::Stack)
+    }),
 ];
 
 /// Two nodes, a protected and a plain pod on the first, a protected one on the second.
@@ -177,6 +183,64 @@ fn port_of_another_node(context: &Context) -> Result<()> {
     };
     told(n2, "n1", "sends in the clear")?;
     told(n1, "n2", "saw plaintext from this node")?;
+    Ok(())
+}
+
+/// As kube-proxy makes a nodePort for all clients: the backend sees the address of the node that was asked.
+fn masqueraded_port(context: &Context, host_routing: HostRouting) -> Result<()> {
+    let (cluster, [_, c, b]) = three_pods(context, host_routing, "link show")?;
+    let [n1, n2] = [&cluster.nodes[0], &cluster.nodes[1]];
+    let plain = cluster.pod("public", "d", 1)?;
+    cluster.wait_known(&[&plain])?;
+    for (table, family) in [("ip", Family::V4), ("ip6", Family::V6)] {
+        n2.netns.nft(&format!(
+            "table {table} ports {{
+               chain prerouting {{ type nat hook prerouting priority dstnat
+                 meta l4proto {{ tcp, udp }} th dport 30080 dnat to {0}
+                 meta l4proto {{ tcp, udp }} th dport 30081 dnat to {1}
+               }}
+               chain postrouting {{ type nat hook postrouting priority srcnat; ct status dnat masquerade; }}
+             }}",
+            b.address(family),
+            plain.address(family)
+        ))?;
+    }
+    let since = cluster.capture.sync()?;
+    let mut outcomes = Vec::new();
+    for family in Family::ALL {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let ask = |from: &Party, to: &Party, port: u16, seconds: u64| {
+                let service = SocketAddr::new(n2.address(family), port);
+                let patience = Duration::from_secs(seconds);
+                exchange(&Exchange::new(protocol, family, from, to).via(service, port).patience(patience))
+            };
+            // The rules work: the plain pod answers.
+            let answered = ask(&n1.party, &plain, 30081, 20)?;
+            ensure!(answered.answered, "{protocol:?} {family:?}: {answered:?}");
+            for from in [&n1.party, &c.party] {
+                let outcome = ask(from, &b, 30080, 3)?;
+                // What a pod asks is sealed where the stack carries it.
+                let sealed = from.name == c.party.name && host_routing == HostRouting::Stack;
+                ensure!(outcome.answered == sealed, "{} {protocol:?} {family:?}: {outcome:?}", from.name);
+                ensure!(sealed || !outcome.delivered, "{} {protocol:?} {family:?}: {outcome:?}", from.name);
+                outcomes.push((sealed, outcome));
+            }
+        }
+    }
+    let seen = analysis::markers(&cluster.capture.since(since)?);
+    for (sealed, outcome) in &outcomes {
+        ensure!(!seen.contains_key(&outcome.reply), "the reply is in the clear: {outcome:?}");
+        ensure!(!sealed || !seen.contains_key(&outcome.request), "the request is in the clear: {outcome:?}");
+    }
+    eventually("the node to tell of it", || {
+        exchange(
+            &Exchange::new(Protocol::Udp, Family::V4, &n1.party, &b)
+                .via(SocketAddr::new(n2.address(Family::V4), 30080), 30080)
+                .patience(Duration::from_millis(500)),
+        )?;
+        let problems = n2.agent.status()?.problems.into_iter();
+        Ok(problems.map(|problem| problem.message).find(|message| message.contains("at a port of this node")))
+    })?;
     Ok(())
 }
 
