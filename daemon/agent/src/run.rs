@@ -38,6 +38,7 @@ use crate::world::{Shared, World};
 
 mod clock;
 mod cluster;
+mod departed;
 mod wireguard_view;
 
 pub use cluster::ClusterError;
@@ -188,6 +189,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
     tokio::spawn(watch_devices(inputs.clone()));
     tokio::spawn(clock::keep(config.paths.state.clone()));
+    tokio::spawn(departed::forget(context.world.clone(), inputs.clone()));
     tokio::spawn(reporting("the API", api::serve(listener, context.clone())));
     if let Some(address) = config.metrics {
         tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));

@@ -28,6 +28,8 @@ pub mod reason {
     pub const NAMESPACE_UNKNOWN: &str = "NamespaceUnknown";
     /// Two parties claim one address.
     pub const ADDRESS_CONFLICT: &str = "AddressConflict";
+    /// A node had an address until lately.
+    pub const ADDRESS_DEPARTED: &str = "AddressDeparted";
     /// Devices of several nodes have one address, as is usual for some.
     pub const ADDRESS_SHARED: &str = "AddressShared";
     /// A pod claims an address in the pod range of a node that it is not on.
