@@ -60,6 +60,8 @@ pub mod reason {
     pub const NO_ROUTE: &str = "NoRoute";
     /// A pod's attachment cannot be used as it is.
     pub const ATTACHMENT_INVALID: &str = "AttachmentInvalid";
+    /// Pods' interfaces were on no record and are put on record again.
+    pub const ATTACHMENTS_RECOVERED: &str = "AttachmentsRecovered";
     /// A packet that had to be encrypted left this node in the clear.
     pub const LEAK_SEEN: &str = "LeakSeen";
     /// Another node sent plaintext that had to be encrypted; it was dropped.

@@ -176,6 +176,24 @@ pub struct Applied {
     pub events: Vec<NewEvent>,
 }
 
+/// The pod of an interface on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodOf<'a> {
+    /// Namespace.
+    pub namespace: &'a str,
+    /// Name.
+    pub name: &'a str,
+    /// Its uid, where known.
+    pub uid: Option<&'a str>,
+}
+
+impl PodOf<'_> {
+    /// Its full name.
+    pub fn full_name(&self) -> PodName {
+        PodName { namespace: self.namespace.to_owned(), name: self.name.to_owned() }
+    }
+}
+
 /// The cluster as last heard of by one node.
 #[derive(Debug)]
 pub struct Model {
@@ -379,6 +397,27 @@ impl Model {
         self.departed.iter()
     }
 
+    /// The pod of an interface on this node, as the runtime named it. One that was put on record again is of the only pod here
+    /// that has any of its addresses.
+    pub fn pod_of<'a>(&'a self, attachment: &'a Attachment) -> Option<PodOf<'a>> {
+        if let Some(PodReference { namespace, name, uid }) = &attachment.request.pod {
+            return Some(PodOf { namespace, name, uid: uid.as_deref() });
+        }
+        let addresses = if attachment.recovered { reserved_for(attachment) } else { Vec::new() };
+        let mut found: Option<&Pod> = None;
+        for claimant in possible(&addresses).flat_map(|address| self.claims.of(address)) {
+            let Claimant::Pod(pod) = claimant else { continue };
+            if pod.node.as_deref() != Some(self.node()) {
+                continue;
+            }
+            if found.is_some_and(|other| (&other.namespace, &other.name) != (&pod.namespace, &pod.name)) {
+                return None;
+            }
+            found = Some(pod);
+        }
+        found.map(|pod| PodOf { namespace: &pod.namespace, name: &pod.name, uid: pod.uid.as_deref() })
+    }
+
     /// What changes have touched since the last call.
     pub(crate) fn take_touched(&mut self) -> Touched {
         std::mem::take(&mut self.touched)
@@ -470,7 +509,7 @@ impl Model {
         }
         for address in possible(pod.own_addresses()) {
             self.claims.insert(address, Claimant::Pod(Arc::clone(&pod)));
-            self.touched.addresses.insert(address);
+            self.touch_address(address);
         }
         self.touch_pod(&pod);
         true
@@ -480,7 +519,7 @@ impl Model {
     fn withdraw(&mut self, pod: &Arc<Pod>) {
         for address in possible(pod.own_addresses()) {
             self.claims.remove(address, Claimant::Pod(Arc::clone(pod)));
-            self.touched.addresses.insert(address);
+            self.touch_address(address);
         }
     }
 
@@ -520,11 +559,27 @@ impl Model {
     /// The namespace, and every pod in it.
     fn touch_namespace(&mut self, name: &str) {
         self.touched.namespaces.insert(name.into());
+        let mut addresses = BTreeSet::new();
         for pod in self.pods.of_namespace(name) {
             self.touched.pods.insert((Arc::clone(&pod.namespace), pod.name.clone()));
-            self.touched.addresses.extend(possible(pod.own_addresses()));
+            addresses.extend(possible(pod.own_addresses()));
+        }
+        for address in addresses {
+            self.touch_address(address);
         }
         self.touch_attachments(|reference| reference.namespace == name);
+    }
+
+    /// A pod's address, and all those of an interface that is known by it.
+    fn touch_address(&mut self, address: Address) {
+        self.touched.addresses.insert(address);
+        for claimant in self.claims.of(address) {
+            let Claimant::Attachment(key) = claimant else { continue };
+            if let Some(attachment) = self.attachments.get(key).filter(|attachment| attachment.recovered) {
+                self.touched.attachments.insert(Arc::clone(key));
+                self.touched.addresses.extend(possible(&reserved_for(attachment)));
+            }
+        }
     }
 
     fn touch_attachments(&mut self, of_pod: impl Fn(&PodReference) -> bool) {

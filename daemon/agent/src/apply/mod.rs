@@ -24,7 +24,7 @@ use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
 
 pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};
-pub use startup::{Node, Prepared, StartError, uninstall};
+pub use startup::{Held, Node, Prepared, StartError, uninstall};
 
 /// A step could not be carried out; what it would have changed is as before.
 #[derive(Debug, thiserror::Error)]
@@ -111,23 +111,27 @@ impl Kernel {
     }
 
     /// What the kernel holds. Attachments are told apart from leftovers by `known`: interfaces the agent still has on record
-    /// are attached anew, with this agent's programs; others are to be removed.
+    /// are attached anew, with this agent's programs; others are to be removed from the tables. But an interface that
+    /// hauberk-cni made and that still exists may be a living pod's: it is shut, and no leftover.
     ///
     /// # Errors
-    /// [`ApplyError`] if anything cannot be read.
-    pub async fn read(&self, known: &BTreeSet<u32>) -> Result<Actual, ApplyError> {
-        let maps = self.datapath.maps();
-        let mut leftovers: BTreeMap<u32, LocalPod> = BTreeMap::new();
+    /// [`ApplyError`] if anything cannot be read, or such an interface cannot be shut.
+    pub async fn read(&mut self, known: &BTreeSet<u32>) -> Result<Actual, ApplyError> {
         let links: BTreeMap<u32, String> =
             self.netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        let is_ours = |index: u32| links.get(&index).is_some_and(|name| name.starts_with(INTERFACE_PREFIX));
+        self.shut_unknown(|index| !known.contains(&index) && is_ours(index))?;
+        let is_kept = |index: u32| known.contains(&index) || is_ours(index);
+        let maps = self.datapath.maps();
+        let mut leftovers: BTreeMap<u32, LocalPod> = BTreeMap::new();
         for (index, interface) in maps.interfaces()? {
-            if !known.contains(&index) {
+            if !is_kept(index) {
                 leftovers.insert(index, leftover(index, links.get(&index), interface.protection));
             }
         }
         for (address, attachment) in maps.attachments()? {
             let index = attachment.interface;
-            if !known.contains(&index) {
+            if !is_kept(index) {
                 leftovers
                     .entry(index)
                     .or_insert_with(|| leftover(index, links.get(&index), 0))
@@ -150,6 +154,22 @@ impl Kernel {
             synced: maps.settings()?.flags & flag::SYNCED != 0,
             untranslated: BTreeSet::new(),
         })
+    }
+
+    /// Has interfaces speak for no address: what comes from them is dropped, and nothing goes there.
+    fn shut_unknown(&mut self, is_unknown: impl Fn(u32) -> bool) -> Result<(), ApplyError> {
+        let maps = self.datapath.maps_mut();
+        let attachments = maps.attachments()?.into_iter().map(|(address, held)| (Some(address), held.interface));
+        let interfaces = maps.interfaces()?.into_iter().map(|(index, _)| (None, index));
+        for (address, index) in attachments.chain(interfaces).filter(|(_, index)| is_unknown(*index)) {
+            let shut = layout::Interface { protection: Protection::Enabled as u8, reserved: [0; 7] };
+            fault::point("shut an interface that nobody knows");
+            maps.put_interface(index, shut)?;
+            if let Some(address) = address {
+                maps.remove_attachment(address, index)?;
+            }
+        }
+        Ok(())
     }
 
     /// Routes of an earlier agent that nobody wants any more. To be called once the plan is empty and everything is synced.
@@ -411,7 +431,7 @@ fn leftover(index: u32, name: Option<&String>, protection: u8) -> LocalPod {
             1 => Protection::Permissive,
             _ => Protection::Enabled,
         },
-        // Ours are known by their interface's name.
-        adopted: name.is_none_or(|name| !name.starts_with(INTERFACE_PREFIX)),
+        // Of ours those that exist are not leftovers.
+        adopted: true,
     }
 }

@@ -18,6 +18,8 @@ pub struct Link {
     pub index: u32,
     /// Name.
     pub name: String,
+    /// What somebody noted with it (`ip link set alias`).
+    pub alias: String,
     /// Largest packet, bytes of IP.
     pub mtu: u32,
     /// MAC address, where it is Ethernet.
@@ -69,6 +71,7 @@ impl From<LinkMessage> for Link {
         let mut link = Link {
             index: message.header.index,
             name: String::new(),
+            alias: String::new(),
             mtu: 0,
             mac: None,
             up: message.header.flags.contains(LinkFlags::Up),
@@ -82,6 +85,7 @@ impl From<LinkMessage> for Link {
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
                 LinkAttribute::Link(index) => lower = Some(index),

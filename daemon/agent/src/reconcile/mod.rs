@@ -275,7 +275,7 @@ impl Reconciler {
         let Stage::Prepared(prepared) = std::mem::replace(&mut self.stage, Stage::Changing) else { return false };
         let policy = self.world.read().policy.clone();
         let settled = prepared.settle(&self.config, &policy, &node, |mtu| (self.make_tunnel)(mtu)).await;
-        let kernel = match settled {
+        let mut kernel = match settled {
             Ok(kernel) => kernel,
             Err((prepared, error)) => {
                 self.stage = Stage::Prepared(prepared);
@@ -304,7 +304,7 @@ impl Reconciler {
                 losses: None,
             });
         }
-        let problems = kernel.devices().problems.clone();
+        let problems = watch::device_problems(&kernel, &self.world, &self.actual);
         self.stage = Stage::Running(Box::new(kernel));
         self.succeed("datapath");
         self.tell(Area::Devices, problems);
@@ -521,7 +521,7 @@ fn concerns_enforcement(object: &str) -> bool {
 
 /// Where packets of pods may have to go through the tunnel: to other pods and to nodes. Unless `nodeRanges` says where nodes
 /// are, any address may be one's.
-fn tunnelled_ranges(policy: &Policy) -> Vec<IpNet> {
+pub(crate) fn tunnelled_ranges(policy: &Policy) -> Vec<IpNet> {
     if policy.node_ranges.is_empty() {
         let [v4, v6]: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         return [v4, v6].into_iter().filter_map(|address| IpNet::new(address, 0).ok()).collect();
