@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     Test::new("neighbours::a_firewall_that_drops_what_is_delivered_is_named", |context| {
         firewall(context, "INPUT", "input")
     }),
+    Test::new("neighbours::a_firewall_between_pods_and_uplinks_is_told_with_what_cures_it", forward_policy),
     Test::new("neighbours::bpf_containers_of_the_node_answer_its_pods", |context| {
         containers(context, HostRouting::Bpf)
     }),
@@ -297,5 +298,68 @@ fn firewall(context: &Context, chain: &str, hook: &str) -> Result<()> {
         ensure!(found.is_empty(), "{found:?}");
         Ok(Some(()))
     })?;
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)
+}
+
+/// As Docker and ufw leave a node: a policy, and what belongs to a connection that is there is accepted.
+fn forward_policy(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    cluster.namespace("public", None)?;
+    let [a, b] = [cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?];
+    let [c, d] = [cluster.pod("public", "c", 0)?, cluster.pod("public", "d", 1)?];
+    cluster.wait_known(&[&a, &b, &c, &d])?;
+    let pairs = [(&a.party, &b.party), (&c.party, &d.party), (&a.party, &d.party)];
+    all_answer(&pairs)?;
+    for node in &cluster.nodes {
+        for tool in ["iptables", "ip6tables"] {
+            node.run(tool, &["-P", "FORWARD", "DROP"])?;
+            let established = "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
+            node.run(tool, &established.split(' ').collect::<Vec<_>>())?;
+        }
+    }
+    let told = |node: &Node, words: &str| -> Result<Option<()>> {
+        let found = problems(node)?;
+        ensure!(found.iter().any(|problem| problem.message.contains(words)), "{words:?} is not in {found:?}");
+        Ok(Some(()))
+    };
+    let forward = "ip filter FORWARD (forward) of another program drops what this node's pods send to other nodes";
+    for node in &cluster.nodes {
+        eventually("the status to name the chain", || told(node, forward))?;
+    }
+    let outcome = exchange(&Exchange::new(Protocol::Udp, Family::V4, &a, &b).patience(Duration::from_millis(300)))?;
+    ensure!(!outcome.answered, "answered through a firewall that drops it");
+    let node = &cluster.nodes[0];
+    // Half of it is not enough, and the status does not say it was.
+    node.run("iptables", &["-I", "FORWARD", "-i", "hauberk0", "-j", "ACCEPT"])?;
+    eventually("the status to be without that half", || {
+        let half = problems(node)?.iter().any(|problem| {
+            problem.message.contains("ip filter FORWARD") && problem.message.contains("comes decrypted out of hauberk0")
+        });
+        Ok((!half).then_some(()))
+    })?;
+    told(node, forward)?;
+    let check = node
+        .command(hauberk_netns::programs::ours("hauberkd")?)
+        .arg("--config")
+        .arg(node.config())
+        .arg("check")
+        .output()?;
+    let said = String::from_utf8_lossy(&check.stdout);
+    ensure!(said.contains("iptables -I FORWARD -i hbk+ -j ACCEPT"), "`hauberkd check` does not give the rule: {said}");
+    for node in &cluster.nodes {
+        let found = problems(node)?;
+        for advice in found.iter().filter_map(|problem| problem.message.split("run: ").nth(1)) {
+            node.run("sh", &["-ec", advice])?;
+        }
+    }
+    all_answer(&pairs)?;
+    for node in &cluster.nodes {
+        eventually("the status to be without it", || {
+            let found = problems(node)?;
+            ensure!(found.is_empty(), "{found:?}");
+            Ok(Some(()))
+        })?;
+    }
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
 }

@@ -52,6 +52,21 @@ pub enum ApplyError {
     },
 }
 
+/// Who routes to other nodes' pods lead by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The device's index.
+    pub index: u32,
+    /// The neighbour's address on that device's link.
+    pub address: IpAddr,
+    /// The device's name.
+    pub device: String,
+    /// Pods' ranges and addresses behind it.
+    pub destinations: BTreeSet<IpNet>,
+    /// Whether it answers who asks for its MAC address; none: nobody has asked.
+    pub answers: Option<bool>,
+}
+
 /// The kernel's side of this node: everything a step can change.
 pub struct Kernel {
     datapath: Datapath,
@@ -103,6 +118,55 @@ impl Kernel {
     /// What leads to other nodes and the world.
     pub fn uplinks(&self) -> &[Link] {
         &self.devices.uplinks
+    }
+
+    /// What pods' packets come into the stack by.
+    pub async fn pod_devices(&self) -> BTreeSet<host::netfilter::firewall::Device> {
+        use host::netfilter::firewall::Device;
+        if self.ruleset.chained.is_none() {
+            return [Device::Prefix(INTERFACE_PREFIX.to_owned())].into();
+        }
+        let links = self.netlink.links().await.unwrap_or_default();
+        let find = |index: u32| links.iter().find(|link| link.index == index);
+        // Behind a bridge that is the bridge.
+        let interfaces = self.pods.keys().filter_map(|index| find(*index));
+        let devices = interfaces.map(|link| link.controller.and_then(find).unwrap_or(link));
+        devices.map(|link| Device::Named(link.name.clone())).collect()
+    }
+
+    /// What other nodes' pods are reached by, of the routes that are ours: by the next hop and its device, the destinations. With what
+    /// the kernel's neighbour table has of each.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn next_hops(&self, wanted: &BTreeSet<IpNet>) -> Result<Vec<NextHop>, ApplyError> {
+        let mut hops: BTreeMap<(u32, IpAddr), BTreeSet<IpNet>> = BTreeMap::new();
+        for (destination, (hop, _)) in self.netlink.own_routes().await? {
+            if let (Some(gateway), true) = (hop.gateway, wanted.contains(&destination)) {
+                hops.entry((hop.device, gateway)).or_default().insert(destination);
+            }
+        }
+        let (answers, links) = (self.netlink.neighbours().await?, self.netlink.links().await?);
+        let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
+        Ok(hops
+            .into_iter()
+            .map(|((index, address), destinations)| NextHop {
+                index,
+                address,
+                device: name(index).unwrap_or_else(|| index.to_string()),
+                destinations,
+                answers: answers.get(&(index, address)).copied(),
+            })
+            .collect())
+    }
+
+    /// Has the kernel ask for a neighbour's MAC address, as if there were a packet for it.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn ask_for_neighbour(&self, index: u32, address: IpAddr) -> Result<(), ApplyError> {
+        fault::point("ask for a neighbour");
+        Ok(self.netlink.ask_for_neighbour(index, address).await?)
     }
 
     /// Largest packet inside the tunnel, bytes.

@@ -4,6 +4,8 @@
 mod annotations;
 mod announcer;
 mod failures;
+mod firewalls;
+mod hops;
 mod input;
 mod watch;
 
@@ -30,6 +32,7 @@ use crate::cluster_config;
 use crate::config::Config;
 use crate::datapath::Framing;
 use crate::host::netfilter::Counters;
+use crate::observe::firewalls::Firewalls;
 use crate::source::Source;
 use crate::world::{Device, Running, Shared};
 
@@ -93,6 +96,9 @@ pub struct Reconciler {
     failures: Failures,
     looked: Option<Instant>,
     looked_around: Option<Instant>,
+    /// When to look at others' chains again.
+    firewalls_due: Option<Instant>,
+    hops: hops::Hops,
 }
 
 /// What a [`Reconciler`] is made of.
@@ -140,6 +146,8 @@ impl Reconciler {
             failures: Failures::default(),
             looked: None,
             looked_around: None,
+            firewalls_due: None,
+            hops: hops::Hops::default(),
         }
     }
 
@@ -302,6 +310,7 @@ impl Reconciler {
                 guards_bridges: kernel.guards_bridges(),
                 netfilter: Counters::default(),
                 losses: None,
+                firewalls: Firewalls::default(),
             });
         }
         let problems = watch::device_problems(&kernel, &self.world, &self.actual);

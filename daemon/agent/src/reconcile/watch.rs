@@ -107,6 +107,8 @@ impl Reconciler {
             return true;
         }
         self.look_at_netfilter().await;
+        self.look_at_firewalls().await;
+        self.look_at_hops().await;
         self.look_at_settings().await;
         self.greet();
         self.stale
@@ -222,7 +224,10 @@ impl Reconciler {
         let before = self.world.read().running.as_ref().map(|running| running.netfilter);
         let news = before.and_then(|before| losses::compare(before, counters));
         let lost = match &news {
-            Some(Some(lost)) => Some((lost.clone(), Neighbours::look().await.unwrap_or_default())),
+            Some(Some(lost)) => {
+                let neighbours = Neighbours::look().await.unwrap_or_default();
+                Some((lost.clone(), Neighbours { cures: self.cures_of_losses().await, ..neighbours }))
+            }
             _ => None,
         };
         if let Some(running) = &mut self.world.write().running {
