@@ -299,7 +299,7 @@ fn extension(name: &str, words: &str, packet: &Packet) -> Match {
             let mut found = words.iter().enumerate().filter(|(_, word)| **word == "ct").map(|(at, _)| {
                 let negated = words.get(at + 2).is_some_and(|word| *word == "!=");
                 let values = words.get(if negated { at + 3 } else { at + 2 }).copied().unwrap_or_default();
-                let values = values.split(',').map(|value| Value::from(value)).collect::<Vec<_>>();
+                let values = values.split(',').map(Value::from).collect::<Vec<_>>();
                 let key = serde_json::json!({"ct": {"key": words.get(at + 1).copied().unwrap_or_default()}});
                 let is = packet.equals(&key, &Value::from(values));
                 if negated { is.not() } else { is }
