@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Area, Reconciler, Stage};
 use crate::apply::NextHop;
+use crate::config::HostRouting;
 
 /// So long it has to be silent: a peer that is started anew, or a cable that is put back, is no news.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,15 +42,20 @@ impl Reconciler {
         let wanted = self.world.read().desired.routes.keys().copied().collect();
         let Ok(seen) = kernel.next_hops(&wanted).await else { return };
         let silent = self.hops.take(&seen, Instant::now());
+        // From hook to hook, what is encrypted needs no route; through the stack all of it does.
+        let (severity, lost) = match self.config.host_routing {
+            HostRouting::Stack => (Severity::Critical, "packets to its pods are lost"),
+            HostRouting::Bpf => (Severity::Warning, "packets that go to its pods in the clear are lost"),
+        };
         let mut problems: BTreeMap<String, Problem> = BTreeMap::new();
         for hop in silent {
             for node in self.nodes_behind(hop) {
                 let object = format!("node/{node}");
-                let message = words(&node, hop, self.is_address_of(&node, hop.address));
+                let message = words(&node, hop, self.is_address_of(&node, hop.address), lost);
                 problems
                     .entry(object.clone())
                     .and_modify(|problem| problem.message = format!("{}; {message}", problem.message))
-                    .or_insert(Problem { severity: Severity::Critical, object, message });
+                    .or_insert(Problem { severity, object, message });
             }
         }
         for (index, address) in self.hops.0.keys() {
@@ -71,15 +77,15 @@ impl Reconciler {
     }
 }
 
-fn words(node: &str, hop: &NextHop, is_own: bool) -> String {
+fn words(node: &str, hop: &NextHop, is_own: bool, lost: &str) -> String {
     let NextHop { address, device, .. } = hop;
     if is_own {
         format!(
-            "the node's address {address} does not answer on {device}: packets to its pods are lost; is the node there, and is \
+            "the node's address {address} does not answer on {device}: {lost}; is the node there, and is \
              {address} right in the Node object of {node}?"
         )
     } else {
-        format!("the router {address} on the way to the node does not answer on {device}: packets to its pods are lost")
+        format!("the router {address} on the way to the node does not answer on {device}: {lost}")
     }
 }
 
@@ -113,7 +119,7 @@ mod tests {
         hops.take(&hop(Some(false)), begin);
         hops.take(&[], begin);
         assert!(hops.take(&hop(Some(false)), later).is_empty());
-        assert!(words("n1", &hop(None)[0], true).contains("192.168.7.77 does not answer on eth0"));
-        assert!(words("n1", &hop(None)[0], false).starts_with("the router"));
+        assert!(words("n1", &hop(None)[0], true, "lost").contains("192.168.7.77 does not answer on eth0"));
+        assert!(words("n1", &hop(None)[0], false, "lost").starts_with("the router"));
     }
 }
