@@ -63,7 +63,7 @@ fn what_a_packet_costs_in_each_program() {
 #[test]
 fn every_function_is_verified_by_itself() {
     use object::{Object as _, ObjectSymbol as _, SymbolFlags, SymbolKind, elf};
-    let object = object::File::parse(crate::datapath::OBJECT).unwrap();
+    let object = object::File::parse(OBJECT).unwrap();
     let functions = || object.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text);
     assert!(functions().count() > Framing::PROGRAMS.len());
     for function in functions() {
