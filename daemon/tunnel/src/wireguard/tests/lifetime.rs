@@ -376,7 +376,7 @@ fn a_peer_that_was_given_up_stays_unanswered_until_it_answers() {
     for second in 1..400 {
         let at = now + Duration::from_secs(second);
         let alice = &mut net.nodes[ALICE];
-        let sends = second < 120 || second > 300;
+        let sends = !(120..=300).contains(&second);
         let mut sent = if sends { alice.seal(at, &packet(1, 2, b"anybody there?")) } else { Vec::new() };
         if alice.deadline().is_some_and(|deadline| deadline <= at) {
             sent.extend(alice.on_deadline(at));
