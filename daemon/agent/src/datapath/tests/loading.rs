@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Of the million that the verifier walks at most: room for a change, and a start that does not take seconds.
+const MOST_WALKED: u32 = 110_000;
+
 #[test]
 fn an_agent_takes_over_maps_of_the_one_before() {
     let bench = Bench::new(flag::SYNCED);
@@ -20,16 +23,28 @@ fn a_trial_takes_all_programs_and_leaves_nothing() {
     assert!(!trial.exists());
 }
 
-/// The verifier walks every path there is: a start must not wait for it for seconds.
+/// The verifier walks every path there is: a start must not wait for it for seconds. Each program is asked for on its own, so
+/// that one that is refused hides none of the others.
 #[test]
 fn the_verifier_is_done_with_each_program_soon() {
-    let mut bench = Bench::new(flag::SYNCED);
+    let folder = pins();
+    let pins = Pins::new(&folder.path().join("hauberk"));
+    pins.create().unwrap();
+    let (mut ebpf, _) = open(&pins, &Limits { events: 1 << 16, ..Limits::default() }).unwrap();
+    let mut wrong = Vec::new();
     for name in Framing::PROGRAMS {
-        let info = program(&mut bench.datapath.ebpf, name).unwrap().info().unwrap();
+        if let Err(error) = load(&mut ebpf, name) {
+            wrong.push(chain(&error));
+            continue;
+        }
+        let info = program(&mut ebpf, name).unwrap().info().unwrap();
         let walked = info.verified_instruction_count().expect("Linux 5.16 says so");
         println!("{name}: {walked} instructions walked");
-        assert!(walked < 110_000, "{name}: {walked} instructions walked");
+        if walked >= MOST_WALKED {
+            wrong.push(format!("{name}: {walked} instructions walked, at most {MOST_WALKED} are right"));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// What a packet costs in each program, by the kernel's own clock: `make bench`.
