@@ -53,6 +53,21 @@ impl Identity {
     /// Outside the cluster.
     pub const WORLD: Identity = Identity::new(Kind::World, Protection::None, 0);
 
+    /// Somebody whom nobody knows: protected.
+    pub const UNKNOWN: Identity = Identity::new(Kind::UnknownPod, Protection::Enabled, 0);
+
+    /// As one number.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        self.kind as u64 | (self.protection as u64) << 8 | (self.node as u64) << 32
+    }
+
+    /// From the number that [`to_bits`](Identity::to_bits) gave.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Identity {
+        Identity { kind: bits as u8, protection: (bits >> 8) as u8, reserved: 0, node: (bits >> 32) as u32 }
+    }
+
     /// An identity from its parts.
     #[inline(always)]
     pub const fn new(kind: Kind, protection: Protection, node: u32) -> Identity {

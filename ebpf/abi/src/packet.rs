@@ -130,6 +130,12 @@ impl Packet {
         self.protocol == protocol::ICMPV6 && ((130..=132).contains(&kind) || kind == 143) && self.hop_limit == 1
     }
 
+    /// Whether an IPv6 extension header follows what has been parsed. In later fragments nothing does that belongs to a header.
+    #[inline(always)]
+    pub fn is_extended(&self) -> bool {
+        !self.source.is_v4() && is_extension(self.protocol) && !matches!(self.fragment, Fragment::Later)
+    }
+
     /// Whether every packet this one stands for is at most `mtu` bytes of IP; `segment` is the GSO segment's payload in
     /// bytes, 0 if this is no super-packet.
     #[inline(always)]
@@ -150,9 +156,41 @@ const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
-/// Parses a frame that begins with an Ethernet header (IEEE 802.3, 802.1Q).
+/// What a frame's link header says of the rest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Link {
+    /// An IP packet.
+    Ip {
+        /// Where it begins.
+        offset: u32,
+        /// Its version: 4 or 6.
+        version: u32,
+        /// Behind one or two VLAN tags.
+        tagged: bool,
+    },
+    /// ARP (RFC 826), which begins at this offset.
+    Arp(u32),
+    /// Anything else.
+    Other,
+}
+
+/// Parses a frame that begins with an Ethernet header.
 #[inline(always)]
 pub fn parse_frame<B: Bytes>(bytes: &B) -> Result<Frame, Malformed> {
+    match parse_link(bytes)? {
+        Link::Ip { offset, version, tagged } => {
+            let mut packet = parse_packet(bytes, offset, version)?;
+            packet.tagged = tagged;
+            Ok(Frame::Ip(packet))
+        }
+        Link::Arp(offset) => Ok(Frame::Arp(offset)),
+        Link::Other => Ok(Frame::Other),
+    }
+}
+
+/// Parses an Ethernet header and up to two VLAN tags (IEEE 802.3, 802.1Q).
+#[inline(always)]
+pub fn parse_link<B: Bytes>(bytes: &B) -> Result<Link, Malformed> {
     let Some(ethertype) = bytes.load::<2>(12) else { return Err(Malformed) };
     let mut ethertype = u16::from_be_bytes(ethertype);
     let mut offset = 14;
@@ -168,24 +206,43 @@ pub fn parse_frame<B: Bytes>(bytes: &B) -> Result<Frame, Malformed> {
         tagged = true;
         tags += 1;
     }
-    let mut packet = match ethertype {
-        ETHERTYPE_IPV4 => parse_v4(bytes, offset)?,
-        ETHERTYPE_IPV6 => parse_v6(bytes, offset)?,
-        ETHERTYPE_ARP => return Ok(Frame::Arp(offset)),
-        ETHERTYPE_VLAN | ETHERTYPE_QINQ => return Err(Malformed),
-        _ => return Ok(Frame::Other),
-    };
-    packet.tagged = tagged;
-    Ok(Frame::Ip(packet))
+    match ethertype {
+        ETHERTYPE_IPV4 => Ok(Link::Ip { offset, version: 4, tagged }),
+        ETHERTYPE_IPV6 => Ok(Link::Ip { offset, version: 6, tagged }),
+        ETHERTYPE_ARP => Ok(Link::Arp(offset)),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(Malformed),
+        _ => Ok(Link::Other),
+    }
 }
 
 /// Parses a packet that begins with its IP header, as on the tunnel device.
 #[inline(always)]
 pub fn parse_ip<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
     let Some([first]) = bytes.load::<1>(0) else { return Err(Malformed) };
-    match first >> 4 {
-        4 => parse_v4(bytes, 0),
-        6 => parse_v6(bytes, 0),
+    parse_packet(bytes, 0, u32::from(first >> 4))
+}
+
+#[inline(always)]
+fn parse_packet<B: Bytes>(bytes: &B, offset: u32, version: u32) -> Result<Packet, Malformed> {
+    let mut packet = parse_header(bytes, offset, version)?;
+    let mut followed = 0;
+    while packet.is_extended() {
+        if followed == EXTENSION_HEADERS {
+            return Err(Malformed);
+        }
+        parse_extension(bytes, offset, &mut packet)?;
+        followed += 1;
+    }
+    parse_transport(bytes, offset, &mut packet);
+    Ok(packet)
+}
+
+/// Parses the header at `offset` of a packet of IP's `version`, without what follows it.
+#[inline(always)]
+pub fn parse_header<B: Bytes>(bytes: &B, offset: u32, version: u32) -> Result<Packet, Malformed> {
+    match version {
+        4 => parse_v4(bytes, offset),
+        6 => parse_v6(bytes, offset),
         _ => Err(Malformed),
     }
 }
@@ -204,7 +261,7 @@ fn parse_v4<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
         return Err(Malformed);
     }
     let field = second as u16;
-    let mut packet = Packet {
+    Ok(Packet {
         source: Address::v4_word(source),
         destination: Address::v4_word(destination),
         length,
@@ -218,13 +275,11 @@ fn parse_v4<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
         fragment: fragment(field & 0x1fff, field & 0x2000 != 0),
         detour: header > 20,
         tagged: false,
-    };
-    parse_transport(bytes, offset, &mut packet);
-    Ok(packet)
+    })
 }
 
 /// Extension headers followed before the packet counts as malformed; nobody sends more.
-const EXTENSION_HEADERS: u32 = 8;
+pub const EXTENSION_HEADERS: u32 = 7;
 
 #[inline(always)]
 fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
@@ -241,7 +296,7 @@ fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
         bytes.length(),
         offset,
     )?;
-    let mut packet = Packet {
+    let packet = Packet {
         source: Address::v6_words([s0, s1, s2, s3]),
         destination: Address::v6_words([d0, d1, d2, d3]),
         length,
@@ -259,36 +314,34 @@ fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
     if packet.source.is_v4() || packet.destination.is_v4() {
         return Err(Malformed);
     }
-    let mut followed = 0;
-    while followed < EXTENSION_HEADERS {
-        if !is_extension(packet.protocol) || matches!(packet.fragment, Fragment::Later) {
-            parse_transport(bytes, offset, &mut packet);
-            return Ok(packet);
+    Ok(packet)
+}
+
+/// Parses one IPv6 extension header of a packet that [has one](Packet::is_extended).
+#[inline(always)]
+pub fn parse_extension<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) -> Result<(), Malformed> {
+    let Some([first, second]) = bytes.words(offset + packet.header_length) else { return Err(Malformed) };
+    // The next header, this one's length, and what depends on its kind.
+    let first = u32::from_be(first);
+    let (next, units, rest) = ((first >> 24) as u8, (first >> 16) & 0xff, first as u16);
+    packet.header_length += match packet.protocol {
+        44 => {
+            packet.fragment = fragment(rest >> 3, rest & 1 != 0);
+            packet.identification = second;
+            8
         }
-        let Some([first, second]) = bytes.words(offset + packet.header_length) else { return Err(Malformed) };
-        // The next header, this one's length, and what depends on its kind.
-        let first = u32::from_be(first);
-        let (next, units, rest) = ((first >> 24) as u8, (first >> 16) & 0xff, first as u16);
-        packet.header_length += match packet.protocol {
-            44 => {
-                packet.fragment = fragment(rest >> 3, rest & 1 != 0);
-                packet.identification = second;
-                8
-            }
-            51 => (units + 2) * 4,
-            43 => {
-                packet.detour |= rest & 0xff != 0;
-                (units + 1) * 8
-            }
-            _ => (units + 1) * 8,
-        };
-        if packet.header_length > length {
-            return Err(Malformed);
+        51 => (units + 2) * 4,
+        43 => {
+            packet.detour |= rest & 0xff != 0;
+            (units + 1) * 8
         }
-        packet.protocol = next;
-        followed += 1;
+        _ => (units + 1) * 8,
+    };
+    if packet.header_length > packet.length {
+        return Err(Malformed);
     }
-    Err(Malformed)
+    packet.protocol = next;
+    Ok(())
 }
 
 /// Hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP and shim6 headers: those that name
@@ -320,7 +373,7 @@ fn fragment(position: u16, more: bool) -> Fragment {
 
 /// Fills in ports and flags. A transport header that is cut short leaves them 0: addresses alone decide.
 #[inline(always)]
-fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
+pub fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
     if matches!(packet.fragment, Fragment::Later) {
         return;
     }

@@ -13,6 +13,7 @@ use hauberk_abi::{
     packet::{Fragment, Packet, protocol},
 };
 
+use crate::lookup::at_hand;
 use crate::maps::{ASKED, FRAGMENTS, GENERATIONS, SEALED};
 use crate::record::{add, now};
 
@@ -33,30 +34,34 @@ pub fn remember(settings: &Settings, packet: &Packet, need: Need, node: u32, of_
     if own || matches!(packet.fragment, Fragment::Later) {
         return true;
     }
-    keep(packet, node, of_pod)
+    keep(node, u32::from(of_pod)) != 0
 }
 
+/// Keeps it for the packet at hand; 0 if there is no room. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn keep(packet: &Packet, node: u32, of_pod: bool) -> bool {
-    let Some(key) = ASKED.get_ptr_mut(0) else { return false };
+pub extern "C" fn keep(node: u32, of_pod: u32) -> u32 {
+    let of_pod = of_pod != 0;
+    let (Some((_, packet)), Some(key)) = (at_hand(), ASKED.get_ptr_mut(0)) else { return 0 };
     // SAFETY: the slot belongs to this CPU and to the program that runs on it.
     let key = unsafe { &mut *key };
     let (here, asker) = (&packet.destination, &packet.source);
     name(key, packet.protocol, of_pod, (here, packet.destination_port), (asker, packet.source_port));
     if !put(key, node, packet.protocol == protocol::TCP && packet.tcp_flags & TCP_SYN != 0) {
-        return false;
+        return 0;
     }
     if is_icmp(packet.protocol) {
-        return true;
+        return 1;
     }
     name(key, protocol::ICMP, of_pod, (here, 0), (asker, 0));
-    put(key, node, false)
+    u32::from(put(key, node, false))
 }
 
-/// The node to which the packet must go sealed, if it answers what came from there sealed.
+/// The node to which the packet at hand must go sealed, if it answers what came from there sealed. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn asked(packet: &Packet) -> u32 {
-    let Some(key) = ASKED.get_ptr_mut(0) else { return 0 };
+pub extern "C" fn asked() -> u32 {
+    let (Some((_, packet)), Some(key)) = (at_hand(), ASKED.get_ptr_mut(0)) else { return 0 };
     // SAFETY: as above.
     let key = unsafe { &mut *key };
     if matches!(packet.fragment, Fragment::Later) {
@@ -98,7 +103,7 @@ fn sealed_to(key: &AnswerKey) -> u32 {
 }
 
 /// Has the later fragments of a datagram dropped whose first one was refused: no node has the number that they are to be sealed for.
-#[inline(never)]
+#[inline(always)]
 pub fn stop_fragments(packet: &Packet) {
     if matches!(packet.fragment, Fragment::Whole) {
         return;

@@ -9,7 +9,7 @@ use hauberk_abi::{
     packet::{Bytes, Packet},
 };
 
-use crate::lookup::{Skb, identity, place};
+use crate::lookup::{Skb, at_hand, identity, place, settings};
 
 /// IP protocol numbers (IANA) of what has an IP packet in it.
 const IPV4: u8 = 4;
@@ -29,42 +29,46 @@ pub fn may_hold_another(packet: &Packet) -> bool {
     matches!(packet.protocol, IPV4 | IPV6 | GRE)
 }
 
-/// Whether there is one inside this one that had to be encrypted.
+/// 1 if there is one inside the packet at hand that had to be encrypted. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn hides_protected(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> bool {
+pub extern "C" fn hides_protected(skb: *mut __sk_buff) -> u32 {
+    let Some((settings, packet)) = at_hand() else { return 1 };
     let bytes = Skb(&TcContext::new(skb));
     // The link header is what the frame has beyond the packet: no frame is padded before it gets to its driver.
     let mut offset = bytes.length().saturating_sub(packet.length) + packet.header_length;
     if packet.protocol == GRE {
         // RFC 2784, RFC 2890: flags for what is there of checksum, key and sequence number, then what is inside.
-        let Some([head]) = bytes.words(offset) else { return false };
+        let Some([head]) = bytes.words(offset) else { return 0 };
         let head = u32::from_be(head);
         offset += 4 * (1 + (head >> 31 & 1) + (head >> 29 & 1) + (head >> 28 & 1));
         if head as u16 == BRIDGED {
             offset += ETHERNET;
         }
     }
-    is_protected(&bytes, settings, offset)
+    u32::from(is_protected(&bytes, settings, offset))
 }
 
-/// Whether a frame that is not IP is labelled, and holds a packet that had to be encrypted.
+/// 1 if a frame that is not IP is labelled, and holds a packet that had to be encrypted. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn labels_hide_protected(skb: *mut __sk_buff, settings: &Settings) -> bool {
+pub extern "C" fn labels_hide_protected(skb: *mut __sk_buff) -> u32 {
+    let Some(settings) = settings() else { return 1 };
     let bytes = Skb(&TcContext::new(skb));
-    let Some([ethertype]) = bytes.words(ETHERNET - 4) else { return false };
+    let Some([ethertype]) = bytes.words(ETHERNET - 4) else { return 0 };
     if !matches!(u32::from_be(ethertype) as u16, MPLS | MPLS_MULTICAST) {
-        return false;
+        return 0;
     }
     let mut offset = ETHERNET;
     while offset < ETHERNET + 4 * LABELS {
-        let Some([label]) = bytes.words(offset) else { return false };
+        let Some([label]) = bytes.words(offset) else { return 0 };
         offset += 4;
         // The bottom of the stack.
         if u32::from_be(label) & 0x100 != 0 {
-            return is_protected(&bytes, settings, offset);
+            return u32::from(is_protected(&bytes, settings, offset));
         }
     }
-    true
+    1
 }
 
 #[inline(always)]

@@ -52,27 +52,24 @@ impl Bytes for Skb<'_> {
     }
 }
 
-/// Puts the packet's facts where the verifier does not follow them. On its way through the parser it has seen each of them take
-/// every value there is; it would judge each combination anew, hundreds of thousands of instructions of it.
-///
-/// Who takes them from here has to be a function of its own, or the compiler goes on with what it knows.
+/// The settings, and the packet that was put down in this run.
 #[inline(always)]
-pub fn put_down(packet: Packet) -> Option<&'static Packet> {
-    let slot = PACKET.get_ptr_mut(0)?;
-    // SAFETY: the slot belongs to this CPU and to the program that runs on it, which writes it once.
-    unsafe {
-        *slot = packet;
-        Some(&*slot)
-    }
+pub fn at_hand() -> Option<(&'static Settings, &'static Packet)> {
+    Some((settings()?, PACKET.get(0)?))
 }
 
-/// What a reader returns in place of an action of tc: the packet is put down and has to be judged.
-pub const JUDGE: i32 = 1_000;
-
-/// The packet that was put down last in this run.
+/// Who the two ends of the packet at hand are: its source, its destination.
 #[inline(always)]
-pub fn last_put_down() -> Option<&'static Packet> {
-    PACKET.get(0)
+pub fn ends() -> (Identity, Identity) {
+    (Identity::from_bits(end(0)), Identity::from_bits(end(1)))
+}
+
+/// The source (0) or the destination (1), in bits. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn end(which: u32) -> u64 {
+    let Some((_, packet)) = at_hand() else { return Identity::UNKNOWN.to_bits() };
+    identity(if which == 0 { &packet.source } else { &packet.destination }).to_bits()
 }
 
 /// The node's settings; none before the agent has written them.

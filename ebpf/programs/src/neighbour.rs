@@ -9,29 +9,32 @@ use hauberk_abi::{
         neighbours::{DESTINATIONS, ROOM, SOURCES, WHILE},
     },
     neighbour::{claim, parse_arp},
-    packet::Packet,
     reason::DropReason,
 };
 
 use crate::carry::{drop, interface, pass};
-use crate::lookup::{Skb, attachment};
+use crate::lookup::{Skb, at_hand, attachment};
 use crate::maps::{NEIGHBOUR, NEIGHBOURS};
 use crate::record::{now, put};
 
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
 
-/// An ARP message at `offset` of what a pod sent.
+/// The action for an ARP message at `offset` of what a pod sent. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn arp(skb: *mut __sk_buff, offset: u32) -> i32 {
+pub extern "C" fn arp(skb: *mut __sk_buff, offset: u32) -> i32 {
     let context = &TcContext::new(skb);
     let Ok(arp) = parse_arp(&Skb(context), offset) else { return drop(DropReason::Malformed) };
     if is_own(interface(context), &arp.claim()) { pass() } else { drop(DropReason::SpoofedNeighbour) }
 }
 
-/// Why a packet that a pod sends to its link is refused: a [`DropReason`]'s number, 0 if it is not.
+/// Why the packet at hand, which a pod sends to its link, is refused: a [`DropReason`]'s number, 0 if it is not. Verified by itself:
+/// see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn refuses(skb: *mut __sk_buff, interface: u32, packet: &Packet) -> u32 {
+pub extern "C" fn refuses(skb: *mut __sk_buff, interface: u32) -> u32 {
+    let Some((_, packet)) = at_hand() else { return DropReason::NotReady as u32 };
     let discovery = packet.is_neighbour_discovery();
     let spoofed = if discovery { DropReason::SpoofedNeighbour } else { DropReason::SpoofedSource } as u32;
     let refused = speaks(interface, &packet.source, spoofed);
@@ -77,10 +80,18 @@ fn is_own(interface: u32, address: &Address) -> bool {
     }
 }
 
+/// 1 if there is room for the destination of the packet at hand, likewise. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn has_room_to_ask(interface: u32) -> u32 {
+    let Some((_, packet)) = at_hand() else { return 0 };
+    u32::from(has_room(interface, DESTINATIONS, &packet.destination))
+}
+
 /// Whether there is room for one more address of this kind ([`SOURCES`] or [`DESTINATIONS`]) at the interface, or it is one of those
 /// that have it. Two CPUs at a time may count two as one.
 #[inline(never)]
-pub fn has_room(interface: u32, kind: u32, address: &Address) -> bool {
+fn has_room(interface: u32, kind: u32, address: &Address) -> bool {
     let Some(key) = NEIGHBOUR.get_ptr_mut(0) else { return false };
     // SAFETY: the slot belongs to this CPU and to the program that runs on it.
     let key = unsafe { &mut *key };

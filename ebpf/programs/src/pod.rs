@@ -3,20 +3,20 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
     address::Address,
-    flow::Tally,
     identity::{Identity, Kind, Protection},
     judge::{self, Need, Origin, Verdict, is_here},
-    layout::{Hook, Settings, flag, mark, neighbours::DESTINATIONS, probe, token},
-    packet::{Frame, Packet, parse_frame, protocol},
+    layout::{Hook, Settings, flag, mark, probe, token},
+    packet::{Packet, protocol},
     reason::{DropReason, Encryption},
 };
 
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, set_marks, skb};
 use crate::lookup::{
-    JUDGE, NO_PEER, Skb, attachment, identity, interface_protection, is_pod_interface, is_translated, last_put_down,
-    peer, place, put_down, remember_translated, settings, tunnel,
+    NO_PEER, at_hand, attachment, ends, interface_protection, is_pod_interface, is_translated, peer, place,
+    remember_translated, settings, tunnel,
 };
-use crate::neighbour::{self, has_room};
+use crate::neighbour::{self, has_room_to_ask};
+use crate::read::{Read, read};
 use crate::recent::{Memory, Recent, Undecided};
 use crate::record::{name, record};
 use crate::route;
@@ -24,30 +24,22 @@ use crate::route;
 /// What a pod sends: the source is checked, then the packet goes to a local pod, into the tunnel, or up the stack.
 #[inline(always)]
 pub fn from_pod(context: &TcContext) -> i32 {
-    let Some(settings) = settings() else { return drop(DropReason::NotReady) };
+    if settings().is_none() {
+        return drop(DropReason::NotReady);
+    }
     // Whatever the pod said of its packet inside its own network namespace ends here.
     say(context, token::FROM_POD);
-    let action = read_sent(skb(context));
-    if action != JUDGE {
-        return action;
-    }
-    match last_put_down() {
-        Some(packet) => leave_pod(skb(context), settings, packet),
-        None => drop(DropReason::NotReady),
-    }
-}
-
-/// A function of its own, so that what the parser keeps on the stack is not below what the judge keeps there.
-#[inline(never)]
-fn read_sent(skb: *mut __sk_buff) -> i32 {
-    match packet_of::<true>(&TcContext::new(skb)) {
-        Ok(_) => JUDGE,
+    match packet_of::<true>(context) {
+        Ok(_) => leave_pod(skb(context)),
         Err(action) => action,
     }
 }
 
+/// Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn leave_pod(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+pub extern "C" fn leave_pod(skb: *mut __sk_buff) -> i32 {
+    let Some((settings, packet)) = at_hand() else { return drop(DropReason::NotReady) };
     let context = &TcContext::new(skb);
     // Read once: of more than one reading the compiler makes arithmetic that the verifier refuses.
     let interface = interface(context);
@@ -66,13 +58,13 @@ fn leave_pod(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
             return action;
         }
     }
-    let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
+    let Some(undecided) = memory.leave(packet) else { return drop(DropReason::NotReady) };
     if discovery || packet.destination.is_link_scope() {
-        return on_link(undecided.flow, interface, settings, packet, skb);
+        return on_link(interface, packet, skb);
     }
     match attachment(&packet.source) {
         Some(own) if own.interface == interface => {}
-        _ => return refuse(undecided.flow, settings, packet, DropReason::SpoofedSource),
+        _ => return refuse(DropReason::SpoofedSource),
     }
     if tagged {
         return pass();
@@ -91,7 +83,7 @@ fn follow(context: &TcContext, settings: &Settings, packet: &Packet, memory: &mu
     if !may {
         return None;
     }
-    memory.record(settings, packet);
+    memory.record(packet);
     let Recent { verdict, node, pod, way, .. } = &*memory.decision;
     Some(match verdict.encryption {
         Encryption::Encrypted => carry::to_tunnel(context, settings, *node),
@@ -102,8 +94,7 @@ fn follow(context: &TcContext, settings: &Settings, packet: &Packet, memory: &mu
 
 #[inline(always)]
 fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, undecided: Undecided) -> i32 {
-    let source = identity(&packet.source);
-    let destination = identity(&packet.destination);
+    let (source, destination) = ends();
     let stack = settings.flags & flag::STACK != 0;
     let protected = source.protection() == Protection::Enabled;
     let need = judge::need(&source, &destination, &place(settings, 0));
@@ -111,25 +102,23 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
 
     if matches!(need, Need::World) {
         if packet.destination.is_multicast() && protected {
-            return refuse(undecided.flow, settings, packet, DropReason::Multicast);
+            return refuse(DropReason::Multicast);
         }
         // Until everything has been read once, "outside the cluster" is a guess; and with a detour the address is not
         // the last one.
         if protected && (settings.flags & flag::SYNCED == 0 || packet.detour) {
             let reason = if packet.detour { DropReason::Malformed } else { DropReason::NotReady };
-            return refuse(undecided.flow, settings, packet, reason);
+            return refuse(reason);
         }
         let verdict = judge::outgoing(need, &destination, &NO_PEER);
-        record(undecided.flow, settings, Hook::FromPod, packet, &verdict, 0, &NO_PEER);
+        record(Hook::FromPod, &verdict, 0, &NO_PEER);
         // A service address looks like the world until netfilter has translated it: `to_wire` and `to_pod` judge then.
         marked |= mark::SEEN;
         set_marks(context, settings, marked, token::FROM_POD);
         return pass();
     }
-    if is_unknown_neighbour(settings, &destination)
-        && !has_room(undecided.interface(), DESTINATIONS, &packet.destination)
-    {
-        return refuse(undecided.flow, settings, packet, DropReason::NeighbourLimit);
+    if is_unknown_neighbour(settings, &destination) && has_room_to_ask(undecided.interface()) == 0 {
+        return refuse(DropReason::NeighbourLimit);
     }
     if matches!(need, Need::Encrypt(_)) {
         marked |= mark::PROTECTED;
@@ -142,7 +131,7 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
 
     let tunnel = tunnel(need, destination.node);
     let verdict = judge::outgoing(need, &destination, &tunnel);
-    record(undecided.flow, settings, Hook::FromPod, packet, &verdict, destination.node, &tunnel);
+    record(Hook::FromPod, &verdict, destination.node, &tunnel);
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
         Encryption::Local => match attachment(&packet.destination) {
@@ -181,15 +170,15 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
 /// Link-scope packets reach the node's own stack and neighbours; a protected pod gets what it needs to find its gateway. So do
 /// questions to a neighbour at its own address (RFC 4861 section 7.3.3).
 #[inline(always)]
-fn on_link(flow: &mut Tally, interface: u32, settings: &Settings, packet: &Packet, skb: *mut __sk_buff) -> i32 {
+fn on_link(interface: u32, packet: &Packet, skb: *mut __sk_buff) -> i32 {
     let needed =
         packet.is_neighbour_discovery() || packet.is_listener_discovery() || !packet.destination.is_multicast();
     if !needed && interface_protection(interface) != Protection::None {
         return drop(DropReason::Multicast);
     }
-    let refused = neighbour::refuses(skb, interface, packet);
+    let refused = neighbour::refuses(skb, interface);
     if refused != 0 {
-        return refuse(flow, settings, packet, DropReason::from_u8(refused as u8));
+        return refuse(DropReason::from_u8(refused as u8));
     }
     pass()
 }
@@ -207,17 +196,21 @@ fn is_unknown_neighbour(settings: &Settings, destination: &Identity) -> bool {
 /// program that redirected.)
 #[inline(always)]
 pub fn to_pod(context: &TcContext) -> i32 {
-    let Some(settings) = settings() else { return drop(DropReason::NotReady) };
-    let packet = match packet_of::<false>(context) {
-        Ok(packet) => packet,
-        Err(action) => return action,
-    };
-    enter_pod(skb(context), settings, packet)
+    if settings().is_none() {
+        return drop(DropReason::NotReady);
+    }
+    match packet_of::<false>(context) {
+        Ok(_) => enter_pod(skb(context)),
+        Err(action) => action,
+    }
 }
 
+/// Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn enter_pod(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+pub extern "C" fn enter_pod(skb: *mut __sk_buff) -> i32 {
     let context = &TcContext::new(skb);
+    let Some((settings, packet)) = at_hand() else { return drop(DropReason::NotReady) };
     if packet.destination.is_link_scope() {
         return pass();
     }
@@ -233,8 +226,7 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
     if packet.source.is_link_scope() {
         return pass();
     }
-    let source = identity(&packet.source);
-    let destination = identity(&packet.destination);
+    let (source, destination) = ends();
     let need = judge::need(&source, &destination, &place(settings, 0));
     let said = said(context);
     if said & (mark::DECRYPTED | mark::SEEN) == mark::DECRYPTED
@@ -247,8 +239,10 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
     let direct = settings.flags & flag::WORLD_DIRECT != 0;
     let verdict = judge::entering_pod(need, &source, &destination, origin, direct);
     let tunnel = if matches!(origin, Origin::Tunnel) { peer(source.node) } else { NO_PEER };
-    let Some(flow) = name(interface(context), Hook::ToPod, packet) else { return drop(DropReason::NotReady) };
-    record(flow, settings, Hook::ToPod, packet, &verdict, source.node, &tunnel);
+    if name(interface(context), Hook::ToPod, packet).is_none() {
+        return drop(DropReason::NotReady);
+    }
+    record(Hook::ToPod, &verdict, source.node, &tunnel);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
@@ -283,27 +277,24 @@ fn origin(context: &TcContext, settings: &Settings, said: u32) -> Origin {
 /// The IP packet in a frame at a pod's interface, or what happens to a frame that holds none.
 #[inline(always)]
 fn packet_of<const FROM: bool>(context: &TcContext) -> Result<&'static Packet, i32> {
-    match parse_frame(&Skb(context)) {
-        Ok(Frame::Ip(packet)) => match put_down(packet) {
-            // The second one was turned round at a device that has become a pod's interface since.
-            Some(packet)
-                if packet.destination == Address::v6(probe::DROP) || packet.destination == Address::v6(probe::TURN) =>
-            {
-                Err(drop(DropReason::SelfTest))
-            }
-            Some(packet) => Ok(packet),
-            None => Err(drop(DropReason::NotReady)),
-        },
-        Ok(Frame::Arp(offset)) if FROM => Err(neighbour::arp(skb(context), offset)),
-        Ok(Frame::Arp(_)) => Err(pass()),
-        Ok(Frame::Other) => Err(not_ip(interface(context))),
-        Err(_) => Err(drop(DropReason::Malformed)),
+    match read::<true>(context) {
+        // The second one was turned round at a device that has become a pod's interface since.
+        Read::Ip(packet)
+            if packet.destination == Address::v6(probe::DROP) || packet.destination == Address::v6(probe::TURN) =>
+        {
+            Err(drop(DropReason::SelfTest))
+        }
+        Read::Ip(packet) => Ok(packet),
+        Read::Arp(offset) if FROM => Err(neighbour::arp(skb(context), offset)),
+        Read::Arp(_) => Err(pass()),
+        Read::Other => Err(not_ip(interface(context))),
+        Read::Malformed => Err(drop(DropReason::Malformed)),
     }
 }
 
 #[inline(always)]
-fn refuse(flow: &mut Tally, settings: &Settings, packet: &Packet, reason: DropReason) -> i32 {
-    record(flow, settings, Hook::FromPod, packet, &Verdict::refuse(reason), 0, &NO_PEER);
+fn refuse(reason: DropReason) -> i32 {
+    record(Hook::FromPod, &Verdict::refuse(reason), 0, &NO_PEER);
     drop(reason)
 }
 

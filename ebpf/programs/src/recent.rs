@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 use hauberk_abi::{
     flow::{FlowKey, Tally},
     judge::Verdict,
-    layout::{Attachment, Hook, Peer, Settings, generation},
+    layout::{Attachment, Hook, Peer, generation},
     packet::Packet,
 };
 
@@ -48,6 +48,7 @@ pub struct Memory {
     tally: &'static mut Tally,
     generations: [u64; 2],
     now: u64,
+    slot: u32,
     interface: u32,
     hook: Hook,
     usual: bool,
@@ -69,7 +70,7 @@ impl Memory {
         let (decision, tally) = unsafe { (&mut *RECENT.get_ptr_mut(slot)?, &mut *TALLIES.get_ptr_mut(slot)?) };
         let generations = [*GENERATIONS.get(generation::AGENT)?, *GENERATIONS.get(generation::PROGRAMS)?];
         let usual = !packet.tagged && !packet.detour && !has_tag(context);
-        Some(Memory { decision, tally, generations, now: record::now(), interface, hook, usual })
+        Some(Memory { decision, tally, generations, now: record::now(), slot, interface, hook, usual })
     }
 
     /// Whether what was decided still holds, for this packet too. The tally outlives the program, and may be another one's by now.
@@ -86,14 +87,14 @@ impl Memory {
 
     /// Records a packet for which it holds.
     #[inline(always)]
-    pub fn record(&mut self, settings: &Settings, packet: &Packet) {
-        record::gather(self.tally, settings, self.hook, packet, &self.decision.verdict, self.now);
+    pub fn record(&mut self, packet: &Packet) {
+        record::gather(self.tally, self.slot, self.hook, packet, &self.decision.verdict, self.now);
     }
 
     /// Leaves what is remembered: this packet is another flow's, or is to be judged anew.
     #[inline(always)]
-    pub fn leave(self, settings: &Settings, packet: &Packet) -> Option<Undecided> {
-        add_gathered(self.tally, self.now, settings.flow_idle_ms);
+    pub fn leave(self, packet: &Packet) -> Option<Undecided> {
+        add_gathered(self.tally, self.slot, self.now);
         let flow = record::name(self.interface, self.hook, packet)?;
         Some(Undecided { flow, memory: self })
     }

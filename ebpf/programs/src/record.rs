@@ -7,12 +7,14 @@ use hauberk_abi::{
     address::Address,
     flow::{EventKind, Flow, FlowEvent, FlowKey, TCP_FIN, TCP_RST, Tally},
     judge::Verdict,
-    layout::{Hook, LOST_EVENTS, Peer, Settings, counter_slot},
+    layout::{COUNTER_SLOTS, Hook, LOST_EVENTS, Peer, counter_slot},
     packet::{Packet, protocol},
     reason::{DropReason, Encryption},
 };
 
-use crate::maps::{COUNTERS, DROPS, EVENTS, FLOWS, SCRATCH};
+use crate::lookup::at_hand;
+use crate::maps::{COUNTERS, DROPS, EVENTS, FLOWS, SCRATCH, TALLIES};
+use crate::recent::SLOTS;
 
 /// Counts a dropped packet.
 #[inline(always)]
@@ -48,27 +50,38 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Records `verdict` for a packet of a flow that has its [`name`]: the counters, the flow, and an event when the flow starts, ends,
-/// changes its verdict or is first refused. `node` is the other end's, `tunnel` its tunnel.
+/// Records `verdict` for the packet at hand, whose flow has its [`name`]: the counters, the flow, and an event when the flow starts,
+/// ends, changes its verdict or is first refused. `node` is the other end's, `tunnel` its tunnel.
 #[inline(always)]
-pub fn record(
-    scratch: &mut Tally,
-    settings: &Settings,
-    hook: Hook,
-    packet: &Packet,
-    verdict: &Verdict,
-    node: u32,
-    tunnel: &Peer,
-) {
-    count(counter_slot(hook, verdict.encryption), packet.length);
+pub fn record(hook: Hook, verdict: &Verdict, node: u32, tunnel: &Peer) {
+    let words = [verdict.encryption as u8, verdict.why as u8, verdict.drop as u8, 0];
+    record_named(counter_slot(hook, verdict.encryption), u32::from_le_bytes(words), node, tunnel.epoch);
+}
+
+/// Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn record_named(slot: u32, verdict: u32, node: u32, epoch: u32) -> u32 {
+    let (Some((_, packet)), Some(scratch)) = (at_hand(), SCRATCH.get_ptr_mut(0)) else { return 0 };
+    if slot < COUNTER_SLOTS {
+        count(slot, packet.length);
+    }
     let now = now();
-    let flow = &mut scratch.flow;
-    judged(flow, verdict, node, tunnel, now);
+    let [encryption, why, drop, _] = verdict.to_le_bytes();
+    // SAFETY: the slot belongs to this CPU and to the program that runs on it.
+    let flow = unsafe { &mut (*scratch).flow };
+    flow.first = now;
+    flow.last = now;
     flow.packets = 1;
     flow.bytes = u64::from(packet.length);
+    flow.node = node;
+    flow.epoch = epoch;
+    flow.encryption = encryption;
+    flow.why = why;
+    flow.drop = drop;
     flow.tcp_flags = if packet.protocol == protocol::TCP { packet.tcp_flags } else { 0 };
     flow.reserved = 0;
-    account(scratch, now, settings.flow_idle_ms, false);
+    account(SLOTS, now)
 }
 
 /// Says of a flow what was decided of the packet that came now.
@@ -87,7 +100,7 @@ pub fn judged(flow: &mut Flow, verdict: &Verdict, node: u32, tunnel: &Peer, now:
 
 /// Records a packet that goes the way of the others of its flow: it is counted, and added to the flow's entry with others.
 #[inline(always)]
-pub fn gather(tally: &mut Tally, settings: &Settings, hook: Hook, packet: &Packet, verdict: &Verdict, now: u64) {
+pub fn gather(tally: &mut Tally, slot: u32, hook: Hook, packet: &Packet, verdict: &Verdict, now: u64) {
     count(counter_slot(hook, verdict.encryption), packet.length);
     tally.flow.packets += 1;
     tally.flow.bytes += u64::from(packet.length);
@@ -97,16 +110,16 @@ pub fn gather(tally: &mut Tally, settings: &Settings, hook: Hook, packet: &Packe
         tally.flow.tcp_flags |= fresh;
         // The flow's end is told at once, with all of its packets so far.
         if fresh & (TCP_FIN | TCP_RST) != 0 {
-            add_gathered(tally, now, settings.flow_idle_ms);
+            add_gathered(tally, slot, now);
         }
     }
 }
 
-/// Adds what was gathered of a flow to its entry.
+/// Adds what was gathered of a flow in `slot` to its entry.
 #[inline(always)]
-pub fn add_gathered(tally: &mut Tally, now: u64, idle_ms: u32) {
+pub fn add_gathered(tally: &mut Tally, slot: u32, now: u64) {
     if tally.flow.packets != 0 {
-        account(tally, now, idle_ms, true);
+        account(slot, now);
         tally.flow.packets = 0;
         // Apart from its neighbour, as in `judged`.
         // SAFETY: a field of a live value.
@@ -140,11 +153,16 @@ pub fn put(slot: &mut Address, address: &Address) {
     }
 }
 
-/// Adds packets of a flow to the table: one, or what was gathered. A function of its own to the verifier: one copy for all callers.
+/// Adds packets of a flow to the table: what was gathered in `slot`, or, for [`SLOTS`], the packet at hand. Verified by itself: see
+/// [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn account(seen: &Tally, now: u64, idle_ms: u32, gathered: bool) {
+pub extern "C" fn account(slot: u32, now: u64) -> u32 {
+    let gathered = slot < SLOTS;
+    let seen = if gathered { TALLIES.get(slot) } else { SCRATCH.get(0) };
+    let (Some(seen), Some((settings, _))) = (seen, at_hand()) else { return 0 };
     let new = &seen.flow;
-    let limit = u64::from(idle_ms) * 1_000_000;
+    let limit = u64::from(settings.flow_idle_ms) * 1_000_000;
     let refused = new.encryption == Encryption::Refused as u8;
     if let Some(flow) = FLOWS.get_ptr_mut(&seen.key) {
         // SAFETY: the pointer is to a live map value. Other CPUs may write it too: counters are added to atomically, the
@@ -164,20 +182,21 @@ fn account(seen: &Tally, now: u64, idle_ms: u32, gathered: bool) {
                 if fresh & (TCP_FIN | TCP_RST) != 0 && !refused {
                     tell(EventKind::End, &seen.key, &*flow);
                 }
-                return;
+                return 0;
             }
         }
         // Another CPU has begun it anew since, with another verdict: these packets are of the time before.
         if gathered {
-            return;
+            return 0;
         }
     } else if gathered && now.saturating_sub(new.last) > limit {
         // It was so long ago that the agent has ended the flow, with these packets.
-        return;
+        return 0;
     }
     // A full least-recently-used map makes room; a failure here loses accounting, never the verdict.
     let _ = FLOWS.insert(&seen.key, new, 0);
     tell(if refused { EventKind::Refused } else { EventKind::Start }, &seen.key, new);
+    0
 }
 
 /// Adds to a counter other CPUs may add to as well. `AtomicU64::fetch_add` does not exist for this target, which has no

@@ -28,7 +28,7 @@ const BEHIND_ETHERNET: u32 = 1;
 pub fn refuse(context: &TcContext, settings: &Settings, packet: &Packet, ethernet: bool) -> i32 {
     // Without an Ethernet header it did not come from a pod's interface, whose route would have said so before.
     let answerable = ethernet && !packet.tagged && !packet.detour && !has_tag(context) && settings.tunnel != 0;
-    if !answerable || !turn_into_answer(skb(context), packet.source.is_v4(), settings.tunnel_mtu) {
+    if !answerable || turn_into_answer(skb(context), u32::from(packet.source.is_v4()), settings.tunnel_mtu) == 0 {
         return drop(DropReason::TooBig);
     }
     count_drop(DropReason::TooBig);
@@ -38,17 +38,19 @@ pub fn refuse(context: &TcContext, settings: &Settings, packet: &Packet, etherne
     unsafe { bpf_redirect(settings.tunnel, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
-/// A function of its own to the verifier: its buffers are not on the caller's stack.
+/// 1 if that was done. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn turn_into_answer(skb: *mut __sk_buff, v4: bool, mtu: u32) -> bool {
-    let Some(buffer) = ANSWER.get_ptr_mut(0) else { return false };
+pub extern "C" fn turn_into_answer(skb: *mut __sk_buff, v4: u32, mtu: u32) -> u32 {
+    let v4 = v4 != 0;
+    let Some(buffer) = ANSWER.get_ptr_mut(0) else { return 0 };
     let head = if v4 { HEAD_V4 } else { HEAD_V6 };
     // SAFETY: the slot belongs to this CPU and to the program that runs on it; all accesses are inside its 112 bytes. Helpers
     // are given constant lengths.
     unsafe {
         let bytes = buffer.cast::<u8>();
         if bpf_skb_load_bytes(skb.cast(), ETHERNET, bytes.add(head).cast(), QUOTE as u32) != 0 {
-            return false;
+            return 0;
         }
         if v4 {
             head_v4(&mut *buffer.cast(), mtu);
@@ -58,7 +60,7 @@ fn turn_into_answer(skb: *mut __sk_buff, v4: bool, mtu: u32) -> bool {
         if bpf_skb_change_tail(skb, ETHERNET + QUOTE as u32, 0) != 0
             || bpf_skb_adjust_room(skb, head as i32, BEHIND_ETHERNET, 0) != 0
         {
-            return false;
+            return 0;
         }
         let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
         let stored = if v4 {
@@ -66,6 +68,6 @@ fn turn_into_answer(skb: *mut __sk_buff, v4: bool, mtu: u32) -> bool {
         } else {
             bpf_skb_store_bytes(skb, ETHERNET, bytes.cast(), HEAD_V6 as u32, flags)
         };
-        stored == 0
+        u32::from(stored == 0)
     }
 }

@@ -5,31 +5,35 @@ use hauberk_abi::{
     address::Address,
     identity::Protection,
     judge,
-    layout::{Hook, Settings, flag, mark, probe, token},
-    packet::{Packet, parse_ip},
+    layout::{Hook, flag, mark, probe, token},
     reason::DropReason,
 };
 
 use crate::answer;
 use crate::carry::{self, drop, interface, pass, said, set_marks, skb};
-use crate::lookup::{Skb, attachment, identity, is_translated, peer, place, put_down, settings};
+use crate::lookup::{at_hand, attachment, ends, is_translated, peer, place, settings};
+use crate::read::{Read, read};
 use crate::recent::Memory;
 use crate::record::record;
 
 /// Decrypted packets: straight into the pod, or up the stack where addresses may have to be translated back.
 #[inline(always)]
 pub fn from_tunnel(context: &TcContext) -> i32 {
-    let Some(settings) = settings() else { return drop(DropReason::NotReady) };
-    let Ok(packet) = parse_ip(&Skb(context)) else { return drop(DropReason::Malformed) };
+    if settings().is_none() {
+        return drop(DropReason::NotReady);
+    }
+    let Read::Ip(packet) = read::<false>(context) else { return drop(DropReason::Malformed) };
     if packet.destination == Address::v6(probe::DROP) {
         return drop(DropReason::SelfTest);
     }
-    let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
-    judge_from_tunnel(skb(context), settings, packet)
+    judge_from_tunnel(skb(context))
 }
 
+/// Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) -> i32 {
+pub extern "C" fn judge_from_tunnel(skb: *mut __sk_buff) -> i32 {
+    let Some((settings, packet)) = at_hand() else { return drop(DropReason::NotReady) };
     let context = &TcContext::new(skb);
     // The node's own word that a packet was too big. What the tunnel itself writes has no token.
     if said(context) & mark::DECRYPTED != 0 {
@@ -39,16 +43,15 @@ fn judge_from_tunnel(skb: *mut __sk_buff, settings: &Settings, packet: &Packet) 
         return drop(DropReason::NotReady);
     };
     if memory.holds(packet) {
-        memory.record(settings, packet);
+        memory.record(packet);
         return carry::packet_to_pod(context, settings, &memory.decision.pod, packet);
     }
-    let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
-    let source = identity(&packet.source);
-    let destination = identity(&packet.destination);
+    let Some(undecided) = memory.leave(packet) else { return drop(DropReason::NotReady) };
+    let (source, destination) = ends();
     let need = judge::need(&source, &destination, &place(settings, 0));
     let verdict = judge::arriving_decrypted(need, &source, &destination, settings.node);
     let tunnel = peer(source.node);
-    record(undecided.flow, settings, Hook::FromTunnel, packet, &verdict, source.node, &tunnel);
+    record(Hook::FromTunnel, &verdict, source.node, &tunnel);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }

@@ -4,21 +4,18 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
     address::Address,
-    flow::Tally,
     identity::{Identity, Protection},
     judge::{self, Need, Verdict, is_here},
     layout::{Attachment, Hook, Settings, flag, mark, probe, token},
-    packet::{Bytes, Fragment, Frame, Malformed, Packet, parse_frame, parse_ip},
+    packet::{Fragment, Packet},
     reason::{DropReason, Encryption, Why},
 };
 
 use crate::answer;
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, skb};
 use crate::encapsulated::{hides_protected, labels_hide_protected, may_hold_another};
-use crate::lookup::{
-    JUDGE, NO_PEER, Skb, attachment, identity, is_translated, last_put_down, place, put_down, remember_translated,
-    settings, tunnel,
-};
+use crate::lookup::{NO_PEER, at_hand, attachment, ends, is_translated, place, remember_translated, settings, tunnel};
+use crate::read::{Read, read};
 use crate::recent::Memory;
 use crate::record::record;
 use crate::too_big;
@@ -40,22 +37,27 @@ pub fn from_wire_ip(context: &TcContext) -> i32 {
 
 #[inline(always)]
 fn arrived<const ETHERNET: bool>(context: &TcContext) -> i32 {
-    let Some(settings) = settings() else { return pass() };
+    if settings().is_none() {
+        return pass();
+    }
     say(context, token::FROM_WIRE);
-    let packet = match parse::<ETHERNET>(context) {
-        Ok(Frame::Ip(packet)) => packet,
-        Ok(Frame::Arp(_) | Frame::Other) => return pass(),
-        Err(_) => return drop(DropReason::Malformed),
+    let packet = match read::<ETHERNET>(context) {
+        Read::Ip(packet) => packet,
+        Read::Arp(_) | Read::Other => return pass(),
+        Read::Malformed => return drop(DropReason::Malformed),
     };
     if packet.destination == Address::v6(probe::TURN) {
         return drop(DropReason::SelfTest);
     }
-    let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
-    judge_from_wire(skb(context), settings, packet, ETHERNET)
+    judge_from_wire(skb(context), u32::from(ETHERNET))
 }
 
+/// Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethernet: bool) -> i32 {
+pub extern "C" fn judge_from_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
+    let ethernet = ethernet != 0;
+    let Some((settings, packet)) = at_hand() else { return drop(DropReason::NotReady) };
     let context = &TcContext::new(skb);
     let Some(mut memory) = Memory::of(context, interface(context), Hook::FromWire, packet) else {
         return drop(DropReason::NotReady);
@@ -64,25 +66,17 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, et
         if memory.decision.pod.interface == 0 {
             return pass();
         }
-        memory.record(settings, packet);
+        memory.record(packet);
         return to_pod(context, settings, &memory.decision.pod, packet, ethernet);
     }
-    let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
-    let source = identity(&packet.source);
-    let destination = identity(&packet.destination);
+    let Some(undecided) = memory.leave(packet) else { return drop(DropReason::NotReady) };
+    let (source, destination) = ends();
     if !source.is_pod() && !destination.is_pod() {
         undecided.remember(&OF_NODES, 0, &NO_PEER).pod.interface = 0;
         return pass();
     }
     if source.protection() == Protection::Enabled && packet.destination.is_multicast() {
-        return refuse(
-            undecided.flow,
-            settings,
-            Hook::FromWire,
-            packet,
-            DropReason::PlaintextFromProtected,
-            source.node,
-        );
+        return refuse(Hook::FromWire, DropReason::PlaintextFromProtected, source.node);
     }
     if is_unadopted(settings, packet, &source) && destination.protection() != Protection::Enabled {
         return pass();
@@ -90,7 +84,7 @@ fn judge_from_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, et
     let need = judge::need(&source, &destination, &place(settings, 0));
     let direct = settings.flags & flag::WORLD_DIRECT != 0;
     let verdict = judge::arriving_in_clear(need, &source, &destination, settings.node, direct);
-    record(undecided.flow, settings, Hook::FromWire, packet, &verdict, source.node, &NO_PEER);
+    record(Hook::FromWire, &verdict, source.node, &NO_PEER);
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
@@ -121,33 +115,18 @@ pub fn to_wire_ip(context: &TcContext) -> i32 {
 #[inline(always)]
 fn leaves<const ETHERNET: bool>(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return pass() };
-    let action = read_leaving::<ETHERNET>(skb(context), settings);
-    if action != JUDGE {
-        return action;
-    }
-    match last_put_down() {
-        Some(packet) => judge_to_wire(skb(context), settings, packet, ETHERNET),
-        None => drop(DropReason::NotReady),
-    }
-}
-
-/// A function of its own, so that what the parser keeps on the stack is not below what the judge keeps there.
-#[inline(never)]
-fn read_leaving<const ETHERNET: bool>(skb: *mut __sk_buff, settings: &Settings) -> i32 {
-    let context = &TcContext::new(skb);
-    let packet = match parse::<ETHERNET>(context) {
-        Ok(Frame::Ip(packet)) => packet,
+    let packet = match read::<ETHERNET>(context) {
+        Read::Ip(packet) => packet,
         // A packet that was mirrored from a device without Ethernet headers cannot be parsed here. Its token can be read.
-        Ok(Frame::Other) if said(context) & (mark::PROTECTED | mark::DECRYPTED) != 0 => {
+        Read::Other if said(context) & (mark::PROTECTED | mark::DECRYPTED) != 0 => {
             return drop(DropReason::PlaintextLeaving);
         }
-        Ok(Frame::Other) if ETHERNET && labels_hide_protected(skb, settings) => {
+        Read::Other if ETHERNET && labels_hide_protected(skb(context)) != 0 => {
             return drop(DropReason::PlaintextLeaving);
         }
-        Ok(Frame::Arp(_) | Frame::Other) => return pass(),
-        Err(_) => return drop(DropReason::Malformed),
+        Read::Arp(_) | Read::Other => return pass(),
+        Read::Malformed => return drop(DropReason::Malformed),
     };
-    let Some(packet) = put_down(packet) else { return drop(DropReason::NotReady) };
     if packet.destination.words()[0] == Address::v6(probe::DROP).words()[0] {
         if packet.destination == Address::v6(probe::DROP) {
             return drop(DropReason::SelfTest);
@@ -159,11 +138,15 @@ fn read_leaving<const ETHERNET: bool>(skb: *mut __sk_buff, settings: &Settings) 
             return carry::to_tunnel(context, settings, 0);
         }
     }
-    JUDGE
+    judge_to_wire(skb(context), u32::from(ETHERNET))
 }
 
+/// Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethernet: bool) -> i32 {
+pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
+    let ethernet = ethernet != 0;
+    let Some((settings, packet)) = at_hand() else { return drop(DropReason::NotReady) };
     let context = &TcContext::new(skb);
     let said = said(context);
     let marked = said & mark::ALL;
@@ -175,14 +158,13 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
     if unmarked && memory.holds(packet) {
         return pass();
     }
-    let Some(undecided) = memory.leave(settings, packet) else { return drop(DropReason::NotReady) };
-    let source = identity(&packet.source);
-    let mut destination = identity(&packet.destination);
+    let Some(undecided) = memory.leave(packet) else { return drop(DropReason::NotReady) };
+    let (source, mut destination) = ends();
     let carries = marked & mark::PROTECTED != 0;
     let mut need = judge::need(&source, &destination, &place(settings, marked));
     // One end is a node, or was one when the other asked.
     if matches!(need, Need::Clear | Need::Shelter | Need::World) && !(source.is_pod() && destination.is_pod()) {
-        let node = answer::asked(packet);
+        let node = answer::asked();
         if node != 0 {
             need = Need::Encrypt(Why::AnswersSealed);
             destination.node = node;
@@ -191,12 +173,12 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
     if !source.is_pod() && !destination.is_pod() && !carries && !matches!(need, Need::Encrypt(_)) {
         // The next packet of the flow may hold another one, so the verdict is not remembered.
         if may_hold_another(packet) {
-            if !hides_protected(skb, settings, packet) {
+            if hides_protected(skb) == 0 {
                 return pass();
             }
             answer::stop_fragments(packet);
             let node = destination.node;
-            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::PlaintextLeaving, node);
+            return refuse(Hook::ToWire, DropReason::PlaintextLeaving, node);
         }
         if unmarked {
             undecided.remember(&OF_NODES, 0, &NO_PEER);
@@ -209,25 +191,25 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
             return pass();
         }
         // Both ends are here, yet it leaves: its pod is gone and a default route caught it.
-        return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::NotLocal, 0);
+        return refuse(Hook::ToWire, DropReason::NotLocal, 0);
     }
     if matches!(need, Need::World) && protected {
         if packet.destination.is_multicast() {
-            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::Multicast, 0);
+            return refuse(Hook::ToWire, DropReason::Multicast, 0);
         }
         if settings.flags & flag::SYNCED == 0 {
-            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::NotReady, 0);
+            return refuse(Hook::ToWire, DropReason::NotReady, 0);
         }
     }
     if matches!(need, Need::World) && destination.protection() == Protection::Enabled {
         if is_here(&destination, settings.node) {
-            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::NotLocal, 0);
+            return refuse(Hook::ToWire, DropReason::NotLocal, 0);
         }
         // This node's own address that is not known to be one yet, or the world's by way of this node: the packet would go
         // from node to node in the clear.
         if came_by(context) == 0 || settings.flags & flag::WORLD_DIRECT == 0 {
             let node = destination.node;
-            return refuse(undecided.flow, settings, Hook::ToWire, packet, DropReason::UnknownSource, node);
+            return refuse(Hook::ToWire, DropReason::UnknownSource, node);
         }
     }
     if settings.flags & flag::STACK == 0 && marked & mark::SEEN != 0 && in_cluster(&destination) {
@@ -239,7 +221,7 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
     let verdict = judge::outgoing(need, &destination, &tunnel);
     // Plain pods' packets were recorded when they left the pod, unless the stack decides.
     if settings.flags & flag::STACK != 0 || !matches!(verdict.encryption, Encryption::Plain | Encryption::World) {
-        record(undecided.flow, settings, Hook::ToWire, packet, &verdict, destination.node, &tunnel);
+        record(Hook::ToWire, &verdict, destination.node, &tunnel);
     }
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
@@ -257,20 +239,6 @@ fn judge_to_wire(skb: *mut __sk_buff, settings: &Settings, packet: &Packet, ethe
             pass()
         }
         _ => pass(),
-    }
-}
-
-/// A frame, or a packet by itself. What is neither IPv4 nor IPv6 is not ours to judge.
-#[inline(always)]
-fn parse<const ETHERNET: bool>(context: &TcContext) -> Result<Frame, Malformed> {
-    let bytes = Skb(context);
-    if ETHERNET {
-        return parse_frame(&bytes);
-    }
-    match bytes.load::<1>(0) {
-        Some([first]) if matches!(first >> 4, 4 | 6) => Ok(Frame::Ip(parse_ip(&bytes)?)),
-        Some(_) => Ok(Frame::Other),
-        None => Err(Malformed),
     }
 }
 
@@ -307,7 +275,7 @@ fn in_cluster(identity: &Identity) -> bool {
 }
 
 #[inline(always)]
-fn refuse(flow: &mut Tally, settings: &Settings, hook: Hook, packet: &Packet, reason: DropReason, node: u32) -> i32 {
-    record(flow, settings, hook, packet, &Verdict::refuse(reason), node, &NO_PEER);
+fn refuse(hook: Hook, reason: DropReason, node: u32) -> i32 {
+    record(hook, &Verdict::refuse(reason), node, &NO_PEER);
     drop(reason)
 }

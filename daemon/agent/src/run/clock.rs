@@ -30,31 +30,40 @@ struct Kept {
     latest: u64,
 }
 
-/// Makes this process's handshakes later than those of the ones before it. A file that cannot be read costs only that.
+/// Makes this process's handshakes later than those of the ones before it, and keeps when they begin: an agent may be killed
+/// before [`keep`] writes for the first time. A file that cannot be read or written costs only that.
 pub fn restore(state: &Path) {
-    let path = state.join(FILE);
-    let kept = match fs::read(&path) {
+    let kept = match fs::read(state.join(FILE)) {
         Ok(bytes) => parse(&bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error.to_string()),
     };
-    match kept {
-        Ok(latest) => {
-            let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let behind = Duration::from_nanos(latest).saturating_sub(clock);
-            if behind > BEHIND {
-                warn!(
-                    seconds = behind.as_secs(),
-                    "the clock is behind this node's last handshake, it was set back: handshakes go on from that one's time"
-                );
-            }
-            handshake_clock::not_before(latest.saturating_add(UNWRITTEN.as_nanos() as u64));
-        }
-        Err(reason) => warn!(
-            path = %path.display(), reason,
+    let kept = kept.unwrap_or_else(|reason| {
+        warn!(
+            state = %state.display(), reason,
             "the time of the last handshake is lost: if the clock was set back, peers refuse this node until it has caught up"
-        ),
+        );
+        0
+    });
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let behind = Duration::from_nanos(kept).saturating_sub(clock);
+    if behind > BEHIND {
+        warn!(
+            seconds = behind.as_secs(),
+            "the clock is behind this node's last handshake, it was set back: handshakes go on from that one's time"
+        );
     }
+    let begin = begin(kept, clock);
+    handshake_clock::not_before(begin);
+    if let Err(error) = write(state, begin) {
+        warn_unwritten(&error, state);
+    }
+}
+
+/// The first timestamp of a process that found `kept`, in nanoseconds since 1970.
+fn begin(kept: u64, clock: Duration) -> u64 {
+    let clock = u64::try_from(clock.as_nanos()).unwrap_or(u64::MAX);
+    kept.saturating_add(UNWRITTEN.as_nanos() as u64).max(clock)
 }
 
 /// Keeps the last timestamp on disk, for as long as the agent runs.
@@ -74,11 +83,15 @@ pub async fn keep(state: PathBuf) {
             Ok(()) => (written, failing) = (latest, false),
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    warn!(%error, state = %state.display(), "cannot keep the time of the last handshake");
+                    warn_unwritten(&error, &state);
                 }
             }
         }
     }
+}
+
+fn warn_unwritten(error: &io::Error, state: &Path) {
+    warn!(%error, state = %state.display(), "cannot keep the time of the last handshake");
 }
 
 fn parse(bytes: &[u8]) -> Result<u64, String> {
@@ -104,6 +117,27 @@ fn write(state: &Path, latest: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_that_is_killed_at_once_has_kept_when_it_began() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = || parse(&fs::read(folder.path().join(FILE)).unwrap()).unwrap();
+        restore(folder.path());
+        let first = kept();
+        assert!(first > 1_700_000_000_000_000_000, "the clock's time: {first}");
+        // Ahead of the clock by a day: each start is later than all that the one before may have used.
+        let tomorrow = first + 86_400_000_000_000;
+        write(folder.path(), tomorrow).unwrap();
+        restore(folder.path());
+        assert_eq!(kept(), tomorrow + UNWRITTEN.as_nanos() as u64);
+        restore(folder.path());
+        assert_eq!(kept(), tomorrow + 2 * UNWRITTEN.as_nanos() as u64);
+        assert!(handshake_clock::latest() >= kept());
+        // What cannot be read is replaced.
+        fs::write(folder.path().join(FILE), "{").unwrap();
+        restore(folder.path());
+        assert!((first..tomorrow).contains(&kept()));
+    }
 
     #[test]
     fn what_is_written_is_read_and_nothing_else() {

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Of the million that the verifier walks at most: room for a change, and a start that does not take seconds.
-const MOST_WALKED: u32 = 110_000;
+const MOST_WALKED: u32 = 60_000;
 
 #[test]
 fn an_agent_takes_over_maps_of_the_one_before() {
