@@ -208,7 +208,7 @@ async fn reserve(State(agent): State<Shared>, Json(request): Json<Reserve>) -> J
         gso_max_size: 65000,
     };
     let key = (request.container.clone(), request.interface.clone());
-    let fresh = Attachment { request, reservation, attach: None, adopted: false };
+    let fresh = Attachment { request, reservation, attach: None, adopted: false, recovered: false };
     Json(agent.attachments.entry(key).or_insert(fresh).reservation.clone())
 }
 
@@ -247,7 +247,8 @@ async fn adopt(State(agent): State<Shared>, Json(adopt): Json<Adopt>) -> Json<Ad
         gso_max_size: 0,
     };
     let key = (adopt.request.container.clone(), adopt.request.interface.clone());
-    let adopted = Attachment { request: adopt.request, reservation, attach: Some(adopt.attach), adopted: true };
+    let adopted =
+        Attachment { request: adopt.request, reservation, attach: Some(adopt.attach), adopted: true, recovered: false };
     agent.lock().unwrap().attachments.insert(key, adopted);
     Json(Adopted { route_mtu: 1420 })
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use hauberk_core::api::{Problem, Severity};
+use hauberk_core::api::{Attachment, Problem, Severity};
 use hauberk_core::desired::Policy;
+use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{Change, Model};
 use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
 use hauberk_tunnel::CipherImplementation;
@@ -30,7 +31,7 @@ use crate::install::Installer;
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
 use crate::observe::{Eyes, leaks, plaintext, self_test};
-use crate::reconcile::{Input, Parts, Reconciler};
+use crate::reconcile::{Input, Parts, Reconciler, tunnelled_ranges};
 use crate::selfcheck::{self, SelfCheckError};
 use crate::source::{Batch, Source, SourceError};
 use crate::uapi::{self, UapiError};
@@ -38,6 +39,7 @@ use crate::world::{Shared, World};
 
 mod clock;
 mod cluster;
+mod departed;
 mod wireguard_view;
 
 pub use cluster::ClusterError;
@@ -73,6 +75,9 @@ pub enum RunError {
     /// The attachments' folder.
     #[error(transparent)]
     Attachments(#[from] attachments::StoreError),
+    /// Pods' interfaces that are on no record.
+    #[error("cannot put pods' interfaces on record again: {0}")]
+    Recover(#[from] attachments::AttachmentError),
     /// The API.
     #[error(transparent)]
     Api(#[from] ApiStartError),
@@ -119,7 +124,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     let number = Model::new(&node).own_number();
     let mut prepared = Prepared::load(&config, &policy, number).await?;
-    let (attachments, mut lasting) = restore_attachments(&config, &prepared).await?;
+    let (attachments, mut lasting, recovered) = restore_attachments(&config, &policy, &prepared).await?;
     lasting.extend(prepared.datapath_mut().resized().iter().map(|sentence| {
         warning(
             "maps",
@@ -144,6 +149,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     });
 
     let world = Shared::new(World::new(policy, source.status()));
+    if let Some(event) = recovered {
+        warn!(reason = event.reason, "{}", event.message);
+        world.write().events.note(&event, started);
+    }
     let (inputs, received) = mpsc::channel(INPUTS);
     let held: Vec<Change> = attachments.list().into_iter().map(Change::Attachment).collect();
     // What this node gave away comes first: nothing else tells which pods are here.
@@ -188,6 +197,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
     tokio::spawn(watch_devices(inputs.clone()));
     tokio::spawn(clock::keep(config.paths.state.clone()));
+    tokio::spawn(departed::forget(context.world.clone(), inputs.clone()));
     tokio::spawn(reporting("the API", api::serve(listener, context.clone())));
     if let Some(address) = config.metrics {
         tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));
@@ -209,10 +219,25 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     Ok(())
 }
 
-/// What is on record of pods' interfaces. Those whose interface is gone, as after a reboot, keep their addresses only.
-async fn restore_attachments(config: &Config, prepared: &Prepared) -> Result<(Attachments, Vec<Problem>), RunError> {
+/// What is on record of pods' interfaces. Those whose interface is gone, as after a reboot, keep their addresses only; those that
+/// the kernel holds and no file tells of are put on record again, which the event tells.
+async fn restore_attachments(
+    config: &Config,
+    policy: &Policy,
+    prepared: &Prepared,
+) -> Result<(Attachments, Vec<Problem>, Option<NewEvent>), RunError> {
     let folder: PathBuf = config.paths.state.join("attachments");
     let (attachments, sentences) = Attachments::open(folder, attachments::Settings::default())?;
+    let held = prepared.held().await?;
+    let route_mtu = prepared.earlier_tunnel_mtu();
+    let given = attachments::Settings {
+        cluster_ranges: tunnelled_ranges(policy),
+        route_mtu,
+        gso_max_size: hauberk_tunnel::gso_max_size(route_mtu),
+        ..attachments::Settings::default()
+    };
+    let recovered = attachments.change(move |keeper| keeper.recover(&held, &given)).await?;
+    let event = (!recovered.is_empty()).then(|| told(&policy.node, config, &recovered));
     let interfaces = prepared.interfaces().await?;
     let exists = move |name: &str, index: u32| interfaces.iter().any(|(n, i)| n == name && *i == index);
     let vanished = attachments.vanished(&exists);
@@ -234,7 +259,21 @@ async fn restore_attachments(config: &Config, prepared: &Prepared) -> Result<(At
         }
     }
     let problems = sentences.into_iter().map(|sentence| warning("attachments", sentence)).collect();
-    Ok((attachments, problems))
+    Ok((attachments, problems, event))
+}
+
+fn told(node: &str, config: &Config, recovered: &[Attachment]) -> NewEvent {
+    let names: Vec<&str> = recovered.iter().take(3).map(|pod| pod.reservation.host_interface.as_str()).collect();
+    let more = if recovered.len() > names.len() { ", ..." } else { "" };
+    let message = format!(
+        "{} of this node's pods had an interface and were on no record in {}, which was lost or is another than before \
+         (paths.state): they are on record again as the kernel has them, and go on ({}{more})",
+        recovered.len(),
+        config.paths.state.display(),
+        names.join(", "),
+    );
+    let objects = vec![format!("Node/{node}")];
+    NewEvent { warning: true, reason: reason::ATTACHMENTS_RECOVERED, objects, message }
 }
 
 /// What the other nodes need to reach this one.

@@ -4,6 +4,7 @@
 //! `hauberkd run` stops at what is missing; `hauberkd check` prints all of it. The one thing that is done here is to mount
 //! the BPF file system where it belongs and is not ([`mount_bpf_file_system`]).
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,9 +16,12 @@ use aya::sys::{is_map_supported, is_program_supported};
 use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::config::{AttachMode, Config};
+use crate::attachments::INTERFACE_PREFIX;
+use crate::config::{AttachMode, Automatic, CniInstall, Config, HostRouting};
 use crate::datapath::{query, try_programs};
+use crate::host::netfilter::firewall::{self, Device, Way, Ways};
 use crate::host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
+use crate::observe::firewalls::Firewalls;
 
 /// Where the BPF file system is mounted by convention.
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
@@ -63,7 +67,7 @@ pub fn run(config: &Config) -> Vec<Item> {
         item("kernel types (BTF)", kernel_types()),
         item("tun", tun()),
         item("nftables", nftables()),
-        item("firewalls", firewalls()),
+        item("firewalls", firewalls(config)),
     ]
 }
 
@@ -296,27 +300,68 @@ fn nftables() -> Outcome {
     }
 }
 
-/// With `hostRouting: stack`, and for what is the node's own, decrypted packets pass these chains of others.
-fn firewalls() -> Outcome {
-    let neighbours = match Command::new("nft").args(["-j", "list", "chains"]).output() {
-        Ok(output) => netfilter::parse_neighbours(&String::from_utf8_lossy(&output.stdout)),
+/// The ways of pods' packets, and of the tunnel's own, through the chains of others.
+fn firewalls(config: &Config) -> Outcome {
+    let mut wanted = vec![Way::ToNode, Way::Tunnel];
+    let is_chained = config.cni.install == CniInstall::Chained;
+    if config.host_routing == HostRouting::Stack || is_chained {
+        wanted.extend([Way::Out, Way::Opened, Way::Plain]);
+    } else {
+        // Between nodes they pass over the stack; what pods send to the world goes through it.
+        wanted.push(Way::World);
+    }
+    let named = match &config.uplinks {
+        Automatic::Auto => default_devices(),
+        Automatic::Value(names) => names.clone(),
+    };
+    let uplinks: BTreeSet<Device> = named.into_iter().map(Device::Named).collect();
+    let unknown = BTreeSet::from([Device::Unknown]);
+    let ways = Ways {
+        ways: wanted,
+        tunnel: config.tunnel.device.clone(),
+        port: config.tunnel.port,
+        pods: if is_chained { unknown.clone() } else { [Device::Prefix(INTERFACE_PREFIX.to_owned())].into() },
+        uplinks: if uplinks.is_empty() { unknown } else { uplinks },
+        own: Vec::new(),
+        all: config.cluster_ranges.clone(),
+    };
+    let findings = match firewall::look_now(&ways) {
+        Ok(findings) => findings,
         Err(error) => return Outcome::Missing(format!("cannot run nft: {error}; install nftables")),
     };
-    if !neighbours.dropping.is_empty() {
-        return Outcome::Degraded(format!(
-            "what no rule of these chains accepts is dropped, encrypted pods' packets too: {}; accept there what comes in by the \
-             tunnel device, and UDP to its port",
-            neighbours.dropping.join(", ")
-        ));
+    if let Some(summary) = (Firewalls { ways, findings }).summary() {
+        return Outcome::Degraded(summary);
     }
     if netfilter::has_legacy_tables() {
-        return Outcome::Degraded(
-            "iptables-legacy has tables here, which nft cannot show: `iptables-legacy -S FORWARD` says whether they drop what comes \
-             in by the tunnel device"
-                .into(),
-        );
+        return Outcome::Degraded(format!(
+            "iptables-legacy has tables here, which nft cannot show: `iptables-legacy -S FORWARD` says whether they drop what comes in \
+             by {INTERFACE_PREFIX}+ and by {}",
+            config.tunnel.device
+        ));
     }
-    Outcome::Fine("no chain of others drops all that it does not know".into())
+    Outcome::Fine("no chain of others drops what pods and the tunnel send".into())
+}
+
+/// Devices of default routes (`/proc/net/route`, `/proc/net/ipv6_route`).
+fn default_devices() -> Vec<String> {
+    let lines = |path| fs::read_to_string(path).unwrap_or_default();
+    let mut devices = BTreeSet::new();
+    for line in lines("/proc/net/route").lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [device, "00000000", ..] = words[..] {
+            devices.insert(device.to_owned());
+        }
+    }
+    for line in lines("/proc/net/ipv6_route").lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let (Some(&"00000000000000000000000000000000"), Some(&"00"), Some(device)) =
+            (words.first(), words.get(1), words.last())
+            && *device != "lo"
+        {
+            devices.insert((*device).to_owned());
+        }
+    }
+    devices.into_iter().collect()
 }
 
 /// Asks `nft` to check rules, without putting them in.

@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use crate::backend::Backend;
 use crate::host::netfilter::{Counters, Neighbours, PacketSocketGuard};
 use crate::observe::changes::Changes;
+use crate::observe::firewalls::Firewalls;
 use crate::observe::leaks::Leaks;
 use crate::observe::losses::Losses;
 use crate::observe::plaintext::Plaintext;
@@ -73,6 +74,8 @@ pub struct Running {
     pub netfilter: Counters,
     /// What the IP stack lost of what came out of the tunnel lately, and whose rules may be why.
     pub losses: Option<(Losses, Neighbours)>,
+    /// Chains of others on the ways of pods' packets.
+    pub firewalls: Firewalls,
 }
 
 /// A guarded device, to be tested.

@@ -467,6 +467,10 @@ pub struct Attachment {
     /// Another CNI plugin made the interface and gave the addresses ([`Adopt`]): neither is ours to take away.
     #[serde(default)]
     pub adopted: bool,
+    /// It was put on record again from what the kernel held, which does not tell whose it is: the pod is the one that has its
+    /// addresses.
+    #[serde(default)]
+    pub recovered: bool,
 }
 
 /// `POST /v1/attachments/adopt`: an interface that another CNI plugin made and gave addresses. Again with the same id: what

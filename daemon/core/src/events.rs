@@ -28,6 +28,8 @@ pub mod reason {
     pub const NAMESPACE_UNKNOWN: &str = "NamespaceUnknown";
     /// Two parties claim one address.
     pub const ADDRESS_CONFLICT: &str = "AddressConflict";
+    /// A node had an address until lately.
+    pub const ADDRESS_DEPARTED: &str = "AddressDeparted";
     /// Devices of several nodes have one address, as is usual for some.
     pub const ADDRESS_SHARED: &str = "AddressShared";
     /// A pod claims an address in the pod range of a node that it is not on.
@@ -58,6 +60,8 @@ pub mod reason {
     pub const NO_ROUTE: &str = "NoRoute";
     /// A pod's attachment cannot be used as it is.
     pub const ATTACHMENT_INVALID: &str = "AttachmentInvalid";
+    /// Pods' interfaces were on no record and are put on record again.
+    pub const ATTACHMENTS_RECOVERED: &str = "AttachmentsRecovered";
     /// A packet that had to be encrypted left this node in the clear.
     pub const LEAK_SEEN: &str = "LeakSeen";
     /// Another node sent plaintext that had to be encrypted; it was dropped.

@@ -151,7 +151,7 @@ fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address
             let rule = format!("an address of Node {name}{origin}: encrypted towards opted-in pods");
             (Some(name), rule)
         }
-        None => (None, range_rule(desired, address, identity)),
+        None => (None, range_rule(model, desired, address, identity)),
     };
     let kind = kind_in_words(identity);
     let node = model.node_name(crate::model::NodeNumber(identity.node)).map(str::to_owned);
@@ -182,7 +182,12 @@ fn pod_rule(model: &Model, policy: &Policy, name: &PodName, enforced: Protection
     text
 }
 
-fn range_rule(desired: &Desired, address: IpAddr, identity: Identity) -> String {
+fn range_rule(model: &Model, desired: &Desired, address: IpAddr, identity: Identity) -> String {
+    if let Some((_, node)) = model.departed().find(|(departed, _)| *departed == address) {
+        return format!(
+            "{address} was Node {node}'s until lately, and nobody's since: closed to protected pods for an hour"
+        );
+    }
     let Some(prefix) = desired.range_of(address) else {
         return format!("{address} is in no cluster range, pod range or node range: outside the cluster");
     };

@@ -5,6 +5,7 @@
 //! addresses a node had before it published a broken annotation, and who had a key first.
 
 mod claims;
+mod departed;
 mod messages;
 mod pods;
 
@@ -21,6 +22,7 @@ use crate::api::{Attachment, PodReference};
 use crate::convergence::Acknowledged;
 use crate::events::NewEvent;
 use crate::model::claims::Claims;
+use crate::model::departed::Departed;
 use crate::model::messages::{addresses_invalid, enforced_invalid, keys_invalid, number_taken, unknown_label};
 use crate::model::pods::Pods;
 use crate::numbers::Numbers;
@@ -157,6 +159,8 @@ pub enum Change {
         /// Whether a handshake has succeeded and has not failed since.
         ready: bool,
     },
+    /// An address that a node had, and that nobody has had since, may be anybody's again.
+    AddressForgotten(IpAddr),
     /// Every object there is has been told once.
     Synced,
 }
@@ -172,6 +176,24 @@ pub struct Applied {
     pub events: Vec<NewEvent>,
 }
 
+/// The pod of an interface on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodOf<'a> {
+    /// Namespace.
+    pub namespace: &'a str,
+    /// Name.
+    pub name: &'a str,
+    /// Its uid, where known.
+    pub uid: Option<&'a str>,
+}
+
+impl PodOf<'_> {
+    /// Its full name.
+    pub fn full_name(&self) -> PodName {
+        PodName { namespace: self.namespace.to_owned(), name: self.name.to_owned() }
+    }
+}
+
 /// The cluster as last heard of by one node.
 #[derive(Debug)]
 pub struct Model {
@@ -182,6 +204,7 @@ pub struct Model {
     pub(crate) attachments: BTreeMap<Arc<AttachmentKey>, Attachment>,
     pub(crate) claims: Claims,
     pub(crate) ready: BTreeSet<String>,
+    pub(crate) departed: Departed,
     pub(crate) synced: bool,
     touched: Touched,
     numbers: Numbers,
@@ -219,6 +242,13 @@ pub(crate) struct Node {
     pub(crate) enforced: Acknowledged,
 }
 
+impl Node {
+    /// Those its object and its devices say.
+    fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.object.addresses.iter().map(|given| given.address).chain(self.devices.iter().copied()).collect()
+    }
+}
+
 /// A node's keys, each with when it came.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -242,6 +272,7 @@ impl Model {
             attachments: BTreeMap::new(),
             claims: Claims::default(),
             ready: BTreeSet::new(),
+            departed: Departed::default(),
             synced: false,
             touched: Touched::default(),
             numbers,
@@ -259,8 +290,12 @@ impl Model {
                 if name != self.node {
                     self.numbers.release(&name);
                 }
-                let changed = self.nodes.remove(&name).is_some() || was_ready;
+                let node = self.nodes.remove(&name);
+                let changed = node.is_some() || was_ready;
                 self.touched.node_set |= changed;
+                if let Some(node) = node {
+                    self.note_addresses(&name, &node.addresses(), &BTreeSet::new());
+                }
                 changed
             }
             Change::Namespace(object) => {
@@ -300,6 +335,11 @@ impl Model {
                 if changed {
                     self.touched.ready.insert(node);
                 }
+                changed
+            }
+            Change::AddressForgotten(address) => {
+                let changed = self.departed.forget(address);
+                self.touched.nodes |= changed;
                 changed
             }
             Change::Synced => !std::mem::replace(&mut self.synced, true),
@@ -352,6 +392,32 @@ impl Model {
         self.attachments.iter().map(|(key, attachment)| (&**key, attachment))
     }
 
+    /// Addresses that a node had and that may not be anybody's yet, with that node's name.
+    pub fn departed(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+        self.departed.iter()
+    }
+
+    /// The pod of an interface on this node, as the runtime named it. One that was put on record again is of the only pod here
+    /// that has any of its addresses.
+    pub fn pod_of<'a>(&'a self, attachment: &'a Attachment) -> Option<PodOf<'a>> {
+        if let Some(PodReference { namespace, name, uid }) = &attachment.request.pod {
+            return Some(PodOf { namespace, name, uid: uid.as_deref() });
+        }
+        let addresses = if attachment.recovered { reserved_for(attachment) } else { Vec::new() };
+        let mut found: Option<&Pod> = None;
+        for claimant in possible(&addresses).flat_map(|address| self.claims.of(address)) {
+            let Claimant::Pod(pod) = claimant else { continue };
+            if pod.node.as_deref() != Some(self.node()) {
+                continue;
+            }
+            if found.is_some_and(|other| (&other.namespace, &other.name) != (&pod.namespace, &pod.name)) {
+                return None;
+            }
+            found = Some(pod);
+        }
+        found.map(|pod| PodOf { namespace: &pod.namespace, name: &pod.name, uid: pod.uid.as_deref() })
+    }
+
     /// What changes have touched since the last call.
     pub(crate) fn take_touched(&mut self) -> Touched {
         std::mem::take(&mut self.touched)
@@ -383,6 +449,7 @@ impl Model {
             let others = |node: &NodeObject| NodeObject { enforced: None, plaintext_seen: None, ..node.clone() };
             others(&before.object) != others(&object)
         });
+        let had = before.as_ref().map(Node::addresses).unwrap_or_default();
         let (was_held, had_devices) = before.map(|node| (node.held, node.devices)).unwrap_or_default();
         let held = self.hold_keys(&object, was_held, events);
         let devices = devices(&object, had_devices, events);
@@ -394,8 +461,17 @@ impl Model {
                 Acknowledged::default()
             }
         };
-        self.nodes.insert(object.name.clone(), Node { object, held, devices, enforced });
+        let node = Node { object, held, devices, enforced };
+        self.note_addresses(&node.object.name, &had, &node.addresses());
+        self.nodes.insert(node.object.name.clone(), node);
         true
+    }
+
+    /// This node's own addresses are known by its devices.
+    fn note_addresses(&mut self, name: &str, before: &BTreeSet<IpAddr>, now: &BTreeSet<IpAddr>) {
+        if name != self.node {
+            self.touched.nodes |= self.departed.note(name, before, now);
+        }
     }
 
     /// A broken annotation leaves the last good keys in force: it must not be possible to cut a node off by a slip of the
@@ -433,7 +509,7 @@ impl Model {
         }
         for address in possible(pod.own_addresses()) {
             self.claims.insert(address, Claimant::Pod(Arc::clone(&pod)));
-            self.touched.addresses.insert(address);
+            self.touch_address(address);
         }
         self.touch_pod(&pod);
         true
@@ -443,7 +519,7 @@ impl Model {
     fn withdraw(&mut self, pod: &Arc<Pod>) {
         for address in possible(pod.own_addresses()) {
             self.claims.remove(address, Claimant::Pod(Arc::clone(pod)));
-            self.touched.addresses.insert(address);
+            self.touch_address(address);
         }
     }
 
@@ -483,11 +559,27 @@ impl Model {
     /// The namespace, and every pod in it.
     fn touch_namespace(&mut self, name: &str) {
         self.touched.namespaces.insert(name.into());
+        let mut addresses = BTreeSet::new();
         for pod in self.pods.of_namespace(name) {
             self.touched.pods.insert((Arc::clone(&pod.namespace), pod.name.clone()));
-            self.touched.addresses.extend(possible(pod.own_addresses()));
+            addresses.extend(possible(pod.own_addresses()));
+        }
+        for address in addresses {
+            self.touch_address(address);
         }
         self.touch_attachments(|reference| reference.namespace == name);
+    }
+
+    /// A pod's address, and all those of an interface that is known by it.
+    fn touch_address(&mut self, address: Address) {
+        self.touched.addresses.insert(address);
+        for claimant in self.claims.of(address) {
+            let Claimant::Attachment(key) = claimant else { continue };
+            if let Some(attachment) = self.attachments.get(key).filter(|attachment| attachment.recovered) {
+                self.touched.attachments.insert(Arc::clone(key));
+                self.touched.addresses.extend(possible(&reserved_for(attachment)));
+            }
+        }
     }
 
     fn touch_attachments(&mut self, of_pod: impl Fn(&PodReference) -> bool) {

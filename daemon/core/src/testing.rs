@@ -97,6 +97,7 @@ pub(crate) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str])
             pod_mac: "02:00:00:00:00:02".into(),
         }),
         adopted: false,
+        recovered: false,
     }
 }
 

@@ -137,7 +137,8 @@ pub struct PeerStats {
     pub name: String,
     /// Where it stands.
     pub state: PeerState,
-    /// Initiations sent that nobody has answered yet, whether or not there still is a session to send with.
+    /// Initiations sent that nobody has answered yet, whether or not there still is a session to send with; after they were given
+    /// up, until one is answered, not less than were sent then.
     pub unanswered: u32,
     /// When the last handshake was completed.
     pub latest_handshake: Option<SystemTime>,

@@ -102,10 +102,15 @@ pub fn need(source: &Identity, destination: &Identity, place: &Place) -> Need {
     if source.protection() == Protection::Permissive || destination.protection() == Protection::Permissive {
         return Need::Prefer;
     }
-    if place.stack && source.is_node() != destination.is_node() {
+    if place.stack && (is_known_node(source) && destination.is_pod() || source.is_pod() && is_known_node(destination)) {
         return Need::Shelter;
     }
     Need::Clear
+}
+
+#[inline(always)]
+fn is_known_node(identity: &Identity) -> bool {
+    matches!(identity.kind(), Kind::Node)
 }
 
 #[inline(always)]
@@ -203,6 +208,8 @@ pub enum Origin {
     Tunnel,
     /// In the clear from a guarded device.
     Wire,
+    /// Likewise, and sent by a party of the cluster: its address may have been translated since.
+    Cluster,
     /// By a device that has no guard.
     Unguarded,
 }
@@ -221,13 +228,17 @@ pub fn entering_pod(
 ) -> Verdict {
     let decrypted = matches!(origin, Origin::Tunnel);
     let protected = destination.protection() == Protection::Enabled;
+    if protected && matches!(origin, Origin::Cluster) {
+        return Verdict::refuse(DropReason::PlaintextToProtected);
+    }
     match need {
         Need::Local if decrypted => Verdict::pass(Encryption::Encrypted, Why::Decrypted),
         // Only a pod's interface and the node itself prove that a packet was on no wire. By any other device a pod's
         // address is a lie; the node's own address is what masquerading gives to packets of the world.
         Need::Local
             if (protected || source.protection() == Protection::Enabled)
-                && (matches!(origin, Origin::Unguarded) || (matches!(origin, Origin::Wire) && source.is_pod())) =>
+                && (matches!(origin, Origin::Unguarded)
+                    || (matches!(origin, Origin::Wire | Origin::Cluster) && source.is_pod())) =>
         {
             Verdict::refuse(DropReason::Martian)
         }

@@ -120,6 +120,9 @@ pub mod token {
     pub const FROM_WIRE: u32 = 0x20;
     /// Out of the tunnel.
     pub const FROM_TUNNEL: u32 = 0x40;
+    /// In the clear from a guarded device, and sent by a node or pod of the cluster: it may enter no protected pod, whatever
+    /// translation does to its addresses.
+    pub const FROM_CLUSTER: u32 = 0x80;
 }
 
 /// Bits hauberk sets in `skb->mark`, before [`Settings::mark_shift`]: for its netfilter rules alone. Others may write marks, so

@@ -21,6 +21,8 @@ use crate::record::{add, now};
 const FRESH: u64 = 1_000_000_000;
 /// TCP's flag of a connection's first segment.
 const TCP_SYN: u8 = 0x02;
+/// Its flag of every later one.
+const TCP_ACK: u8 = 0x10;
 
 /// Remembers that the answers to a packet out of `node`'s tunnel must be sealed, if their addresses alone do not say so; `of_pod` if
 /// a pod was asked. False if there is no room for it.
@@ -47,7 +49,9 @@ pub extern "C" fn keep(node: u32, of_pod: u32) -> u32 {
     let key = unsafe { &mut *key };
     let (here, asker) = (&packet.destination, &packet.source);
     name(key, packet.protocol, of_pod, (here, packet.destination_port), (asker, packet.source_port));
-    if !put(key, node, packet.protocol == protocol::TCP && packet.tcp_flags & TCP_SYN != 0) {
+    // The second segment of a connection answers a first one that may have gone in the clear.
+    let new_flow = packet.protocol == protocol::TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    if !put(key, node, new_flow) {
         return 0;
     }
     if is_icmp(packet.protocol) {

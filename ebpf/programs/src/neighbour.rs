@@ -55,7 +55,7 @@ pub extern "C" fn refuses(skb: *mut __sk_buff, interface: u32) -> u32 {
 }
 
 /// Whether the pod behind the interface may speak for an address on its link, likewise. It may for none.
-#[inline(never)]
+#[inline(always)]
 fn speaks(interface: u32, address: &Address, spoofed: u32) -> u32 {
     if address.is_unspecified() || is_own(interface, address) {
         return 0;
@@ -90,28 +90,39 @@ pub extern "C" fn has_room_to_ask(interface: u32) -> u32 {
 
 /// Whether there is room for one more address of this kind ([`SOURCES`] or [`DESTINATIONS`]) at the interface, or it is one of those
 /// that have it. Two CPUs at a time may count two as one.
-#[inline(never)]
+#[inline(always)]
 fn has_room(interface: u32, kind: u32, address: &Address) -> bool {
     let Some(key) = NEIGHBOUR.get_ptr_mut(0) else { return false };
     // SAFETY: the slot belongs to this CPU and to the program that runs on it.
     let key = unsafe { &mut *key };
-    let when = (now() >> WHILE) as u32;
     key.interface = interface;
     key.kind = kind;
     put(&mut key.address, address);
+    has_room_for_named() != 0
+}
+
+/// 1 if there is for the one that is named in `NEIGHBOUR`. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn has_room_for_named() -> u32 {
+    let Some(key) = NEIGHBOUR.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as above.
+    let key = unsafe { &mut *key };
+    let when = (now() >> WHILE) as u32;
     if brought(key, when) != 0 {
-        return true;
+        return 1;
     }
+    let address = key.address;
     put(&mut key.address, &Address::UNSPECIFIED);
     let count = brought(key, when);
     if count >= ROOM {
-        return false;
+        return 0;
     }
     // A full least-recently-used map makes room.
     let _ = NEIGHBOURS.insert(&*key, &Brought { when, count: count + 1 }, 0);
-    put(&mut key.address, address);
+    put(&mut key.address, &address);
     let _ = NEIGHBOURS.insert(&*key, &Brought { when, count: 1 }, 0);
-    true
+    1
 }
 
 #[inline(always)]

@@ -267,6 +267,8 @@ fn origin(context: &TcContext, settings: &Settings, said: u32) -> Origin {
     // Behind another CNI plugin's bridge the device is the bridge.
     if said & token::FROM_POD != 0 && (settings.flags & flag::CHAINED != 0 || is_pod_interface(device)) {
         Origin::Pod
+    } else if said & token::FROM_CLUSTER != 0 {
+        Origin::Cluster
     } else if said & token::FROM_WIRE != 0 {
         Origin::Wire
     } else {

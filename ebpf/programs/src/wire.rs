@@ -64,7 +64,7 @@ pub extern "C" fn judge_from_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     };
     if memory.holds(packet) {
         if memory.decision.pod.interface == 0 {
-            return pass();
+            return up_the_stack(context, memory.decision.node != 0);
         }
         memory.record(packet);
         return to_pod(context, settings, &memory.decision.pod, packet, ethernet);
@@ -72,8 +72,9 @@ pub extern "C" fn judge_from_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     let Some(undecided) = memory.leave(packet) else { return drop(DropReason::NotReady) };
     let (source, destination) = ends();
     if !source.is_pod() && !destination.is_pod() {
-        undecided.remember(&OF_NODES, 0, &NO_PEER).pod.interface = 0;
-        return pass();
+        let of_cluster = in_cluster(&source);
+        undecided.remember(&OF_NODES, u32::from(of_cluster), &NO_PEER).pod.interface = 0;
+        return up_the_stack(context, of_cluster);
     }
     if source.protection() == Protection::Enabled && packet.destination.is_multicast() {
         return refuse(Hook::FromWire, DropReason::PlaintextFromProtected, source.node);
@@ -96,6 +97,15 @@ pub extern "C" fn judge_from_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
                 return to_pod(context, settings, pod, packet, ethernet);
             }
         }
+    }
+    up_the_stack(context, in_cluster(&source))
+}
+
+/// To the stack, where addresses may be translated: who sent it is no longer seen then.
+#[inline(always)]
+fn up_the_stack(context: &TcContext, of_cluster: bool) -> i32 {
+    if of_cluster {
+        say(context, token::FROM_WIRE | token::FROM_CLUSTER);
     }
     pass()
 }
@@ -184,6 +194,11 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
             undecided.remember(&OF_NODES, 0, &NO_PEER);
         }
         return pass();
+    }
+    if said & token::FROM_CLUSTER != 0 && destination.protection() == Protection::Enabled {
+        // It came in the clear for another address, and would be sealed only now.
+        let node = destination.node;
+        return refuse(Hook::ToWire, DropReason::PlaintextToProtected, node);
     }
     let protected = source.protection() == Protection::Enabled || carries;
     if matches!(need, Need::Local) {

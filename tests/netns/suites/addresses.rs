@@ -24,6 +24,10 @@ pub const TESTS: &[Test] = &[
     Test::new("addresses::stack_translation_to_an_address_the_nodes_object_does_not_name", translated),
     Test::new("addresses::a_pod_object_moves_no_address_out_of_its_range", pod_in_foreign_range),
     Test::new("addresses::what_two_nodes_claim_is_nobodys", two_nodes_one_address),
+    Test::new("addresses::bpf_what_a_node_had_a_moment_ago_is_nobodys", |context| departed(context, HostRouting::Bpf)),
+    Test::new("addresses::stack_what_a_node_had_a_moment_ago_is_nobodys", |context| {
+        departed(context, HostRouting::Stack)
+    }),
 ];
 
 /// Addresses on the wire's segment that no Node object names.
@@ -61,7 +65,9 @@ impl Cast {
         for node in &self.cluster.nodes {
             for address in MORE {
                 eventually(format!("{} to {} {address}", node.name, if there { "know" } else { "forget" }), || {
-                    Ok((endpoint(node, address)?.is_some() == there).then_some(()))
+                    // Elsewhere it is closed for a while.
+                    let of_node = endpoint(node, address)?.is_some_and(|value| !value.contains("unknown node"));
+                    Ok((of_node == there).then_some(()))
                 })?;
             }
         }
@@ -98,6 +104,45 @@ fn the_node_itself(context: &Context, host_routing: HostRouting) -> Result<()> {
     let [v4, v6] = MORE;
     cast.cluster.nodes[0].netns.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
     cast.wait_endpoints(false)
+}
+
+/// A virtual address moves to where nobody knows it, and a node's object is deleted while the node lives.
+fn departed(context: &Context, host_routing: HostRouting) -> Result<()> {
+    let cast = Cast::build(context, host_routing)?;
+    let Cast { cluster, protected: [_, client], plain } = &cast;
+    let by = cast.first_node_by_more()?;
+    let outside = Party { name: "the address outside".into(), netns: cluster.outside.netns.clone(), ..by.clone() };
+    let ask = |from: &Party, server: &Party, seconds: u64| -> Result<()> {
+        for family in Family::ALL {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let patience = Duration::from_secs(seconds);
+                let outcome = exchange(&Exchange::new(protocol, family, from, server).patience(patience))?;
+                let expected = seconds > 5;
+                ensure!(outcome.answered == expected, "{protocol:?} {family:?} to {}: {outcome:?}", server.name);
+                let seen = analysis::markers(&cluster.capture.all()?);
+                let clear = seen.contains_key(&outcome.request) && from.name == client.party.name;
+                ensure!(!clear, "{protocol:?} {family:?} to {}: the request is in the clear", server.name);
+            }
+        }
+        Ok(())
+    };
+    ask(client, &by, 20)?;
+    let [v4, v6] = MORE;
+    cluster.nodes[0].netns.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
+    cluster.outside.netns.ip(&format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad"))?;
+    cast.wait_endpoints(false)?;
+    cluster.nodes[1].netns.ip("neigh flush dev eth0")?;
+    ask(client, &outside, 2)?;
+    // Plain pods may.
+    ask(plain, &outside, 20)?;
+    let node = &cluster.nodes[0];
+    ask(client, &node.party, 20)?;
+    cluster.manifests.remove("node", &node.name)?;
+    eventually("the node to be forgotten", || {
+        let value = endpoint(&cluster.nodes[1], &node.v4.to_string())?;
+        Ok(value.is_none_or(|value| value.contains("unknown node")).then_some(()))
+    })?;
+    ask(client, &node.party, 2)
 }
 
 /// As an address translator does that has more than one address to choose from.

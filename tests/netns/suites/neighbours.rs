@@ -1,6 +1,6 @@
 //! Programs of others on a node that the operator has to be told of, because only they can make it right.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     Test::new("neighbours::a_firewall_that_drops_what_is_delivered_is_named", |context| {
         firewall(context, "INPUT", "input")
     }),
+    Test::new("neighbours::a_firewall_between_pods_and_uplinks_is_told_with_what_cures_it", forward_policy),
     Test::new("neighbours::bpf_containers_of_the_node_answer_its_pods", |context| {
         containers(context, HostRouting::Bpf)
     }),
@@ -34,6 +35,12 @@ pub const TESTS: &[Test] = &[
     }),
     Test::new("neighbours::a_mirror_of_the_tunnel_device_shows_nothing", mirror),
     Test::new("neighbours::a_port_of_another_node_that_leads_to_a_protected_pod_is_told", port_of_another_node),
+    Test::new("neighbours::bpf_a_masqueraded_port_lets_nothing_in", |context| {
+        masqueraded_port(context, HostRouting::Bpf)
+    }),
+    Test::new("neighbours::stack_a_masqueraded_port_lets_nothing_in", |context| {
+        masqueraded_port(context, HostRouting::Stack)
+    }),
 ];
 
 /// Two nodes, a protected and a plain pod on the first, a protected one on the second.
@@ -180,6 +187,64 @@ fn port_of_another_node(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// As kube-proxy makes a nodePort for all clients: the backend sees the address of the node that was asked.
+fn masqueraded_port(context: &Context, host_routing: HostRouting) -> Result<()> {
+    let (cluster, [_, c, b]) = three_pods(context, host_routing, "link show")?;
+    let [n1, n2] = [&cluster.nodes[0], &cluster.nodes[1]];
+    let plain = cluster.pod("public", "d", 1)?;
+    cluster.wait_known(&[&plain])?;
+    for (table, family) in [("ip", Family::V4), ("ip6", Family::V6)] {
+        n2.netns.nft(&format!(
+            "table {table} ports {{
+               chain prerouting {{ type nat hook prerouting priority dstnat
+                 meta l4proto {{ tcp, udp }} th dport 30080 dnat to {0}
+                 meta l4proto {{ tcp, udp }} th dport 30081 dnat to {1}
+               }}
+               chain postrouting {{ type nat hook postrouting priority srcnat; ct status dnat masquerade; }}
+             }}",
+            b.address(family),
+            plain.address(family)
+        ))?;
+    }
+    let since = cluster.capture.sync()?;
+    let mut outcomes = Vec::new();
+    for family in Family::ALL {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let ask = |from: &Party, to: &Party, port: u16, seconds: u64| {
+                let service = SocketAddr::new(n2.address(family), port);
+                let patience = Duration::from_secs(seconds);
+                exchange(&Exchange::new(protocol, family, from, to).via(service, port).patience(patience))
+            };
+            // The rules work: the plain pod answers.
+            let answered = ask(&n1.party, &plain, 30081, 20)?;
+            ensure!(answered.answered, "{protocol:?} {family:?}: {answered:?}");
+            for from in [&n1.party, &c.party] {
+                let outcome = ask(from, &b, 30080, 3)?;
+                // What a pod asks is sealed where the stack carries it.
+                let sealed = from.name == c.party.name && host_routing == HostRouting::Stack;
+                ensure!(outcome.answered == sealed, "{} {protocol:?} {family:?}: {outcome:?}", from.name);
+                ensure!(sealed || !outcome.delivered, "{} {protocol:?} {family:?}: {outcome:?}", from.name);
+                outcomes.push((sealed, outcome));
+            }
+        }
+    }
+    let seen = analysis::markers(&cluster.capture.since(since)?);
+    for (sealed, outcome) in &outcomes {
+        ensure!(!seen.contains_key(&outcome.reply), "the reply is in the clear: {outcome:?}");
+        ensure!(!sealed || !seen.contains_key(&outcome.request), "the request is in the clear: {outcome:?}");
+    }
+    eventually("the node to tell of it", || {
+        exchange(
+            &Exchange::new(Protocol::Udp, Family::V4, &n1.party, &b)
+                .via(SocketAddr::new(n2.address(Family::V4), 30080), 30080)
+                .patience(Duration::from_millis(500)),
+        )?;
+        let problems = n2.agent.status()?.problems.into_iter();
+        Ok(problems.map(|problem| problem.message).find(|message| message.contains("at a port of this node")))
+    })?;
+    Ok(())
+}
+
 /// What the status says of netfilter.
 fn problems(node: &Node) -> Result<Vec<Problem>> {
     Ok(node.agent.status()?.problems.into_iter().filter(|problem| problem.object == "netfilter").collect())
@@ -233,5 +298,68 @@ fn firewall(context: &Context, chain: &str, hook: &str) -> Result<()> {
         ensure!(found.is_empty(), "{found:?}");
         Ok(Some(()))
     })?;
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)
+}
+
+/// As Docker and ufw leave a node: a policy, and what belongs to a connection that is there is accepted.
+fn forward_policy(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    cluster.namespace("public", None)?;
+    let [a, b] = [cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?];
+    let [c, d] = [cluster.pod("public", "c", 0)?, cluster.pod("public", "d", 1)?];
+    cluster.wait_known(&[&a, &b, &c, &d])?;
+    let pairs = [(&a.party, &b.party), (&c.party, &d.party), (&a.party, &d.party)];
+    all_answer(&pairs)?;
+    for node in &cluster.nodes {
+        for tool in ["iptables", "ip6tables"] {
+            node.run(tool, &["-P", "FORWARD", "DROP"])?;
+            let established = "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
+            node.run(tool, &established.split(' ').collect::<Vec<_>>())?;
+        }
+    }
+    let told = |node: &Node, words: &str| -> Result<Option<()>> {
+        let found = problems(node)?;
+        ensure!(found.iter().any(|problem| problem.message.contains(words)), "{words:?} is not in {found:?}");
+        Ok(Some(()))
+    };
+    let forward = "ip filter FORWARD (forward) of another program drops what this node's pods send to other nodes";
+    for node in &cluster.nodes {
+        eventually("the status to name the chain", || told(node, forward))?;
+    }
+    let outcome = exchange(&Exchange::new(Protocol::Udp, Family::V4, &a, &b).patience(Duration::from_millis(300)))?;
+    ensure!(!outcome.answered, "answered through a firewall that drops it");
+    let node = &cluster.nodes[0];
+    // Half of it is not enough, and the status does not say it was.
+    node.run("iptables", &["-I", "FORWARD", "-i", "hauberk0", "-j", "ACCEPT"])?;
+    eventually("the status to be without that half", || {
+        let half = problems(node)?.iter().any(|problem| {
+            problem.message.contains("ip filter FORWARD") && problem.message.contains("comes decrypted out of hauberk0")
+        });
+        Ok((!half).then_some(()))
+    })?;
+    told(node, forward)?;
+    let check = node
+        .command(hauberk_netns::programs::ours("hauberkd")?)
+        .arg("--config")
+        .arg(node.config())
+        .arg("check")
+        .output()?;
+    let said = String::from_utf8_lossy(&check.stdout);
+    ensure!(said.contains("iptables -I FORWARD -i hbk+ -j ACCEPT"), "`hauberkd check` does not give the rule: {said}");
+    for node in &cluster.nodes {
+        let found = problems(node)?;
+        for advice in found.iter().filter_map(|problem| problem.message.split("run: ").nth(1)) {
+            node.run("sh", &["-ec", advice])?;
+        }
+    }
+    all_answer(&pairs)?;
+    for node in &cluster.nodes {
+        eventually("the status to be without it", || {
+            let found = problems(node)?;
+            ensure!(found.is_empty(), "{found:?}");
+            Ok(Some(()))
+        })?;
+    }
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
 }

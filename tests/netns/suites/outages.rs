@@ -1,13 +1,16 @@
 //! What others do to a node's network while the agent runs: it comes back by itself, without a restart.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::{Protection, Severity};
+use hauberk_core::api::{Problem, Protection, Severity};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::netns::Netns;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange, wait_answered};
-use hauberk_netns::{Cluster, Context, Family, Node, Party, Pod, Setup, Test, eventually, manifests, wire};
+use hauberk_netns::{
+    Cluster, Context, Family, HostRouting, Node, Party, Pod, Setup, Test, eventually, manifests, wire,
+};
 use serde_json::json;
 
 pub const TESTS: &[Test] = &[
@@ -18,6 +21,7 @@ pub const TESTS: &[Test] = &[
     Test::new("outages::kernel_settings_that_somebody_changed", settings),
     Test::new("outages::a_node_address_that_no_device_has", address_on_no_device),
     Test::new("outages::a_peer_without_a_way_holds_up_nothing", peer_without_a_way),
+    Test::new("outages::a_node_address_that_nobody_answers_for_is_told", silent_address),
     Test::new("outages::a_pods_interface_that_went_without_a_word", interface_gone),
 ];
 
@@ -29,7 +33,11 @@ struct Field {
 
 impl Field {
     fn build(context: &Context) -> Result<Field> {
-        let cluster = Cluster::build(context, Setup::default())?;
+        Field::with(context, Setup::default())
+    }
+
+    fn with(context: &Context, setup: Setup) -> Result<Field> {
+        let cluster = Cluster::build(context, setup)?;
         cluster.namespace("payments", Some("enabled"))?;
         cluster.namespace("public", None)?;
         let pods = [
@@ -239,4 +247,38 @@ fn interface_gone(context: &Context) -> Result<()> {
     let problems = node.agent.status()?.problems;
     ensure!(!problems.iter().any(|problem| problem.severity == Severity::Critical), "{problems:?}");
     lost.detach()
+}
+
+/// As a stale Node object has it: the tunnel finds the peer where it is heard, the route to its pods does not.
+fn silent_address(context: &Context) -> Result<()> {
+    let field = Field::with(context, Setup { host_routing: HostRouting::Stack, ..Setup::default() })?;
+    let [n1, n2] = [&field.cluster.nodes[0], &field.cluster.nodes[1]];
+    let [a, b, ..] = &field.pods;
+    let named = || -> Result<bool> {
+        let problems = n2.agent.status()?.problems;
+        let is = |problem: &Problem| {
+            problem.object == format!("node/{}", n1.name) && problem.message.contains("does not answer on eth0")
+        };
+        Ok(problems.iter().any(is))
+    };
+    ensure!(!named()?, "told of a peer that answers");
+    let object = field.cluster.manifests.read("node", &n1.name)?;
+    field.cluster.manifests.change("node", &n1.name, |object| {
+        object["status"]["addresses"] = json!([
+            {"type": "InternalIP", "address": "172.18.0.77"},
+            {"type": "InternalIP", "address": "fd00:18::77"},
+        ]);
+    })?;
+    eventually("the status to name the address", || {
+        let lost = Exchange::new(Protocol::Udp, Family::V4, b, a).patience(Duration::from_millis(200));
+        let answered = exchange(&lost)?.answered;
+        let problems = n2.agent.status()?.problems;
+        ensure!(named()? && !answered, "answered: {answered}; {problems:?}");
+        Ok(Some(()))
+    })?;
+    field.cluster.manifests.change("node", &n1.name, |changed| {
+        changed["status"]["addresses"] = object["status"]["addresses"].clone();
+    })?;
+    field.wait_talking()?;
+    eventually("the status to be without it", || Ok((!named()?).then_some(())))
 }

@@ -1,17 +1,22 @@
 //! Point 8, and the rest of an agent's life: restarts under streams, SIGTERM that leaves the guard in place, uninstall
-//! that leaves nothing.
+//! that leaves nothing, a state folder that is lost.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use hauberk_core::api::Attachment as Held;
 use hauberk_netns::capture::Moment;
+use hauberk_netns::plugin::Attachment;
 use hauberk_netns::traffic::{Exchange, Protocol, TcpStreamer, UdpStreamer, exchange};
-use hauberk_netns::{Cluster, Context, Family, HostRouting, Pod, Setup, Test, eventually, programs};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Netns, Pod, Setup, Test, eventually, programs};
 
 pub const TESTS: &[Test] = &[
     Test::new("restart::bpf_streams_survive", |context| streams_survive(context, HostRouting::Bpf)),
     Test::new("restart::stack_streams_survive", |context| streams_survive(context, HostRouting::Stack)),
     Test::new("restart::a_stopped_agent_leaves_the_guard", stopped_agent),
+    Test::new("restart::pods_survive_that_the_state_folder_is_lost", lost_state),
+    Test::new("restart::an_interface_that_nobody_knows_is_shut_and_told", unknown_interface),
     Test::new("restart::uninstall_removes_everything_and_only_that", uninstall),
 ];
 
@@ -98,6 +103,110 @@ fn stopped_agent(context: &Context) -> Result<()> {
     let outcome = exchange(&one)?;
     ensure!(outcome.answered, "{one}: {outcome:?}");
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
+}
+
+/// The agent of the first node is killed and starts with nothing of its own but what is in the kernel.
+fn lose_state(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.nodes[0];
+    node.agent.kill()?;
+    fs::remove_dir_all(&node.state).with_context(|| format!("remove {}", node.state.display()))?;
+    node.start_agent()?;
+    cluster.wait_ready()
+}
+
+/// Waits until each is answered: others learn a new key of a node a moment after its agent is ready.
+fn wait_answered(pairs: &[(&Pod, &Pod)]) -> Result<()> {
+    for (from, to) in pairs {
+        for family in Family::ALL {
+            let one = Exchange::new(Protocol::Tcp, family, from, to);
+            eventually(format!("{one} to be answered"), || Ok(exchange(&one)?.answered.then_some(())))?;
+        }
+    }
+    Ok(())
+}
+
+fn recoveries(cluster: &Cluster) -> Result<usize> {
+    let events = cluster.nodes[0].agent.events()?;
+    Ok(events.iter().filter(|event| event.reason == "AttachmentsRecovered").count())
+}
+
+fn lost_state(context: &Context) -> Result<()> {
+    let (cluster, a, b) = playground(context, HostRouting::Bpf)?;
+    let (c, d) = (cluster.pod("public", "c", 0)?, cluster.pod("public", "d", 1)?);
+    cluster.wait_known(&[&c, &d])?;
+    let node = &cluster.nodes[0];
+    // One whose result the runtime keeps.
+    let netns = Netns::create("kept")?;
+    let path = netns.path();
+    let kept = Attachment { container: "kept", netns: &path, interface: "eth0", pod: Some(("payments", "kept")) };
+    let mut checked = node.plugin.config.clone();
+    checked["prevResult"] = node.plugin.add(&kept)?;
+    let before: Vec<Held> = node.agent.ask("/v1/attachments")?;
+
+    lose_state(&cluster)?;
+    let pairs = [(&a, &b), (&b, &a), (&a, &d), (&d, &a), (&c, &d), (&d, &c), (&c, &b), (&b, &c), (&a, &c)];
+    wait_answered(&pairs)?;
+    ensure!(recoveries(&cluster)? == 1, "nobody is told: {:?}", node.agent.events()?);
+    let after: Vec<Held> = node.agent.ask("/v1/attachments")?;
+    let held = |list: &[Held]| -> Vec<_> {
+        let one = |held: &Held| (held.request.container.clone(), held.reservation.clone(), held.attach.clone());
+        list.iter().map(one).collect()
+    };
+    ensure!(held(&after) == held(&before), "{after:#?} is not what was on record: {before:#?}");
+    node.plugin.run("CHECK", Some(&kept), &checked)?.into_result().context("CHECK")?;
+    node.plugin.delete(&kept)?;
+
+    let late = cluster.pod("payments", "late", 0)?;
+    for pod in [&a, &c] {
+        ensure!(late.v4 != pod.v4 && late.v6 != pod.v6, "{} was given out twice", late.v4);
+    }
+    wait_answered(&[(&late, &b), (&b, &late)])?;
+    c.delete(&cluster.manifests)?;
+    let held: Vec<Held> = node.agent.ask("/v1/attachments")?;
+    ensure!(held.len() == 2, "{held:#?} instead of those of {} and {}", a.party.name, late.party.name);
+    let interfaces = node.netns.interfaces()?;
+    let of_pods: Vec<&String> = interfaces.iter().filter(|name| name.starts_with("hbk")).collect();
+    ensure!(of_pods.len() == 2, "{of_pods:?}");
+
+    node.agent.kill()?;
+    node.start_agent()?;
+    cluster.wait_ready()?;
+    wait_answered(&[(&a, &b), (&b, &a), (&a, &d), (&d, &a), (&late, &b)])?;
+    ensure!(recoveries(&cluster)? == 0, "what is on record is not put there again");
+    eventually("no problem", || {
+        let problems = node.agent.status()?.problems;
+        ensure!(problems.is_empty(), "{problems:#?}");
+        Ok(Some(()))
+    })?;
+    cluster.assert_no_cleartext(&[&a, &b, &late], Moment::START)
+}
+
+fn unknown_interface(context: &Context) -> Result<()> {
+    let (cluster, a, b) = playground(context, HostRouting::Bpf)?;
+    let node = &cluster.nodes[0];
+    let held: Vec<Held> = node.agent.ask("/v1/attachments")?;
+    let name = held.first().context("no attachment")?.reservation.host_interface.clone();
+    // Whose it is stands there alone, once the state is lost.
+    node.netns.ip(&format!("link set {name} alias somebody"))?;
+    lose_state(&cluster)?;
+    let told = || -> Result<bool> {
+        let problems = node.agent.status()?.problems;
+        Ok(problems.iter().any(|problem| problem.object == format!("pod interface/{name}")))
+    };
+    eventually(format!("a problem that names {name}"), || Ok(told()?.then_some(())))?;
+    for family in Family::ALL {
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            let one = Exchange::new(Protocol::Tcp, family, from, to).patience(Duration::from_millis(500));
+            ensure!(!exchange(&one)?.answered, "{one}: answered, and nobody knows whose the interface is");
+        }
+    }
+    ensure!(node.netns.interfaces()?.contains(&name), "{name} was taken from a pod that may be alive");
+    a.delete(&cluster.manifests)?;
+    ensure!(!node.netns.interfaces()?.contains(&name), "{name} stays after DEL");
+    eventually(format!("no problem with {name}"), || Ok((!told()?).then_some(())))?;
+    let late = cluster.pod("payments", "late", 0)?;
+    wait_answered(&[(&late, &b), (&b, &late)])?;
+    cluster.assert_no_cleartext(&[&a, &b, &late], Moment::START)
 }
 
 /// What a node looks like from outside the agent.

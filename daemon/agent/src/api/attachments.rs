@@ -30,7 +30,8 @@ pub(super) async fn reserve(
         let claimed = |address| world.read().desired.endpoints.contains_key(&Address::from(address));
         let reservation = keeper.reserve(&request, claimed)?;
         let attach = keeper.find(&request.container, &request.interface).and_then(|known| known.attach);
-        let attachment = Attachment { request, reservation: reservation.clone(), attach, adopted: false };
+        let attachment =
+            Attachment { request, reservation: reservation.clone(), attach, adopted: false, recovered: false };
         Ok((reservation, vec![Input::Changes(vec![Change::Attachment(attachment)])]))
     })
     .await?;

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::startup::tunnel_mtu;
 use super::{ApplyError, Kernel, Node};
+use crate::attachments::INTERFACE_PREFIX;
 use crate::config::{Automatic, CniInstall, Config};
 use crate::datapath::{Datapath, Framing};
 use crate::fault;
@@ -41,6 +42,8 @@ pub struct Devices {
     harmless: BTreeSet<u32>,
     /// Bridges, by index.
     bridges: BTreeMap<u32, String>,
+    /// Pods' interfaces by their names, those that are up, by index.
+    made_by_us: BTreeMap<u32, String>,
     /// What is wrong, by what it concerns: a device that is shut, an uplink that is missing.
     pub problems: BTreeMap<String, Problem>,
 }
@@ -62,6 +65,8 @@ impl Devices {
         self.problems.clear();
         self.harmless.clear();
         self.follow_bridges(&links);
+        let is_ours = |link: &&Link| link.kind == LinkKind::Veth && link.up && link.name.starts_with(INTERFACE_PREFIX);
+        self.made_by_us = links.iter().filter(is_ours).map(|link| (link.index, link.name.clone())).collect();
         let renamed = self.renamed(&links);
         if !renamed.is_empty() {
             fault::point("rename a device's programs");
@@ -215,6 +220,18 @@ impl Devices {
     fn note(&mut self, severity: Severity, name: &str, message: String) {
         let object = subject(name);
         self.problems.insert(object.clone(), Problem { severity, object, message });
+    }
+
+    /// A problem for each interface of hauberk-cni's that is not `known` by its index.
+    pub fn unknown_pods(&self, known: &BTreeSet<u32>) -> impl Iterator<Item = (String, Problem)> {
+        self.made_by_us.iter().filter(|(index, _)| !known.contains(index)).map(|(_, name)| {
+            let object = format!("pod interface/{name}");
+            let message = "is no pod's that this agent knows, and shut: nothing is on record of it, as when paths.state was lost \
+                           or changed; delete the pod (`ip -d link show` names its container), and its owner makes \
+                           another"
+                .to_owned();
+            (object.clone(), Problem { severity: Severity::Warning, object, message })
+        })
     }
 
     /// Names of the guarded.

@@ -24,7 +24,7 @@ use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
 
 pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};
-pub use startup::{Node, Prepared, StartError, uninstall};
+pub use startup::{Held, Node, Prepared, StartError, uninstall};
 
 /// A step could not be carried out; what it would have changed is as before.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,21 @@ pub enum ApplyError {
         /// Container id.
         container: String,
     },
+}
+
+/// Who routes to other nodes' pods lead by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The device's index.
+    pub index: u32,
+    /// The neighbour's address on that device's link.
+    pub address: IpAddr,
+    /// The device's name.
+    pub device: String,
+    /// Pods' ranges and addresses behind it.
+    pub destinations: BTreeSet<IpNet>,
+    /// Whether it answers who asks for its MAC address; none: nobody has asked.
+    pub answers: Option<bool>,
 }
 
 /// The kernel's side of this node: everything a step can change.
@@ -105,29 +120,82 @@ impl Kernel {
         &self.devices.uplinks
     }
 
+    /// What pods' packets come into the stack by.
+    pub async fn pod_devices(&self) -> BTreeSet<host::netfilter::firewall::Device> {
+        use host::netfilter::firewall::Device;
+        if self.ruleset.chained.is_none() {
+            return [Device::Prefix(INTERFACE_PREFIX.to_owned())].into();
+        }
+        let links = self.netlink.links().await.unwrap_or_default();
+        let find = |index: u32| links.iter().find(|link| link.index == index);
+        // Behind a bridge that is the bridge.
+        let interfaces = self.pods.keys().filter_map(|index| find(*index));
+        let devices = interfaces.map(|link| link.controller.and_then(find).unwrap_or(link));
+        devices.map(|link| Device::Named(link.name.clone())).collect()
+    }
+
+    /// What other nodes' pods are reached by, of the routes that are ours: by the next hop and its device, the destinations. With what
+    /// the kernel's neighbour table has of each.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn next_hops(&self, wanted: &BTreeSet<IpNet>) -> Result<Vec<NextHop>, ApplyError> {
+        let mut hops: BTreeMap<(u32, IpAddr), BTreeSet<IpNet>> = BTreeMap::new();
+        for (destination, (hop, _)) in self.netlink.own_routes().await? {
+            if let (Some(gateway), true) = (hop.gateway, wanted.contains(&destination)) {
+                hops.entry((hop.device, gateway)).or_default().insert(destination);
+            }
+        }
+        let (answers, links) = (self.netlink.neighbours().await?, self.netlink.links().await?);
+        let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
+        Ok(hops
+            .into_iter()
+            .map(|((index, address), destinations)| NextHop {
+                index,
+                address,
+                device: name(index).unwrap_or_else(|| index.to_string()),
+                destinations,
+                answers: answers.get(&(index, address)).copied(),
+            })
+            .collect())
+    }
+
+    /// Has the kernel ask for a neighbour's MAC address, as if there were a packet for it.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`].
+    pub async fn ask_for_neighbour(&self, index: u32, address: IpAddr) -> Result<(), ApplyError> {
+        fault::point("ask for a neighbour");
+        Ok(self.netlink.ask_for_neighbour(index, address).await?)
+    }
+
     /// Largest packet inside the tunnel, bytes.
     pub fn tunnel_mtu(&self) -> u32 {
         self.settings.tunnel_mtu
     }
 
     /// What the kernel holds. Attachments are told apart from leftovers by `known`: interfaces the agent still has on record
-    /// are attached anew, with this agent's programs; others are to be removed.
+    /// are attached anew, with this agent's programs; others are to be removed from the tables. But an interface that
+    /// hauberk-cni made and that still exists may be a living pod's: it is shut, and no leftover.
     ///
     /// # Errors
-    /// [`ApplyError`] if anything cannot be read.
-    pub async fn read(&self, known: &BTreeSet<u32>) -> Result<Actual, ApplyError> {
-        let maps = self.datapath.maps();
-        let mut leftovers: BTreeMap<u32, LocalPod> = BTreeMap::new();
+    /// [`ApplyError`] if anything cannot be read, or such an interface cannot be shut.
+    pub async fn read(&mut self, known: &BTreeSet<u32>) -> Result<Actual, ApplyError> {
         let links: BTreeMap<u32, String> =
             self.netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        let is_ours = |index: u32| links.get(&index).is_some_and(|name| name.starts_with(INTERFACE_PREFIX));
+        self.shut_unknown(|index| !known.contains(&index) && is_ours(index))?;
+        let is_kept = |index: u32| known.contains(&index) || is_ours(index);
+        let maps = self.datapath.maps();
+        let mut leftovers: BTreeMap<u32, LocalPod> = BTreeMap::new();
         for (index, interface) in maps.interfaces()? {
-            if !known.contains(&index) {
+            if !is_kept(index) {
                 leftovers.insert(index, leftover(index, links.get(&index), interface.protection));
             }
         }
         for (address, attachment) in maps.attachments()? {
             let index = attachment.interface;
-            if !known.contains(&index) {
+            if !is_kept(index) {
                 leftovers
                     .entry(index)
                     .or_insert_with(|| leftover(index, links.get(&index), 0))
@@ -150,6 +218,22 @@ impl Kernel {
             synced: maps.settings()?.flags & flag::SYNCED != 0,
             untranslated: BTreeSet::new(),
         })
+    }
+
+    /// Has interfaces speak for no address: what comes from them is dropped, and nothing goes there.
+    fn shut_unknown(&mut self, is_unknown: impl Fn(u32) -> bool) -> Result<(), ApplyError> {
+        let maps = self.datapath.maps_mut();
+        let attachments = maps.attachments()?.into_iter().map(|(address, held)| (Some(address), held.interface));
+        let interfaces = maps.interfaces()?.into_iter().map(|(index, _)| (None, index));
+        for (address, index) in attachments.chain(interfaces).filter(|(_, index)| is_unknown(*index)) {
+            let shut = layout::Interface { protection: Protection::Enabled as u8, reserved: [0; 7] };
+            fault::point("shut an interface that nobody knows");
+            maps.put_interface(index, shut)?;
+            if let Some(address) = address {
+                maps.remove_attachment(address, index)?;
+            }
+        }
+        Ok(())
     }
 
     /// Routes of an earlier agent that nobody wants any more. To be called once the plan is empty and everything is synced.
@@ -411,7 +495,7 @@ fn leftover(index: u32, name: Option<&String>, protection: u8) -> LocalPod {
             1 => Protection::Permissive,
             _ => Protection::Enabled,
         },
-        // Ours are known by their interface's name.
-        adopted: name.is_none_or(|name| !name.starts_with(INTERFACE_PREFIX)),
+        // Of ours those that exist are not leftovers.
+        adopted: true,
     }
 }

@@ -59,6 +59,19 @@ pub struct Prepared {
     devices: Devices,
 }
 
+/// A pod's interface as the programs' tables have it.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Its host side.
+    pub link: Link,
+    /// MAC address of the host side.
+    pub host_mac: [u8; 6],
+    /// MAC address inside the pod.
+    pub pod_mac: [u8; 6],
+    /// The pod's addresses.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
 /// What this node's own object says.
 pub struct Node {
     /// Its addresses, internal ones first.
@@ -119,6 +132,27 @@ impl Prepared {
     pub async fn interfaces(&self) -> Result<Vec<(String, u32)>, StartError> {
         let links = self.netlink.links().await.map_err(ApplyError::from)?;
         Ok(links.into_iter().map(|link| (link.name, link.index)).collect())
+    }
+
+    /// Pods' interfaces that the programs' tables hold and that exist.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn held(&self) -> Result<Vec<Held>, StartError> {
+        let mut held: BTreeMap<u32, Held> = BTreeMap::new();
+        let links = self.netlink.links().await.map_err(ApplyError::from)?;
+        for (address, attachment) in self.datapath.maps().attachments().map_err(ApplyError::from)? {
+            let Some(link) = links.iter().find(|link| link.index == attachment.interface) else { continue };
+            let [pod_mac, host_mac] = attachment.macs;
+            let new = || Held { link: link.clone(), host_mac, pod_mac, addresses: BTreeSet::new() };
+            held.entry(link.index).or_insert_with(new).addresses.insert(address.into());
+        }
+        Ok(held.into_values().collect())
+    }
+
+    /// Largest packet inside an earlier agent's tunnel, bytes of IP; 0 if there was none.
+    pub fn earlier_tunnel_mtu(&self) -> u32 {
+        self.settings.tunnel_mtu
     }
 
     /// Returns whether there was anything.

@@ -95,7 +95,13 @@ fn attachment(adopt: &Adopt) -> Attachment {
         cluster_ranges: Vec::new(),
         gso_max_size: 0,
     };
-    Attachment { request: adopt.request.clone(), reservation, attach: Some(adopt.attach.clone()), adopted: true }
+    Attachment {
+        request: adopt.request.clone(),
+        reservation,
+        attach: Some(adopt.attach.clone()),
+        adopted: true,
+        recovered: false,
+    }
 }
 
 fn check(adopt: &Adopt) -> Result<(), AttachmentError> {

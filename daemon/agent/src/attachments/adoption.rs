@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use super::recover::mac;
 use super::results::{self, Told};
 use super::{Attachments, Id};
 use crate::host::{HostError, Link, LinkKind, Netlink};
@@ -208,8 +209,4 @@ async fn match_link(netlink: &Netlink, links: &[Link], told: &Told) -> Option<Ad
         }
     }
     None
-}
-
-fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }

@@ -90,8 +90,13 @@ impl Keeper {
                 addresses,
             }
         };
-        let attachment =
-            Attachment { request: request.clone(), reservation: reservation.clone(), attach: None, adopted: false };
+        let attachment = Attachment {
+            request: request.clone(),
+            reservation: reservation.clone(),
+            attach: None,
+            adopted: false,
+            recovered: false,
+        };
         self.writer.store.save_cursors(self.writer.pools.cursors());
         self.store().save(&attachment)?;
         let mut records = self.attachments.records();
@@ -159,6 +164,7 @@ impl Keeper {
     }
 }
 
-fn gateway(address: IpAddr) -> IpAddr {
+/// Through what a pod's address reaches everything.
+pub(super) fn gateway(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { Ipv4Addr::from(GATEWAY_V4).into() } else { Ipv6Addr::from(GATEWAY_V6).into() }
 }

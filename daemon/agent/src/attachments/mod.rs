@@ -8,6 +8,8 @@
 //! Only a [`Keeper`] changes what is on record, and there is one at a time. It waits for the disk, on a blocking
 //! thread; whoever only looks ([`Attachments`]) never waits for it.
 //!
+//! Interfaces that the kernel holds and nothing is on record of are put there again ([`Keeper::recover`]).
+//!
 //! Interfaces that another CNI plugin made are only adopted ([`Keeper::adopt`]): their addresses are that plugin's, and
 //! they are forgotten with their interface. [`results`] and [`adoption`] find those that were there before this agent.
 
@@ -15,6 +17,7 @@ mod adopt;
 pub mod adoption;
 mod keeper;
 mod pool;
+mod recover;
 mod results;
 mod store;
 

@@ -1,11 +1,13 @@
 //! Network devices, and what a pod's host side needs. Which of them are guarded is said in [`super::devices`].
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState};
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, MulticastGroup};
 
@@ -18,6 +20,8 @@ pub struct Link {
     pub index: u32,
     /// Name.
     pub name: String,
+    /// What somebody noted with it (`ip link set alias`).
+    pub alias: String,
     /// Largest packet, bytes of IP.
     pub mtu: u32,
     /// MAC address, where it is Ethernet.
@@ -69,6 +73,7 @@ impl From<LinkMessage> for Link {
         let mut link = Link {
             index: message.header.index,
             name: String::new(),
+            alias: String::new(),
             mtu: 0,
             mac: None,
             up: message.header.flags.contains(LinkFlags::Up),
@@ -82,6 +87,7 @@ impl From<LinkMessage> for Link {
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
                 LinkAttribute::Link(index) => lower = Some(index),
@@ -248,6 +254,40 @@ impl Netlink {
         // The kernel takes an entry without a state for "permanent" only when it is said: the request's default is.
         let request = self.handle.neighbours().add(index, address).link_layer_address(&mac).replace();
         request.execute().await.map_err(refused(format!("add the neighbour {address} on device {index}")))
+    }
+
+    /// What the kernel knows of neighbours by device and address: whether they answer. Those that nobody asked for are not in it.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn neighbours(&self) -> Result<BTreeMap<(u32, IpAddr), bool>, HostError> {
+        let mut found = BTreeMap::new();
+        let mut entries = std::pin::pin!(self.handle.neighbours().get().execute());
+        while let Some(entry) = entries.try_next().await.map_err(refused("list neighbours"))? {
+            let address = entry.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+                _ => None,
+            });
+            let answers = match entry.header.state {
+                NeighbourState::None => continue,
+                state => !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete),
+            };
+            if let Some(address) = address {
+                found.insert((entry.header.ifindex, address), answers);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Has the kernel ask for a neighbour's MAC address, as if there were a packet for it (`NTF_USE`).
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn ask_for_neighbour(&self, index: u32, address: IpAddr) -> Result<(), HostError> {
+        let request = self.handle.neighbours().add(index, address).state(NeighbourState::None);
+        let request = request.flags(NeighbourFlags::Use).replace();
+        request.execute().await.map_err(refused(format!("ask for the neighbour {address} on device {index}")))
     }
 
     /// The other end of a pod's pair, seen from this end: needs no way into the pod's namespace. None if it is gone.

@@ -9,6 +9,7 @@ use hauberk_core::explain::{ResolveError, Resolved, resolve_pair};
 use hauberk_core::model::NodeNumber;
 
 use super::{Eyes, drops, flows};
+use crate::host::netfilter::firewall::Way;
 use crate::world::{Shared, World, key_status};
 
 /// The AEAD of every WireGuard packet (whitepaper, section 5.4).
@@ -39,6 +40,12 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
     let seen = last_proven(eyes, &from, &to, verdict.encryption);
     let encrypted = verdict.encryption == Encryption::Encrypted;
     let drop = verdict.is_refused().then_some(verdict.drop);
+    let way = if sender != here.0 {
+        Some(if encrypted_way(need) { Way::Opened } else { Way::Plain }).filter(|_| !to.identity.is_node())
+    } else {
+        (!from.identity.is_node() && to.identity.node != here.0).then_some(Way::Out)
+    };
+    let in_the_way = way.and_then(|way| Some(world.running.as_ref()?.firewalls.on(way))).unwrap_or_default();
     Ok(Explanation {
         sentence: sentence(&from, &to, verdict.encryption, verdict.why, drop, peer.name.as_deref()),
         encryption: verdict.encryption.as_str().into(),
@@ -47,11 +54,16 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
         peer: if matches!(need, Need::Local | Need::World) { None } else { peer.name.clone() },
         peer_key: if encrypted { peer.key } else { None },
         cipher: encrypted.then(|| CIPHER.to_owned()),
-        would_drop: would_drop(need, peer.name.as_deref()),
+        would_drop: in_the_way.into_iter().chain(would_drop(need, peer.name.as_deref())).collect(),
         last_proven: seen,
         source: from.party,
         destination: to.party,
     })
+}
+
+/// Whether it comes out of the tunnel at its receiver.
+fn encrypted_way(need: Need) -> bool {
+    matches!(need, Need::Encrypt(_) | Need::Prefer | Need::Shelter)
 }
 
 struct PeerInWords {

@@ -39,12 +39,17 @@ pub fn problem(losses: &Losses, neighbours: &Neighbours, tunnel: &str) -> Proble
     };
     let legacy =
         if neighbours.legacy { "; iptables-legacy has tables here as well, which nft cannot show" } else { "" };
+    let advice = if neighbours.cures.is_empty() {
+        format!("accept there what comes in by {tunnel}")
+    } else {
+        format!("run: {}", neighbours.cures)
+    };
     Problem {
         severity: if all { Severity::Critical } else { Severity::Warning },
         object: "netfilter".into(),
         message: format!(
             "{lost} of {came} packets that came decrypted out of {tunnel} were dropped on this node before they reached a pod or a \
-             process; {why}{legacy}; accept there what comes in by {tunnel}"
+             process; {why}{legacy}; {advice}"
         ),
     }
 }

@@ -4,6 +4,7 @@
 pub mod changes;
 pub mod drops;
 pub mod explain;
+pub mod firewalls;
 pub mod flows;
 pub mod leaks;
 pub mod losses;

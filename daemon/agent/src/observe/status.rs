@@ -72,7 +72,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     }
     problems.extend(full_maps(world, eyes));
     problems.extend(world.leaks.problems());
-    problems.extend(world.plaintext.problems());
+    problems.extend(world.plaintext.problems(world.model.node()));
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {
             severity: Severity::Warning,
@@ -240,6 +240,7 @@ fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &st
     problems.extend(world.running.iter().flat_map(lacks_of_nftables));
     let lost = world.running.iter().filter_map(|running| running.losses.as_ref());
     problems.extend(lost.map(|(losses, neighbours)| losses::problem(losses, neighbours, tunnel)));
+    problems.extend(world.running.iter().flat_map(|running| running.firewalls.problems()));
     problems
 }
 

@@ -16,6 +16,8 @@ pub(super) enum Area {
     Devices,
     /// Programs, as the kernel tells of them.
     Programs,
+    /// Neighbours that pods' packets are sent by.
+    Hops,
     /// Anything else, told one by one.
     Others,
 }

@@ -4,6 +4,8 @@
 mod annotations;
 mod announcer;
 mod failures;
+mod firewalls;
+mod hops;
 mod input;
 mod watch;
 
@@ -30,6 +32,7 @@ use crate::cluster_config;
 use crate::config::Config;
 use crate::datapath::Framing;
 use crate::host::netfilter::Counters;
+use crate::observe::firewalls::Firewalls;
 use crate::source::Source;
 use crate::world::{Device, Running, Shared};
 
@@ -93,6 +96,9 @@ pub struct Reconciler {
     failures: Failures,
     looked: Option<Instant>,
     looked_around: Option<Instant>,
+    /// When to look at others' chains again.
+    firewalls_due: Option<Instant>,
+    hops: hops::Hops,
 }
 
 /// What a [`Reconciler`] is made of.
@@ -140,6 +146,8 @@ impl Reconciler {
             failures: Failures::default(),
             looked: None,
             looked_around: None,
+            firewalls_due: None,
+            hops: hops::Hops::default(),
         }
     }
 
@@ -275,7 +283,7 @@ impl Reconciler {
         let Stage::Prepared(prepared) = std::mem::replace(&mut self.stage, Stage::Changing) else { return false };
         let policy = self.world.read().policy.clone();
         let settled = prepared.settle(&self.config, &policy, &node, |mtu| (self.make_tunnel)(mtu)).await;
-        let kernel = match settled {
+        let mut kernel = match settled {
             Ok(kernel) => kernel,
             Err((prepared, error)) => {
                 self.stage = Stage::Prepared(prepared);
@@ -302,9 +310,10 @@ impl Reconciler {
                 guards_bridges: kernel.guards_bridges(),
                 netfilter: Counters::default(),
                 losses: None,
+                firewalls: Firewalls::default(),
             });
         }
-        let problems = kernel.devices().problems.clone();
+        let problems = watch::device_problems(&kernel, &self.world, &self.actual);
         self.stage = Stage::Running(Box::new(kernel));
         self.succeed("datapath");
         self.tell(Area::Devices, problems);
@@ -521,7 +530,7 @@ fn concerns_enforcement(object: &str) -> bool {
 
 /// Where packets of pods may have to go through the tunnel: to other pods and to nodes. Unless `nodeRanges` says where nodes
 /// are, any address may be one's.
-fn tunnelled_ranges(policy: &Policy) -> Vec<IpNet> {
+pub(crate) fn tunnelled_ranges(policy: &Policy) -> Vec<IpNet> {
     if policy.node_ranges.is_empty() {
         let [v4, v6]: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         return [v4, v6].into_iter().filter_map(|address| IpNet::new(address, 0).ok()).collect();

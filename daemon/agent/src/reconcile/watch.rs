@@ -3,16 +3,29 @@
 
 use crate::host::netfilter::{Counters, Neighbours};
 use crate::observe::losses;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hauberk_core::api::Problem;
 use hauberk_core::events::{NewEvent, reason};
-use hauberk_core::plan::Scope;
+use hauberk_core::plan::{Actual, Scope};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::apply::Kernel;
+use crate::world::Shared;
+
 use super::{Area, Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK, devices, note, uplinks};
+
+/// What is wrong with devices, and with pods' interfaces that are nobody's.
+pub(super) fn device_problems(kernel: &Kernel, world: &Shared, actual: &Actual) -> BTreeMap<String, Problem> {
+    let mut known: BTreeSet<u32> = actual.attachments.values().map(|pod| pod.host_index).collect();
+    let world = world.read();
+    known.extend(world.model.attachments().filter_map(|(_, on_record)| Some(on_record.attach.as_ref()?.host_index)));
+    let mut problems = kernel.devices().problems.clone();
+    problems.extend(kernel.devices().unknown_pods(&known));
+    problems
+}
 
 impl Reconciler {
     /// Guards follow the devices, routes follow the uplinks. Returns whether all could be read.
@@ -21,7 +34,7 @@ impl Reconciler {
         let Stage::Running(kernel) = &mut self.stage else { return true };
         let cluster_ranges = self.world.read().policy.cluster_ranges.clone();
         let refreshed = kernel.refresh_devices(&self.config, &cluster_ranges, &node).await;
-        let problems = kernel.devices().problems.clone();
+        let problems = device_problems(kernel, &self.world, &self.actual);
         let (uplinks, devices, mtu) = (uplinks(kernel), devices(kernel), kernel.tunnel_mtu());
         self.tell(Area::Devices, problems);
         let changed = match refreshed {
@@ -94,6 +107,8 @@ impl Reconciler {
             return true;
         }
         self.look_at_netfilter().await;
+        self.look_at_firewalls().await;
+        self.look_at_hops().await;
         self.look_at_settings().await;
         self.greet();
         self.stale
@@ -209,7 +224,10 @@ impl Reconciler {
         let before = self.world.read().running.as_ref().map(|running| running.netfilter);
         let news = before.and_then(|before| losses::compare(before, counters));
         let lost = match &news {
-            Some(Some(lost)) => Some((lost.clone(), Neighbours::look().await.unwrap_or_default())),
+            Some(Some(lost)) => {
+                let neighbours = Neighbours::look().await.unwrap_or_default();
+                Some((lost.clone(), Neighbours { cures: self.cures_of_losses().await, ..neighbours }))
+            }
             _ => None,
         };
         if let Some(running) = &mut self.world.write().running {

@@ -63,9 +63,9 @@ fn attached(world: &World) -> BTreeMap<PodName, Found> {
     let attachments = world.model.attachments().filter(|(_, attachment)| attachment.attach.is_some());
     attachments
         .filter_map(|(key, attachment)| {
-            let pod = attachment.request.pod.as_ref()?;
-            let found = Found { uid: pod.uid.clone(), failure: failure(world, key) };
-            Some((PodName::from(pod), found))
+            let pod = world.model.pod_of(attachment)?;
+            let found = Found { uid: pod.uid.map(str::to_owned), failure: failure(world, key) };
+            Some((pod.full_name(), found))
         })
         .collect()
 }

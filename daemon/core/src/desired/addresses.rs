@@ -4,8 +4,10 @@
 //! - A device's address here is this node's, whatever others claim.
 //! - Nodes' addresses lie in `nodeRanges`, if there are any of the family, and in no pod range. A device alone may have one in
 //!   its own node's pod range: another plugin's bridge and overlay do.
+//! - What a node had until lately is nobody's, and closed: to take it for the world's would open what runs.
 //! - What two nodes claim is nobody's, and closed: to believe one of them could hand it the other's traffic.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -43,6 +45,8 @@ pub(super) enum NodeClaim {
     Of(String),
     /// Several do, this one among them.
     Contested(String),
+    /// None does; this one did last.
+    Departed(String),
 }
 
 /// A node that claims an address.
@@ -108,6 +112,15 @@ impl NodeAddresses {
             let claim = if is_contested { NodeClaim::Contested(first) } else { NodeClaim::Of(first) };
             claims.insert((*address).into(), claim);
         }
+        for (address, node) in model.departed.iter() {
+            if refusal(policy, ranges, address).is_none() && !policy.host_addresses.contains(&address) {
+                let vacant = claims.entry(address.into());
+                if let Entry::Vacant(vacant) = vacant {
+                    vacant.insert(NodeClaim::Departed(node.to_owned()));
+                    tell_departure(address, node, events);
+                }
+            }
+        }
         // This node's devices are there before its object is, and after it.
         let here = policy.host_addresses.iter().filter(|address| is_possible(**address));
         claims.extend(here.map(|address| ((*address).into(), NodeClaim::Of(model.node().to_owned()))));
@@ -144,7 +157,7 @@ impl NodeAddresses {
             let may = match self.claims.get(&address) {
                 Some(NodeClaim::Of(owner)) => *owner == node.name,
                 Some(NodeClaim::Contested(_)) => true,
-                None => false,
+                Some(NodeClaim::Departed(_)) | None => false,
             };
             may && !self.lost.contains(&address)
         })
@@ -165,7 +178,7 @@ impl NodeClaim {
     /// A node that claims the address.
     pub(super) fn node(&self) -> &str {
         match self {
-            NodeClaim::Of(node) | NodeClaim::Contested(node) => node,
+            NodeClaim::Of(node) | NodeClaim::Contested(node) | NodeClaim::Departed(node) => node,
         }
     }
 }
@@ -238,6 +251,15 @@ fn tell_contest(address: IpAddr, claimants: &[Claimant<'_>], is_here: bool, even
                  of container engines"
             )
         }
+    });
+}
+
+fn tell_departure(address: IpAddr, node: &str, events: &mut Collector) {
+    events.add(false, reason::ADDRESS_DEPARTED, || vec![format!("Node/{node}")], || {
+        format!(
+            "Node {node} has {address} no longer: packets of protected pods to and from it are dropped for an hour, or until another \
+             node has it"
+        )
     });
 }
 

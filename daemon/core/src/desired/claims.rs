@@ -19,7 +19,7 @@ pub(super) enum Party<'a> {
     Nobody,
     /// A node, by name.
     Node(&'a str),
-    /// One of several nodes: none is believed.
+    /// One of several nodes, or one that is gone: none is believed.
     Contested,
     Pod(PodClaim<'a>),
 }
@@ -60,9 +60,12 @@ pub(super) fn settle<'a>(
     let Some(nodes) = places.nodes.claim(address) else { return pod.map_or(Party::Nobody, Party::Pod) };
     let of_nodes = match nodes {
         NodeClaim::Of(node) => Party::Node(node),
-        NodeClaim::Contested(_) => Party::Contested,
+        NodeClaim::Contested(_) | NodeClaim::Departed(_) => Party::Contested,
     };
     let Some(claim) = pod else { return of_nodes };
+    if matches!(nodes, NodeClaim::Departed(_)) {
+        return Party::Pod(claim);
+    }
     let node = nodes.node();
     let address = IpAddr::from(address);
     let here = policy.host_addresses.contains(&address);
@@ -132,12 +135,12 @@ fn of_attachment<'a>(
     key: &'a AttachmentKey,
     attachment: &'a Attachment,
 ) -> PodClaim<'a> {
-    let pod = attachment.request.pod.as_ref();
+    let pod = model.pod_of(attachment);
     PodClaim {
         protection: protection_of(model, policy, attachment),
         node: Some(model.node()),
         attachment: Some(key),
-        holder: pod.map_or(Holder::Attachment(key), |pod| Holder::Pod(&pod.namespace, &pod.name)),
+        holder: pod.map_or(Holder::Attachment(key), |pod| Holder::Pod(pod.namespace, pod.name)),
         terminating: false,
         origin: "",
     }
@@ -157,7 +160,7 @@ fn of_pod<'a>(model: &'a Model, policy: &Policy, pod: &'a Pod) -> PodClaim<'a> {
 
 /// How the pod behind an interface on this node is protected.
 pub(super) fn protection_of(model: &Model, policy: &Policy, attachment: &Attachment) -> Protection {
-    let pod = attachment.request.pod.as_ref().map(|pod| (PodName::from(pod), pod.uid.as_deref()));
+    let pod = model.pod_of(attachment).map(|pod| (pod.full_name(), pod.uid));
     protection::of_attached(model, policy, pod.as_ref().map(|(name, uid)| (name, *uid))).protection
 }
 

@@ -16,7 +16,7 @@ use hauberk_abi::identity::{Identity, Kind, Protection};
 use ipnet::IpNet;
 
 use crate::convergence;
-use crate::desired::addresses::Places;
+use crate::desired::addresses::{NodeClaim, Places};
 use crate::desired::attachments::local_pod;
 use crate::desired::claims::{self, Party};
 use crate::desired::standing::{Cause, Standing};
@@ -223,9 +223,11 @@ impl Incremental {
         }
         let prefix = IpNet::from(ip);
         if !policy.in_cluster(prefix) && !self.inside.contains(&prefix) {
+            // Plain pods may talk with whoever has it now, who knows no way back to a pod.
+            let departed = matches!(self.places.nodes.claim(address), Some(NodeClaim::Departed(_)));
+            let in_cluster = identity.is_some_and(|identity| !departed || identity.kind() == Kind::Pod);
             let untranslated = &mut self.desired.untranslated;
-            scope.untranslated |=
-                if identity.is_some() { untranslated.insert(prefix) } else { untranslated.remove(&prefix) };
+            scope.untranslated |= if in_cluster { untranslated.insert(prefix) } else { untranslated.remove(&prefix) };
         }
         self.places.nodes.note(address, lost) | anew
     }

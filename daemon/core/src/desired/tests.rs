@@ -473,6 +473,40 @@ fn an_interface_of_nobody_known_is_protected() {
 }
 
 #[test]
+fn an_interface_on_record_again_is_of_the_pod_that_has_its_addresses() {
+    let mut world = World::three_nodes();
+    let mut again = attachment("c1", None, &["10.0.1.5", "fd00::1:5"]);
+    again.recovered = true;
+    world.apply(Change::Attachment(again));
+    assert_eq!(protection_of(&world, "10.0.1.5"), Protection::Enabled, "nobody is known to have it");
+    // One of its addresses is enough, and then both are that pod's.
+    world.apply(Change::Pod(pod("open/a", 1, &["10.0.1.5"])));
+    for address in ["10.0.1.5", "fd00::1:5"] {
+        assert_eq!(protection_of(&world, address), Protection::None, "{address}");
+    }
+    let desired = world.desired();
+    assert_eq!(desired.attachments.values().next().unwrap().protection, Protection::None);
+    assert!(desired.events.is_empty(), "one pod, no conflict: {:?}", desired.events);
+    world.apply(namespace("open", Some("enabled")));
+    assert_eq!(protection_of(&world, "fd00::1:5"), Protection::Enabled, "it follows the pod's labels");
+}
+
+#[test]
+fn an_interface_on_record_again_of_two_pods_or_of_another_nodes_is_protected() {
+    let mut world = World::three_nodes();
+    let mut again = attachment("c1", None, &["10.0.1.5", "fd00::1:5"]);
+    again.recovered = true;
+    world.apply(Change::Attachment(again));
+    world.apply(Change::Pod(pod("open/far", 2, &["10.0.1.5"])));
+    assert_eq!(protection_of(&world, "10.0.1.5"), Protection::Enabled);
+    world.apply(Change::PodGone(pod_name("open/far")));
+    world.apply(Change::Pod(pod("open/a", 1, &["10.0.1.5"])));
+    assert_eq!(protection_of(&world, "fd00::1:5"), Protection::None);
+    world.apply(Change::Pod(pod("open/b", 1, &["fd00::1:5"])));
+    assert_eq!(protection_of(&world, "10.0.1.5"), Protection::Enabled);
+}
+
+#[test]
 fn what_is_only_reserved_has_an_address_but_nothing_to_attach_to() {
     let mut world = World::three_nodes();
     let mut reserved = attachment("c1", Some("open/a"), &["10.0.1.5"]);

@@ -335,14 +335,19 @@ fn any_change_of(address: BoxedStrategy<std::net::IpAddr>) -> impl Strategy<Valu
             })
         });
     let containers = || prop::sample::select(vec!["c1", "c2", "c3"]);
-    let attachment_change = (containers(), prop::option::of(pods()), prop::collection::vec(address(), 0..3), 1u32..4)
-        .prop_map(|(container, pod, addresses, index)| {
+    let of = prop_oneof![
+        2 => pods().prop_map(|pod| (Some(pod), false)),
+        1 => any::<bool>().prop_map(|recovered| (None, recovered)),
+    ];
+    let attachment_change = (containers(), of, prop::collection::vec(address(), 0..3), 1u32..4).prop_map(
+        |(container, (pod, recovered), addresses, index)| {
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
             let mut attachment = attachment(container, pod, &addresses);
             attachment.attach = attachment.attach.map(|attach| crate::api::Attach { host_index: index, ..attach });
-            Change::Attachment(attachment)
-        });
+            Change::Attachment(crate::api::Attachment { recovered, ..attachment })
+        },
+    );
     let key = |container: &str| AttachmentKey { container: container.into(), interface: "eth0".into() };
     prop_oneof![
         4 => node_change,

@@ -25,6 +25,8 @@ use crate::stats::TunnelDrop;
 pub(super) const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
+/// Initiations after which a handshake is given up.
+pub(super) const GIVEN_UP: u32 = (REKEY_ATTEMPT_TIME.as_secs() / REKEY_TIMEOUT.as_secs()) as u32;
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How old a session of ours gets while we only listen: a new one is made just before it is too late (6.2).
 pub(super) const REKEY_AT_LAST: Duration =

@@ -9,7 +9,7 @@ use hauberk_cipher::TAG;
 use super::Surroundings;
 use super::handshake::Responder;
 use super::message::{COOKIE_REPLY, Data, INITIATION, OVERHEAD, RESPONSE, RESPONSE_NOISE};
-use super::pair::{Due, Pair, REKEY_AFTER_TIME, REKEY_AT_LAST};
+use super::pair::{Due, GIVEN_UP, Pair, REKEY_AFTER_TIME, REKEY_AT_LAST};
 use super::whereabouts::{self, Whereabouts};
 use crate::config::{PeerConfig, PeerId};
 use crate::io::outbox::Outbox;
@@ -181,20 +181,27 @@ impl Peer {
     pub(super) fn on_deadline(&mut self, now: Instant, around: &mut Surroundings, outbox: &mut Outbox<'_>) {
         self.armed = None;
         self.expire(now);
-        let mut gave_up = false;
+        let sending = self.pairs.iter().position(Pair::is_usable);
+        let (mut gave_up, mut is_silent) = (false, false);
         for pair in 0..self.pairs.len() {
             while let Some(due) = self.pairs[pair].next_due(now) {
                 match due {
                     Due::Initiation => self.initiate(now, pair, outbox),
                     Due::Keepalive => self.keep_alive(pair, outbox),
-                    Due::GaveUp => gave_up = true,
+                    Due::GaveUp => {
+                        gave_up = true;
+                        is_silent |= sending == Some(pair);
+                    }
                 }
             }
         }
         let hopeless = self.pairs.iter().all(|pair| !pair.is_usable() && pair.attempts().is_none());
         if gave_up && hopeless {
-            self.failed = Some(SystemTime::now());
             self.drop_waiting(TunnelDrop::HandshakeFailed, around);
+        }
+        // The session that is left sends to nobody.
+        if is_silent || gave_up && hopeless {
+            self.failed = Some(SystemTime::now());
         }
         self.settle(around);
     }
@@ -295,7 +302,11 @@ impl Peer {
             id: self.config.id,
             name: self.config.name.clone(),
             state: self.state,
-            unanswered: unanswered.unwrap_or(0),
+            unanswered: if self.failed.is_some() {
+                GIVEN_UP.max(unanswered.unwrap_or(0))
+            } else {
+                unanswered.unwrap_or(0)
+            },
             latest_handshake: self.latest_handshake,
             local_epoch: sending.map(|pair| pair.identity().epoch),
             remote_epoch: sending.map(|pair| pair.remote_epoch),

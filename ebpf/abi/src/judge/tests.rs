@@ -47,7 +47,7 @@ fn an_opted_in_end_is_never_plain_between_nodes() {
                         let out = outgoing(need, &destination, &peer).encryption;
                         assert!(matches!(out, Encryption::Encrypted | Encryption::Refused));
                         assert!(arriving_in_clear(need, &source, &destination, HERE, true).is_refused());
-                        for origin in [Origin::Pod, Origin::Node, Origin::Wire, Origin::Unguarded] {
+                        for origin in [Origin::Pod, Origin::Node, Origin::Wire, Origin::Cluster, Origin::Unguarded] {
                             assert!(entering_pod(need, &source, &destination, origin, true).is_refused());
                         }
                     }
@@ -91,6 +91,11 @@ fn translated_traffic_of_a_protected_pod_stays_protected() {
     // The reply to a node's address comes back through the tunnel too, where somebody translates.
     assert_eq!(need(&pod(Protection::None, HERE), &node(THERE), &place(true)), Need::Shelter);
     assert_eq!(need(&pod(Protection::None, HERE), &node(THERE), &place(false)), Need::Clear);
+    // Nobody masquerades by an address that no node has, and nobody would take it out of a tunnel.
+    let stranger = Identity::new(Kind::UnknownNode, Protection::None, 0);
+    for (source, destination) in [(stranger, plain), (plain, stranger)] {
+        assert_eq!(need(&source, &destination, &place(true)), Need::Clear);
+    }
     assert_eq!(outgoing(Need::Shelter, &node(THERE), &KEYED).encryption, Encryption::Encrypted);
     assert_eq!(outgoing(Need::Shelter, &node(THERE), &NONE).encryption, Encryption::Plain);
 }
@@ -124,6 +129,12 @@ fn only_a_pods_interface_and_the_node_itself_prove_that_a_packet_is_local() {
     assert_eq!(enters(node(HERE), protected, Origin::Wire).encryption, Encryption::Local);
     assert_eq!(enters(node(HERE), protected, Origin::Unguarded).drop, DropReason::Martian);
     assert_eq!(enters(Identity::WORLD, protected, Origin::Unguarded).drop, DropReason::WorldToProtected);
+    // So it does to what came in the clear from another node, which had to be sealed.
+    for source in [node(HERE), Identity::WORLD, node(THERE)] {
+        assert_eq!(enters(source, protected, Origin::Cluster).drop, DropReason::PlaintextToProtected);
+    }
+    assert_eq!(enters(node(HERE), plain, Origin::Cluster).encryption, Encryption::Local);
+    assert_eq!(enters(plain, protected, Origin::Cluster).drop, DropReason::PlaintextToProtected);
     // A service's address was translated after the guard let the packet by.
     assert_eq!(enters(Identity::WORLD, protected, Origin::Wire).encryption, Encryption::World);
     assert_eq!(enters(plain, plain, Origin::Unguarded).encryption, Encryption::Local);

@@ -35,3 +35,21 @@ fn an_address_of_the_node_that_is_not_known_yet_sends_nothing_to_protected_pods(
     assert_eq!(bench.run_frame(Hook::ToWire, &forwarded, 7), OK, "as the configuration allows");
     bench.refuses(Hook::ToWire, "172.16.0.9", "10.0.2.1", DropReason::UnknownSource);
 }
+
+/// A port of another node that leads to a protected pod: the node that asks cannot know, the answer comes sealed.
+#[test]
+fn a_connection_that_is_answered_sealed_goes_on_sealed() {
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    let (here, there) = ("192.168.0.1", "192.168.0.2");
+    let mut bench = Bench::new(flag::SYNCED);
+    assert_eq!(bench.run_frame(Hook::ToWire, &tcp(here, there, SYN), 0), OK);
+    assert_eq!(bench.run_frame(Hook::ToWire, &tcp(here, there, SYN), 0), OK);
+    let mut answer = tcp(there, here, SYN | ACK);
+    // The ports change places.
+    let (source, destination) = (14 + 20, 14 + 22);
+    let ports = [answer[destination], answer[destination + 1], answer[source], answer[source + 1]];
+    answer[source..source + 4].copy_from_slice(&ports);
+    assert_eq!(bench.run_frame(Hook::FromTunnel, &answer[14..], 0), OK);
+    assert_eq!(bench.run_frame(Hook::ToWire, &tcp(here, there, ACK), 0), REDIRECT);
+}

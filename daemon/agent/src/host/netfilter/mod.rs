@@ -11,10 +11,11 @@
 //! Beside another CNI plugin's network, `inet hauberk` also keeps that plugin's masquerading off what goes through the tunnel,
 //! and tells TCP of the tunnel's size.
 //!
-//! [`neighbours`] looks at what other programs have there.
+//! [`neighbours`] looks at what other programs have there, and [`firewall`] judges it.
 //!
 //! [`text`] writes the rules ([`stack`] and [`frames`] a part each), [`read`] understands `nft`'s JSON, this module runs it.
 
+pub mod firewall;
 mod frames;
 mod neighbours;
 mod read;
@@ -35,7 +36,7 @@ use super::HostError;
 use text::Tables;
 
 pub use neighbours::Neighbours;
-pub(crate) use neighbours::{has_legacy_tables, parse as parse_neighbours};
+pub(crate) use neighbours::has_legacy_tables;
 pub(crate) use text::{BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 
 /// What the rules depend on.

@@ -14,6 +14,8 @@ pub struct Neighbours {
     pub accepting: Vec<String>,
     /// Whether there are tables of iptables-legacy, whose chains nftables cannot list.
     pub legacy: bool,
+    /// Commands that let through what comes out of the tunnel, as far as they can be told.
+    pub cures: String,
 }
 
 impl Neighbours {
@@ -37,7 +39,7 @@ pub(crate) fn has_legacy_tables() -> bool {
 }
 
 /// Reads `nft -j list chains`.
-pub(crate) fn parse(json: &str) -> Neighbours {
+fn parse(json: &str) -> Neighbours {
     let mut neighbours = Neighbours::default();
     for chain in read::objects(json, "chain") {
         let word = |name: &str| chain[name].as_str().unwrap_or_default();

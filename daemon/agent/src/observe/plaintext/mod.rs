@@ -70,7 +70,7 @@ struct Reader {
     suspects: BTreeMap<String, Suspicion>,
 }
 
-/// Packets that another node sent in the clear, of one flow.
+/// Packets that another node sent in the clear, of one flow; this node's own number if its rules have translated their source.
 struct Refused {
     addresses: [IpAddr; 2],
     node: NodeNumber,
@@ -130,7 +130,7 @@ impl Reader {
         let mut waited_for: Option<BTreeMap<String, BTreeSet<String>>> = None;
         for refused in std::mem::replace(&mut self.held, fresh) {
             let Some(node) = world.model.node_name(refused.node).map(str::to_owned) else { continue };
-            if node == world.model.node() || world.changes.excuse(refused.addresses, refused.last, GRACE) {
+            if world.changes.excuse(refused.addresses, refused.last, GRACE) {
                 continue;
             }
             let waited_for = waited_for.get_or_insert_with(|| waiting(world));
@@ -238,7 +238,7 @@ impl Writer {
             let own = world.model.node_object(world.model.node());
             // Until then its object may not be there, and what an earlier agent wrote is not known.
             let Some(own) = own.filter(|_| world.model.synced()) else { return };
-            (world.plaintext.reports(), own.plaintext_seen.is_some())
+            (world.plaintext.reports(world.model.node()), own.plaintext_seen.is_some())
         };
         let lately = self.at.is_some_and(|at| at.elapsed() < WRITE);
         let names_more = wanted.keys().any(|node| !self.written.contains_key(node));

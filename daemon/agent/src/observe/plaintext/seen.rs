@@ -50,9 +50,10 @@ impl Plaintext {
     /// Another node was seen to send in the clear. Returns the event to tell.
     pub fn note(&mut self, own: &str, sighting: Sighting) -> NewEvent {
         let Sighting { node, addresses, owners, packets, last } = sighting;
+        let what = what(own, &node);
+        let advice = advice(own, &node);
         let message = format!(
-            "node {node} sends in the clear what must be encrypted: {} ({}) to {} ({}); dropped on {own}; is hauberk's agent running \
-             on {node}, and ready? Or somebody forges packets in its name",
+            "{what}: {} ({}) to {} ({}); dropped on {own}; {advice}",
             addresses[0], owners[0], addresses[1], owners[1]
         );
         let event = NewEvent {
@@ -80,9 +81,10 @@ impl Plaintext {
         self.reporters = reports.into_iter().collect();
     }
 
-    /// What this node has to tell of others.
-    pub fn reports(&self) -> BTreeMap<String, Report> {
-        self.lately().map(|(node, sender)| (node.clone(), Report::new(sender.packets, sender.last))).collect()
+    /// What this node, `own`, has to tell of others.
+    pub fn reports(&self, own: &str) -> BTreeMap<String, Report> {
+        let others = self.lately().filter(|(node, _)| *node != own);
+        others.map(|(node, sender)| (node.clone(), Report::new(sender.packets, sender.last))).collect()
     }
 
     /// Packets by node.
@@ -91,15 +93,19 @@ impl Plaintext {
     }
 
     /// One for each node that was seen, and one for each that has seen this one.
-    pub fn problems(&self) -> Vec<Problem> {
+    pub fn problems(&self, own: &str) -> Vec<Problem> {
         let critical =
             |node: &str, message| Problem { severity: Severity::Critical, object: format!("node/{node}"), message };
         let seen = self.lately().map(|(node, sender)| {
             let [from, to] = &sender.owners;
             let message = format!(
-                "node {node} sends in the clear what must be encrypted: {} packets were dropped here, the last at {:.0}: {} ({from}) to \
-                 {} ({to}); is hauberk's agent running on {node}, and ready? Or somebody forges packets in its name",
-                sender.packets, sender.last, sender.addresses[0], sender.addresses[1]
+                "{}: {} packets were dropped here, the last at {:.0}: {} ({from}) to {} ({to}); {}",
+                what(own, node),
+                sender.packets,
+                sender.last,
+                sender.addresses[0],
+                sender.addresses[1],
+                advice(own, node)
             );
             critical(node, message)
         });
@@ -118,6 +124,24 @@ impl Plaintext {
         let now = Timestamp::now();
         self.senders.iter().filter(move |(_, sender)| now.duration_since(sender.last) < TOLD)
     }
+}
+
+/// What a node does that this one, `own`, sees. What comes from this one was another's until a rule here translated it.
+fn what(own: &str, node: &str) -> String {
+    if node == own {
+        return "another node, or a plain pod on one, asks in the clear for a protected pod, at a port of this node"
+            .into();
+    }
+    format!("node {node} sends in the clear what must be encrypted")
+}
+
+fn advice(own: &str, node: &str) -> String {
+    if node == own {
+        return "rules of this node gave the packets its own address on their way, so that the sender is not known (a masqueraded \
+                nodePort or hostPort); have it ask the pod's address, or the service's cluster address"
+            .into();
+    }
+    format!("is hauberk's agent running on {node}, and ready? Or somebody forges packets in its name")
 }
 
 /// What other nodes' objects say of this one at the moment.

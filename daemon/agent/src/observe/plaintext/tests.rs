@@ -56,11 +56,25 @@ fn a_sender_is_named_and_its_packets_counted_once() {
         reader.judge(&mut world, now);
         assert_eq!(total(&world), expected);
     }
-    let [problem] = &world.plaintext.problems()[..] else { panic!("{:?}", world.plaintext.problems()) };
+    let [problem] = &world.plaintext.problems("n1")[..] else { panic!("{:?}", world.plaintext.problems("n1")) };
     assert_eq!(problem.object, "node/n2");
     assert!(problem.message.starts_with("node n2 sends in the clear"), "{}", problem.message);
-    assert_eq!(world.plaintext.reports().keys().collect::<Vec<_>>(), ["n2"]);
+    assert_eq!(world.plaintext.reports("n1").keys().collect::<Vec<_>>(), ["n2"]);
     assert_eq!(world.events.list()[0].reason, "PlaintextSeen");
+}
+
+#[test]
+fn what_was_translated_here_is_told_and_held_against_nobody() {
+    let (mut world, mut reader) = (world(), Reader::default());
+    let now = 1_000 * SECOND;
+    let (key, flow) = flow(&world, 3, now);
+    let node = world.model.node_number("n1").unwrap().0;
+    reader.take(&[(key, Flow { node, ..flow })]);
+    reader.judge(&mut world, now);
+    reader.judge(&mut world, now);
+    let [problem] = &world.plaintext.problems("n1")[..] else { panic!("{:?}", world.plaintext.problems("n1")) };
+    assert!(problem.message.contains("at a port of this node: 3 packets"), "{}", problem.message);
+    assert!(world.plaintext.reports("n1").is_empty());
 }
 
 #[test]
@@ -104,7 +118,7 @@ fn a_node_hears_what_others_say_of_it_and_forgets_what_is_old() {
         let reports = BTreeMap::from([("n1".to_owned(), plaintext::Report::new(7, last))]);
         let _ = world.model.apply(node("n2", "192.168.0.2", Some(plaintext::render(&reports))));
         hear(world);
-        world.plaintext.problems()
+        world.plaintext.problems("n1")
     };
     let problems = say(&mut world, Timestamp::now());
     assert_eq!(problems.len(), 1);

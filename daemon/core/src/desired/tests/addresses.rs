@@ -43,7 +43,7 @@ fn every_address_that_a_node_publishes_is_its_own() {
     assert_eq!(allowed(&world, 2), ["10.0.2.0/24", "192.0.2.2/32", "198.51.100.7/32", "2001:db8::2/128"].map(net));
     assert!(world.events().is_empty());
     world.apply(Change::Node(with_devices(2, &["192.0.2.2"])));
-    assert_eq!(world.desired().identity(ip("198.51.100.7")), Identity::WORLD);
+    assert_eq!(world.desired().identity(ip("198.51.100.7")), CLOSED);
     assert_eq!(allowed(&world, 2), ["10.0.2.0/24", "192.0.2.2/32"].map(net));
 }
 
@@ -58,7 +58,35 @@ fn a_broken_annotation_leaves_the_last_good_addresses_and_a_removed_one_none() {
     assert_eq!(world.desired().identity(ip("198.51.100.7")), identity_of_node(world.number(2)));
     assert_eq!(world.desired().identity(ip("198.51.100.8")), Identity::WORLD);
     world.apply(Change::Node(node(2)));
-    assert_eq!(world.desired().identity(ip("198.51.100.7")), Identity::WORLD);
+    assert_eq!(world.desired().identity(ip("198.51.100.7")), CLOSED);
+}
+
+#[test]
+fn what_a_node_had_is_closed_until_another_one_has_it_or_it_is_forgotten() {
+    let mut world = World::three_nodes();
+    world.policy.node_ranges.clear();
+    let who = |world: &World, address: &str| world.desired().identity(ip(address));
+    world.apply(Change::Node(with_devices(2, &["198.51.100.7", "10.0.2.1"])));
+    world.apply(Change::NodeGone("n2".into()));
+    for address in ["192.0.2.2", "198.51.100.7"] {
+        assert_eq!(who(&world, address), CLOSED, "{address}");
+        assert!(!world.desired().untranslated.contains(&IpNet::from(ip(address))), "{address}");
+    }
+    assert_eq!(who(&world, "10.0.2.1").kind(), Kind::UnknownPod, "no node's in the first place");
+    world.assert_event(reason::ADDRESS_DEPARTED, &["Node/n2"]);
+    world.apply(Change::Node(with_devices(3, &["198.51.100.7"])));
+    assert_eq!(who(&world, "198.51.100.7"), identity_of_node(world.number(3)));
+    world.apply(Change::Node(with_devices(3, &[])));
+    assert_eq!(who(&world, "198.51.100.7"), CLOSED);
+    world.apply(Change::Pod(pod("open/a", 3, &["198.51.100.7"])));
+    assert_eq!(who(&world, "198.51.100.7").kind(), Kind::Pod);
+    for address in ["192.0.2.2", "198.51.100.7"] {
+        assert!(world.apply(Change::AddressForgotten(ip(address))));
+    }
+    assert_eq!(who(&world, "192.0.2.2"), Identity::WORLD);
+    // What this node had is known by its devices.
+    world.apply(Change::NodeGone("n1".into()));
+    assert_eq!(who(&world, "192.0.2.1"), Identity::WORLD);
 }
 
 #[test]

@@ -369,6 +369,36 @@ fn handshakes_that_nobody_answers_are_counted_while_the_session_lives() {
 }
 
 #[test]
+fn a_peer_that_was_given_up_stays_unanswered_until_it_answers() {
+    let (mut net, now) = Net::established();
+    let mut given_up = false;
+    // For two minutes nobody answers, though the session lives; then nothing is to be sent; then there is again.
+    for second in 1..400 {
+        let at = now + Duration::from_secs(second);
+        let alice = &mut net.nodes[ALICE];
+        let sends = !(120..=300).contains(&second);
+        let mut sent = if sends { alice.seal(at, &packet(1, 2, b"anybody there?")) } else { Vec::new() };
+        if alice.deadline().is_some_and(|deadline| deadline <= at) {
+            sent.extend(alice.on_deadline(at));
+        }
+        let unanswered = alice.stats(2).unanswered;
+        given_up |= second > 100 && unanswered >= 3;
+        assert!(!given_up || unanswered >= 3, "{unanswered} after {second} s");
+        if second == 250 {
+            assert!(matches!(alice.stats(2).state, PeerState::Failed { .. }), "{:?}", alice.stats(2).state);
+        }
+        let initiation: Vec<Sent> = sent.into_iter().filter(|sent| sent.bytes[0] == 1).collect();
+        if second > 350 && !initiation.is_empty() {
+            assert!(given_up);
+            net.carry(at, ALICE, initiation);
+            assert_eq!(net.nodes[ALICE].stats(2).unanswered, 0);
+            return;
+        }
+    }
+    panic!("Alice has begun no handshake");
+}
+
+#[test]
 fn a_handshake_is_retried_then_given_up_then_tried_again() {
     let mut net = Net::new(2);
     let start = Instant::now();
