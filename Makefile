@@ -12,7 +12,7 @@ BENCH_ARGUMENTS ?=
 IMAGE ?= ghcr.io/hauberk-io/hauberk:dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-cluster lint advisories fuzz bench bench-tunnel bench-classify image install uninstall clean
+.PHONY: help setup build demo test test-cluster test-vm lint advisories fuzz bench bench-tunnel bench-classify image install uninstall clean
 
 help: ## list the targets
 	@echo 'hauberk: encrypts the traffic of pods between nodes. Targets of make:'
@@ -42,6 +42,11 @@ test-cluster: ## the tier on a real Kubernetes cluster of namespaces; part of te
 	@scripts/preflight
 	@scripts/setup build test
 	@scripts/test cluster
+
+test-vm: ## a part of the suites on Linux 6.1 and 6.12, in virtual machines; not part of test
+	@scripts/preflight
+	@scripts/setup build test vm
+	@scripts/test vm
 
 lint: ## format, clippy, dependency rules and documentation build only
 	@scripts/setup build test
