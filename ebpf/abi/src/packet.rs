@@ -130,7 +130,7 @@ impl Packet {
         self.protocol == protocol::ICMPV6 && ((130..=132).contains(&kind) || kind == 143) && self.hop_limit == 1
     }
 
-    /// Whether an IPv6 extension header follows what has been parsed. In later fragments nothing does that belongs to a header.
+    /// Whether an IPv6 extension header follows what has been parsed. A later fragment has payload there, whatever its protocol says.
     #[inline(always)]
     pub fn is_extended(&self) -> bool {
         !self.source.is_v4() && is_extension(self.protocol) && !matches!(self.fragment, Fragment::Later)
@@ -222,6 +222,7 @@ pub fn parse_ip<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
     parse_packet(bytes, 0, u32::from(first >> 4))
 }
 
+/// What the programs do in functions of their own, with the same steps.
 #[inline(always)]
 fn parse_packet<B: Bytes>(bytes: &B, offset: u32, version: u32) -> Result<Packet, Malformed> {
     let mut packet = parse_header(bytes, offset, version)?;

@@ -17,9 +17,9 @@
 //! multiplied is added up: tens of thousands of instructions in place of hundreds of thousands. Linux before 6.2 needs that most:
 //! in a program with functions it takes two paths for the same only if every number in them is.
 //!
-//! Every function that is not inlined is such a one. Of a static one Linux before 6.4 forgets, when it takes two paths for the same,
-//! which of its caller's numbers count (mended by fde2a3882bd0), and then takes away branches that it believes dead: it took a
-//! refusal away once.
+//! Every function that is not inlined is a global one. Linux before 6.4 prunes a path inside a static function without marking the
+//! caller's numbers that have to be the same (commit fde2a3882bd0 marks them). It then removes branches of the caller as dead code: it
+//! removed a refusal once.
 //!
 //! Such functions are given the context and numbers. All else lies in maps: the packet at hand in `PACKET`, its flow in `SCRATCH`.
 #![no_std]

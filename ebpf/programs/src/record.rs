@@ -54,8 +54,14 @@ pub fn now() -> u64 {
 /// ends, changes its verdict or is first refused. `node` is the other end's, `tunnel` its tunnel.
 #[inline(always)]
 pub fn record(hook: Hook, verdict: &Verdict, node: u32, tunnel: &Peer) {
-    let words = [verdict.encryption as u8, verdict.why as u8, verdict.drop as u8, 0];
-    record_named(counter_slot(hook, verdict.encryption), u32::from_le_bytes(words), node, tunnel.epoch);
+    let verdict_bytes = u32::from_le_bytes(bytes(verdict));
+    record_named(counter_slot(hook, verdict.encryption), verdict_bytes, node, tunnel.epoch);
+}
+
+/// A verdict as a flow has it: encryption, why, drop reason, nothing.
+#[inline(always)]
+fn bytes(verdict: &Verdict) -> [u8; 4] {
+    [verdict.encryption as u8, verdict.why as u8, verdict.drop as u8, 0]
 }
 
 /// Verified by itself: see [`crate`].
@@ -67,18 +73,11 @@ pub extern "C" fn record_named(slot: u32, verdict: u32, node: u32, epoch: u32) -
         count(slot, packet.length);
     }
     let now = now();
-    let [encryption, why, drop, _] = verdict.to_le_bytes();
     // SAFETY: the slot belongs to this CPU and to the program that runs on it.
     let flow = unsafe { &mut (*scratch).flow };
-    flow.first = now;
-    flow.last = now;
+    set(flow, verdict.to_le_bytes(), node, epoch, now);
     flow.packets = 1;
     flow.bytes = u64::from(packet.length);
-    flow.node = node;
-    flow.epoch = epoch;
-    flow.encryption = encryption;
-    flow.why = why;
-    flow.drop = drop;
     flow.tcp_flags = if packet.protocol == protocol::TCP { packet.tcp_flags } else { 0 };
     flow.reserved = 0;
     account(SLOTS, now)
@@ -87,15 +86,20 @@ pub extern "C" fn record_named(slot: u32, verdict: u32, node: u32, epoch: u32) -
 /// Says of a flow what was decided of the packet that came now.
 #[inline(always)]
 pub fn judged(flow: &mut Flow, verdict: &Verdict, node: u32, tunnel: &Peer, now: u64) {
+    set(flow, bytes(verdict), node, tunnel.epoch, now);
+}
+
+#[inline(always)]
+fn set(flow: &mut Flow, [encryption, why, drop, _]: [u8; 4], node: u32, epoch: u32, now: u64) {
     flow.first = now;
     flow.last = now;
     flow.node = node;
     // Not joined with its neighbours where all are zero: that would be a call of `memset`, byte by byte.
     // SAFETY: a field of a live value.
-    unsafe { (&raw mut flow.epoch).write_volatile(tunnel.epoch) };
-    flow.encryption = verdict.encryption as u8;
-    flow.why = verdict.why as u8;
-    flow.drop = verdict.drop as u8;
+    unsafe { (&raw mut flow.epoch).write_volatile(epoch) };
+    flow.encryption = encryption;
+    flow.why = why;
+    flow.drop = drop;
 }
 
 /// Records a packet that goes the way of the others of its flow: it is counted, and added to the flow's entry with others.
@@ -121,7 +125,7 @@ pub fn add_gathered(tally: &mut Tally, slot: u32, now: u64) {
     if tally.flow.packets != 0 {
         account(slot, now);
         tally.flow.packets = 0;
-        // Apart from its neighbour, as in `judged`.
+        // Apart from its neighbour, as in `set`.
         // SAFETY: a field of a live value.
         unsafe { (&raw mut tally.flow.bytes).write_volatile(0) };
     }

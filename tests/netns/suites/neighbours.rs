@@ -250,6 +250,13 @@ fn problems(node: &Node) -> Result<Vec<Problem>> {
     Ok(node.agent.status()?.problems.into_iter().filter(|problem| problem.object == "netfilter").collect())
 }
 
+/// What `hauberkd check` says.
+fn check(node: &Node) -> Result<String> {
+    let hauberkd = hauberk_netns::programs::ours("hauberkd")?;
+    let check = node.command(hauberkd).arg("--config").arg(node.config()).arg("check").output()?;
+    Ok(String::from_utf8_lossy(&check.stdout).into_owned())
+}
+
 /// As Docker, ufw and firewalld leave a node: what no rule accepts is dropped.
 fn firewall(context: &Context, chain: &str, hook: &str) -> Result<()> {
     let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, ..Setup::default() })?;
@@ -280,13 +287,7 @@ fn firewall(context: &Context, chain: &str, hook: &str) -> Result<()> {
         ensure!(named, "{found:?}");
         Ok(Some(()))
     })?;
-    let check = node
-        .command(hauberk_netns::programs::ours("hauberkd")?)
-        .arg("--config")
-        .arg(node.config())
-        .arg("check")
-        .output()?;
-    let said = String::from_utf8_lossy(&check.stdout);
+    let said = check(node)?;
     ensure!(said.contains(&format!("ip filter {chain}")), "`hauberkd check` does not name it: {said}");
     ensure!(said.contains("the kernel takes all 7 programs"), "`hauberkd check` does not try the programs: {said}");
     let left = node.run("find", &["/sys/fs/bpf", "-name", "hauberk-check-*"])?;
@@ -339,13 +340,7 @@ fn forward_policy(context: &Context) -> Result<()> {
         Ok((!half).then_some(()))
     })?;
     told(node, forward)?;
-    let check = node
-        .command(hauberk_netns::programs::ours("hauberkd")?)
-        .arg("--config")
-        .arg(node.config())
-        .arg("check")
-        .output()?;
-    let said = String::from_utf8_lossy(&check.stdout);
+    let said = check(node)?;
     ensure!(said.contains("iptables -I FORWARD -i hbk+ -j ACCEPT"), "`hauberkd check` does not give the rule: {said}");
     for node in &cluster.nodes {
         let found = problems(node)?;

@@ -52,7 +52,7 @@ pub enum ApplyError {
     },
 }
 
-/// Who routes to other nodes' pods lead by.
+/// The neighbour that routes to other nodes' pods lead to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// The device's index.
@@ -120,7 +120,7 @@ impl Kernel {
         &self.devices.uplinks
     }
 
-    /// What pods' packets come into the stack by.
+    /// The devices by which pods' packets come into the stack.
     pub async fn pod_devices(&self) -> BTreeSet<host::netfilter::firewall::Device> {
         use host::netfilter::firewall::Device;
         if self.ruleset.chained.is_none() {
@@ -134,8 +134,7 @@ impl Kernel {
         devices.map(|link| Device::Named(link.name.clone())).collect()
     }
 
-    /// What other nodes' pods are reached by, of the routes that are ours: by the next hop and its device, the destinations. With what
-    /// the kernel's neighbour table has of each.
+    /// The next hops of our routes to the `wanted` destinations, each with what the kernel's neighbour table says of it.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
@@ -145,6 +144,10 @@ impl Kernel {
             if let (Some(gateway), true) = (hop.gateway, wanted.contains(&destination)) {
                 hops.entry((hop.device, gateway)).or_default().insert(destination);
             }
+        }
+        // The neighbour table may be large.
+        if hops.is_empty() {
+            return Ok(Vec::new());
         }
         let (answers, links) = (self.netlink.neighbours().await?, self.netlink.links().await?);
         let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());

@@ -1,5 +1,5 @@
-//! Puts pods' interfaces on record again that the kernel still holds: without, an agent that lost `paths.state` would know
-//! nothing of pods that run.
+//! Puts pods' interfaces that the kernel still holds on record again. Otherwise an agent that lost `paths.state` would know nothing
+//! of the pods that run.
 //!
 //! The programs' tables have the addresses and MAC addresses, and hauberk-cni noted the container with the host side of each
 //! pair (its alias), so that the runtime's DEL finds it. The pod's name is in neither: it is the one that has the addresses.
@@ -78,32 +78,9 @@ pub(super) fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
 mod tests {
     use std::net::IpAddr;
 
-    use futures_util::FutureExt;
-
     use super::*;
-    use crate::attachments::Attachments;
+    use crate::attachments::tests::{open, request, settings};
     use crate::host::{Header, Link, LinkKind};
-
-    fn settings() -> Settings {
-        Settings {
-            pod_ranges: vec!["10.244.1.0/29".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
-            cluster_ranges: vec!["10.244.0.0/16".parse().unwrap()],
-            route_mtu: 1420,
-            device_mtu: 1500,
-            limit: 100,
-            ..Settings::default()
-        }
-    }
-
-    fn open(folder: &tempfile::TempDir) -> Keeper {
-        let (attachments, problems) = Attachments::open(folder.path().join("attachments"), settings()).unwrap();
-        assert!(problems.is_empty(), "{problems:?}");
-        attachments.keeper().now_or_never().unwrap()
-    }
-
-    fn request(container: &str) -> Reserve {
-        Reserve { container: container.into(), interface: "eth0".into(), pod: None, netns: "/run/netns/x".into() }
-    }
 
     /// What the kernel has of a pod that got this reservation.
     fn held(container: &str, index: u32, reservation: &Reservation) -> Held {

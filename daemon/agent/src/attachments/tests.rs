@@ -6,7 +6,7 @@ use hauberk_core::api::Attach;
 
 use super::*;
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         pod_ranges: vec!["10.244.1.0/29".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
         cluster_ranges: vec!["10.244.0.0/16".parse().unwrap()],
@@ -18,7 +18,7 @@ fn settings() -> Settings {
     }
 }
 
-fn request(container: &str) -> Reserve {
+pub(super) fn request(container: &str) -> Reserve {
     Reserve { container: container.into(), interface: "eth0".into(), pod: None, netns: "/run/netns/x".into() }
 }
 
@@ -26,7 +26,7 @@ fn attach() -> Attach {
     Attach { host_index: 7, host_mac: "02:00:00:00:00:01".into(), pod_mac: "02:00:00:00:00:02".into() }
 }
 
-fn open(folder: &tempfile::TempDir) -> Keeper {
+pub(super) fn open(folder: &tempfile::TempDir) -> Keeper {
     let (attachments, problems) = Attachments::open(folder.path().join("attachments"), settings()).unwrap();
     assert!(problems.is_empty(), "{problems:?}");
     attachments.keeper().now_or_never().unwrap()

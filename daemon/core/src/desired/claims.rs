@@ -19,8 +19,10 @@ pub(super) enum Party<'a> {
     Nobody,
     /// A node, by name.
     Node(&'a str),
-    /// One of several nodes, or one that is gone: none is believed.
+    /// One of several nodes: none is believed.
     Contested,
+    /// A node's until lately, and nobody's since.
+    Departed,
     Pod(PodClaim<'a>),
 }
 
@@ -60,12 +62,11 @@ pub(super) fn settle<'a>(
     let Some(nodes) = places.nodes.claim(address) else { return pod.map_or(Party::Nobody, Party::Pod) };
     let of_nodes = match nodes {
         NodeClaim::Of(node) => Party::Node(node),
-        NodeClaim::Contested(_) | NodeClaim::Departed(_) => Party::Contested,
+        NodeClaim::Contested(_) => Party::Contested,
+        // A pod that has it now has it.
+        NodeClaim::Departed(_) => return pod.map_or(Party::Departed, Party::Pod),
     };
     let Some(claim) = pod else { return of_nodes };
-    if matches!(nodes, NodeClaim::Departed(_)) {
-        return Party::Pod(claim);
-    }
     let node = nodes.node();
     let address = IpAddr::from(address);
     let here = policy.host_addresses.contains(&address);

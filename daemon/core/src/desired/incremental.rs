@@ -16,7 +16,7 @@ use hauberk_abi::identity::{Identity, Kind, Protection};
 use ipnet::IpNet;
 
 use crate::convergence;
-use crate::desired::addresses::{NodeClaim, Places};
+use crate::desired::addresses::Places;
 use crate::desired::attachments::local_pod;
 use crate::desired::claims::{self, Party};
 use crate::desired::standing::{Cause, Standing};
@@ -195,7 +195,7 @@ impl Incremental {
         let party = claims::settle(model, policy, &self.places, address, &mut told);
         let (identity, outside) = match &party {
             Party::Nobody => (None, None),
-            Party::Contested => (Some(Identity::new(Kind::UnknownNode, Protection::None, 0)), None),
+            Party::Contested | Party::Departed => (Some(Identity::new(Kind::UnknownNode, Protection::None, 0)), None),
             Party::Node(node) => (Some(Identity::new(Kind::Node, Protection::None, number(node).0)), None),
             Party::Pod(claim) => {
                 let node = claim.node.map(number);
@@ -204,6 +204,8 @@ impl Incremental {
                 (Some(identity), (!covered).then_some(node))
             }
         };
+        // Who has a departed address now has no route to pods: what plain pods send there is masqueraded.
+        let in_cluster = !matches!(party, Party::Nobody | Party::Departed);
         let lost = matches!(party, Party::Pod(_)) && self.places.nodes.claim(address).is_some();
         self.standing.note(Cause::Address(address), told);
         self.put_endpoint(address, identity, scope);
@@ -223,9 +225,6 @@ impl Incremental {
         }
         let prefix = IpNet::from(ip);
         if !policy.in_cluster(prefix) && !self.inside.contains(&prefix) {
-            // Plain pods may talk with whoever has it now, who knows no way back to a pod.
-            let departed = matches!(self.places.nodes.claim(address), Some(NodeClaim::Departed(_)));
-            let in_cluster = identity.is_some_and(|identity| !departed || identity.kind() == Kind::Pod);
             let untranslated = &mut self.desired.untranslated;
             scope.untranslated |= if in_cluster { untranslated.insert(prefix) } else { untranslated.remove(&prefix) };
         }

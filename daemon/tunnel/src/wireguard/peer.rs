@@ -195,12 +195,12 @@ impl Peer {
                 }
             }
         }
-        let hopeless = self.pairs.iter().all(|pair| !pair.is_usable() && pair.attempts().is_none());
-        if gave_up && hopeless {
+        let hopeless = gave_up && self.pairs.iter().all(|pair| !pair.is_usable() && pair.attempts().is_none());
+        if hopeless {
             self.drop_waiting(TunnelDrop::HandshakeFailed, around);
         }
-        // The session that is left sends to nobody.
-        if is_silent || gave_up && hopeless {
+        // If a session is left, nobody takes what it sends.
+        if hopeless || is_silent {
             self.failed = Some(SystemTime::now());
         }
         self.settle(around);
@@ -302,11 +302,7 @@ impl Peer {
             id: self.config.id,
             name: self.config.name.clone(),
             state: self.state,
-            unanswered: if self.failed.is_some() {
-                GIVEN_UP.max(unanswered.unwrap_or(0))
-            } else {
-                unanswered.unwrap_or(0)
-            },
+            unanswered: unanswered.unwrap_or(0).max(if self.failed.is_some() { GIVEN_UP } else { 0 }),
             latest_handshake: self.latest_handshake,
             local_epoch: sending.map(|pair| pair.identity().epoch),
             remote_epoch: sending.map(|pair| pair.remote_epoch),

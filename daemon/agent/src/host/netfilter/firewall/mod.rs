@@ -84,7 +84,7 @@ pub async fn look(ways: Ways) -> Result<Vec<Finding>, HostError> {
     looked.map_err(io::Error::other).flatten().map_err(HostError::NoNft)
 }
 
-/// The same for who has no runtime.
+/// The same for a caller without a runtime.
 ///
 /// # Errors
 /// `nft` cannot be run.
