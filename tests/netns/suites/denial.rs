@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
     Test::new("denial::folder_gone_keeps_what_works", folder_gone),
     Test::new("denial::folder_empty_at_start_stays_closed", folder_empty),
     Test::new("denial::folder_that_fills_slowly_never_opens", folder_slow),
+    Test::new("denial::folder_of_another_cluster_opens_nothing", folder_foreign),
     Test::new("denial::malformed_objects_reject_only_themselves", malformed_objects),
 ];
 
@@ -357,6 +358,47 @@ fn folder_slow(context: &Context) -> Result<()> {
     }
     node.agent.wait_ready()?;
     playground.works(&playground.a, &playground.c)?;
+    bystander.wait_flowing()?;
+    bystander.stop()?;
+    playground.assert_tight()
+}
+
+/// The same pods and namespaces are there, and the namespaces are not opted in; the nodes have other names.
+fn folder_foreign(context: &Context) -> Result<()> {
+    let playground = Playground::build(context)?;
+    let bystander = playground.bystander()?;
+    let directory = playground.cluster.manifests.directory();
+    let (ours, theirs) = (directory.with_extension("ours"), directory.with_extension("theirs"));
+    fs::create_dir_all(&theirs).context("make a folder")?;
+    for entry in fs::read_dir(directory).context("read the folder")? {
+        let entry = entry?;
+        let text = fs::read_to_string(entry.path()).context("read a manifest")?;
+        let text = if entry.file_name().to_string_lossy().starts_with("node") {
+            text.replace("name: n", "name: x")
+        } else {
+            text.replace(": enabled", ": disabled")
+        };
+        fs::write(theirs.join(entry.file_name()), text).context("write a manifest")?;
+    }
+    fs::rename(directory, &ours).context("move our folder away")?;
+    fs::rename(&theirs, directory).context("move the other folder here")?;
+    for node in &playground.cluster.nodes {
+        eventually("the status to say that the folder is another cluster's", || {
+            Ok(node.agent.status()?.source.unavailable_since.is_some().then_some(()))
+        })?;
+    }
+    bystander.wait_flowing()?;
+    playground.works(&playground.a, &playground.c)?;
+    playground.assert_tight()?;
+    // An agent that starts with it takes nothing of it either.
+    playground.cluster.nodes[0].agent.kill()?;
+    playground.cluster.nodes[0].start_agent()?;
+    playground.is_closed()?;
+    playground.assert_tight()?;
+    fs::rename(directory, &theirs).context("move the other folder away")?;
+    fs::rename(&ours, directory).context("move our folder back")?;
+    playground.cluster.nodes[0].agent.wait_ready()?;
+    playground.works(&playground.c, &playground.a)?;
     bystander.wait_flowing()?;
     bystander.stop()?;
     playground.assert_tight()

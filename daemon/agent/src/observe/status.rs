@@ -215,7 +215,7 @@ fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &st
         problems.push(critical("source", message));
     } else if let Some(since) = world.source.unavailable_since {
         let message = format!(
-            "{} has been unreadable since {since}{why}; what was known is kept, changes are not seen",
+            "{} has been unusable since {since}{why}; what was known is kept, changes are not seen",
             world.source.location
         );
         problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });

@@ -4,7 +4,7 @@
 //! broken or half-copied folder from opening anything:
 //! - a document that cannot be read leaves the last good version of its object in force;
 //! - a file that is being written is read when its writer has closed it, or has been quiet for a while;
-//! - nothing is removed while this node's own Node object is missing: a folder without it is not this cluster's (any more).
+//! - nothing is told while this node's own Node object is missing: a folder without it is not this cluster's (any more).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -73,9 +73,12 @@ pub(super) struct Folder {
     own: Key,
     files: BTreeMap<Arc<str>, File>,
     claims: Claims,
+    /// What was told of objects that have changed since.
+    untold: BTreeMap<Key, Option<Arc<Object>>>,
     hasher: RandomState,
     was_synced: bool,
-    unavailable_since: Option<SystemTime>,
+    /// Since when it is not usable, and why.
+    unavailable: Option<(SystemTime, String)>,
 }
 
 /// A file as last read.
@@ -89,8 +92,6 @@ struct File {
     keys: BTreeSet<Key>,
     /// What could not be used of it.
     rejections: Vec<NewEvent>,
-    /// Whether objects are kept only because this node's own is missing.
-    is_held: bool,
     /// What it looks like now, if it has not been read like that.
     waiting: Option<Waiting>,
     /// Since when it is not there any more.
@@ -134,9 +135,10 @@ impl Folder {
             own: Key { kind: Kind::Node, namespace: String::new(), name: node.to_owned() },
             files: BTreeMap::new(),
             claims: Claims::default(),
+            untold: BTreeMap::new(),
             hasher: RandomState::new(),
             was_synced: false,
-            unavailable_since: None,
+            unavailable: None,
         }
     }
 
@@ -145,9 +147,9 @@ impl Folder {
         self.was_synced
     }
 
-    /// Since when the folder cannot be read, or is not this cluster's any more.
-    pub(super) fn unavailable_since(&self) -> Option<SystemTime> {
-        self.unavailable_since
+    /// Since when the folder cannot be read, or is not this cluster's any more, and why.
+    pub(super) fn unavailable(&self) -> Option<(SystemTime, &str)> {
+        self.unavailable.as_ref().map(|(since, why)| (*since, why.as_str()))
     }
 
     /// Documents and files that cannot be used at the moment.
@@ -173,14 +175,15 @@ impl Folder {
                 for (name, touch) in files.iter().filter(|(name, _)| Format::of(name).is_some()) {
                     self.look(name, *touch, now, &mut scan);
                 }
+                self.look_at_own_node(now, &mut scan);
+                if self.has_own_node() {
+                    self.tell(&mut scan.batch);
+                }
             }
             Scope::All => match list(&self.path) {
                 Ok(names) => self.scan_all(&names, now, &mut scan),
                 Err(error) => self.set_unavailable(&format!("it cannot be read: {error}"), now, &mut scan.batch),
             },
-        }
-        if self.has_own_node() {
-            self.read_held_files(now, &mut scan);
         }
         limit_events(&mut scan.batch.events);
         scan
@@ -194,8 +197,10 @@ impl Folder {
         for name in known.iter().filter(|name| !names.contains(&***name)) {
             self.note_gone(name, now, scan);
         }
+        self.remove_gone(now, scan);
+        self.look_at_own_node(now, scan);
         if self.has_own_node() {
-            self.remove_gone(now, scan);
+            self.tell(&mut scan.batch);
             self.set_available(&mut scan.batch);
             let is_complete = self.files.values().all(|file| file.waiting.is_none());
             if is_complete && !self.was_synced {
@@ -204,8 +209,8 @@ impl Folder {
             }
         } else if self.is_settled(now, scan) {
             let why = format!(
-                "it has no {} of this node: an empty folder, one of another cluster, or one that is being copied; nothing is \
-                 removed until it is there",
+                "it has no {} of this node: an empty folder, one of another cluster, or one that is being copied; nothing \
+                 of it is taken until it is there",
                 self.own
             );
             self.set_unavailable(&why, now, &mut scan.batch);
@@ -222,14 +227,20 @@ impl Folder {
         self.files.values().all(|file| file.waiting.is_none())
     }
 
-    /// Whether a file that is there has this node's Node object.
-    fn has_own_node(&self) -> bool {
-        let is_there = |claim: &Claim| self.files.get(&claim.file).is_some_and(|file| file.gone_since.is_none());
-        self.claims.on(&self.own).iter().any(|claim| is_there(claim) && !self.is_held(claim))
+    /// Files of another cluster may have been read before the one that this node's Node object was in: looks at that one again.
+    fn look_at_own_node(&mut self, now: SystemTime, scan: &mut Scan) {
+        if !self.untold.is_empty() {
+            let files: Vec<Arc<str>> = self.claims.on(&self.own).iter().map(|claim| Arc::clone(&claim.file)).collect();
+            for name in files {
+                self.look(&name, Touch::Unknown, now, scan);
+            }
+        }
     }
 
-    fn is_held(&self, claim: &Claim) -> bool {
-        claim.is_kept && self.files.get(&claim.file).is_some_and(|file| file.is_held)
+    /// Whether a file that is there, and is not being replaced, has this node's Node object.
+    fn has_own_node(&self) -> bool {
+        let is_there = |file: &File| file.gone_since.is_none() && file.waiting.is_none();
+        self.claims.on(&self.own).iter().any(|claim| self.files.get(&claim.file).is_some_and(is_there))
     }
 
     /// Looks whether a file must be read, and reads it if it is complete.
@@ -245,7 +256,7 @@ impl Folder {
         };
         let file = self.files.entry(Arc::from(name)).or_default();
         file.gone_since = None;
-        if file.stamp == Some(stamp) && !file.is_held {
+        if file.stamp == Some(stamp) {
             file.waiting = None;
             return;
         }
@@ -280,11 +291,7 @@ impl Folder {
             .flat_map(|read| read.objects.iter())
             .filter_map(|object| Some(object.as_ref().ok()?.0.clone()))
             .collect();
-        // A file that has lost this node's own Node object has been emptied, or belongs to somebody else by now.
-        let loses_own = before.keys.contains(&self.own)
-            && !present.contains(&self.own)
-            && self.claims.on(&self.own).iter().all(|claim| &*claim.file == name || self.is_held(claim));
-        let keep = |key: &Key| !present.contains(key) && (is_incomplete || loses_own || rejected.contains(key));
+        let keep = |key: &Key| !present.contains(key) && (is_incomplete || rejected.contains(key));
         let kept: BTreeSet<Key> = before.keys.iter().filter(|key| keep(key)).cloned().collect();
 
         let rejections = self.rejections(name, &documents, &kept);
@@ -308,20 +315,29 @@ impl Folder {
             }
         }
         let keys = present.union(&kept).cloned().collect();
-        let state = File { stamp: Some(stamp), documents, keys, rejections, is_held: loses_own, ..File::default() };
+        let state = File { stamp: Some(stamp), documents, keys, rejections, ..File::default() };
         self.files.insert(file, state);
-        self.tell(touched, was, batch);
+        self.note(touched, was, batch);
     }
 
-    /// Tells the differences between what was in force and what is.
-    fn tell(&mut self, touched: BTreeSet<Key>, was: Vec<Option<Arc<Object>>>, batch: &mut Batch) {
+    /// Notes that objects are about to be told, and what they were before.
+    fn note(&mut self, touched: BTreeSet<Key>, was: Vec<Option<Arc<Object>>>, batch: &mut Batch) {
         let location = self.path.display().to_string();
         for (key, was) in touched.into_iter().zip(was) {
+            batch.events.extend(self.claims.note_duplicates(&key, &location));
+            if was != self.claims.effective(&key) {
+                self.untold.entry(key).or_insert(was);
+            }
+        }
+    }
+
+    /// Tells the differences between what was told before and what is.
+    fn tell(&mut self, batch: &mut Batch) {
+        for (key, was) in std::mem::take(&mut self.untold) {
             let is = self.claims.effective(&key);
             if was != is {
                 batch.changes.extend(change(&key, is.as_deref()));
             }
-            batch.events.extend(self.claims.note_duplicates(&key, &location));
         }
     }
 
@@ -415,28 +431,16 @@ impl Folder {
             for key in &file.keys {
                 self.claims.take(key, &name);
             }
-            self.tell(file.keys, was, &mut scan.batch);
-        }
-    }
-
-    /// Files that had objects held back while this node's own was missing are read again now that it is there.
-    fn read_held_files(&mut self, now: SystemTime, scan: &mut Scan) {
-        let held: Vec<Arc<str>> = self
-            .files
-            .iter()
-            .filter(|(_, file)| file.is_held && file.gone_since.is_none())
-            .map(|(name, _)| Arc::clone(name))
-            .collect();
-        for name in held {
-            self.look(&name, Touch::Closed, now, scan);
+            self.note(file.keys, was, &mut scan.batch);
         }
     }
 
     fn set_unavailable(&mut self, why: &str, now: SystemTime, batch: &mut Batch) {
-        if self.unavailable_since.is_some() {
+        if let Some((_, before)) = &mut self.unavailable {
+            why.clone_into(before);
             return;
         }
-        self.unavailable_since = Some(now);
+        self.unavailable = Some((now, why.to_owned()));
         let consequence = if self.was_synced {
             "what was known stays in force, existing tunnels are kept"
         } else {
@@ -451,7 +455,7 @@ impl Folder {
     }
 
     fn set_available(&mut self, batch: &mut Batch) {
-        if self.unavailable_since.take().is_some() {
+        if self.unavailable.take().is_some() {
             batch.events.push(NewEvent {
                 warning: false,
                 reason: reason::SOURCE_AVAILABLE,

@@ -54,7 +54,7 @@ pub struct Directory {
 #[derive(Debug, Default)]
 struct Shared {
     synced: bool,
-    unavailable_since: Option<Timestamp>,
+    unavailable: Option<(Timestamp, String)>,
     rejected: usize,
     own_file: Option<PathBuf>,
 }
@@ -76,7 +76,7 @@ impl Directory {
             self.note(&folder);
             let soon = scan.again_after.map(|after| Instant::now() + after);
             if scope == Scope::All {
-                let usual = if folder.unavailable_since().is_some() { RETRY } else { RESCAN };
+                let usual = if folder.unavailable().is_some() { RETRY } else { RESCAN };
                 whole_next = soon.unwrap_or_else(|| Instant::now() + usual);
             } else if let Some(soon) = soon {
                 whole_next = whole_next.min(soon);
@@ -104,7 +104,8 @@ impl Directory {
     fn note(&self, folder: &Folder) {
         let mut shared = self.shared();
         shared.synced = folder.is_synced();
-        shared.unavailable_since = folder.unavailable_since().and_then(|since| Timestamp::try_from(since).ok());
+        let at = |since| Timestamp::try_from(since).unwrap_or(Timestamp::UNIX_EPOCH);
+        shared.unavailable = folder.unavailable().map(|(since, why)| (at(since), why.to_owned()));
         shared.rejected = folder.rejected();
         shared.own_file = folder.own_file();
     }
@@ -165,8 +166,8 @@ impl Source for Directory {
             kind: "directory".into(),
             location: self.path.display().to_string(),
             synced: shared.synced,
-            unavailable_since: shared.unavailable_since,
-            unavailable_because: None,
+            unavailable_since: shared.unavailable.as_ref().map(|(since, _)| *since),
+            unavailable_because: shared.unavailable.as_ref().map(|(_, why)| why.clone()),
             rejected: shared.rejected,
         }
     }

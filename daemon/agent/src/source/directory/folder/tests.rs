@@ -74,10 +74,11 @@ fn an_empty_folder_is_not_synced_until_our_node_is_in_it() {
     assert_eq!(batch.changes, []);
     assert_eq!(batch.events[0].reason, reason::SOURCE_UNAVAILABLE);
     test.write("other.yaml", &NODE.replace("n1", "n2"));
-    assert_eq!(test.scan().changes.len(), 1, "what is there is told");
+    assert_eq!(test.scan().changes, [], "whose it is, is not known");
     assert!(!test.state.is_synced());
     test.write("node.yaml", NODE);
     let batch = test.scan();
+    assert_eq!(batch.changes.len(), 3);
     assert_eq!(batch.changes.last(), Some(&Change::Synced));
     assert_eq!(batch.events[0].reason, reason::SOURCE_AVAILABLE);
     assert_eq!(test.scan(), Batch::default());
@@ -90,11 +91,11 @@ fn a_folder_that_is_not_there_is_told_once_and_read_when_it_comes() {
     test.state = Folder::new(path.clone(), "n1");
     assert_eq!(test.scan().events.len(), 1);
     assert_eq!(test.scan(), Batch::default());
-    assert!(test.state.unavailable_since().is_some());
+    assert!(test.state.unavailable().is_some());
     fs::create_dir(&path).unwrap();
     fs::write(path.join("n.yaml"), NODE).unwrap();
     assert!(test.scan().changes.contains(&Change::Synced));
-    assert!(test.state.unavailable_since().is_none());
+    assert!(test.state.unavailable().is_none());
     fs::rename(&path, test.folder.path().join("gone")).unwrap();
     let batch = test.scan();
     assert_eq!((batch.changes.len(), batch.events.len()), (0, 1), "nothing is forgotten: {batch:?}");
@@ -109,7 +110,7 @@ fn a_folder_that_is_emptied_at_once_forgets_nothing() {
     for _ in 0..3 {
         assert_eq!(test.scan().changes, []);
     }
-    assert!(test.state.unavailable_since().is_some());
+    assert!(test.state.unavailable().is_some());
     test.write("node.yaml", NODE);
     let batch = test.scan();
     assert_eq!(Test::labels(&batch), [("-a".to_owned(), None)], "our node is back, and the other file is not");
@@ -122,11 +123,48 @@ fn a_file_that_loses_our_node_keeps_all_it_said_until_the_node_is_back() {
     test.scan();
     test.write("all.yaml", "");
     assert_eq!(test.scan().changes, []);
-    assert!(test.state.unavailable_since().is_some());
+    assert!(test.state.unavailable().is_some());
     test.write("moved.yaml", NODE);
     let batch = test.scan();
     assert_eq!(Test::labels(&batch), [("-a".to_owned(), None)]);
-    assert!(test.state.unavailable_since().is_none());
+    assert!(test.state.unavailable().is_none());
+}
+
+#[test]
+fn nothing_of_another_clusters_folder_is_taken() {
+    let ours = namespace("a", "enabled");
+    let theirs = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n";
+    let touch = |names: &[&str]| Scope::Files(names.iter().map(|name| ((*name).to_owned(), Touch::Closed)).collect());
+    let mut test = Test::synced(&[("a.yaml", &ours)]);
+    // Whichever file is told of first, and whether or not the other one is told of at all.
+    test.write("node.yaml", &NODE.replace("n1", "x1"));
+    test.write("a.yaml", theirs);
+    assert_eq!(test.state.scan(&touch(&["a.yaml"]), test.now).batch.changes, []);
+    assert_eq!(test.state.scan(&touch(&["node.yaml"]), test.now).batch.changes, []);
+    assert_eq!(test.scan().changes, []);
+    assert!(test.state.unavailable().is_some());
+    test.write("b.yaml", &namespace("b", "enabled"));
+    assert_eq!(test.scan().changes, []);
+    // Ours is back, one file after the other.
+    test.write("a.yaml", &ours);
+    test.remove("b.yaml");
+    assert_eq!(test.scan().changes, []);
+    test.write("node.yaml", NODE);
+    assert_eq!(test.scan().changes, [], "all is as it was");
+    assert!(test.state.unavailable().is_none());
+}
+
+#[test]
+fn what_is_read_while_our_nodes_file_is_being_written_waits_for_it() {
+    let mut test = Test::synced(&[("a.yaml", &namespace("a", "enabled"))]);
+    test.now = SystemTime::now();
+    test.write("node.yaml", "");
+    test.write("a.yaml", &namespace("a", "permissive"));
+    let closed = Scope::Files([("a.yaml".to_owned(), Touch::Closed)].into());
+    let scan = test.state.scan(&closed, test.now);
+    assert_eq!((scan.batch.changes, scan.again_after), (vec![], Some(QUIET)));
+    test.write("node.yaml", NODE);
+    assert_eq!(Test::labels(&test.scan()), [told("a", "permissive")]);
 }
 
 #[test]
@@ -139,7 +177,7 @@ fn a_removed_file_is_forgotten_after_a_while_and_a_replaced_one_never() {
     assert_eq!((scan.batch.changes.len(), scan.again_after), (0, Some(GONE)));
     test.write("b.yaml", &namespace("b", "permissive"));
     let batch = test.scan();
-    assert_eq!(Test::labels(&batch), [told("b", "permissive"), ("-a".to_owned(), None)]);
+    assert_eq!(Test::labels(&batch), [("-a".to_owned(), None), told("b", "permissive")]);
 }
 
 #[test]
