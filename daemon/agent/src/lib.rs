@@ -28,6 +28,7 @@ pub mod install;
 pub mod observe;
 pub mod reconcile;
 pub mod report;
+mod restart;
 pub mod run;
 pub mod selfcheck;
 pub mod source;

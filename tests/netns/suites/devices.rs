@@ -24,6 +24,7 @@ pub const TESTS: &[Test] = &[
     Test::new("devices::uninstalling_under_a_running_agent_is_refused", uninstall_refused),
     Test::new("devices::a_card_that_came_while_no_agent_ran", while_no_agent_ran),
     Test::new("devices::a_renamed_card_keeps_its_guard", renamed),
+    Test::new("devices::a_tunnel_that_was_renamed_or_removed_comes_back", tunnel_taken),
 ];
 
 /// Two nodes, a protected pod on each, and a second cable between the nodes.
@@ -362,5 +363,28 @@ fn renamed(context: &Context) -> Result<()> {
     for (range, hop) in other.pod_ranges.iter().zip(["172.30.0.2", "fd00:30::2"]) {
         node.netns.ip(&format!("route add {range} via {hop} metric 10"))?;
     }
+    field.assert_answered()
+}
+
+fn tunnel_taken(context: &Context) -> Result<()> {
+    let field = Field::build(context)?;
+    let node = &field.cluster.nodes[0];
+    field.assert_answered()?;
+    let elsewhere = hauberk_netns::Netns::create("elsewhere")?;
+    let index = || node.run("cat", &["/sys/class/net/hauberk0/ifindex"]);
+    for taken in ["link set hauberk0 down\nlink set hauberk0 name tun7\nlink set tun7 up", "link delete hauberk0"] {
+        let before = index()?;
+        node.netns.ip(taken)?;
+        eventually(format!("the tunnel's device to be back after {taken:?}"), || {
+            let now = index()?;
+            ensure!(taken.contains("name") || now != before, "it is the same");
+            Ok(Some(()))
+        })?;
+        field.cluster.wait_ready()?;
+        field.assert_answered()?;
+    }
+    wire::move_link(&node.netns, "hauberk0", &elsewhere, "hauberk0")?;
+    eventually("another tunnel's device to be there", || index().map(Some))?;
+    field.cluster.wait_ready()?;
     field.assert_answered()
 }

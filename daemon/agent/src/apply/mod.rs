@@ -4,6 +4,7 @@ mod check;
 mod devices;
 mod routes;
 mod startup;
+mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,6 +26,7 @@ use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
 pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};
 pub use startup::{Held, Node, Prepared, StartError, uninstall};
+pub use tunnel::TunnelDevice;
 
 /// A step could not be carried out; what it would have changed is as before.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use super::{
     ABSENT, Acceptance, CONFIG_ANNOTATION, Copy, HauberkConfig, KEPT, NAME, Offer, in_force, judge, needs_start,
-    node_can, refusal, restart,
+    node_can, refusal,
 };
 use crate::config::Config;
 use crate::reconcile::Input;
@@ -143,7 +143,7 @@ impl Parts {
                     "HauberkConfig changed what only a new start takes over: hauberkd starts anew; the datapath stays"
                 );
                 tokio::time::sleep(pause).await;
-                let error = restart::restart();
+                let error = crate::restart::restart();
                 error!(%error, "cannot start anew; restart the agent for the new configuration to take effect");
                 let message = format!(
                     "generation {} waits for a restart of the agent, which could not restart itself: {error}",

@@ -8,7 +8,6 @@ mod copy;
 mod follow;
 mod object;
 mod overlay;
-mod restart;
 #[cfg(test)]
 mod tests;
 
@@ -68,7 +67,7 @@ pub async fn start(file: &Config, client: &Client) -> Result<Start, ConfigError>
         // Logging was set up before the object was known.
         Some(Ok(())) if start.config.log != logged => {
             info!("HauberkConfig changes how is logged: hauberkd starts anew");
-            let error = restart::restart();
+            let error = crate::restart::restart();
             warn!(%error, "cannot start anew; logging stays as it was");
         }
         _ => {}

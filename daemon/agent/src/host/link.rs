@@ -163,6 +163,19 @@ impl Netlink {
         }
     }
 
+    /// The device with this index, if there is one.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn link_of(&self, index: u32) -> Result<Option<Link>, HostError> {
+        let request = self.handle.link().get().match_index(index);
+        match request.execute().map_ok(Link::from).try_next().await {
+            Ok(link) => Ok(link),
+            Err(error) if is_errno(&error, Errno::ENODEV) => Ok(None),
+            Err(error) => Err(refused(format!("look up device {index}"))(error)),
+        }
+    }
+
     /// Every address of this host, with its device's index.
     ///
     /// # Errors
@@ -206,6 +219,24 @@ impl Netlink {
     pub async fn set_up(&self, index: u32) -> Result<(), HostError> {
         let message = LinkUnspec::new_with_index(index).up().build();
         self.handle.link().set(message).execute().await.map_err(refused(format!("bring device {index} up")))
+    }
+
+    /// Takes a device down.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn set_down(&self, index: u32) -> Result<(), HostError> {
+        let message = LinkUnspec::new_with_index(index).down().build();
+        self.handle.link().set(message).execute().await.map_err(refused(format!("take device {index} down")))
+    }
+
+    /// Renames a device, which has to be down before Linux 6.2.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`], as when another device has the name.
+    pub async fn set_name(&self, index: u32, name: &str) -> Result<(), HostError> {
+        let message = LinkUnspec::new_with_index(index).name(name.to_owned()).build();
+        self.handle.link().set(message).execute().await.map_err(refused(format!("rename device {index} to {name}")))
     }
 
     /// Sets a device's MTU, bytes of IP.

@@ -30,6 +30,8 @@ pub(super) fn device_problems(kernel: &Kernel, world: &Shared, actual: &Actual) 
 impl Reconciler {
     /// Guards follow the devices, routes follow the uplinks. Returns whether all could be read.
     pub(super) async fn refresh_devices(&mut self, ways: bool) -> bool {
+        // First: under another name it would be guarded as another device.
+        self.keep_tunnel().await;
         let Some(node) = self.own_node() else { return true };
         let Stage::Running(kernel) = &mut self.stage else { return true };
         let cluster_ranges = self.world.read().policy.cluster_ranges.clone();
@@ -274,7 +276,7 @@ impl Reconciler {
         kernel.follow_node(&node, pods.flat_map(|pod| pod.addresses.iter().copied()));
     }
 
-    fn restored(&mut self, object: String, message: String) {
+    pub(super) fn restored(&mut self, object: String, message: String) {
         let event = NewEvent { warning: true, reason: reason::RESTORED, objects: vec![object], message };
         note(&mut self.world.write(), &event, Timestamp::now());
     }

@@ -8,7 +8,7 @@ use std::process::Command;
 const PROGRAM: &str = "/proc/self/exe";
 
 /// Does not return unless it fails.
-pub(super) fn restart() -> std::io::Error {
+pub(crate) fn restart() -> std::io::Error {
     let mut arguments = std::env::args_os();
     let mut command = Command::new(PROGRAM);
     if let Some(name) = arguments.next() {
