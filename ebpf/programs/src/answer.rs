@@ -4,8 +4,10 @@
 //! A question that came out of the tunnel is remembered, and the last guard looks up each packet that concerns no protected pod.
 //! Pods answer from the address and port that were asked, and so does TCP. A node may answer anything else from another address or
 //! port, as a UDP server with two addresses or TFTP does: all that goes to the asker's port is sealed. Fragments have no ports: the
-//! first one tells whose the others are. ICMP errors quote packets: all ICMP to an address that asked sealed is sealed.
+//! first one tells whose the others are. ICMP errors quote packets: all ICMP to an address that asked sealed is sealed,
+//! and so are a node's own errors about what was asked of one of its pods.
 
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
     address::Address,
     judge::Need,
@@ -13,7 +15,8 @@ use hauberk_abi::{
     packet::{Fragment, Packet, protocol},
 };
 
-use crate::lookup::at_hand;
+use crate::encapsulated::{are_protected, ends_at, start};
+use crate::lookup::{Skb, at_hand, ends};
 use crate::maps::{ASKED, FRAGMENTS, GENERATIONS, SEALED};
 use crate::record::{add, now};
 
@@ -23,6 +26,8 @@ const FRESH: u64 = 1_000_000_000;
 const TCP_SYN: u8 = 0x02;
 /// Its flag of every later one.
 const TCP_ACK: u8 = 0x10;
+/// Bytes before the packet that an ICMP error quotes.
+const ICMP_HEADER: u32 = 8;
 
 /// Remembers that the answers to a packet out of `node`'s tunnel must be sealed, if their addresses alone do not say so; `of_pod` if
 /// a pod was asked. False if there is no room for it.
@@ -94,6 +99,27 @@ pub extern "C" fn asked() -> u32 {
         let _ = FRAGMENTS.insert(&*key, &node, 0);
     }
     node
+}
+
+/// Likewise for an ICMP error that this node makes about a packet that came sealed, or had to: it quotes what was in there. 0 if it
+/// may go in the clear. Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn quoted(skb: *mut __sk_buff) -> u32 {
+    let (Some((settings, packet)), Some(key)) = (at_hand(), ASKED.get_ptr_mut(0)) else { return u32::MAX };
+    let bytes = Skb(&TcContext::new(skb));
+    let Some((asker, here)) = ends_at(&bytes, start(&bytes, packet) + packet.header_length + ICMP_HEADER) else {
+        return 0;
+    };
+    if are_protected(settings, &asker, &here) {
+        let (_, destination) = ends();
+        // No node has this number: an error that nobody can be sealed to is refused.
+        return if destination.node == 0 { u32::MAX } else { destination.node };
+    }
+    // SAFETY: as above.
+    let key = unsafe { &mut *key };
+    name(key, protocol::ICMP, true, (&here, 0), (&packet.destination, 0));
+    sealed_to(key)
 }
 
 /// The node for which this name is remembered, or 0.

@@ -29,14 +29,20 @@ pub fn may_hold_another(packet: &Packet) -> bool {
     matches!(packet.protocol, IPV4 | IPV6 | GRE)
 }
 
+/// Where the IP header of a packet is: what the frame has beyond the packet is the link's, because no frame is padded before it gets
+/// to its driver.
+#[inline(always)]
+pub fn start(bytes: &Skb<'_>, packet: &Packet) -> u32 {
+    bytes.length().saturating_sub(packet.length)
+}
+
 /// 1 if there is one inside the packet at hand that had to be encrypted. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn hides_protected(skb: *mut __sk_buff) -> u32 {
     let Some((settings, packet)) = at_hand() else { return 1 };
     let bytes = Skb(&TcContext::new(skb));
-    // The link header is what the frame has beyond the packet: no frame is padded before it gets to its driver.
-    let mut offset = bytes.length().saturating_sub(packet.length) + packet.header_length;
+    let mut offset = start(&bytes, packet) + packet.header_length;
     if packet.protocol == GRE {
         // RFC 2784, RFC 2890: flags for what is there of checksum, key and sequence number, then what is inside.
         let Some([head]) = bytes.words(offset) else { return 0 };
@@ -73,20 +79,31 @@ pub extern "C" fn labels_hide_protected(skb: *mut __sk_buff) -> u32 {
 
 #[inline(always)]
 fn is_protected(bytes: &Skb<'_>, settings: &Settings, offset: u32) -> bool {
-    let Some([first]) = bytes.load::<1>(offset) else { return false };
-    let (source, destination) = match first >> 4 {
-        4 => match bytes.words(offset + 12) {
-            Some([source, destination]) => (Address::v4_word(source), Address::v4_word(destination)),
-            None => return false,
-        },
-        6 => match bytes.words(offset + 8) {
-            Some([s0, s1, s2, s3, d0, d1, d2, d3]) => {
-                (Address::v6_words([s0, s1, s2, s3]), Address::v6_words([d0, d1, d2, d3]))
-            }
-            None => return false,
-        },
-        _ => return false,
-    };
-    let need = judge::need(&identity(&source), &identity(&destination), &place(settings, 0));
-    matches!(need, Need::Encrypt(_))
+    match ends_at(bytes, offset) {
+        Some((source, destination)) => are_protected(settings, &source, &destination),
+        None => false,
+    }
+}
+
+/// The source and the destination of the IP packet at `offset`.
+#[inline(always)]
+pub fn ends_at(bytes: &Skb<'_>, offset: u32) -> Option<(Address, Address)> {
+    let [first] = bytes.load::<1>(offset)?;
+    match first >> 4 {
+        4 => {
+            let [source, destination] = bytes.words(offset + 12)?;
+            Some((Address::v4_word(source), Address::v4_word(destination)))
+        }
+        6 => {
+            let [s0, s1, s2, s3, d0, d1, d2, d3] = bytes.words(offset + 8)?;
+            Some((Address::v6_words([s0, s1, s2, s3]), Address::v6_words([d0, d1, d2, d3])))
+        }
+        _ => None,
+    }
+}
+
+/// Whether what is between these two has to be encrypted.
+#[inline(always)]
+pub fn are_protected(settings: &Settings, source: &Address, destination: &Address) -> bool {
+    matches!(judge::need(&identity(source), &identity(destination), &place(settings, 0)), Need::Encrypt(_))
 }

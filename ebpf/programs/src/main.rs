@@ -29,6 +29,7 @@
 
 mod answer;
 mod carry;
+mod detour;
 mod encapsulated;
 mod lookup;
 mod maps;

@@ -13,6 +13,7 @@ use hauberk_abi::{
 
 use crate::answer;
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, skb};
+use crate::detour::leads_to_protected;
 use crate::encapsulated::{hides_protected, labels_hide_protected, may_hold_another};
 use crate::lookup::{NO_PEER, at_hand, attachment, ends, is_translated, place, remember_translated, settings, tunnel};
 use crate::read::{Read, read};
@@ -164,7 +165,8 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
         return drop(DropReason::NotReady);
     };
     // What a token says is of this packet alone.
-    let unmarked = marked & !mark::STACK == 0;
+    // An error is judged by what it quotes.
+    let unmarked = marked & !mark::STACK == 0 && !packet.is_icmp_error();
     if unmarked && memory.holds(packet) {
         return pass();
     }
@@ -174,11 +176,19 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     let mut need = judge::need(&source, &destination, &place(settings, marked));
     // One end is a node, or was one when the other asked.
     if matches!(need, Need::Clear | Need::Shelter | Need::World) && !(source.is_pod() && destination.is_pod()) {
-        let node = answer::asked();
+        let mut node = answer::asked();
+        if node == 0 && packet.is_icmp_error() {
+            node = answer::quoted(skb);
+        }
         if node != 0 {
             need = Need::Encrypt(Why::AnswersSealed);
             destination.node = node;
         }
+    }
+    if packet.detour && !matches!(need, Need::Encrypt(_)) && leads_to_protected(skb) != 0 {
+        answer::stop_fragments(packet);
+        let node = destination.node;
+        return refuse(Hook::ToWire, DropReason::PlaintextLeaving, node);
     }
     if !source.is_pod() && !destination.is_pod() && !carries && !matches!(need, Need::Encrypt(_)) {
         // The next packet of the flow may hold another one, so the verdict is not remembered.

@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
         services(context, HostRouting::Stack)
     }),
     Test::new("answers::errors_that_quote_a_question_are_sealed", errors),
+    Test::new("answers::errors_of_a_node_about_its_pods_are_sealed", errors_about_pods),
     Test::new("answers::from_another_address_of_the_node_and_from_another_port", from_elsewhere),
     Test::new("answers::nodes_that_asked_in_the_clear_are_answered_in_the_clear", control),
 ];
@@ -125,6 +126,43 @@ fn errors(context: &Context) -> Result<()> {
         ensure!(outcome.answered, "{one}: {outcome:?}");
     }
     Ok(())
+}
+
+/// The pod's node answers in its place, as with a network policy's reject. The asker is a node, or a pod behind its masquerading.
+fn errors_about_pods(context: &Context) -> Result<()> {
+    let Playground { cluster, client, plain } = &build(context, HostRouting::Stack)?;
+    let protected = cluster.pod("payments", "b", 1)?;
+    cluster.wait_known(&[client, plain, &protected])?;
+    let [asker, other] = [&cluster.nodes[0], &cluster.nodes[1]];
+    other.netns.nft(
+        "table inet rejecting {
+            chain forward { type filter hook forward priority filter; policy accept; udp dport 9 reject; }
+        }",
+    )?;
+    for pod in [plain, &protected] {
+        for family in Family::ALL {
+            nat::masquerade_to(asker, pod.address(family))?;
+        }
+    }
+    let masqueraded = [(&client.party, plain), (&client.party, &protected)];
+    for (from, to) in masqueraded.into_iter().chain([(&asker.party, &protected)]) {
+        for family in Family::ALL {
+            let marker = Marker::unique();
+            let (here, there) = (from.address(family), to.address(family));
+            from.netns.within(|| {
+                let socket = UdpSocket::bind((here, 0)).context("bind")?;
+                socket.connect((there, 9)).context("connect")?;
+                eventually(format!("{} to have an error about {}", from.name, to.name), || {
+                    let sent = socket.send(&marker.fill(200));
+                    let refused = matches!(sent, Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused);
+                    Ok(refused.then_some(()))
+                })
+            })?;
+            let seen = analysis::markers(&cluster.capture.all()?);
+            ensure!(!seen.contains_key(&marker), "{}, {family}: what it quotes is in the clear", to.name);
+        }
+    }
+    cluster.assert_no_cleartext(&[client, &protected], Moment::START)
 }
 
 /// A server bound to every address answers from the node's first one though asked at its second, and TFTP from a new port.

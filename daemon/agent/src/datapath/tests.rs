@@ -576,6 +576,7 @@ fn a_flow_that_was_ended_for_its_silence_stays_ended() {
     assert_eq!(bench.events().iter().filter(|event| event.key == key).count(), 1, "it began again");
 }
 
+mod answers;
 mod encapsulated;
 mod loading;
 mod neighbours;

@@ -90,3 +90,67 @@ fn nothing_of_a_datagram_leaves_whose_beginning_was_refused() {
     assert_eq!(bench.run_frame(Hook::ToWire, &first, 0), SHOT);
     assert_eq!(bench.run_frame(Hook::ToWire, &later, 0), SHOT);
 }
+
+/// A frame between two addresses with an IPv6 routing header of this type, which is to go on to these.
+fn detoured(kind: u8, left: u8, addresses: &[&str]) -> Vec<u8> {
+    let mut header = vec![17, 2 * addresses.len() as u8, kind, left, 0, 0, 0, 0];
+    for address in addresses {
+        header.extend(address.parse::<std::net::Ipv6Addr>().unwrap().octets());
+    }
+    let mut frame = Vec::new();
+    let behind = [&header[..], &[0; 8]].concat();
+    ip("fd99::1", "fd99::2").write(&mut frame, 43.into(), &behind).unwrap();
+    frame
+}
+
+/// The same with options of IPv4, four bytes of them or a multiple.
+fn with_options(options: &[u8]) -> Vec<u8> {
+    let mut frame = udp("192.168.0.1", "8.8.8.8");
+    frame.splice(34..34, options.iter().copied());
+    frame[14] += options.len() as u8 / 4;
+    let length = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&length.to_be_bytes());
+    frame
+}
+
+#[test]
+fn a_packet_is_judged_by_every_address_that_it_goes_to() {
+    let mut bench = Bench::new(flag::SYNCED);
+    let (plain, protected) = ("fd00::2:3", "fd00::2:1");
+    let seven = ["fd99::3"; 7];
+    let seventeen = ["fd99::3"; 17];
+    let source_route = |kind, pointer, last| [kind, 7, pointer, 10, 0, 2, last, 0];
+    let refused = [
+        detoured(0, 1, &[protected]),
+        detoured(2, 1, &[protected]),
+        detoured(4, 1, &[protected, "fd99::2"]),
+        detoured(4, 7, &[&seven[..], &[protected]].concat()),
+        detoured(4, 1, &["fd00::9:9"]),
+        // Kinds that nobody can read, and lists that nobody follows.
+        detoured(3, 1, &[plain]),
+        detoured(4, 17, &seventeen),
+        with_options(&source_route(131, 4, 1)),
+        with_options(&source_route(137, 4, 1)),
+        with_options(&[&[1, 1, 1, 1][..], &source_route(131, 4, 1)].concat()),
+        with_options(&[&[148, 4, 0, 0][..], &source_route(131, 4, 1)].concat()),
+    ];
+    for (number, frame) in refused.iter().enumerate() {
+        let before = bench.drops(DropReason::PlaintextLeaving);
+        assert_eq!(bench.run_frame(Hook::ToWire, frame, 0), SHOT, "{number}");
+        assert_eq!(bench.drops(DropReason::PlaintextLeaving), before + 1, "{number}");
+    }
+    let passed = [
+        detoured(4, 1, &[plain, "fd99::2"]),
+        detoured(0, 0, &[protected]),
+        detoured(4, 8, &[&seven[..], &[plain]].concat()),
+        with_options(&source_route(131, 4, 3)),
+        with_options(&source_route(131, 8, 1)),
+        with_options(&[148, 4, 0, 0]),
+        with_options(&[0, 131, 7, 4]),
+    ];
+    for (number, frame) in passed.iter().enumerate() {
+        assert_eq!(bench.run_frame(Hook::ToWire, frame, 0), OK, "{number}");
+        assert_eq!(bench.run_frame(Hook::ToWire, frame, 0), OK, "{number}, again");
+    }
+    assert_eq!(bench.run_frame(Hook::ToWire, &refused[0], 0), SHOT, "nothing is remembered of them");
+}
