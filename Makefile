@@ -35,7 +35,7 @@ demo: ## three nodes, two namespaces, a capture of the wire; KEEP=1 leaves the p
 
 test: ## every test tier, closed with one line of counts; TIERS="unit netns" runs some
 	@scripts/preflight
-	@scripts/setup build test
+	@scripts/setup build test vm
 	@scripts/test $(TIERS)
 
 test-cluster: ## the tier on a real Kubernetes cluster of namespaces; part of test as well
@@ -43,7 +43,7 @@ test-cluster: ## the tier on a real Kubernetes cluster of namespaces; part of te
 	@scripts/setup build test
 	@scripts/test cluster
 
-test-vm: ## a part of the suites on Linux 6.1 and 6.12, in virtual machines; not part of test
+test-vm: ## the tier on Linux 6.1 and 6.12, in virtual machines; part of test as well
 	@scripts/preflight
 	@scripts/setup build test vm
 	@scripts/test vm

@@ -121,12 +121,18 @@ impl Node {
         feed(command, "").with_context(|| format!("on {}: {}", self.name, arguments.join(" ")))
     }
 
-    /// Detaches one of the agent's programs as anybody may who has `CAP_NET_ADMIN`; `pin` is its link's name among the pins.
+    /// Detaches one of the agent's programs as anybody may who has `CAP_NET_ADMIN`; `pin` is its link's name among the pins. On
+    /// kernels without TCX there is no link: it is the filter of preference 1.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn detach_program(&self, pin: &str) -> Result<()> {
         let path = format!("{}/{}/v1/links/{pin}", sandbox::BPF, self.name);
+        if !Path::new(&path).exists() {
+            let (program, device) = pin.split_once('@').context("a pin is PROGRAM@DEVICE")?;
+            let side = if program.starts_with("to_") { "egress" } else { "ingress" };
+            return self.run("tc", &["filter", "del", "dev", device, side, "pref", "1"]).map(drop);
+        }
         let path = CString::new(path).context("a path")?;
         syscalls::detach_link(&path).with_context(|| format!("detach {pin}"))
     }
