@@ -130,6 +130,17 @@ impl Packet {
         self.protocol == protocol::ICMPV6 && ((130..=132).contains(&kind) || kind == 143) && self.hop_limit == 1
     }
 
+    /// An ICMP error message about another packet (RFC 792 types 3, 4, 5, 11, 12; RFC 4443 types below 128).
+    #[inline(always)]
+    pub fn is_icmp_error(&self) -> bool {
+        let kind = self.destination_port >> 8;
+        match self.protocol {
+            protocol::ICMP => matches!(kind, 3..=5 | 11 | 12),
+            protocol::ICMPV6 => kind < 128,
+            _ => false,
+        }
+    }
+
     /// Whether an IPv6 extension header follows what has been parsed. A later fragment has payload there, whatever its protocol says.
     #[inline(always)]
     pub fn is_extended(&self) -> bool {

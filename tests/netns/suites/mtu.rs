@@ -122,7 +122,8 @@ fn become_smaller(context: &Context, host_routing: HostRouting) -> Result<()> {
     let e = cluster.pod("public", "e", 1)?;
     cluster.wait_known(&[&e])?;
     let attachments: Vec<Attachment> = cluster.nodes[1].agent.ask("/v1/attachments")?;
-    let later = attachments.iter().find(|attachment| attachment.request.pod.as_ref().is_some_and(|pod| pod.name == "e"));
+    let later =
+        attachments.iter().find(|attachment| attachment.request.pod.as_ref().is_some_and(|pod| pod.name == "e"));
     let given = later.context("the later pod is not attached")?.reservation.route_mtu as usize;
     ensure!(given == smaller, "a pod made afterwards got routes with {given} bytes");
     for family in Family::ALL {
