@@ -140,6 +140,21 @@ pub fn outgoing(need: Need, destination: &Identity, peer: &Peer) -> Verdict {
     }
 }
 
+/// Whether a pod's answer to a packet from `source`, whose node's tunnel is `peer`, goes past the host's stack with `hostRouting:
+/// bpf`. Only then the packet may do so as well: connection tracking takes an answer without its question for invalid, or for a
+/// new connection that it masquerades.
+///
+/// `by_uplink`: the packet came by a device by which the answer may leave without the stack.
+#[inline(always)]
+pub fn is_answered_past_the_stack(need: Need, source: &Identity, peer: &Peer, by_uplink: bool) -> bool {
+    match outgoing(need, source, peer).encryption {
+        // What is refused has no answer.
+        Encryption::Encrypted | Encryption::Refused => true,
+        Encryption::Plain => source.is_pod() && by_uplink,
+        Encryption::World | Encryption::Local => false,
+    }
+}
+
 /// A packet that came from the wire in the clear.
 ///
 /// `world_direct`: packets from outside the cluster may come straight to an opted-in pod's address.

@@ -130,12 +130,12 @@ impl Packet {
         self.protocol == protocol::ICMPV6 && ((130..=132).contains(&kind) || kind == 143) && self.hop_limit == 1
     }
 
-    /// An ICMP error (RFC 792, RFC 4443), which quotes the packet that it is about.
+    /// An ICMP error message (RFC 792 types 3, 4, 5, 11, 12; RFC 4443 types below 128), which quotes the packet that it is about.
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
         let kind = self.destination_port >> 8;
         match self.protocol {
-            protocol::ICMP => matches!(kind, 3 | 4 | 5 | 11 | 12),
+            protocol::ICMP => matches!(kind, 3..=5 | 11 | 12),
             protocol::ICMPV6 => (1..128).contains(&kind),
             _ => false,
         }

@@ -62,7 +62,10 @@ pub extern "C" fn judge_from_tunnel(skb: *mut __sk_buff) -> i32 {
     if destination.is_pod() && pod.is_none() {
         return drop(DropReason::NotLocal);
     }
-    if settings.flags & flag::STACK == 0 && !is_translated(&packet.source, &packet.destination) {
+    if settings.flags & flag::STACK == 0
+        && judge::is_answered_past_the_stack(need, &source, &tunnel, true)
+        && !is_translated(&packet.source, &packet.destination)
+    {
         if let Some(pod) = pod {
             undecided.remember(&verdict, source.node, &tunnel).pod = *pod;
             return carry::packet_to_pod(context, settings, pod, packet);

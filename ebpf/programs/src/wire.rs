@@ -24,7 +24,8 @@ use crate::too_big;
 /// What concerns no pod is not ours to judge.
 const OF_NODES: Verdict = Verdict::pass(Encryption::Plain, Why::NotOptedIn);
 
-/// What arrives: plaintext for or from opted-in pods is dropped, plaintext for plain pods goes straight in.
+/// What arrives: plaintext for or from opted-in pods is dropped, plaintext from pods for plain pods goes straight in. What nodes and
+/// the world send to pods goes up the stack, as pods' answers to them do.
 #[inline(always)]
 pub fn from_wire(context: &TcContext) -> i32 {
     arrived::<true>(context)
@@ -90,7 +91,16 @@ pub extern "C" fn judge_from_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
-    if settings.flags & flag::STACK == 0 && is_here(&destination, settings.node) && !has_tag(context) && !packet.tagged
+    // What an error message is about went past the stack, or its addresses were translated and the message comes to the node.
+    let past = || {
+        let peer = tunnel(need, source.node);
+        packet.is_icmp_error() || judge::is_answered_past_the_stack(need, &source, &peer, ethernet)
+    };
+    if settings.flags & flag::STACK == 0
+        && is_here(&destination, settings.node)
+        && !has_tag(context)
+        && !packet.tagged
+        && past()
     {
         if let Some(pod) = attachment(&packet.destination) {
             if !is_translated(&packet.source, &packet.destination) {

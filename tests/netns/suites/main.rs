@@ -12,6 +12,7 @@ mod devices;
 mod fallback;
 mod floods;
 mod harness;
+mod ingress;
 mod injection;
 mod interop;
 mod intruders;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         floods::TESTS,
         neighbours::TESTS,
         plain::TESTS,
+        ingress::TESTS,
         restart::TESTS,
         fallback::TESTS,
         interop::TESTS,

@@ -6,12 +6,14 @@ use anyhow::{Context as _, Result, ensure};
 use hauberk_core::api::Attachment;
 use hauberk_netns::capture::Moment;
 use hauberk_netns::traffic::{bulk_tcp, send_of_size, super_datagram};
-use hauberk_netns::{Cluster, Context, Family, HostRouting, Party, Pod, Setup, Test, analysis};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Party, Pod, Setup, Test, analysis, eventually};
 
 pub const TESTS: &[Test] = &[
     Test::new("mtu::bpf_boundary_with_dont_fragment", |context| boundary(context, HostRouting::Bpf)),
     Test::new("mtu::stack_boundary_with_dont_fragment", |context| boundary(context, HostRouting::Stack)),
     Test::new("mtu::tcp_through_a_smaller_path", smaller_path),
+    Test::new("mtu::bpf_uplinks_that_become_smaller", |context| become_smaller(context, HostRouting::Bpf)),
+    Test::new("mtu::stack_uplinks_that_become_smaller", |context| become_smaller(context, HostRouting::Stack)),
     Test::new("mtu::bpf_super_packets", |context| super_packets(context, HostRouting::Bpf)),
     Test::new("mtu::stack_super_packets", |context| super_packets(context, HostRouting::Stack)),
 ];
@@ -90,6 +92,47 @@ fn smaller_path(context: &Context) -> Result<()> {
         playground.cluster.assert_no_cleartext(&[&playground.a, &playground.b], Moment::START)?;
     }
     Ok(())
+}
+
+/// While agents and pods run, and nothing else happens that an agent would hear of.
+fn become_smaller(context: &Context, host_routing: HostRouting) -> Result<()> {
+    let playground = Playground::build(context, Setup { host_routing, ..Setup::default() })?;
+    let Playground { cluster, a, b } = &playground;
+    cluster.namespace("public", None)?;
+    let (c, d) = (cluster.pod("public", "c", 0)?, cluster.pod("public", "d", 1)?);
+    cluster.wait_known(&[a, b, &c, &d])?;
+    let smaller = playground.route_mtu(0)? - 100;
+    for (_, port) in cluster.wire.ports() {
+        cluster.wire.netns.ip(&format!("link set {port} mtu 1400"))?;
+    }
+    for node in &cluster.nodes {
+        node.netns.ip("link set eth0 mtu 1400")?;
+    }
+    for node in &cluster.nodes {
+        for family in ["-4", "-6"] {
+            eventually(format!("{}'s routes to pods to have the smaller MTU", node.name), || {
+                let routes = node.run("ip", &[family, "route", "show", "proto", "72"])?;
+                let mut to_nodes = routes.lines().filter(|route| route.contains(" via ")).peekable();
+                ensure!(to_nodes.peek().is_some(), "no route to another node's pods: {routes}");
+                ensure!(to_nodes.all(|route| route.contains(&format!(" mtu {smaller} "))), "{routes}");
+                Ok(Some(()))
+            })?;
+        }
+    }
+    let e = cluster.pod("public", "e", 1)?;
+    cluster.wait_known(&[&e])?;
+    let attachments: Vec<Attachment> = cluster.nodes[1].agent.ask("/v1/attachments")?;
+    let later =
+        attachments.iter().find(|attachment| attachment.request.pod.as_ref().is_some_and(|pod| pod.name == "e"));
+    let given = later.context("the later pod is not attached")?.reservation.route_mtu as usize;
+    ensure!(given == smaller, "a pod made afterwards got routes with {given} bytes");
+    for family in Family::ALL {
+        for (from, to) in [(&c, &d), (&d, &c), (&c, &e), (&e, &c), (a, b), (b, a)] {
+            bulk_tcp(from, to, family, 1 << 20)
+                .with_context(|| format!("{} -> {} {family}", from.party.name, to.party.name))?;
+        }
+    }
+    cluster.assert_no_cleartext(&[a, b], Moment::START)
 }
 
 fn super_packets(context: &Context, host_routing: HostRouting) -> Result<()> {

@@ -164,6 +164,7 @@ impl Devices {
     ) -> Result<bool, ApplyError> {
         let addresses: BTreeSet<IpAddr> = node.addresses.iter().copied().collect();
         let chained = chained(config, cluster_ranges, node);
+        let key = |link: &Link| (link.index, link.name.clone(), link.mtu);
         let (found, missing) =
             netlink.uplinks(links, &config.uplinks, &addresses, &config.tunnel.device, chained).await?;
         for name in missing {
@@ -174,16 +175,16 @@ impl Devices {
             let object = format!("uplink/{name}");
             self.problems.insert(object.clone(), Problem { severity: Severity::Critical, object, message });
         }
-        let known: Vec<(u32, String)> = self.uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
+        let known: Vec<(u32, String, u32)> = self.uplinks.iter().map(key).collect();
         let follow = |link: &Link| links.iter().find(|present| present.index == link.index).cloned();
         let mut uplinks: Vec<Link> = self.uplinks.iter().filter_map(follow).collect();
         // What was an uplink may be one again: its address or route comes back.
-        uplinks.extend(found.iter().filter(|link| !known.iter().any(|(index, _)| *index == link.index)).cloned());
+        uplinks.extend(found.iter().filter(|link| !known.iter().any(|(index, ..)| *index == link.index)).cloned());
         if let Automatic::Value(_) = config.uplinks {
             uplinks = found.clone();
         }
         for link in &uplinks {
-            let is_new = !known.iter().any(|(index, _)| *index == link.index);
+            let is_new = !known.iter().any(|(index, ..)| *index == link.index);
             if !link.up && !self.problems.contains_key(&subject(&link.name)) {
                 self.note(
                     Severity::Warning,
@@ -199,8 +200,7 @@ impl Devices {
             self.problems.insert("uplinks".into(), no_uplink(&addresses));
         }
         self.uplinks = uplinks;
-        let now: Vec<(u32, String)> = self.uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
-        Ok(now != known)
+        Ok(self.uplinks.iter().map(key).collect::<Vec<_>>() != known)
     }
 
     /// Network cards that came later go on with router advertisements as the others.

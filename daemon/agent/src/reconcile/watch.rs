@@ -61,6 +61,8 @@ impl Reconciler {
         if changed {
             info!(?uplinks, mtu, "devices changed");
             self.settings_due = true;
+            // Routes, and what new pods are given, follow at once: no input may come for long.
+            self.stale = true;
         }
         self.find_lost_routes(ways || changed).await && self.take_host_addresses().await
     }

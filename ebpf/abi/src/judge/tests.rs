@@ -167,3 +167,24 @@ fn unknown_kinds_and_protections_read_as_the_strictest() {
     let odd = Identity { kind: Kind::Pod as u8, protection: 99, reserved: 0, node: THERE };
     assert_eq!(odd.protection(), Protection::Enabled);
 }
+
+#[test]
+fn what_passes_over_the_stack_is_answered_past_it() {
+    let past = |source: &Identity, destination: &Identity, peer, by_uplink| {
+        is_answered_past_the_stack(need(source, destination, &place(false)), source, &peer, by_uplink)
+    };
+    let [plain, permissive, protected] =
+        [Protection::None, Protection::Permissive, Protection::Enabled].map(|protection| pod(protection, HERE));
+    let other = pod(Protection::None, THERE);
+    assert!(past(&other, &plain, READY, true), "from pod to pod by the host's routes");
+    assert!(!past(&other, &plain, READY, false), "the answer cannot leave without the stack");
+    for destination in [protected, permissive] {
+        assert!(past(&other, &destination, READY, false), "by the tunnel");
+        assert!(past(&node(THERE), &destination, READY, false), "by the tunnel");
+    }
+    assert!(!past(&node(THERE), &plain, READY, true), "the host's stack carries what goes to nodes");
+    assert!(!past(&node(THERE), &permissive, KEYED, true), "it has not answered yet");
+    for destination in [protected, permissive, plain] {
+        assert!(!past(&Identity::WORLD, &destination, READY, true));
+    }
+}
