@@ -30,7 +30,7 @@ use crate::host::Netlink;
 use crate::install::Installer;
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
-use crate::observe::{Eyes, leaks, plaintext, self_test};
+use crate::observe::{Eyes, leaks, missing, plaintext, self_test};
 use crate::reconcile::{Input, Parts, Reconciler, tunnelled_ranges};
 use crate::selfcheck::{self, SelfCheckError};
 use crate::source::{Batch, Source, SourceError};
@@ -193,6 +193,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         tokio::spawn(reporting("flow events", flows::run(ring, context.flows.clone(), world.clone(), eyes.clone())));
     }
     tokio::spawn(plaintext::watch(world.clone(), eyes.clone(), beside));
+    tokio::spawn(missing::watch(world.clone()));
     tokio::spawn(prove(world.clone(), eyes));
     tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
     tokio::spawn(watch_devices(inputs.clone()));

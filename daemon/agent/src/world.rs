@@ -53,6 +53,8 @@ pub struct World {
     pub leaks: Leaks,
     /// What came in the clear from other nodes, and what they say of this one.
     pub plaintext: Plaintext,
+    /// Nodes that have no object.
+    pub missing: Vec<Problem>,
 }
 
 /// What exists once the node's own object is known.
@@ -109,6 +111,7 @@ impl World {
             changes: Changes::default(),
             leaks: Leaks::default(),
             plaintext: Plaintext::default(),
+            missing: Vec::new(),
         }
     }
 

@@ -70,6 +70,8 @@ pub mod reason {
     pub const PLAINTEXT_REPORTED: &str = "PlaintextReported";
     /// Two nodes' names hash to one number.
     pub const NODE_NUMBER_TAKEN: &str = "NodeNumberTaken";
+    /// Pods are on a node that has no object, or a node that has none asks for a session.
+    pub const NODE_MISSING: &str = "NodeMissing";
     /// Something of this node's protection was taken away by another program, and is back.
     pub const RESTORED: &str = "Restored";
 }

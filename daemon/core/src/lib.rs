@@ -12,6 +12,7 @@
 //! | [`desired`] | what this node's kernel and tunnel should hold |
 //! | [`plan`] | the steps from what they hold to that, in an order that opens nothing on the way |
 //! | [`convergence`] | which nodes enforce which namespace by now |
+//! | [`missing`] | which nodes pods are on that have no object |
 //! | [`explain`] | who an address or a name is, for a reader |
 //! | [`addresses`] | which addresses a node's devices have, as its agent publishes them |
 //! | [`events`] | what the operator should hear of |
@@ -25,6 +26,7 @@ pub mod desired;
 pub mod events;
 pub mod explain;
 mod lookup;
+pub mod missing;
 pub mod model;
 mod numbers;
 

@@ -7,6 +7,7 @@
 mod claims;
 mod departed;
 mod messages;
+mod nodes;
 mod pods;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hauberk_abi::address::Address;
-use hauberk_keyring::published::{self, Published};
+use hauberk_keyring::published;
 use ipnet::IpNet;
 
 use crate::api::{Attachment, PodReference};
@@ -23,13 +24,16 @@ use crate::convergence::Acknowledged;
 use crate::events::NewEvent;
 use crate::model::claims::Claims;
 use crate::model::departed::Departed;
-use crate::model::messages::{addresses_invalid, enforced_invalid, keys_invalid, number_taken, unknown_label};
+use crate::model::messages::{enforced_invalid, keys_invalid, number_taken, unknown_label};
+use crate::model::nodes::{Node, devices};
 use crate::model::pods::Pods;
 use crate::numbers::Numbers;
-use crate::{addresses, convergence, reserved};
+use crate::{convergence, reserved};
 
 pub(crate) use claims::Claimant;
 pub(crate) use messages::read_from;
+pub(crate) use nodes::Held;
+pub use nodes::{NodeAddress, NodeObject};
 pub use pods::Pod;
 
 /// The label on namespaces and pods.
@@ -47,36 +51,6 @@ pub const PLAINTEXT_ANNOTATION: &str = "hauberk.io/plaintext-seen";
 /// A node's number in the datapath's maps: never 0 for a known node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct NodeNumber(pub u32);
-
-/// A node, as its object says.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct NodeObject {
-    /// `metadata.name`.
-    pub name: String,
-    /// `status.addresses`, in their order.
-    pub addresses: Vec<NodeAddress>,
-    /// `spec.podCIDRs`.
-    pub pod_ranges: Vec<IpNet>,
-    /// Annotation `hauberk.io/keys`.
-    pub keys: Option<String>,
-    /// Annotation `hauberk.io/addresses`.
-    pub published_addresses: Option<String>,
-    /// Annotation `hauberk.io/enforced`.
-    pub enforced: Option<String>,
-    /// Annotation `hauberk.io/plaintext-seen`.
-    pub plaintext_seen: Option<String>,
-    /// Where the object was read: a file path, or empty.
-    pub origin: String,
-}
-
-/// One of a node's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeAddress {
-    /// The address.
-    pub address: IpAddr,
-    /// Whether its type is `InternalIP`.
-    pub internal: bool,
-}
 
 /// A namespace, as its object says.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -228,34 +202,6 @@ pub(crate) struct Touched {
     pub(crate) attachments: BTreeSet<Arc<AttachmentKey>>,
     /// Addresses somebody claims, or claimed.
     pub(crate) addresses: BTreeSet<Address>,
-}
-
-/// A node, and what is remembered of it.
-#[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) object: NodeObject,
-    /// The last keys it published in a form that could be read.
-    pub(crate) held: Option<Held>,
-    /// The addresses of its devices, as it last published them in a form that could be read.
-    pub(crate) devices: BTreeSet<IpAddr>,
-    /// What it acknowledges.
-    pub(crate) enforced: Acknowledged,
-}
-
-impl Node {
-    /// Those its object and its devices say.
-    fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.object.addresses.iter().map(|given| given.address).chain(self.devices.iter().copied()).collect()
-    }
-}
-
-/// A node's keys, each with when it came.
-#[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) published: Published,
-    /// When the node first published the key: 0 before everything was known, when nobody can tell who came first; then
-    /// one number per change.
-    pub(crate) arrival: BTreeMap<[u8; 32], u64>,
 }
 
 impl Model {
@@ -588,18 +534,6 @@ impl Model {
                 self.touched.attachments.insert(Arc::clone(key));
                 self.touched.addresses.extend(possible(&reserved_for(attachment)));
             }
-        }
-    }
-}
-
-/// A broken annotation leaves the last good addresses in force, as it does the keys. A removed one takes them away.
-fn devices(object: &NodeObject, before: BTreeSet<IpAddr>, events: &mut Vec<NewEvent>) -> BTreeSet<IpAddr> {
-    match object.published_addresses.as_deref().map(addresses::parse) {
-        None => BTreeSet::new(),
-        Some(Ok(devices)) => devices,
-        Some(Err(error)) => {
-            events.push(addresses_invalid(object, &error, !before.is_empty()));
-            before
         }
     }
 }

@@ -29,6 +29,7 @@ mod protocol;
 mod schedule;
 mod spin;
 mod stats;
+mod strangers;
 mod tunnel;
 mod wireguard;
 
@@ -39,5 +40,6 @@ pub use error::Error;
 pub use hauberk_cipher::Implementation as CipherImplementation;
 pub use io::tun::Device;
 pub use stats::{DropCounts, Health, OffloadFeatures, PeerState, PeerStats, TunnelDrop, TunnelStats};
+pub use strangers::Stranger;
 pub use tunnel::Tunnel;
 pub use wireguard::{gso_max_size, timestamp as handshake_clock};

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use crate::config::PeerId;
+use crate::strangers::{Stranger, Strangers};
 
 /// Where a peer stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +174,8 @@ pub struct TunnelStats {
     pub probes_seen: u64,
     /// Packets and handshakes that reached another thread than their peer's, and were handed over to it.
     pub handed_over: u64,
+    /// Who has asked for a session with an unknown key within the last minute: eight at most.
+    pub strangers: Vec<Stranger>,
     /// What the kernel agreed to do in bulk.
     pub features: OffloadFeatures,
 }
@@ -217,6 +220,7 @@ pub(crate) struct Counters {
     drops: [AtomicU64; TunnelDrop::ALL.len()],
     probes_seen: AtomicU64,
     handed_over: AtomicU64,
+    strangers: Strangers,
 }
 
 impl Counters {
@@ -242,6 +246,15 @@ impl Counters {
 
     pub(crate) fn handed_over(&self) -> u64 {
         self.handed_over.load(Ordering::Relaxed)
+    }
+
+    /// A handshake came that is sealed with a key no peer has.
+    pub(crate) fn note_stranger(&self, from: SocketAddr, now: Instant) {
+        self.strangers.note(from, now);
+    }
+
+    pub(crate) fn strangers(&self, now: Instant) -> Vec<Stranger> {
+        self.strangers.list(now)
     }
 
     pub(crate) fn see_probe(&self) {

@@ -178,6 +178,7 @@ impl Tunnel {
             drops: self.counters.drops(),
             probes_seen: self.counters.probes_seen(),
             handed_over: self.counters.handed_over(),
+            strangers: self.counters.strangers(Instant::now()),
             // A path may have turned out not to take what the kernel agreed to.
             features: OffloadFeatures { udp_gso, ..self.features },
         })

@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
     Test::new("outages::a_node_address_that_no_device_has", address_on_no_device),
     Test::new("outages::a_peer_without_a_way_holds_up_nothing", peer_without_a_way),
     Test::new("outages::a_node_address_that_nobody_answers_for_is_told", silent_address),
+    Test::new("outages::a_node_without_an_object_is_told", node_object_gone),
     Test::new("outages::a_pods_interface_that_went_without_a_word", interface_gone),
 ];
 
@@ -231,6 +232,28 @@ fn peer_without_a_way(context: &Context) -> Result<()> {
     let outcome = exchange(&one)?;
     ensure!(outcome.answered, "{one}: {outcome:?}");
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
+}
+
+fn node_object_gone(context: &Context) -> Result<()> {
+    let field = Field::build(context)?;
+    let (gone, here) = (&field.cluster.nodes[0], &field.cluster.nodes[1]);
+    let object = field.cluster.manifests.read("node", &gone.name)?;
+    field.cluster.manifests.remove("node", &gone.name)?;
+    let told = || -> Result<Option<Problem>> {
+        let problems = here.agent.status()?.problems;
+        Ok(problems.into_iter().find(|problem| problem.object == format!("node/{}", gone.name)))
+    };
+    let problem = eventually("a problem that names the node", told)?;
+    let message = &problem.message;
+    ensure!(problem.severity == Severity::Critical, "{problem:?}");
+    ensure!(message.contains("no Node object") && message.contains("payments/a"), "{message}");
+    ensure!(here.cli(&["status"])?.0 == 2, "`hauberk status` is content");
+    let events = here.agent.events()?;
+    let named = |event: &&hauberk_core::api::Event| event.objects == [format!("Node/{}", gone.name)];
+    ensure!(events.iter().filter(named).any(|event| event.reason == "NodeMissing"), "{events:?}");
+    field.cluster.manifests.put("node", &gone.name, &object)?;
+    eventually("no problem with the node", || Ok(told()?.is_none().then_some(())))?;
+    field.wait_talking()
 }
 
 fn interface_gone(context: &Context) -> Result<()> {

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use hauberk_core::desired::Peer;
 use hauberk_core::model::NodeNumber;
 
+pub use hauberk_tunnel::Stranger;
 pub use userspace::{Userspace, UserspaceConfig};
 
 /// The tunnel refused something.
@@ -79,6 +80,8 @@ pub struct Stats {
     pub threads: usize,
     /// Packets and handshakes that came to another thread than their peer's.
     pub handed_over: u64,
+    /// Who has asked for a session with a key no peer has, within the last minute: a few at most.
+    pub strangers: Vec<Stranger>,
     /// Why it stopped, if it did.
     pub stopped: Option<String>,
 }

@@ -127,6 +127,7 @@ impl Backend for Userspace {
             cipher: format!("ChaCha20-Poly1305 ({})", self.tunnel.cipher().name()),
             threads: self.tunnel.threads(),
             handed_over: stats.handed_over,
+            strangers: stats.strangers,
             stopped: match self.tunnel.health() {
                 Health::Running => None,
                 Health::Stopped { reason } => Some(reason),

@@ -10,6 +10,7 @@ pub mod leaks;
 pub mod losses;
 pub mod maps;
 pub mod metrics;
+pub mod missing;
 pub mod plaintext;
 pub mod self_test;
 pub mod status;

@@ -73,6 +73,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     problems.extend(full_maps(world, eyes));
     problems.extend(world.leaks.problems());
     problems.extend(world.plaintext.problems(world.model.node()));
+    problems.extend(world.missing.iter().cloned());
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {
             severity: Severity::Warning,

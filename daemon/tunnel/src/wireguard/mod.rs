@@ -312,7 +312,10 @@ impl WireGuard {
             return Err(TunnelDrop::SourceRateLimited);
         }
         let responder = Responder::begin(&identity.secret, &identity.public, noise)?;
-        let id = *self.by_key.get(responder.remote().as_bytes()).ok_or(TunnelDrop::UnknownSender)?;
+        let Some(id) = self.by_key.get(responder.remote().as_bytes()).copied() else {
+            self.around.settings.counters.note_stranger(datagram.from, now);
+            return Err(TunnelDrop::UnknownSender);
+        };
         if self.crew.is_own(id) {
             return self.answer_initiation(now, (id, datagram.from), &identity, sender, responder, outbox);
         }

@@ -494,6 +494,8 @@ fn packets_to_nobody_and_handshakes_from_nobody_are_counted() {
     let sent = mallory.seal(now, &packet(66, 2, b"let me in"));
     assert!(net.nodes[BOB].open(now, outer(66), &sent[0].bytes).is_empty());
     assert_eq!(net.nodes[BOB].drops(TunnelDrop::UnknownSender), 1);
+    let strangers = net.nodes[BOB].counters.strangers(now);
+    assert_eq!(strangers.iter().map(|stranger| stranger.from).collect::<Vec<_>>(), [outer(66)]);
 
     // Someone uses a key that Bob no longer has.
     let mut late = Node::new(1, &[1], 10);
