@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
     Test::new("devices::uninstalling_under_a_running_agent_is_refused", uninstall_refused),
     Test::new("devices::a_card_that_came_while_no_agent_ran", while_no_agent_ran),
     Test::new("devices::a_renamed_card_keeps_its_guard", renamed),
-    Test::new("devices::a_tunnel_that_was_renamed_or_removed_comes_back", tunnel_taken),
+    Test::new("devices::ours_that_were_renamed_or_removed_come_back", ours_taken),
 ];
 
 /// Two nodes, a protected pod on each, and a second cable between the nodes.
@@ -366,25 +366,29 @@ fn renamed(context: &Context) -> Result<()> {
     field.assert_answered()
 }
 
-fn tunnel_taken(context: &Context) -> Result<()> {
+fn ours_taken(context: &Context) -> Result<()> {
     let field = Field::build(context)?;
     let node = &field.cluster.nodes[0];
     field.assert_answered()?;
     let elsewhere = hauberk_netns::Netns::create("elsewhere")?;
-    let index = || node.run("cat", &["/sys/class/net/hauberk0/ifindex"]);
-    for taken in ["link set hauberk0 down\nlink set hauberk0 name tun7\nlink set tun7 up", "link delete hauberk0"] {
-        let before = index()?;
-        node.netns.ip(taken)?;
-        eventually(format!("the tunnel's device to be back after {taken:?}"), || {
-            let now = index()?;
-            ensure!(taken.contains("name") || now != before, "it is the same");
-            Ok(Some(()))
-        })?;
+    let index = |device: &str| node.run("cat", &[&format!("/sys/class/net/{device}/ifindex")]);
+    let links = node.run("ls", &["/sys/class/net"])?;
+    let pod = links.split_whitespace().find(|link| link.starts_with("hbk")).context("a pod's interface")?;
+    for device in ["hauberk0", pod] {
+        let before = index(device)?;
+        node.netns.ip(&format!("link set {device} down\nlink set {device} name other\nlink set other up"))?;
+        let now = eventually(format!("{device} to have its name again"), || index(device).map(Some))?;
+        ensure!(now == before, "it is another one");
         field.cluster.wait_ready()?;
         field.assert_answered()?;
     }
+    let before = index("hauberk0")?;
+    node.netns.ip("link delete hauberk0")?;
+    eventually("another tunnel's device", || Ok((index("hauberk0")? != before).then_some(())))?;
+    field.cluster.wait_ready()?;
+    field.assert_answered()?;
     wire::move_link(&node.netns, "hauberk0", &elsewhere, "hauberk0")?;
-    eventually("another tunnel's device to be there", || index().map(Some))?;
+    eventually("another tunnel's device", || index("hauberk0").map(Some))?;
     field.cluster.wait_ready()?;
     field.assert_answered()
 }

@@ -2,9 +2,9 @@
 
 mod check;
 mod devices;
+mod names;
 mod routes;
 mod startup;
-mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,8 +25,8 @@ use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
 
 pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};
+pub use names::Kept;
 pub use startup::{Held, Node, Prepared, StartError, uninstall};
-pub use tunnel::TunnelDevice;
 
 /// A step could not be carried out; what it would have changed is as before.
 #[derive(Debug, thiserror::Error)]

@@ -163,19 +163,6 @@ impl Netlink {
         }
     }
 
-    /// The device with this index, if there is one.
-    ///
-    /// # Errors
-    /// [`HostError::Netlink`].
-    pub async fn link_of(&self, index: u32) -> Result<Option<Link>, HostError> {
-        let request = self.handle.link().get().match_index(index);
-        match request.execute().map_ok(Link::from).try_next().await {
-            Ok(link) => Ok(link),
-            Err(error) if is_errno(&error, Errno::ENODEV) => Ok(None),
-            Err(error) => Err(refused(format!("look up device {index}"))(error)),
-        }
-    }
-
     /// Every address of this host, with its device's index.
     ///
     /// # Errors

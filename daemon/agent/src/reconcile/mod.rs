@@ -7,7 +7,7 @@ mod failures;
 mod firewalls;
 mod hops;
 mod input;
-mod tunnel;
+mod names;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};

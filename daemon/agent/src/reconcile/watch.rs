@@ -31,7 +31,7 @@ impl Reconciler {
     /// Guards follow the devices, routes follow the uplinks. Returns whether all could be read.
     pub(super) async fn refresh_devices(&mut self, ways: bool) -> bool {
         // First: under another name it would be guarded as another device.
-        self.keep_tunnel().await;
+        self.keep_names().await;
         let Some(node) = self.own_node() else { return true };
         let Stage::Running(kernel) = &mut self.stage else { return true };
         let cluster_ranges = self.world.read().policy.cluster_ranges.clone();

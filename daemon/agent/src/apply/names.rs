@@ -1,0 +1,40 @@
+//! The agent's devices are known by their indices: another program may give one another name, or remove the tunnel's.
+
+use super::{ApplyError, Kernel};
+use crate::fault;
+
+/// What became of the agent's devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Those that had another name and have their own again: their own first.
+    pub renamed: Vec<(String, String)>,
+    /// The tunnel's device is not in this network namespace any more: the tunnel that reads from it is of no use.
+    pub tunnel_gone: bool,
+}
+
+impl Kernel {
+    /// Looks for the tunnel's device and the pods' interfaces that the agent made, and gives them their names back.
+    ///
+    /// # Errors
+    /// [`ApplyError::Host`], as when another device has the name by now.
+    pub async fn keep_names(&self, tunnel: &str) -> Result<Kept, ApplyError> {
+        let links = self.netlink.links().await?;
+        let pods = self.pods.iter().filter(|(_, pod)| !pod.adopted);
+        let ours = pods.map(|(index, pod)| (*index, pod.host_interface.as_str()));
+        let mut kept = Kept { tunnel_gone: true, ..Kept::default() };
+        for (index, name) in ours.chain([(self.settings.tunnel, tunnel)]) {
+            let Some(link) = links.iter().find(|link| link.index == index) else { continue };
+            kept.tunnel_gone &= index != self.settings.tunnel;
+            if link.name == name {
+                continue;
+            }
+            fault::point("give a device its name back");
+            // Linux before 6.2 renames no device that is up.
+            self.netlink.set_down(index).await?;
+            self.netlink.set_name(index, name).await?;
+            self.netlink.set_up(index).await?;
+            kept.renamed.push((name.to_owned(), link.name.clone()));
+        }
+        Ok(kept)
+    }
+}
