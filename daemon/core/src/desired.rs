@@ -47,6 +47,8 @@ pub struct Policy {
     pub chained: bool,
     /// Every address that a device of this node has, whether its object tells it or not.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Addresses of other nodes at which nobody answers, each with the one at which the tunnel hears that node.
+    pub detours: BTreeMap<IpAddr, IpAddr>,
 }
 
 /// The state to reach.
@@ -131,8 +133,8 @@ pub struct Peer {
     pub keys: Vec<(u32, [u8; 32])>,
     /// Where its tunnel listens.
     pub endpoint: Option<SocketAddr>,
-    /// Another address of it, of the other family if there is one: asked as well while the endpoint does not answer.
-    pub fallback: Option<SocketAddr>,
+    /// Its other addresses, those of the other family first: asked as well while the endpoint does not answer.
+    pub fallbacks: Vec<SocketAddr>,
     /// What it may speak for, and what is sealed for it. No prefix is in two peers.
     pub allowed: BTreeSet<IpNet>,
 }
@@ -175,10 +177,11 @@ impl Policy {
         of_family.peek().is_none() || of_family.any(|range| range.contains(&address))
     }
 
-    /// Whether it is the same but for the addresses of this node's devices.
+    /// Whether it is the same but for what is seen of this node's devices and of others' addresses.
     fn is_alike(&self, other: &Policy) -> bool {
-        Policy { host_addresses: BTreeSet::new(), ..self.clone() }
-            == Policy { host_addresses: BTreeSet::new(), ..other.clone() }
+        let settled =
+            |policy: &Policy| Policy { host_addresses: BTreeSet::new(), detours: BTreeMap::new(), ..policy.clone() };
+        settled(self) == settled(other)
     }
 }
 

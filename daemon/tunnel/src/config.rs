@@ -61,10 +61,18 @@ pub struct PeerConfig {
     /// Where the peer's sealed packets go. While it does not answer there, they go where it was last heard; without an endpoint,
     /// nowhere.
     pub endpoint: Option<SocketAddr>,
-    /// Another address of the peer, of the other family say. It is asked as well while the endpoint does not answer.
-    pub fallback: Option<SocketAddr>,
+    /// Other addresses of the peer, those of the other family first. They are asked as well, one after the other, while the
+    /// endpoint does not answer.
+    pub fallbacks: Vec<SocketAddr>,
     /// Inner addresses that belong to this peer, as destination and as source.
     pub allowed: Vec<IpNet>,
+}
+
+impl PeerConfig {
+    /// Everywhere it may be reached, the endpoint first.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.endpoint.iter().chain(&self.fallbacks).copied()
+    }
 }
 
 /// One step of an incremental change. A batch of them is taken as a whole or not at all.

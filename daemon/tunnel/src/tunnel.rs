@@ -153,9 +153,10 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Starts a handshake with the peer although there is nothing to send to it; its result comes as a change of state.
-    pub fn handshake(&self, id: PeerId) -> Result<(), Error> {
-        self.ask(self.crew.engine_of(id), move |protocol, now, outbox| protocol.greet(id, now, outbox))
+    /// Starts a handshake with the peer although there is nothing to send to it, and with `anew` although it has a session, so that
+    /// it is looked for at its other addresses too. The result comes as a change of state.
+    pub fn handshake(&self, id: PeerId, anew: bool) -> Result<(), Error> {
+        self.ask(self.crew.engine_of(id), move |protocol, now, outbox| protocol.greet(id, anew, now, outbox))
     }
 
     /// What is installed, in the order of the ids; keys newest first, prefixes sorted and without host

@@ -18,15 +18,21 @@ impl Wire {
     /// # Errors
     /// What the kernel says.
     pub fn create(segments: usize) -> Result<Wire> {
-        let netns = Netns::create("wire")?;
+        let wire = Wire { netns: Netns::create("wire")?, ports: Vec::new() };
+        (0..segments).try_for_each(|segment| wire.add_segment(segment))?;
+        Ok(wire)
+    }
+
+    /// Adds a bridge that is connected to no other.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn add_segment(&self, segment: usize) -> Result<()> {
         // A bridge that snoops multicast may withhold neighbour discovery; one with an address would be a machine itself.
-        for segment in 0..segments {
-            netns.ip(&format!(
-                "link add wire{segment} type bridge mcast_snooping 0 forward_delay 0
-                 link set wire{segment} addrgenmode none mtu 9000 up"
-            ))?;
-        }
-        Ok(Wire { netns, ports: Vec::new() })
+        self.netns.ip(&format!(
+            "link add wire{segment} type bridge mcast_snooping 0 forward_delay 0
+             link set wire{segment} addrgenmode none mtu 9000 up"
+        ))
     }
 
     /// Plugs `interface` of `machine` into a segment. Both ends of the cable have `mtu`; the machine's end has no address.

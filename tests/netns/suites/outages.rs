@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_core::api::{Problem, Protection, Severity};
-use hauberk_netns::capture::Moment;
+use hauberk_netns::capture::{Capture, Moment};
 use hauberk_netns::netns::Netns;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange, wait_answered};
 use hauberk_netns::{
-    Cluster, Context, Family, HostRouting, Node, Party, Pod, Setup, Test, eventually, manifests, wire,
+    Cluster, Context, Family, HostRouting, Node, Party, Pod, Setup, Test, analysis, eventually, manifests, wire,
 };
 use serde_json::json;
 
@@ -23,6 +23,8 @@ pub const TESTS: &[Test] = &[
     Test::new("outages::a_peer_without_a_way_holds_up_nothing", peer_without_a_way),
     Test::new("outages::a_node_address_that_nobody_answers_for_is_told", silent_address),
     Test::new("outages::a_node_without_an_object_is_told", node_object_gone),
+    Test::new("outages::bpf_a_network_of_two_that_dies", |context| dead_network(context, HostRouting::Bpf)),
+    Test::new("outages::stack_a_network_of_two_that_dies", |context| dead_network(context, HostRouting::Stack)),
     Test::new("outages::a_pods_interface_that_went_without_a_word", interface_gone),
 ];
 
@@ -38,7 +40,10 @@ impl Field {
     }
 
     fn with(context: &Context, setup: Setup) -> Result<Field> {
-        let cluster = Cluster::build(context, setup)?;
+        Field::on(Cluster::build(context, setup)?)
+    }
+
+    fn on(cluster: Cluster) -> Result<Field> {
         cluster.namespace("payments", Some("enabled"))?;
         cluster.namespace("public", None)?;
         let pods = [
@@ -272,7 +277,7 @@ fn interface_gone(context: &Context) -> Result<()> {
     lost.detach()
 }
 
-/// As a stale Node object has it: the tunnel finds the peer where it is heard, the route to its pods does not.
+/// As a stale Node object has it: the tunnel finds the peer where it is heard, and the routes to its pods follow.
 fn silent_address(context: &Context) -> Result<()> {
     let field = Field::with(context, Setup { host_routing: HostRouting::Stack, ..Setup::default() })?;
     let [n1, n2] = [&field.cluster.nodes[0], &field.cluster.nodes[1]];
@@ -294,14 +299,72 @@ fn silent_address(context: &Context) -> Result<()> {
     })?;
     eventually("the status to name the address", || {
         let lost = Exchange::new(Protocol::Udp, Family::V4, b, a).patience(Duration::from_millis(200));
-        let answered = exchange(&lost)?.answered;
+        exchange(&lost)?;
         let problems = n2.agent.status()?.problems;
-        ensure!(named()? && !answered, "answered: {answered}; {problems:?}");
+        ensure!(named()?, "{problems:?}");
         Ok(Some(()))
     })?;
+    // Of the other family neither the object nor the tunnel names an address.
+    wait_answered(&Exchange::new(Protocol::Tcp, Family::V4, b, a))?;
+    ensure!(named()?, "the address is not told of any more, though nobody answers there");
     field.cluster.manifests.change("node", &n1.name, |changed| {
         changed["status"]["addresses"] = object["status"]["addresses"].clone();
     })?;
     field.wait_talking()?;
     eventually("the status to be without it", || Ok((!named()?).then_some(())))
+}
+
+/// Nodes on two networks. The switch of the first one stops carrying anything, its links stay up.
+fn dead_network(context: &Context, host_routing: HostRouting) -> Result<()> {
+    let mut cluster = Cluster::build(context, Setup { start: false, host_routing, ..Setup::default() })?;
+    cluster.wire.add_segment(1)?;
+    for (number, node) in cluster.nodes.iter().enumerate() {
+        cluster.wire.plug(&node.netns, "eth1", 1, 1500)?;
+        let (v4, v6) = (format!("172.19.0.{}", 11 + number), format!("fd00:19::{}", 11 + number));
+        node.netns.ip(&format!("addr add {v4}/24 dev eth1\naddr add {v6}/64 dev eth1 nodad"))?;
+        cluster.manifests.change("node", &node.name, |object| {
+            if let Some(addresses) = object["status"]["addresses"].as_array_mut() {
+                addresses.extend([v4, v6].map(|address| json!({"type": "InternalIP", "address": address})));
+            }
+        })?;
+    }
+    let (second, first): (Vec<_>, Vec<_>) =
+        cluster.wire.ports().iter().cloned().partition(|(_, port)| port.ends_with("-eth1"));
+    let second = Capture::start(&second)?;
+    cluster.start()?;
+    let field = Field::on(cluster)?;
+    let [n1, n2] = [&field.cluster.nodes[0], &field.cluster.nodes[1]];
+    let leads_by = |address: &str| {
+        eventually(format!("the routes of {} to lead by {address}", n1.name), || {
+            let routes = n1.run("ip", &["route", "show", "proto", "72"])?;
+            ensure!(routes.contains(&format!(" via {address} ")), "{routes}");
+            Ok(Some(()))
+        })
+    };
+    leads_by(&n2.v4.to_string())?;
+    let carries = |how: &str| -> Result<()> {
+        for (netns, port) in &first {
+            netns.ip(&format!("link set {port} {how}"))?;
+        }
+        Ok(())
+    };
+    carries("nomaster")?;
+    // The kernel would believe for up to a minute that its neighbours are there.
+    for node in [n1, n2] {
+        node.run("ip", &["neigh", "flush", "dev", "eth0"])?;
+        node.run("ip", &["-6", "neigh", "flush", "dev", "eth0"])?;
+    }
+    field.wait_talking()?;
+    leads_by("172.19.0.12")?;
+    let problems = n1.agent.status()?.problems;
+    let told = problems.iter().find(|problem| problem.object == format!("node/{}", n2.name));
+    ensure!(told.is_some_and(|told| told.message.contains("does not answer on eth0")), "{problems:?}");
+    carries("master wire0")?;
+    leads_by(&n2.v4.to_string())?;
+    field.wait_talking()?;
+    let [a, b, ..] = &field.pods;
+    let addresses: Vec<_> = [a, b].iter().flat_map(|pod| pod.addresses()).collect();
+    let shown = analysis::cleartext_of(&second.all()?, &addresses);
+    ensure!(shown.is_empty(), "in the clear on the second network: {}", analysis::list(&shown));
+    Ok(())
 }

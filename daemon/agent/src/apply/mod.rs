@@ -65,6 +65,8 @@ pub struct NextHop {
     pub device: String,
     /// Pods' ranges and addresses behind it.
     pub destinations: BTreeSet<IpNet>,
+    /// Nodes' addresses that it leads to and that routes have left for others.
+    pub left: BTreeSet<IpAddr>,
     /// Whether it answers who asks for its MAC address; none: nobody has asked.
     pub answers: Option<bool>,
 }
@@ -136,16 +138,27 @@ impl Kernel {
         devices.map(|link| Device::Named(link.name.clone())).collect()
     }
 
-    /// The next hops of our routes to the `wanted` destinations, each with what the kernel's neighbour table says of it.
+    /// The next hops of our routes to the `wanted` destinations, and on the way to the addresses that routes have `left`, each with
+    /// what the kernel's neighbour table says of it.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
-    pub async fn next_hops(&self, wanted: &BTreeSet<IpNet>) -> Result<Vec<NextHop>, ApplyError> {
-        let mut hops: BTreeMap<(u32, IpAddr), BTreeSet<IpNet>> = BTreeMap::new();
+    pub async fn next_hops(
+        &self,
+        wanted: &BTreeSet<IpNet>,
+        left: &BTreeSet<IpAddr>,
+    ) -> Result<Vec<NextHop>, ApplyError> {
+        let mut hops: BTreeMap<(u32, IpAddr), (BTreeSet<IpNet>, BTreeSet<IpAddr>)> = BTreeMap::new();
         for (destination, (hop, _)) in self.netlink.own_routes().await? {
             if let (Some(gateway), true) = (hop.gateway, wanted.contains(&destination)) {
-                hops.entry((hop.device, gateway)).or_default().insert(destination);
+                hops.entry((hop.device, gateway)).or_default().0.insert(destination);
             }
+        }
+        for address in left {
+            // Without a way nobody answers there: no device has the number 0.
+            let way = self.netlink.way_to(*address).await.ok();
+            let key = way.and_then(|hop| Some((hop.device, hop.gateway?))).unwrap_or((0, *address));
+            hops.entry(key).or_default().1.insert(*address);
         }
         // The neighbour table may be large.
         if hops.is_empty() {
@@ -155,11 +168,12 @@ impl Kernel {
         let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
         Ok(hops
             .into_iter()
-            .map(|((index, address), destinations)| NextHop {
+            .map(|((index, address), (destinations, left))| NextHop {
                 index,
                 address,
-                device: name(index).unwrap_or_else(|| index.to_string()),
+                device: name(index).unwrap_or_else(|| "any device".into()),
                 destinations,
+                left,
                 answers: answers.get(&(index, address)).copied(),
             })
             .collect())

@@ -53,11 +53,12 @@ pub trait Backend: Send + Sync {
     /// The tunnel does not answer.
     fn stats(&self) -> Result<Stats, BackendError>;
 
-    /// Starts a handshake with the peer, whether or not there is something to send: permissive traffic waits for its result.
+    /// Starts a handshake with the peer, whether or not there is something to send: permissive traffic waits for its result. With
+    /// `anew` also if there is a session: where the peer is asked for may answer no longer.
     ///
     /// # Errors
     /// The tunnel does not answer.
-    fn greet(&self, peer: NodeNumber) -> Result<(), BackendError>;
+    fn greet(&self, peer: NodeNumber, anew: bool) -> Result<(), BackendError>;
 
     /// Sends an IP packet out of the tunnel device as if it had been decrypted: for the self-test.
     fn inject(&self, packet: Vec<u8>);

@@ -135,8 +135,8 @@ impl Backend for Userspace {
         })
     }
 
-    fn greet(&self, peer: NodeNumber) -> Result<(), BackendError> {
-        Ok(self.tunnel.handshake(PeerId(peer.0))?)
+    fn greet(&self, peer: NodeNumber, anew: bool) -> Result<(), BackendError> {
+        Ok(self.tunnel.handshake(PeerId(peer.0), anew)?)
     }
 
     fn inject(&self, packet: Vec<u8>) {
@@ -166,7 +166,7 @@ fn put(peer: &Peer, present: &[PeerConfig]) -> Vec<PeerChange> {
         name: peer.name.clone(),
         keys: peer.keys.iter().map(|(epoch, public)| PeerKey { epoch: *epoch, public: *public }).collect(),
         endpoint: peer.endpoint,
-        fallback: peer.fallback,
+        fallbacks: peer.fallbacks.clone(),
         allowed: peer.allowed.iter().copied().collect(),
     }));
     changes
@@ -198,7 +198,7 @@ fn to_peer(config: PeerConfig) -> Peer {
         name: config.name,
         keys: config.keys.into_iter().map(|key| (key.epoch, key.public)).collect(),
         endpoint: config.endpoint,
-        fallback: config.fallback,
+        fallbacks: config.fallbacks,
         allowed: config.allowed.into_iter().collect(),
     }
 }
@@ -222,7 +222,7 @@ mod tests {
             name: format!("n{id}"),
             keys: vec![PeerKey { epoch: 1, public: [key; 32] }],
             endpoint: None,
-            fallback: None,
+            fallbacks: Vec::new(),
             allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
         }
     }

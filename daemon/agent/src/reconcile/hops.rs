@@ -1,15 +1,19 @@
 //! Next hops of routes to other nodes' pods that do not answer: what is sent by them ends in the kernel's neighbour queue, which no
-//! hook and no counter sees, while the tunnel goes on where the peer was heard last.
+//! hook and no counter sees, while the tunnel goes on where the peer was heard last. Where that is another address of the node's, the
+//! routes follow the tunnel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hauberk_core::api::{Problem, Severity};
+use hauberk_core::model::NodeNumber;
 use tokio::time::Instant;
+use tracing::{info, warn};
 
-use super::{Area, Reconciler, Stage};
+use super::{Area, GREETING, Reconciler, Stage};
 use crate::apply::NextHop;
+use crate::backend::PeerStats;
 use crate::config::HostRouting;
 
 /// So long it has to be silent: a peer that is started anew, or a cable that is put back, is no news.
@@ -20,27 +24,34 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Hops(BTreeMap<(u32, IpAddr), Instant>);
 
 impl Hops {
-    /// Takes in what is seen at one moment. Returns those that have been silent for long.
-    fn take<'a>(&mut self, seen: &'a [NextHop], now: Instant) -> Vec<&'a NextHop> {
+    /// Takes in what is seen at one moment. Returns those that have been silent for long, each with how long.
+    fn take<'a>(&mut self, seen: &'a [NextHop], now: Instant) -> Vec<(&'a NextHop, Duration)> {
         let key = |hop: &NextHop| (hop.index, hop.address);
-        // One without an entry has not answered: what was known of it stays.
-        let silent: BTreeSet<_> = seen.iter().filter(|hop| hop.answers != Some(true)).map(key).collect();
+        // One without an entry has not answered: what was known of it stays. Who was left for another one has to answer first.
+        let is_silent = |hop: &&NextHop| hop.answers != Some(true);
+        let silent: BTreeSet<_> = seen.iter().filter(is_silent).map(key).collect();
         self.0.retain(|hop, _| silent.contains(hop));
-        for hop in seen.iter().filter(|hop| hop.answers == Some(false)) {
+        for hop in seen.iter().filter(|hop| hop.answers == Some(false) || is_silent(hop) && !hop.left.is_empty()) {
             self.0.entry(key(hop)).or_insert(now);
         }
-        let long = |hop: &&NextHop| self.0.get(&key(hop)).is_some_and(|since| now.duration_since(*since) >= PATIENCE);
-        seen.iter().filter(long).collect()
+        let long = |hop: &'a NextHop| {
+            let silence = now.duration_since(*self.0.get(&key(hop))?);
+            (silence >= PATIENCE || !hop.left.is_empty()).then_some((hop, silence))
+        };
+        seen.iter().filter_map(long).collect()
     }
 }
 
 impl Reconciler {
-    /// Tells of next hops that have been silent for long. Those under suspicion are asked for again, so that one that is back is
-    /// seen without a packet for it.
+    /// Tells of next hops that have been silent for long, and leaves those behind which the tunnel hears the node elsewhere. Those
+    /// under suspicion are asked for again, so that one that is back is seen without a packet for it.
     pub(super) async fn look_at_hops(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
-        let wanted = self.world.read().desired.routes.keys().copied().collect();
-        let Ok(seen) = kernel.next_hops(&wanted).await else { return };
+        let (wanted, left) = {
+            let world = self.world.read();
+            (world.desired.routes.keys().copied().collect(), world.policy.detours.keys().copied().collect())
+        };
+        let Ok(seen) = kernel.next_hops(&wanted, &left).await else { return };
         let silent = self.hops.take(&seen, Instant::now());
         // From hook to hook, what is encrypted needs no route; through the stack all of it does.
         let (severity, lost) = match self.config.host_routing {
@@ -48,33 +59,111 @@ impl Reconciler {
             HostRouting::Bpf => (Severity::Warning, "packets that go to its pods in the clear are lost"),
         };
         let mut problems: BTreeMap<String, Problem> = BTreeMap::new();
-        for hop in silent {
-            for node in self.nodes_behind(hop) {
-                let object = format!("node/{node}");
-                let message = words(&node, hop, self.is_address_of(&node, hop.address), lost);
-                problems
-                    .entry(object.clone())
-                    .and_modify(|problem| problem.message = format!("{}; {message}", problem.message))
-                    .or_insert(Problem { severity, object, message });
+        let mut tell = |node: &str, severity: Severity, message: String| {
+            let object = format!("node/{node}");
+            let new = Problem { severity, object: object.clone(), message };
+            problems
+                .entry(object)
+                .and_modify(|problem| {
+                    problem.severity = problem.severity.min(severity);
+                    problem.message = format!("{}; {}", problem.message, new.message);
+                })
+                .or_insert(new);
+        };
+        for (hop, _) in &silent {
+            let led_by = self.led_by(hop);
+            let left = hop.left.difference(&led_by).copied().collect();
+            for node in self.nodes_of(led_by) {
+                tell(&node, severity, words(&node, hop, self.is_address_of(&node, hop.address), lost));
+            }
+            for node in self.nodes_of(left) {
+                let message = format!(
+                    "its address behind {} does not answer on {}: until it does, routes to its pods lead by another \
+                     one of its addresses, as the tunnel does",
+                    hop.address, hop.device
+                );
+                tell(&node, Severity::Warning, message);
             }
         }
         for (index, address) in self.hops.0.keys() {
             // It is asked again at the next look in any case.
             let _ = kernel.ask_for_neighbour(*index, *address).await;
         }
+        let silences = silent
+            .iter()
+            .flat_map(|(hop, silence)| self.led_by(hop).into_iter().chain(hop.left.clone()).map(|to| (to, *silence)))
+            .collect();
         self.tell(Area::Hops, problems);
+        self.follow_tunnels(&silences);
     }
 
-    fn nodes_behind(&self, hop: &NextHop) -> BTreeSet<String> {
+    /// Has routes leave the addresses at which nobody answers where the tunnel has proof of another one, and come back to those at
+    /// which somebody does. `silences` says for how long each was silent.
+    fn follow_tunnels(&mut self, silences: &BTreeMap<IpAddr, Duration>) {
+        let before = self.world.read().policy.detours.clone();
+        if silences.is_empty() && before.is_empty() {
+            return;
+        }
+        let Stage::Running(kernel) = &self.stage else { return };
+        let backend = kernel.backend();
+        let Ok(stats) = backend.stats() else { return };
+        let mut detours = BTreeMap::new();
+        for (address, silence) in silences {
+            let Some(number) = self.number_of(*address) else { continue };
+            let peer = stats.peers.iter().find(|peer| peer.number == number);
+            let heard = peer.and_then(|peer| Some(peer.endpoint?.ip()).filter(|heard| !silences.contains_key(heard)));
+            match (heard, before.contains_key(address)) {
+                (Some(heard), is_left) if is_left || peer.is_some_and(|peer| was_heard_within(peer, *silence)) => {
+                    detours.insert(*address, heard);
+                }
+                _ => self.look_for(&*backend, number),
+            }
+        }
+        if detours != before {
+            info!(?detours, "routes follow the tunnel, past addresses at which nobody answers");
+            self.world.write().policy.detours = detours;
+            self.stale = true;
+        }
+    }
+
+    /// Has the tunnel find out where the peer is, also by its other addresses, though there may be nothing to send.
+    fn look_for(&mut self, backend: &dyn crate::backend::Backend, number: NodeNumber) {
+        let now = Instant::now();
+        if self.greeted.get(&number).is_some_and(|at| now.duration_since(*at) < GREETING) {
+            return;
+        }
+        self.greeted.insert(number, now);
+        if let Err(error) = backend.greet(number, true) {
+            warn!(%error, peer = number.0, "cannot start a handshake");
+        }
+    }
+
+    /// The nodes' addresses that the routes by this hop lead by.
+    fn led_by(&self, hop: &NextHop) -> BTreeSet<IpAddr> {
         let world = self.world.read();
         let routes = hop.destinations.iter().filter_map(|destination| world.desired.routes.get(destination));
-        let of = |via: IpAddr| world.name_of(&via.into()).unwrap_or_else(|| via.to_string());
-        routes.map(|route| of(route.via)).collect()
+        routes.map(|route| route.via).collect()
+    }
+
+    fn nodes_of(&self, addresses: BTreeSet<IpAddr>) -> BTreeSet<String> {
+        let world = self.world.read();
+        addresses.into_iter().map(|to| world.name_of(&to.into()).unwrap_or_else(|| to.to_string())).collect()
+    }
+
+    fn number_of(&self, address: IpAddr) -> Option<NodeNumber> {
+        let world = self.world.read();
+        world.name_of(&address.into()).and_then(|name| world.model.node_number(&name))
     }
 
     fn is_address_of(&self, node: &str, address: IpAddr) -> bool {
         self.world.read().name_of(&address.into()).is_some_and(|name| name == node)
     }
+}
+
+/// Whether the peer has proved within this time that it is there.
+fn was_heard_within(peer: &PeerStats, time: Duration) -> bool {
+    let since = peer.latest_handshake.and_then(|at| SystemTime::now().duration_since(at).ok());
+    since.is_some_and(|since| since < time)
 }
 
 fn words(node: &str, hop: &NextHop, is_own: bool, lost: &str) -> String {
@@ -95,7 +184,20 @@ mod tests {
 
     fn hop(answers: Option<bool>) -> Vec<NextHop> {
         let (address, device) = ("192.168.7.77".parse().unwrap(), "eth0".to_owned());
-        vec![NextHop { index: 2, address, device, destinations: BTreeSet::new(), answers }]
+        vec![NextHop { index: 2, address, device, destinations: BTreeSet::new(), left: BTreeSet::new(), answers }]
+    }
+
+    #[test]
+    fn an_address_that_routes_left_has_to_answer_before_they_come_back() {
+        let (mut hops, begin) = (Hops::default(), Instant::now());
+        let left = |answers| {
+            let mut seen = hop(answers);
+            seen[0].left.insert("192.168.7.2".parse().unwrap());
+            seen
+        };
+        assert_eq!(hops.take(&left(None), begin).len(), 1, "nobody has asked yet");
+        assert_eq!(hops.take(&left(Some(false)), begin).len(), 1);
+        assert!(hops.take(&left(Some(true)), begin).is_empty());
     }
 
     #[test]

@@ -440,7 +440,7 @@ impl Reconciler {
             let lately = self.greeted.get(number).is_some_and(|at| now.duration_since(*at) < GREETING);
             if entry.flags & ready == 0 && wanted.peers.contains_key(number) && !lately {
                 self.greeted.insert(*number, now);
-                if let Err(error) = kernel.backend().greet(*number) {
+                if let Err(error) = kernel.backend().greet(*number, false) {
                     warn!(%error, peer = number.0, "cannot start a handshake");
                 }
             }

@@ -254,7 +254,7 @@ fn a_peer_has_keys_an_endpoint_and_what_it_may_speak_for() {
         name: "n2".into(),
         keys: vec![(5, key(50)), (4, key(40))],
         endpoint: Some("192.0.2.2:51840".parse().unwrap()),
-        fallback: None,
+        fallbacks: Vec::new(),
         allowed: ["10.0.2.0/24", "10.0.77.5/32", "192.0.2.2/32", "fd00::77/128"].map(net).into(),
     };
     let desired = world.desired();
@@ -329,7 +329,7 @@ fn the_endpoint_is_internal_and_of_our_family_if_it_can_be() {
         world.apply(Change::Node(NodeObject { addresses: addresses(theirs), ..node(2) }));
         let peer = &world.desired().peers[&NodeNumber(world.number(2))];
         assert_eq!(peer.endpoint, Some(expected.parse().unwrap()));
-        assert_eq!(peer.fallback, other.map(|other| other.parse().unwrap()));
+        assert_eq!(peer.fallbacks, other.map(|other| other.parse().unwrap()).into_iter().collect::<Vec<_>>());
     }
 }
 

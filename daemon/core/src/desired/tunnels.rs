@@ -7,7 +7,7 @@ use hauberk_abi::layout::{self, peer_flag};
 use ipnet::IpNet;
 
 use crate::addresses::is_possible;
-use crate::desired::addresses::{NodeAddresses, Places};
+use crate::desired::addresses::{NodeAddresses, NodeClaim, Places};
 use crate::desired::ranges::PodRanges;
 use crate::desired::{Peer, Policy, Route};
 use crate::events::{Collector, reason};
@@ -44,14 +44,14 @@ impl Tunnels {
             let keys = holders.usable(policy, &node.object, held, events);
             let Some((epoch, _)) = keys.first().copied() else { continue };
             let endpoint = endpoint(policy, &node.object, own, places, held.published.port);
-            let fallback = endpoint.and_then(|endpoint| fallback(&node.object, places, endpoint));
+            let fallbacks = endpoint.map(|endpoint| fallbacks(&node.object, places, endpoint)).unwrap_or_default();
             if endpoint.is_none() {
                 events.warn(reason::NO_ENDPOINT, [object(&node.object)], || no_endpoint(&node.object));
             }
             let entry = layout::Peer { flags: flags(endpoint.is_some(), model.ready.contains(name)), epoch };
             let allowed = allowed.remove(&number).unwrap_or_default();
             tunnels.entries.insert(number, entry);
-            tunnels.peers.insert(number, Peer { number, name: name.clone(), keys, endpoint, fallback, allowed });
+            tunnels.peers.insert(number, Peer { number, name: name.clone(), keys, endpoint, fallbacks, allowed });
         }
         // Also where the address alone is some node's range: who speaks for it is where it is.
         for (prefix, node) in &speakers.pods {
@@ -75,7 +75,7 @@ impl Tunnels {
         for destination in ranges.of(&node.name) {
             // An address inside the range would be reached by the route itself.
             let usable = |via: &IpAddr| same_family(*via, destination.addr()) && !destination.contains(via);
-            match nodes.reached_at(node).find(usable) {
+            match way(policy, nodes, node, usable) {
                 Some(via) => {
                     self.routes.insert(destination, Route { destination, via, mtu: policy.route_mtu });
                 }
@@ -98,7 +98,7 @@ pub(super) fn route_to_pod(
     if policy.chained || !policy.is_for_pods(pod) {
         return None;
     }
-    let via = nodes.reached_at(node).find(|via| same_family(*via, pod))?;
+    let via = way(policy, nodes, node, |via| same_family(*via, pod))?;
     Some(Route { destination: pod.into(), via, mtu: policy.route_mtu })
 }
 
@@ -221,11 +221,25 @@ fn endpoint(policy: &Policy, node: &NodeObject, own: Option<IpAddr>, places: &Pl
     best.or_else(external).map(|address| SocketAddr::new(address, port))
 }
 
-/// Another address of the node's own, one of the other family first: a firewall or a router may carry only one of them.
-fn fallback(node: &NodeObject, places: &Places, endpoint: SocketAddr) -> Option<SocketAddr> {
-    let others = places.nodes.reached_at(node).filter(|address| *address != endpoint.ip());
-    let best = others.min_by_key(|address| same_family(*address, endpoint.ip()));
-    best.map(|address| SocketAddr::new(address, endpoint.port()))
+/// The node's other addresses, those of the other family first: a firewall or a router may carry only one of them.
+fn fallbacks(node: &NodeObject, places: &Places, endpoint: SocketAddr) -> Vec<SocketAddr> {
+    let mut others: Vec<IpAddr> = places.nodes.reached_at(node).filter(|address| *address != endpoint.ip()).collect();
+    others.sort_by_key(|address| same_family(*address, endpoint.ip()));
+    others.into_iter().map(|address| SocketAddr::new(address, endpoint.port())).collect()
+}
+
+/// The address of the node by which routes lead: the first one that `may` be. While nobody answers there, the one at which the tunnel
+/// hears the node, if that is its own, or another one of its status.
+fn way(policy: &Policy, nodes: &NodeAddresses, node: &NodeObject, may: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
+    let first = nodes.reached_at(node).find(&may)?;
+    let Some(heard) = policy.detours.get(&first) else { return Some(first) };
+    let is_own =
+        |address: IpAddr| matches!(nodes.claim(address.into()), Some(NodeClaim::Of(owner)) if *owner == node.name);
+    if may(heard) && is_own(*heard) {
+        return Some(*heard);
+    }
+    let other = nodes.reached_at(node).find(|other| may(other) && !policy.detours.contains_key(other));
+    Some(other.unwrap_or(first))
 }
 
 pub(super) fn flags(reachable: bool, ready: bool) -> u32 {

@@ -181,11 +181,15 @@ impl WireGuard {
         }
     }
 
-    /// Starts a handshake with a peer of ours unless it has a session, or one is under way. Unknown peers are fine.
-    pub(crate) fn greet(&mut self, id: PeerId, now: Instant, outbox: &mut Outbox<'_>) {
+    /// Starts a handshake with a peer of ours unless one is under way, or it has a session and not even that is to be made `anew`.
+    /// Unknown peers are fine.
+    pub(crate) fn greet(&mut self, id: PeerId, anew: bool, now: Instant, outbox: &mut Outbox<'_>) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.expire(now);
             peer.start_handshakes(now, outbox);
+            if anew {
+                peer.look_for(now, outbox);
+            }
             peer.settle(&mut self.around);
         }
     }
@@ -206,7 +210,7 @@ impl WireGuard {
     /// Takes away what the peer shall not have any more; its endpoint is noted afresh with the rest.
     fn release(&mut self, id: PeerId, wanted: Option<&PeerConfig>) {
         let Some(peer) = self.peers.get(&id) else { return };
-        for address in peer.config.endpoint.into_iter().chain(peer.config.fallback) {
+        for address in peer.config.addresses() {
             if self.by_endpoint.get(&address) == Some(&id) {
                 self.by_endpoint.remove(&address);
             }
@@ -231,12 +235,12 @@ impl WireGuard {
         for key in &config.keys {
             self.by_key.insert(key.public, id);
         }
-        for address in config.endpoint.into_iter().chain(config.fallback) {
+        for address in config.addresses() {
             self.by_endpoint.insert(address, id);
         }
         let peer = self.peers.entry(id).or_insert_with(|| Peer::new(config.clone()));
         let new_keys = peer.config.keys != config.keys || peer.pairs.is_empty();
-        let new_endpoint = (peer.config.endpoint, peer.config.fallback) != (config.endpoint, config.fallback);
+        let new_endpoint = !peer.config.addresses().eq(config.addresses());
         peer.config = config;
         if !self.crew.is_own(id) {
             return;
@@ -432,7 +436,7 @@ impl WireGuard {
 
     fn greet_stranger(&mut self, id: PeerId, now: Instant, outbox: &mut Outbox<'_>) {
         if self.peers.get(&id).is_some_and(|peer| !peer.is_established()) {
-            self.greet(id, now, outbox);
+            self.greet(id, false, now, outbox);
         }
     }
 

@@ -229,6 +229,14 @@ impl Peer {
         }
     }
 
+    /// Starts one with the pair whose session is in use as well: the peer may be somewhere else by now.
+    pub(super) fn look_for(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
+        let used = self.pairs.iter().position(|pair| pair.is_usable() && pair.attempts().is_none());
+        if let (Some(pair), Some(_)) = (used, self.config.endpoint) {
+            self.initiate(now, pair, outbox);
+        }
+    }
+
     /// Asks again at once where a handshake is under way: the endpoint is a new one.
     pub(super) fn retry_handshakes(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
         if self.config.endpoint.is_none() {
@@ -351,7 +359,7 @@ impl Peer {
     fn initiate(&mut self, now: Instant, pair: usize, outbox: &mut Outbox<'_>) {
         let message = self.pairs[pair].initiate(now);
         let attempts = self.pairs[pair].attempts().unwrap_or(1);
-        let beside = self.whereabouts.beside_endpoint(attempts, self.config.fallback);
+        let beside = self.whereabouts.beside_endpoint(attempts, &self.config.fallbacks);
         for to in self.config.endpoint.into_iter().chain(beside.into_iter().flatten()) {
             self.post(to, &message, outbox);
         }

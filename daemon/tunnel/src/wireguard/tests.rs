@@ -104,7 +104,7 @@ fn peer(number: u8, epochs: &[u32]) -> PeerConfig {
         name: format!("node-{number}"),
         keys: epochs.iter().map(|epoch| key(number, *epoch)).collect(),
         endpoint: Some(outer(number)),
-        fallback: None,
+        fallbacks: Vec::new(),
         allowed: vec![net_of(&format!("10.0.{number}.0/24")), net_of(&format!("fd00:{number}::/32"))],
     }
 }
@@ -542,7 +542,7 @@ fn forged_data_makes_nobody_talk_to_strangers_or_more_than_once() {
 fn a_greeting_makes_a_session_before_there_is_a_packet() {
     let mut net = Net::new(2);
     let now = Instant::now();
-    let greet = |node: &mut Node, id| node.act(|protocol, _, outbox| protocol.greet(PeerId(id), now, outbox));
+    let greet = |node: &mut Node, id| node.act(|protocol, _, outbox| protocol.greet(PeerId(id), false, now, outbox));
     let sent = greet(&mut net.nodes[ALICE], 2);
     assert_eq!(sent.len(), 1);
     assert!(greet(&mut net.nodes[ALICE], 2).is_empty(), "one is under way");

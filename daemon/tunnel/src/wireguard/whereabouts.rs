@@ -1,5 +1,5 @@
-//! Where a peer is reached: at its endpoint, which the configuration names; while that does not answer, at the address that the
-//! configuration names beside it, or, as behind a translation of addresses, where the peer itself was last heard.
+//! Where a peer is reached: at its endpoint, which the configuration names; while that does not answer, at one of the addresses that
+//! the configuration names beside it, or, as behind a translation of addresses, where the peer itself was last heard.
 //!
 //! Only what the peer's key proves counts as hearing the peer, and nothing else follows from it: neither keys nor allowed
 //! addresses. A peer without an endpoint is sent nothing.
@@ -26,15 +26,16 @@ impl Whereabouts {
         Some(if self.answers { endpoint } else { self.elsewhere.unwrap_or(endpoint) })
     }
 
-    /// Where an initiation goes beside the endpoint: where the peer was heard, and to its other address. `attempts` are those in
-    /// this handshake, with this one.
-    pub(super) fn beside_endpoint(&mut self, attempts: u32, fallback: Option<SocketAddr>) -> [Option<SocketAddr>; 2] {
+    /// Where an initiation goes beside the endpoint: where the peer was heard, and to the next of its other addresses. `attempts`
+    /// are those in this handshake, with this one.
+    pub(super) fn beside_endpoint(&mut self, attempts: u32, fallbacks: &[SocketAddr]) -> [Option<SocketAddr>; 2] {
         if attempts > 1 {
             self.answers = false;
         }
         let elsewhere = self.elsewhere.filter(|_| !self.answers && (attempts > 1 || self.tried));
         let is_news = |other: &SocketAddr| elsewhere.is_none_or(|elsewhere| !is_same(elsewhere, *other));
-        let fallback = fallback.filter(|other| attempts > 1 && is_news(other));
+        let turn = attempts.checked_sub(2).map(|turn| turn as usize);
+        let fallback = turn.and_then(|turn| fallbacks.iter().cycle().nth(turn)).copied().filter(is_news);
         self.tried |= self.elsewhere.is_some();
         self.alone = elsewhere.is_none() && fallback.is_none();
         [elsewhere, fallback]
@@ -75,4 +76,22 @@ impl Whereabouts {
 /// Whether two addresses are one: a scope that the kernel adds to an IPv6 address does not matter.
 pub(super) fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
     one.ip() == other.ip() && one.port() == other.port()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_addresses_are_asked_in_turn_from_the_second_attempt_on() {
+        let [endpoint, one, two] = ["192.0.2.1:1", "[2001:db8::1]:1", "198.51.100.1:1"].map(|it| it.parse().unwrap());
+        let mut whereabouts = Whereabouts::default();
+        let mut asked = |attempts| whereabouts.beside_endpoint(attempts, &[one, two]);
+        assert_eq!([1, 2, 3, 4].map(&mut asked), [[None; 2], [None, Some(one)], [None, Some(two)], [None, Some(one)]]);
+        assert_eq!(whereabouts.beside_endpoint(2, &[]), [None; 2]);
+        // Where it was heard it is asked in any case.
+        whereabouts.hear(Some(endpoint), two);
+        assert_eq!(whereabouts.beside_endpoint(2, &[one, two]), [Some(two), Some(one)]);
+        assert_eq!(whereabouts.beside_endpoint(3, &[one, two]), [Some(two), None]);
+    }
 }

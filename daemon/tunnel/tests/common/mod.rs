@@ -250,7 +250,7 @@ impl Node {
             name: format!("node-{}", self.index),
             keys: vec![PeerKey { epoch: 1, public: self.public() }],
             endpoint: Some(endpoint),
-            fallback: None,
+            fallbacks: Vec::new(),
             allowed: vec![
                 format!("10.244.{}.0/24", self.index).parse().unwrap(),
                 format!("fd00:244:{}::/64", self.index).parse().unwrap(),

@@ -208,3 +208,27 @@ fn no_node_has_an_address_where_pods_are() {
     world.apply(Change::Node(with_status(3, &["10.0.77.5"], true)));
     assert_eq!(world.desired().identity(ip("10.0.77.5")), identity_of_node(world.number(3)));
 }
+
+#[test]
+fn routes_leave_an_address_where_nobody_answers_for_another_of_that_node() {
+    let mut world = World::three_nodes();
+    let published = with_devices(2, &["192.0.2.2", "192.0.2.22", "192.0.2.23"]).published_addresses;
+    world.apply(Change::Node(NodeObject {
+        published_addresses: published,
+        ..with_status(2, &["192.0.2.22", "2001:db8::2"], true)
+    }));
+    let cases: [(&[(&str, &str)], &str); 6] = [
+        (&[], "192.0.2.2"),
+        (&[("192.0.2.2", "192.0.2.23")], "192.0.2.23"),
+        (&[("192.0.2.2", "192.0.2.3")], "192.0.2.22"),
+        (&[("192.0.2.2", "2001:db8::2")], "192.0.2.22"),
+        (&[("192.0.2.2", "2001:db8::2"), ("192.0.2.22", "2001:db8::2")], "192.0.2.2"),
+        (&[("192.0.2.3", "192.0.2.33")], "192.0.2.2"),
+    ];
+    for (detours, expected) in cases {
+        world.policy.detours = detours.iter().map(|(from, to)| (ip(from), ip(to))).collect();
+        let _ = world.follow();
+        assert_eq!(*world.incremental, world.desired());
+        assert_eq!(world.desired().routes[&net("10.0.2.0/24")].via, ip(expected), "{detours:?}");
+    }
+}

@@ -154,7 +154,7 @@ fn a_stranger_and_a_restarted_peer_are_heard_at_every_engine() {
     for _ in 0..4 {
         bob.apply(now, vec![PeerChange::Remove(PeerId(1))]).unwrap();
         bob.put(peer(1, &[1]));
-        let sent = bob.act(|protocol, _, outbox| protocol.greet(PeerId(1), now, outbox));
+        let sent = bob.act(|protocol, _, outbox| protocol.greet(PeerId(1), false, now, outbox));
         carry(now, &mut alice, &mut bob, sent);
     }
     assert_eq!(alice.counters.drops().of(TunnelDrop::UnknownSender), 4);

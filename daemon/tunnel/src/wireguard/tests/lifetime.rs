@@ -296,8 +296,8 @@ fn sessions_follow_each_other_under_load_without_losing_a_packet_or_repeating_a_
 fn sessions_of_handshakes_that_cross_follow_each_other_without_losing_a_packet() {
     let mut net = Net::new(2);
     let start = Instant::now();
-    let from_alice = net.nodes[ALICE].act(|protocol, _, outbox| protocol.greet(PeerId(2), start, outbox));
-    let from_bob = net.nodes[BOB].act(|protocol, _, outbox| protocol.greet(PeerId(1), start, outbox));
+    let from_alice = net.nodes[ALICE].act(|protocol, _, outbox| protocol.greet(PeerId(2), false, start, outbox));
+    let from_bob = net.nodes[BOB].act(|protocol, _, outbox| protocol.greet(PeerId(1), false, start, outbox));
     let under_way =
         from_alice.into_iter().map(|sent| (ALICE, sent)).chain(from_bob.into_iter().map(|sent| (BOB, sent)));
     ten_minutes(net, start, under_way.collect());

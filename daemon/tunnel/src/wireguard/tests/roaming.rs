@@ -167,7 +167,7 @@ impl DualStack {
     fn new(v4_works: bool, v6_works: bool) -> DualStack {
         let mut net = Net::new(2);
         for (node, other) in [(ALICE, 2), (BOB, 1)] {
-            net.nodes[node].put(PeerConfig { fallback: Some(v6(other)), ..peer(other, &[1]) });
+            net.nodes[node].put(PeerConfig { fallbacks: vec![v6(other)], ..peer(other, &[1]) });
         }
         DualStack { net, v4_works, v6_works }
     }
