@@ -157,6 +157,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let held: Vec<Change> = attachments.list().into_iter().map(Change::Attachment).collect();
     // What this node gave away comes first: nothing else tells which pods are here.
     let _ = inputs.send(Input::Changes(held)).await;
+    let mut addresses = departed::restore(&config.paths.state, &node);
+    if let Some(event) = addresses.event.take() {
+        warn!(reason = event.reason, "{}", event.message);
+        world.write().events.note(&event, started);
+    }
+    // What nodes had is closed before the source says that it is nobody's.
+    let _ = inputs.send(Input::Changes(std::mem::take(&mut addresses.changes))).await;
 
     let results = chained.then(|| config.cni.results_directory.clone());
     let (adoption, adopted) = Adoption::new(attachments.clone(), inputs.clone(), world.clone(), results);
@@ -198,7 +205,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
     tokio::spawn(watch_devices(inputs.clone()));
     tokio::spawn(clock::keep(config.paths.state.clone()));
-    tokio::spawn(departed::forget(context.world.clone(), inputs.clone()));
+    tokio::spawn(departed::run(context.world.clone(), inputs.clone(), config.paths.state.clone(), addresses));
     tokio::spawn(reporting("the API", api::serve(listener, context.clone())));
     if let Some(address) = config.metrics {
         tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));

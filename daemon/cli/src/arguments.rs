@@ -70,7 +70,8 @@ pub(crate) enum Command {
     /// How this node does: problems, tunnel, peers, namespaces
     ///
     /// Problems come first, worst first. Then this node as `wg show` would tell it, the other nodes it has tunnels to, and
-    /// the namespaces that are opted in. `converged: 2/3 nodes` means that one node does not enforce a label yet.
+    /// the namespaces that are opted in. `converged: 2/3 nodes` means that of three Node objects one is of a node that
+    /// does not enforce the label yet, or has no agent that could.
     #[command(after_help = EXIT_CODES)]
     Status {
         /// Everything: offloads, older keys, each allowed range, each node waited for

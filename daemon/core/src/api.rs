@@ -181,7 +181,7 @@ pub struct NamespaceStatus {
     pub protected_pods: usize,
     /// Nodes that enforce the present generation.
     pub converged_nodes: usize,
-    /// Nodes that must.
+    /// Nodes that must: all that have an object, whether or not an agent runs there.
     pub nodes: usize,
     /// Names of those that do not yet.
     pub waiting_for: Vec<String>,

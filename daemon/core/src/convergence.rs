@@ -3,7 +3,7 @@
 //! Each agent writes into its own Node object, annotation `hauberk.io/enforced`, a digest of what it enforces for its opted-in
 //! namespaces: `{"version":2,"buckets":{"0a":"0123456789abcdef"}}`. The namespaces are spread over at most 256 buckets by a hash
 //! of their names, so that the annotation is short however many there are. A namespace has converged when every node that has
-//! a tunnel acknowledges the digest of its bucket that this node computes itself.
+//! an object acknowledges the digest of its bucket that this node computes itself: one without an agent never does.
 //!
 //! Version 1 had one digest for each namespace, `{"version":1,"namespaces":{"payments":"0123456789abcdef"}}`. It is still read,
 //! so that agents of both versions can be in one cluster.
@@ -179,8 +179,7 @@ pub(crate) fn enforced_in(model: &Model, policy: &Policy, namespace: &str) -> Op
 /// The state of each namespace that is opted in or holds a pod that is, by name.
 pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
     let own = model.node();
-    let has_tunnel = |node: &&str| *node == own || model.nodes.get(*node).is_some_and(|node| node.held.is_some());
-    let mut nodes: Vec<&str> = model.nodes.keys().map(String::as_str).filter(has_tunnel).collect();
+    let mut nodes: Vec<&str> = model.nodes.keys().map(String::as_str).collect();
     if !nodes.contains(&own) {
         nodes.push(own);
     }
@@ -278,17 +277,21 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_has_converged_when_every_node_with_a_tunnel_says_so() {
+    fn a_namespace_has_converged_when_every_node_says_so() {
         let mut world = World::three_nodes();
         world.apply(Change::Node(NodeObject { keys: None, ..node(4) }));
         let now = enforced(&world.model, &world.policy);
         assert_eq!(now.keys().collect::<Vec<_>>(), ["secret", "soft"], "what is not opted in needs no word");
-        assert_eq!(status(&world, "secret").waiting_for, ["n1", "n2", "n3"]);
+        assert_eq!(status(&world, "secret").waiting_for, ["n1", "n2", "n3", "n4"]);
         for number in 1..=3 {
             acknowledge(&mut world, number, &now);
         }
+        let without_agent = status(&world, "secret");
+        assert_eq!((without_agent.converged_nodes, without_agent.nodes), (3, 4));
+        assert_eq!(without_agent.waiting_for, ["n4"]);
+        acknowledge(&mut world, 4, &now);
         let status = status(&world, "secret");
-        assert_eq!((status.converged_nodes, status.nodes), (3, 3));
+        assert_eq!((status.converged_nodes, status.nodes), (4, 4));
         assert!(status.waiting_for.is_empty());
     }
 

@@ -30,6 +30,8 @@ pub mod reason {
     pub const ADDRESS_CONFLICT: &str = "AddressConflict";
     /// A node had an address until lately.
     pub const ADDRESS_DEPARTED: &str = "AddressDeparted";
+    /// What was kept of addresses that nodes had cannot be read.
+    pub const DEPARTED_LOST: &str = "DepartedLost";
     /// Devices of several nodes have one address, as is usual for some.
     pub const ADDRESS_SHARED: &str = "AddressShared";
     /// A pod claims an address in the pod range of a node that it is not on.

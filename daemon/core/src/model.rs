@@ -31,6 +31,7 @@ use crate::numbers::Numbers;
 use crate::{convergence, reserved};
 
 pub(crate) use claims::Claimant;
+pub use departed::MAX as MOST_DEPARTED;
 pub(crate) use messages::read_from;
 pub(crate) use nodes::Held;
 pub use nodes::{NodeAddress, NodeObject};
@@ -132,6 +133,13 @@ pub enum Change {
         node: String,
         /// Whether a handshake has succeeded and has not failed since.
         ready: bool,
+    },
+    /// A node had the address before this agent started; no object has been read since that says who has it.
+    AddressDeparted {
+        /// The address.
+        address: IpAddr,
+        /// The node's name.
+        node: String,
     },
     /// An address that a node had, and that nobody has had since, may be anybody's again.
     AddressForgotten(IpAddr),
@@ -283,6 +291,12 @@ impl Model {
                 }
                 changed
             }
+            Change::AddressDeparted { address, node } => {
+                let is_had = self.nodes.values().any(|node| node.addresses().contains(&address));
+                let changed = !is_had && node != self.node && self.departed.put(address, node);
+                self.touched.nodes |= changed;
+                changed
+            }
             Change::AddressForgotten(address) => {
                 let changed = self.departed.forget(address);
                 self.touched.nodes |= changed;
@@ -336,6 +350,12 @@ impl Model {
     /// The pods' interfaces on this node.
     pub fn attachments(&self) -> impl Iterator<Item = (&AttachmentKey, &Attachment)> {
         self.attachments.iter().map(|(key, attachment)| (&**key, attachment))
+    }
+
+    /// The addresses of other nodes, as their objects and their devices say, with the node's name.
+    pub fn node_addresses(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+        let others = self.nodes.iter().filter(|(name, _)| **name != self.node);
+        others.flat_map(|(name, node)| node.addresses().into_iter().map(|address| (address, name.as_str())))
     }
 
     /// Addresses that a node had and that may not be anybody's yet, with that node's name.

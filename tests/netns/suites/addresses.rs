@@ -1,5 +1,6 @@
 //! Whose an address is: every one that a device of a node has is the node's, and what several claim is given to none.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ pub const TESTS: &[Test] = &[
     Test::new("addresses::stack_what_a_node_had_a_moment_ago_is_nobodys", |context| {
         departed(context, HostRouting::Stack)
     }),
+    Test::new("addresses::what_a_node_had_stays_closed_over_restarts", departed_over_restarts),
 ];
 
 /// Addresses on the wire's segment that no Node object names.
@@ -59,6 +61,34 @@ impl Cast {
         node.netns.ip(&format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad"))?;
         self.wait_endpoints(true)?;
         Ok(Party { name: "n1 by its second address".into(), v4: v4.parse()?, v6: v6.parse()?, ..node.party.clone() })
+    }
+
+    /// Whoever has those addresses outside of the cluster.
+    fn outside_by(&self, by: &Party) -> Party {
+        Party { name: "the address outside".into(), netns: self.cluster.outside.netns.clone(), ..by.clone() }
+    }
+
+    /// They go from the first node to a host that is no node.
+    fn move_outside(&self) -> Result<()> {
+        let [v4, v6] = MORE;
+        self.cluster.nodes[0].netns.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
+        self.cluster.outside.netns.ip(&format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad"))
+    }
+
+    /// Is answered if there is time for it, else not. What the protected pod asks is never in the clear.
+    fn ask(&self, from: &Party, server: &Party, seconds: u64) -> Result<()> {
+        for family in Family::ALL {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let patience = Duration::from_secs(seconds);
+                let outcome = exchange(&Exchange::new(protocol, family, from, server).patience(patience))?;
+                let expected = seconds > 5;
+                ensure!(outcome.answered == expected, "{protocol:?} {family:?} to {}: {outcome:?}", server.name);
+                let seen = analysis::markers(&self.cluster.capture.all()?);
+                let clear = seen.contains_key(&outcome.request) && from.name == self.protected[1].party.name;
+                ensure!(!clear, "{protocol:?} {family:?} to {}: the request is in the clear", server.name);
+            }
+        }
+        Ok(())
     }
 
     fn wait_endpoints(&self, there: bool) -> Result<()> {
@@ -111,25 +141,10 @@ fn departed(context: &Context, host_routing: HostRouting) -> Result<()> {
     let cast = Cast::build(context, host_routing)?;
     let Cast { cluster, protected: [_, client], plain } = &cast;
     let by = cast.first_node_by_more()?;
-    let outside = Party { name: "the address outside".into(), netns: cluster.outside.netns.clone(), ..by.clone() };
-    let ask = |from: &Party, server: &Party, seconds: u64| -> Result<()> {
-        for family in Family::ALL {
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let patience = Duration::from_secs(seconds);
-                let outcome = exchange(&Exchange::new(protocol, family, from, server).patience(patience))?;
-                let expected = seconds > 5;
-                ensure!(outcome.answered == expected, "{protocol:?} {family:?} to {}: {outcome:?}", server.name);
-                let seen = analysis::markers(&cluster.capture.all()?);
-                let clear = seen.contains_key(&outcome.request) && from.name == client.party.name;
-                ensure!(!clear, "{protocol:?} {family:?} to {}: the request is in the clear", server.name);
-            }
-        }
-        Ok(())
-    };
+    let outside = cast.outside_by(&by);
+    let ask = |from: &Party, server: &Party, seconds: u64| cast.ask(from, server, seconds);
     ask(client, &by, 20)?;
-    let [v4, v6] = MORE;
-    cluster.nodes[0].netns.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
-    cluster.outside.netns.ip(&format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad"))?;
+    cast.move_outside()?;
     cast.wait_endpoints(false)?;
     cluster.nodes[1].netns.ip("neigh flush dev eth0")?;
     ask(client, &outside, 2)?;
@@ -143,6 +158,47 @@ fn departed(context: &Context, host_routing: HostRouting) -> Result<()> {
         Ok(value.is_none_or(|value| value.contains("unknown node")).then_some(()))
     })?;
     ask(client, &node.party, 2)
+}
+
+/// The second node's agent is restarted, and away when the first node's addresses move to where nobody knows them.
+fn departed_over_restarts(context: &Context) -> Result<()> {
+    let cast = Cast::build(context, HostRouting::Bpf)?;
+    let Cast { cluster, protected: [_, client], plain } = &cast;
+    let by = cast.first_node_by_more()?;
+    let outside = cast.outside_by(&by);
+    cast.ask(client, &by, 20)?;
+    let node = &cluster.nodes[1];
+    let restart = || -> Result<()> {
+        node.agent.kill()?;
+        node.start_agent()?;
+        node.agent.wait_ready()?;
+        node.netns.ip("neigh flush dev eth0")
+    };
+    let kept = node.state.join("node-addresses.json");
+    eventually("the addresses to be kept", || Ok(fs::read_to_string(&kept)?.contains(MORE[0]).then_some(())))?;
+    node.agent.kill()?;
+    cast.move_outside()?;
+    eventually("the first node to withdraw them", || {
+        let object = cluster.manifests.read("node", "n1")?;
+        let published = object["metadata"]["annotations"]["hauberk.io/addresses"].to_string();
+        Ok((!MORE.iter().any(|address| published.contains(address))).then_some(()))
+    })?;
+    restart()?;
+    cast.ask(client, &outside, 2)?;
+    cast.ask(plain, &outside, 20)?;
+    eventually("it to be kept that they went", || {
+        let text = fs::read_to_string(&kept)?;
+        let addresses: serde_json::Value = serde_json::from_str(&text)?;
+        Ok(MORE.iter().all(|address| addresses["addresses"][address]["gone"].is_string()).then_some(()))
+    })?;
+    restart()?;
+    cast.ask(client, &outside, 2)?;
+    // A damaged file costs only itself.
+    node.agent.kill()?;
+    fs::write(&kept, "{")?;
+    restart()?;
+    wait_event(node, "DepartedLost", &["Node/n2"])?;
+    cast.ask(client, &cluster.nodes[0].party, 20)
 }
 
 /// As an address translator does that has more than one address to choose from.

@@ -68,7 +68,8 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     // Without a datapath here that alone is why nobody talks with peers.
     if world.running.is_some() && any_protected {
         let publishes = |node: &str| world.model.node_object(node).is_some_and(|object| object.keys.is_some());
-        problems.extend(peer_problems(&peers, &mute, publishes));
+        let permissive = world.desired.permissive_endpoints > 0;
+        problems.extend(peer_problems(&peers, &mute, publishes, permissive));
     }
     problems.extend(full_maps(world, eyes));
     problems.extend(world.leaks.problems());
@@ -265,8 +266,18 @@ fn lacks_of_nftables(running: &Running) -> Vec<Problem> {
     sockets.into_iter().chain(bridges).map(warning).collect()
 }
 
-fn peer_problems(peers: &[PeerStatus], mute: &BTreeSet<String>, publishes: impl Fn(&str) -> bool) -> Vec<Problem> {
-    let cut_off = "so opted-in pods cannot talk with it (dropped, not in the clear)";
+fn peer_problems(
+    peers: &[PeerStatus],
+    mute: &BTreeSet<String>,
+    publishes: impl Fn(&str) -> bool,
+    permissive: bool,
+) -> Vec<Problem> {
+    let cut_off = if permissive {
+        "so pods of `enabled` cannot talk with it (dropped, not in the clear), and what pods of `permissive` send it goes in the clear, \
+         or does so after some minutes"
+    } else {
+        "so opted-in pods cannot talk with it (dropped, not in the clear)"
+    };
     let problem = |peer: &PeerStatus, message: String| Problem {
         severity: Severity::Critical,
         object: format!("node/{}", peer.node),
@@ -339,7 +350,7 @@ mod tests {
             peer("well", PeerState::Established),
         ];
         let mute = BTreeSet::from(["dead".to_owned()]);
-        let problems = peer_problems(&peers, &mute, |node| node == "refused");
+        let problems = peer_problems(&peers, &mute, |node| node == "refused", false);
         let told: Vec<(&str, &str)> = problems
             .iter()
             .map(|problem| (problem.object.as_str(), problem.message.split(',').next().unwrap_or_default()))
@@ -354,5 +365,16 @@ mod tests {
             ]
         );
         assert!(problems.iter().all(|problem| problem.severity == Severity::Critical));
+        assert!(problems.iter().all(|problem| problem.message.contains("opted-in pods cannot talk with it")));
+        let with_permissive = peer_problems(&peers, &mute, |node| node == "refused", true);
+        assert_eq!(with_permissive.len(), problems.len());
+        for problem in with_permissive {
+            let message = problem.message;
+            assert!(
+                message.contains("`enabled` cannot talk with it") && message.contains("in the clear, or"),
+                "{message}"
+            );
+            assert!(!message.contains("opted-in pods cannot"), "permissive ones talk in the clear: {message}");
+        }
     }
 }

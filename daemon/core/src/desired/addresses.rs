@@ -112,7 +112,8 @@ impl NodeAddresses {
             let claim = if is_contested { NodeClaim::Contested(first) } else { NodeClaim::Of(first) };
             claims.insert((*address).into(), claim);
         }
-        for (address, node) in model.departed.iter() {
+        // What was kept over a restart is nobody's only when no object has turned out to say otherwise.
+        for (address, node) in model.departed.iter().filter(|_| model.synced()) {
             if refusal(policy, ranges, address).is_none() && !policy.host_addresses.contains(&address) {
                 let vacant = claims.entry(address.into());
                 if let Entry::Vacant(vacant) = vacant {

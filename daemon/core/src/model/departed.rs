@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// No more are kept; nodes that come and go faster lose some.
-const MAX: usize = 16_384;
+pub const MAX: usize = 16_384;
 
 /// The node that had an address last, by address.
 #[derive(Debug, Default)]
@@ -20,11 +20,20 @@ impl Departed {
             changed |= self.0.remove(address).is_some();
         }
         for address in before.difference(now) {
-            if self.0.len() < MAX || self.0.contains_key(address) {
-                changed |= self.0.insert(*address, node.to_owned()).as_deref() != Some(node);
-            }
+            changed |= self.put(*address, node.to_owned());
         }
         changed
+    }
+
+    /// A node had the address last. Returns whether that is news.
+    pub(super) fn put(&mut self, address: IpAddr, node: String) -> bool {
+        if self.0.len() >= MAX && !self.0.contains_key(&address) {
+            return false;
+        }
+        self.0.get(&address) != Some(&node) && {
+            self.0.insert(address, node);
+            true
+        }
     }
 
     pub(super) fn forget(&mut self, address: IpAddr) -> bool {

@@ -164,10 +164,11 @@ impl Reader {
     }
 }
 
-/// Nodes that have not acknowledged yet, by namespace.
+/// Nodes that have not acknowledged yet, by namespace. One without a key has no agent that could.
 fn waiting(world: &World) -> BTreeMap<String, BTreeSet<String>> {
+    let has_key = |node: &String| world.model.node_object(node).is_some_and(|object| object.keys.is_some());
     let namespaces = convergence(&world.model, &world.policy).into_iter();
-    namespaces.map(|namespace| (namespace.name, namespace.waiting_for.into_iter().collect())).collect()
+    namespaces.map(|one| (one.name, one.waiting_for.into_iter().filter(has_key).collect())).collect()
 }
 
 fn namespace(world: &World, address: IpAddr) -> Option<String> {
