@@ -17,13 +17,19 @@ use nix::unistd::Pid;
 
 use crate::wait::{self, GENEROUS};
 
-/// The agent of one node, running or not.
+/// The agent of one node, running or not. One that started itself anew does not end with the thread that started it, but with this.
 #[derive(Debug)]
 pub struct Agent {
     node: String,
     socket: PathBuf,
     log: PathBuf,
     process: Mutex<Option<Child>>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
 }
 
 impl Agent {

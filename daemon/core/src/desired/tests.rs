@@ -349,10 +349,16 @@ fn a_node_without_an_address_has_no_tunnel_to_use_and_no_route() {
 #[test]
 fn routes_go_by_an_address_of_their_family() {
     let mut world = World::three_nodes();
-    let mut both = node(2);
-    both.addresses.push(NodeAddress { address: ip("2001:db8::2"), internal: true });
-    both.pod_ranges.push(net("fd00:0:0:2::/64"));
-    world.apply(Change::Node(both));
+    let both = |number: u8| {
+        let mut both = node(number);
+        both.addresses.push(NodeAddress { address: ip(&format!("2001:db8::{number}")), internal: true });
+        both.pod_ranges.push(net(&format!("fd00:0:0:{number}::/64")));
+        Change::Node(both)
+    };
+    world.apply(both(2));
+    assert_eq!(world.desired().routes.len(), 2, "this node has no address of that family");
+    assert!(world.events().iter().all(|(told, _)| *told != reason::NO_ROUTE), "{:?}", world.events());
+    world.apply(both(1));
     let routes: Vec<Route> = world.desired().routes.into_values().collect();
     let route = |destination, via| Route { destination: net(destination), via: ip(via), mtu: Some(1420) };
     let expected =

@@ -34,11 +34,12 @@ impl Tunnels {
         let holders = Holders::collect(model);
         let mut allowed = speakers.by_node();
         let own = model.nodes.get(model.node()).and_then(|node| nodes.reached_at(&node.object).next());
+        let families = Families::of_own_node(model, policy);
         let mut tunnels = Tunnels::default();
         for (name, node) in model.nodes.iter().filter(|(name, _)| *name != model.node()) {
             let number = model.node_number(name).unwrap_or_default();
             if !policy.chained {
-                tunnels.route(policy, &node.object, ranges, nodes, events);
+                tunnels.route(policy, &families, &node.object, ranges, nodes, events);
             }
             let Some(held) = &node.held else { continue };
             let keys = holders.usable(policy, &node.object, held, events);
@@ -67,12 +68,13 @@ impl Tunnels {
     fn route(
         &mut self,
         policy: &Policy,
+        families: &Families,
         node: &NodeObject,
         ranges: &PodRanges,
         nodes: &NodeAddresses,
         events: &mut Collector,
     ) {
-        for destination in ranges.of(&node.name) {
+        for destination in ranges.of(&node.name).filter(|range| families.has(range.addr())) {
             // An address inside the range would be reached by the route itself.
             let usable = |via: &IpAddr| same_family(*via, destination.addr()) && !destination.contains(via);
             match way(policy, nodes, node, usable) {
@@ -82,6 +84,29 @@ impl Tunnels {
                 None => events.warn(reason::NO_ROUTE, [object(node)], || no_route(node, destination)),
             }
         }
+    }
+}
+
+/// The families that this node has: a node of one family among others of two needs no way to the other family's pods.
+struct Families {
+    ipv4: bool,
+    ipv6: bool,
+}
+
+impl Families {
+    /// By its object and its devices; both while its object is not there.
+    fn of_own_node(model: &Model, policy: &Policy) -> Families {
+        let Some(own) = model.node_object(model.node()) else { return Families { ipv4: true, ipv6: true } };
+        let ranges = own.pod_ranges.iter().map(IpNet::addr);
+        let addresses = own.addresses.iter().map(|address| address.address);
+        let devices = policy.host_addresses.iter().copied().filter(|address| is_possible(*address));
+        let (ipv4, ipv6): (Vec<IpAddr>, Vec<IpAddr>) =
+            ranges.chain(addresses).chain(devices).partition(IpAddr::is_ipv4);
+        Families { ipv4: !ipv4.is_empty(), ipv6: !ipv6.is_empty() }
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        if address.is_ipv4() { self.ipv4 } else { self.ipv6 }
     }
 }
 
