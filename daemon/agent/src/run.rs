@@ -30,7 +30,7 @@ use crate::host::Netlink;
 use crate::install::Installer;
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
-use crate::observe::{Eyes, leaks, missing, plaintext, self_test};
+use crate::observe::{Eyes, contests, leaks, missing, plaintext, self_test};
 use crate::reconcile::{Input, Parts, Reconciler, tunnelled_ranges};
 use crate::selfcheck::{self, SelfCheckError};
 use crate::source::{Batch, Source, SourceError};
@@ -201,6 +201,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     tokio::spawn(plaintext::watch(world.clone(), eyes.clone(), beside));
     tokio::spawn(missing::watch(world.clone()));
+    tokio::spawn(contests::watch(world.clone(), eyes.clone()));
     tokio::spawn(prove(world.clone(), eyes));
     tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
     tokio::spawn(watch_devices(inputs.clone()));

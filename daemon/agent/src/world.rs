@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use crate::backend::Backend;
 use crate::host::netfilter::{Counters, Neighbours, PacketSocketGuard};
 use crate::observe::changes::Changes;
+use crate::observe::contests::Contests;
 use crate::observe::firewalls::Firewalls;
 use crate::observe::leaks::Leaks;
 use crate::observe::losses::Losses;
@@ -53,6 +54,8 @@ pub struct World {
     pub leaks: Leaks,
     /// What came in the clear from other nodes, and what they say of this one.
     pub plaintext: Plaintext,
+    /// When packets of addresses that several nodes claim were dropped.
+    pub contests: Contests,
     /// Nodes that have no object.
     pub missing: Vec<Problem>,
 }
@@ -111,6 +114,7 @@ impl World {
             changes: Changes::default(),
             leaks: Leaks::default(),
             plaintext: Plaintext::default(),
+            contests: Contests::default(),
             missing: Vec::new(),
         }
     }

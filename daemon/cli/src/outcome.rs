@@ -34,8 +34,10 @@ impl Outcome {
 
     /// Traffic of an opted-in end must not be in the clear between nodes, or to what may be a node. Refused is safe.
     pub(crate) fn of_explanation(explanation: &Explanation) -> Outcome {
-        let opted_in = [&explanation.source, &explanation.destination].map(|party| party.protection);
+        let opted_in = [&explanation.source, &explanation.destination]
+            .into_iter()
+            .any(|party| party.protection == Protection::Enabled || party.unmet == Some(Protection::Enabled));
         let plain = explanation.encryption == "plain";
-        if plain && opted_in.contains(&Protection::Enabled) { Outcome::Unprotected } else { Outcome::Fine }
+        if plain && opted_in { Outcome::Unprotected } else { Outcome::Fine }
     }
 }

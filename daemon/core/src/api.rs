@@ -188,6 +188,9 @@ pub struct NamespaceStatus {
     /// Since when every node does, where that is known.
     #[serde(default)]
     pub since: Option<Timestamp>,
+    /// Pods whose labels opt them in and that are not protected all the same, because they are on their node's network.
+    #[serde(default)]
+    pub host_network: Vec<String>,
 }
 
 /// The source of objects.
@@ -265,6 +268,9 @@ pub struct Party {
     pub protection: Protection,
     /// Which label, or the lack of which object, says so.
     pub rule: String,
+    /// What the labels of a pod on its node's network ask for, in vain: it has the node's address, which no label protects.
+    #[serde(default)]
+    pub unmet: Option<Protection>,
 }
 
 /// One line of `GET /v1/flows`.

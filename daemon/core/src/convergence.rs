@@ -187,7 +187,7 @@ pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
     let Buckets(buckets) = Buckets::of(&enforced);
     summaries(model, policy)
         .into_iter()
-        .filter(|(_, summary)| summary.opted_in())
+        .filter(|(_, summary)| summary.opted_in() || !summary.host_network.is_empty())
         .map(|(name, summary)| {
             let bucket = bucket(name);
             let acknowledged = |node: &&str| match model.nodes.get(*node).map(|node| &node.enforced) {
@@ -206,6 +206,7 @@ pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
                 nodes: nodes.len(),
                 waiting_for,
                 since: None,
+                host_network: summary.host_network.iter().map(|pod| (*pod).to_owned()).collect(),
             }
         })
         .collect()
@@ -218,6 +219,8 @@ struct Summary<'a> {
     protected_pods: usize,
     /// Pods that are protected otherwise than their namespace says, by name.
     different: Vec<(&'a str, Protection)>,
+    /// Pods that would be opted in and are on their node's network, by name.
+    host_network: Vec<&'a str>,
 }
 
 impl Summary<'_> {
@@ -247,10 +250,23 @@ fn summaries<'a>(model: &'a Model, policy: &Policy) -> BTreeMap<&'a str, Summary
 fn summary<'a>(model: &'a Model, policy: &Policy, name: &str) -> Option<Summary<'a>> {
     let namespace = model.namespace(name);
     let ruling = protection::of_namespace(policy, namespace);
-    let mut summary = Summary { protection: ruling.protection, pods: 0, protected_pods: 0, different: Vec::new() };
-    for pod in model.pods.of_namespace(name).filter(|pod| pod.has_network()) {
+    let mut summary = Summary {
+        protection: ruling.protection,
+        pods: 0,
+        protected_pods: 0,
+        different: Vec::new(),
+        host_network: Vec::new(),
+    };
+    for pod in model.pods.of_namespace(name).filter(|pod| !pod.finished) {
         let label = pod.encryption.as_deref();
         let protection = protection::strengthen(ruling, label, policy.allow_pod_opt_out).protection;
+        if pod.host_network {
+            // No label protects it, so that it is part of nothing that nodes acknowledge.
+            if protection > Protection::None {
+                summary.host_network.push(&pod.name);
+            }
+            continue;
+        }
         summary.pods += 1;
         summary.protected_pods += usize::from(protection > Protection::None);
         if protection != summary.protection {
@@ -337,6 +353,30 @@ mod tests {
         world.apply(Change::Pod(PodObject { encryption: Some("disabled".into()), ..pod("secret/c", 2, &[]) }));
         assert_eq!(before, enforced(&world.model, &world.policy));
         assert_eq!((status(&world, "secret").pods, status(&world, "secret").protected_pods), (3, 3));
+    }
+
+    #[test]
+    fn pods_on_their_nodes_network_are_named_and_acknowledged_by_nobody() {
+        let mut world = World::three_nodes();
+        let before = enforced(&world.model, &world.policy);
+        let on_host = |name, label: Option<&str>| {
+            Change::Pod(PodObject {
+                host_network: true,
+                encryption: label.map(str::to_owned),
+                ..pod(name, 2, &["192.0.2.2"])
+            })
+        };
+        world.apply(on_host("secret/proxy", None));
+        world.apply(on_host("open/proxy", None));
+        assert_eq!(status(&world, "secret").host_network, ["proxy"]);
+        assert_eq!(status(&world, "secret").pods, 0);
+        world.assert_event(reason::HOST_NETWORK_POD, &["Pod/secret/proxy"]);
+        assert!(convergence(&world.model, &world.policy).iter().all(|status| status.name != "open"));
+        world.apply(on_host("open/own", Some("enabled")));
+        assert_eq!(status(&world, "open").host_network, ["own"]);
+        assert_eq!(enforced(&world.model, &world.policy), before);
+        world.apply(Change::PodGone(crate::testing::pod_name("secret/proxy")));
+        assert!(status(&world, "secret").host_network.is_empty());
     }
 
     #[test]

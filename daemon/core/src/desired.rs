@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use hauberk_abi::address::{Address, Prefix};
-use hauberk_abi::identity::{Identity, Protection};
+use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout;
 use ipnet::IpNet;
 
@@ -24,6 +24,7 @@ use crate::events::NewEvent;
 use crate::lookup::Ranges;
 use crate::model::{AttachmentKey, Model, NodeNumber, PodName};
 
+pub use addresses::Contest;
 pub use incremental::{Followed, Incremental};
 
 /// What the configuration says about the cluster and this node.
@@ -77,6 +78,8 @@ pub struct Desired {
     pub enforced: Option<BTreeMap<String, String>>,
     /// Number of ENDPOINTS that are permissive pods'.
     pub permissive_endpoints: usize,
+    /// Addresses that several nodes claim, so that no node has them.
+    pub contested: BTreeMap<IpAddr, Contest>,
     /// How objects stand to each other and should not. All that hold now: what was not in here before is news.
     pub events: BTreeSet<NewEvent>,
 }
@@ -200,6 +203,11 @@ impl Desired {
             return model.node_name(NodeNumber(identity.node)).map(|name| Owner::Node(name.to_owned()));
         }
         claims::owner(model, policy, address)
+    }
+
+    /// The nodes that claim the address, if several do and it is nobody's therefore.
+    pub fn contest(&self, address: IpAddr) -> Option<&Contest> {
+        self.contested.get(&address).filter(|_| self.identity(address).kind() == Kind::UnknownNode)
     }
 
     /// The longest range that holds the address.

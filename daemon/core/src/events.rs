@@ -24,6 +24,8 @@ pub mod reason {
     pub const UNKNOWN_LABEL_VALUE: &str = "UnknownLabelValue";
     /// A pod's label would weaken its namespace's choice, and pods may not opt out.
     pub const POD_OPT_OUT_REFUSED: &str = "PodOptOutRefused";
+    /// A pod's labels opt it in, but it is on its node's network.
+    pub const HOST_NETWORK_POD: &str = "HostNetworkPod";
     /// A pod's namespace has no object: the pod is treated as `enabled`.
     pub const NAMESPACE_UNKNOWN: &str = "NamespaceUnknown";
     /// Two parties claim one address.

@@ -153,6 +153,12 @@ fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address
         }
         None => (None, range_rule(model, desired, address, identity)),
     };
+    let on_host = host_network_pod(model, asked);
+    let (name, rule) = match on_host {
+        Some(pod) => (Some(pod.full_name().to_string()), host_network_rule(model, policy, pod, &rule)),
+        None => (name, rule),
+    };
+    let asked_for = on_host.map(|pod| protection::of_pod(model, policy, pod).protection);
     let kind = kind_in_words(identity);
     let node = model.node_name(crate::model::NodeNumber(identity.node)).map(str::to_owned);
     let party = Party {
@@ -163,8 +169,32 @@ fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address
         node,
         protection: identity.protection(),
         rule,
+        unmet: asked_for.filter(|protection| *protection > Protection::None),
     };
     Resolved { party, identity }
+}
+
+/// The pod that was asked for by its name, if it is on its node's network.
+fn host_network_pod<'a>(model: &'a Model, asked: &str) -> Option<&'a Pod> {
+    let pod = match asked.split_once('/') {
+        Some((namespace, name)) => model.pod(&PodName { namespace: namespace.to_owned(), name: name.to_owned() }),
+        None if model.nodes.contains_key(asked) => None,
+        None => model.pods().find(|pod| *pod.name == *asked),
+    };
+    pod.filter(|pod| pod.host_network && !pod.finished)
+}
+
+fn host_network_rule(model: &Model, policy: &Policy, pod: &Pod, of_address: &str) -> String {
+    let ruling = protection::of_pod(model, policy, pod);
+    let in_vain = match ruling.protection {
+        Protection::None => String::new(),
+        wanted => format!("; in vain it is {} by {}", protection::label_value(wanted), ruling.rule),
+    };
+    format!(
+        "Pod {}{} is on its node's network (hostNetwork) and counts as the node: {of_address}{in_vain}",
+        pod.full_name(),
+        read_from(&pod.origin)
+    )
 }
 
 fn pod_rule(model: &Model, policy: &Policy, name: &PodName, enforced: Protection) -> String {
@@ -188,13 +218,22 @@ fn range_rule(model: &Model, desired: &Desired, address: IpAddr, identity: Ident
             "{address} was Node {node}'s until lately, and nobody's since: closed to protected pods for an hour"
         );
     }
+    if let Some(contest) = desired.contest(address) {
+        return format!(
+            "{} have {address}, by their objects or their devices: it is nobody's, and closed to opted-in pods",
+            contest.nodes_in_words()
+        );
+    }
     let Some(prefix) = desired.range_of(address) else {
         return format!("{address} is in no cluster range, pod range or node range: outside the cluster");
     };
     let range = prefix_in_words(prefix);
     match identity.kind() {
         Kind::UnknownNode => {
-            format!("no Node object has {address}, which lies in node range {range}: unknown is protected")
+            format!(
+                "no Node object has {address}, which lies in node range {range}: what opted-in pods send there or get from there is \
+                 dropped, plain pods are not concerned"
+            )
         }
         _ => format!("no Pod object has {address}, which lies in pod range {range}: unknown is protected"),
     }
@@ -240,6 +279,7 @@ mod tests {
         world.apply(Change::Pod(pod("open/six", 3, &["fd00::3:8"])));
         world.apply(Change::Pod(pod("open/pending", 3, &[])));
         world.apply(Change::Pod(PodObject { host_network: true, ..pod("open/host", 2, &[]) }));
+        world.apply(Change::Pod(PodObject { host_network: true, ..pod("secret/host", 2, &["192.0.2.2"]) }));
         world.apply(Change::Attachment(attachment("c1", Some("open/fresh"), &["10.0.1.9"])));
         world.apply(Change::Attachment(attachment("c2", None, &["10.0.1.10"])));
         world
@@ -267,7 +307,8 @@ mod tests {
         let cases = [
             ("n2", "node", Some("n2"), Some("n2"), "an address of Node n2"),
             ("192.0.2.3", "node", Some("n3"), Some("n3"), "an address of Node n3"),
-            ("open/host", "node", Some("n2"), Some("n2"), "an address of Node n2"),
+            ("open/host", "node", Some("open/host"), Some("n2"), "an address of Node n2"),
+            ("secret/host", "node", Some("secret/host"), Some("n2"), "in vain it is enabled by its namespace's label"),
             ("open/b", "pod", Some("open/b"), Some("n3"), "neither its namespace nor the pod has the label"),
             ("open/fresh", "pod", Some("open/fresh"), Some("n1"), "its Pod object is not known yet"),
             ("10.0.1.10", "pod", None, Some("n1"), "did not name the pod"),
@@ -295,6 +336,30 @@ mod tests {
         assert!(matches!(resolved("pending"), Err(ResolveError::NoAddress { .. })));
         let error = resolved("twice").unwrap_err().to_string();
         assert!(error.contains("Pod/open/twice or Pod/soft/twice"), "{error}");
+    }
+
+    #[test]
+    fn what_a_label_asks_for_in_vain_is_told() {
+        let host = resolved("secret/host").unwrap();
+        assert_eq!((host.unmet, host.protection), (Some(Protection::Enabled), Protection::None));
+        for other in ["open/host", "secret/a", "n2", "192.0.2.2"] {
+            assert_eq!(resolved(other).unwrap().unmet, None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_two_nodes_have_names_both() {
+        let mut world = world();
+        for number in [2, 3] {
+            let devices = std::collections::BTreeSet::from([ip("192.0.2.100")]);
+            let published_addresses = Some(crate::addresses::render(&devices));
+            world.apply(Change::Node(crate::model::NodeObject { published_addresses, ..node(number) }));
+        }
+        let party = resolve(&world.model, &world.policy, &world.desired(), "192.0.2.100").unwrap().party;
+        assert!(party.rule.contains("n2 and n3"), "{}", party.rule);
+        assert!(!party.rule.contains("no Node object"), "{}", party.rule);
+        world.apply(Change::Node(node(3)));
+        assert!(world.desired().contested.is_empty());
     }
 
     #[test]

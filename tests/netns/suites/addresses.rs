@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use hauberk_core::api::Maps;
+use hauberk_core::api::{Maps, Problem, Severity};
 use hauberk_netns::capture::{Capture, Moment};
-use hauberk_netns::traffic::{Exchange, Protocol, exchange};
+use hauberk_netns::traffic::{Exchange, Protocol, exchange, wait_answered};
 use hauberk_netns::{
     Cluster, Context, Family, HostRouting, Node, Party, Pod, Setup, Test, analysis, eventually, manifests, nat,
 };
@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     Test::new("addresses::stack_translation_to_an_address_the_nodes_object_does_not_name", translated),
     Test::new("addresses::a_pod_object_moves_no_address_out_of_its_range", pod_in_foreign_range),
     Test::new("addresses::what_two_nodes_claim_is_nobodys", two_nodes_one_address),
+    Test::new("addresses::what_two_nodes_claim_is_told_when_it_costs_something", contested_and_asked_for),
     Test::new("addresses::bpf_what_a_node_had_a_moment_ago_is_nobodys", |context| departed(context, HostRouting::Bpf)),
     Test::new("addresses::stack_what_a_node_had_a_moment_ago_is_nobodys", |context| {
         departed(context, HostRouting::Stack)
@@ -134,6 +135,50 @@ fn the_node_itself(context: &Context, host_routing: HostRouting) -> Result<()> {
     let [v4, v6] = MORE;
     cast.cluster.nodes[0].netns.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
     cast.wait_endpoints(false)
+}
+
+/// A virtual address that a second node takes while the first still has it.
+fn contested_and_asked_for(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { nodes: 3, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let client = cluster.pod("payments", "a", 2)?;
+    cluster.wait_known(&[&client])?;
+    let [v4, v6] = MORE;
+    for node in &cluster.nodes[..2] {
+        node.netns.ip(&format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad"))?;
+    }
+    let here = &cluster.nodes[2];
+    wait_event(here, "AddressShared", &["Node/n1", "Node/n2"])?;
+    let of_addresses = || -> Result<Vec<Problem>> {
+        let problems = here.agent.status()?.problems.into_iter();
+        Ok(problems.filter(|problem| problem.object.starts_with("address/")).collect())
+    };
+    ensure!(of_addresses()?.is_empty(), "told before anything is lost: {:?}", of_addresses()?);
+    let server =
+        Party { name: "the address".into(), v4: v4.parse()?, v6: v6.parse()?, ..cluster.nodes[0].party.clone() };
+    for family in Family::ALL {
+        let one = Exchange::new(Protocol::Udp, family, &client, &server).patience(Duration::from_millis(500));
+        let outcome = exchange(&one)?;
+        ensure!(!outcome.answered, "{one}: {outcome:?}");
+        let seen = analysis::markers(&cluster.capture.all()?);
+        ensure!(!seen.contains_key(&outcome.request), "{one}: the request is on the wire in the clear");
+    }
+    let problems = eventually("problems that name both addresses", || {
+        let problems = of_addresses()?;
+        Ok((problems.len() == 2).then_some(problems))
+    })?;
+    let named = |problem: &Problem| problem.severity == Severity::Critical && problem.message.contains("n1 and n2");
+    ensure!(problems.iter().all(named), "{problems:?}");
+    let explained = here.agent.explain(client.v4.into(), server.v4.into())?.sentence;
+    ensure!(explained.contains("n1 and n2 have"), "{explained}");
+    // The second one gives it up.
+    cluster.nodes[1].netns.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
+    eventually("no problem", || Ok(of_addresses()?.is_empty().then_some(())))?;
+    here.netns.ip("neigh flush dev eth0")?;
+    for family in Family::ALL {
+        wait_answered(&Exchange::new(Protocol::Udp, family, &client, &server))?;
+    }
+    cluster.assert_no_cleartext(&[&client], Moment::START)
 }
 
 /// A virtual address moves to where nobody knows it, and a node's object is deleted while the node lives.

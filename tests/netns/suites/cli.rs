@@ -2,10 +2,38 @@
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
-use hauberk_netns::{Cluster, Context, Family, Setup, Test, eventually};
+use hauberk_netns::{Cluster, Context, Family, Setup, Test, eventually, manifests};
 use serde_json::Value;
 
 pub const TESTS: &[Test] = &[Test::new("cli::shows_what_is_true", shows)];
+
+/// A pod of an opted-in namespace that has its node's address: named, with the reason, and its plaintext fails `explain`.
+fn on_the_nodes_network(cluster: &Cluster) -> Result<()> {
+    let (node, other) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let mut object = manifests::pod("payments", "proxy", &other.name);
+    object["spec"]["hostNetwork"] = true.into();
+    manifests::set_addresses(&mut object, &other.addresses());
+    cluster.manifests.put("pod", "payments-proxy", &object)?;
+    for asked in &cluster.nodes {
+        eventually(format!("{} to name the pod", asked.name), || {
+            let (_, text, _) = asked.cli(&["status"])?;
+            Ok(text.lines().any(|line| line.contains("proxy") && line.contains("hostNetwork")).then_some(()))
+        })?;
+        let events = asked.agent.events()?;
+        let told = events.iter().filter(|event| event.reason == "HostNetworkPod").count();
+        ensure!(told == 1, "{told} events on {}: {events:?}", asked.name);
+        let (code, text, _) = asked.cli(&["explain", "payments/proxy", &node.name])?;
+        ensure!(
+            code == 2 && text.contains("payments/proxy is on its node's network"),
+            "{code} on {}: {text}",
+            asked.name
+        );
+    }
+    let (code, text, _) = node.cli(&["explain", "payments/proxy", "payments/a"])?;
+    ensure!(code == 0 && text.contains("is encrypted from n2 to n1"), "{code}: {text}");
+    cluster.manifests.remove("pod", "payments-proxy")?;
+    eventually("the pod to be forgotten", || Ok((!node.cli(&["status"])?.1.contains("proxy")).then_some(())))
+}
 
 fn shows(context: &Context) -> Result<()> {
     let cluster = Cluster::build(context, Setup::default())?;
@@ -37,6 +65,16 @@ fn shows(context: &Context) -> Result<()> {
     ensure!(payments["protected_pods"] == 2 && payments["nodes"] == 2, "{payments}");
     let explained = run(&["explain", "payments/a", "payments/b"])?;
     ensure!(explained.contains("n2"), "`hauberk explain` does not name the peer");
+    for asked in &cluster.nodes {
+        let (_, explained, _) = asked.cli(&["explain", "payments/a", "public/d"])?;
+        ensure!(explained.contains("is encrypted from n1 to n2"), "asked on {}: {explained}", asked.name);
+        ensure!(
+            explained.contains("plaintext_leaving") == (asked.name == "n1"),
+            "asked on {}: {explained}",
+            asked.name
+        );
+    }
+    on_the_nodes_network(&cluster)?;
     let explained: Value =
         serde_json::from_str(&run(&["explain", "payments/a", "public/d", "-o", "json"])?).context("JSON")?;
     ensure!(explained["encryption"] == "encrypted" && !explained["last_proven"].is_null(), "{explained}");

@@ -149,7 +149,7 @@ pub fn advice(reason: DropReason) -> &'static str {
             "a pod sent from an address that is not its own; look at the pod: nested containers need their own addresses translated"
         }
         DropReason::UnknownDestination => {
-            "the destination is in clusterRanges or nodeRanges but belongs to no known node; is its Node object missing, or clusterRanges too wide?"
+            "the destination is in clusterRanges or nodeRanges but belongs to no known node; is its Node object missing, do several nodes have it (`hauberk status`), or is clusterRanges too wide?"
         }
         DropReason::NoPeer => {
             "the other end's node has published no usable key: is the agent running there? See `hauberk status`"

@@ -4,7 +4,7 @@ use hauberk_abi::address::Address;
 use hauberk_abi::judge::{self, Need, Place};
 use hauberk_abi::layout::{self, flag};
 use hauberk_abi::reason::{DropReason, Encryption, Why};
-use hauberk_core::api::Explanation;
+use hauberk_core::api::{Explanation, Party};
 use hauberk_core::explain::{ResolveError, Resolved, resolve_pair};
 use hauberk_core::model::NodeNumber;
 
@@ -28,8 +28,18 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
     let sender = if from.identity.node == 0 { here.0 } else { from.identity.node };
     let place = Place { node: sender, stack: settings.flags & flag::STACK != 0, carries_protected: false };
     let need = judge::need(&from.identity, &to.identity, &place);
-    let other = if sender == here.0 { to.identity.node } else { from.identity.node };
-    let peer = peer_of(&world, here, NodeNumber(if other == here.0 { sender } else { other }));
+    let receiver = to.identity.node;
+    // What this node knows of the other end of the tunnel; of two other nodes, of the receiver's.
+    let peer = peer_of(&world, here, NodeNumber(if receiver == here.0 { sender } else { receiver }));
+    let ends = Ends {
+        side: match here.0 {
+            here if here == sender => Side::Sender,
+            here if here == receiver => Side::Receiver,
+            _ => Side::Neither,
+        },
+        sender: node_in_words(&world, sender),
+        receiver: node_in_words(&world, receiver),
+    };
     let verdict = if matches!(need, Need::World) && from.identity.is_world() {
         // Nobody here sends it: the node of the other end says what becomes of it.
         let direct = settings.flags & flag::WORLD_DIRECT != 0;
@@ -40,21 +50,23 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
     let seen = last_proven(eyes, &from, &to, verdict.encryption);
     let encrypted = verdict.encryption == Encryption::Encrypted;
     let drop = verdict.is_refused().then_some(verdict.drop);
-    let way = if sender != here.0 {
-        Some(if encrypted_way(need) { Way::Opened } else { Way::Plain }).filter(|_| !to.identity.is_node())
-    } else {
-        (!from.identity.is_node() && to.identity.node != here.0).then_some(Way::Out)
+    let way = match ends.side {
+        Side::Sender => (!from.identity.is_node() && receiver != here.0).then_some(Way::Out),
+        Side::Receiver => {
+            Some(if encrypted_way(need) { Way::Opened } else { Way::Plain }).filter(|_| !to.identity.is_node())
+        }
+        Side::Neither => None,
     };
     let in_the_way = way.and_then(|way| Some(world.running.as_ref()?.firewalls.on(way))).unwrap_or_default();
     Ok(Explanation {
-        sentence: sentence(&from, &to, verdict.encryption, verdict.why, drop, peer.name.as_deref()),
+        sentence: sentence(&world, &from, &to, verdict.encryption, verdict.why, drop, &ends),
         encryption: verdict.encryption.as_str().into(),
         why: verdict.why.as_str().into(),
         drop: drop.map(|reason| reason.as_str().into()),
         peer: if matches!(need, Need::Local | Need::World) { None } else { peer.name.clone() },
         peer_key: if encrypted { peer.key } else { None },
         cipher: encrypted.then(|| CIPHER.to_owned()),
-        would_drop: in_the_way.into_iter().chain(would_drop(need, peer.name.as_deref())).collect(),
+        would_drop: in_the_way.into_iter().chain(would_drop(need, &ends)).collect(),
         last_proven: seen,
         source: from.party,
         destination: to.party,
@@ -86,27 +98,66 @@ fn last_proven(eyes: &Eyes, from: &Resolved, to: &Resolved, expected: Encryption
     seen.filter(|(_, encryption)| *encryption == expected).map(|(time, _)| time).max()
 }
 
+/// From which node to which, in words, and which of them is asked.
+struct Ends {
+    side: Side,
+    sender: String,
+    receiver: String,
+}
+
+/// Which end's node this one is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Sender,
+    Receiver,
+    Neither,
+}
+
+fn node_in_words(world: &World, number: u32) -> String {
+    world.model.node_name(NodeNumber(number)).map_or_else(|| "the other node".to_owned(), str::to_owned)
+}
+
 fn sentence(
+    world: &World,
     from: &Resolved,
     to: &Resolved,
     encryption: Encryption,
     why: Why,
     drop: Option<DropReason>,
-    peer: Option<&str>,
+    ends: &Ends,
 ) -> String {
-    let name = |party: &hauberk_core::api::Party| party.name.clone().unwrap_or_else(|| party.address.to_string());
+    let name = |party: &Party| party.name.clone().unwrap_or_else(|| party.address.to_string());
+    let unmet = [&from.party, &to.party].into_iter().find(|party| party.unmet.is_some());
+    let contested = [&from.party, &to.party].into_iter().find_map(|party| contest(world, party));
     let (from, to) = (name(&from.party), name(&to.party));
-    let peer = peer.unwrap_or("the other node");
+    let Ends { sender, receiver, .. } = ends;
     match (encryption, drop) {
-        (Encryption::Encrypted, _) => format!("{from} to {to} is encrypted to {peer}: {}.", reason_in_words(why)),
-        (Encryption::Plain, _) => format!("{from} to {to} crosses the wire in the clear: {}.", reason_in_words(why)),
+        (Encryption::Encrypted, _) => {
+            format!("{from} to {to} is encrypted from {sender} to {receiver}: {}.", reason_in_words(why))
+        }
+        (Encryption::Plain, _) => {
+            let reason = unmet.map(|party| {
+                format!("{} is on its node's network (hostNetwork), where its label protects nothing", name(party))
+            });
+            let reason = reason.unwrap_or_else(|| reason_in_words(why).to_owned());
+            format!("{from} to {to} crosses the wire in the clear: {reason}.")
+        }
         (Encryption::Local, _) => format!("{from} to {to} stays on one node and never crosses the wire."),
         (Encryption::World, _) => format!("{from} to {to} leaves or enters the cluster: not hauberk's to encrypt."),
         (Encryption::Refused, drop) => {
             let reason = drop.unwrap_or(DropReason::Unspecified);
-            format!("{from} to {to} is dropped ({reason}): {}.", drops::advice(reason))
+            let advice = contested.unwrap_or_else(|| drops::advice(reason).to_owned());
+            // A question ends by itself.
+            let end = if advice.ends_with('?') { "" } else { "." };
+            format!("{from} to {to} is dropped ({reason}): {advice}{end}")
         }
     }
+}
+
+/// Who has the party's address, if several nodes do.
+fn contest(world: &World, party: &Party) -> Option<String> {
+    let nodes = world.desired.contest(party.address)?.nodes_in_words();
+    Some(format!("{nodes} have {}, so that it is nobody's; leave it to one node", party.address))
 }
 
 fn reason_in_words(why: Why) -> &'static str {
@@ -123,21 +174,111 @@ fn reason_in_words(why: Why) -> &'static str {
     }
 }
 
-fn would_drop(need: Need, peer: Option<&str>) -> Vec<String> {
-    let peer = peer.unwrap_or("the other node");
-    match need {
-        Need::Encrypt(_) => vec![
-            format!("{peer} stops publishing a usable key (no_peer)"),
-            format!("{peer} does not answer handshakes (handshake_failed, after 90 s)"),
+/// What would make this node drop it.
+fn would_drop(need: Need, ends: &Ends) -> Vec<String> {
+    let Ends { side, sender, receiver } = ends;
+    let plaintext =
+        "plaintext between the two arrives from the wire (plaintext_to_protected, plaintext_from_protected)";
+    match (side, need) {
+        (Side::Neither, Need::Local) => vec![format!("nothing of this node: ask on {sender}")],
+        (Side::Neither, _) => vec![format!("nothing of this node: ask on {sender} and on {receiver}")],
+        (Side::Sender, Need::Encrypt(_)) => vec![
+            format!("{receiver} stops publishing a usable key (no_peer)"),
+            format!("{receiver} does not answer handshakes (handshake_failed, after 90 s)"),
             "this node's tunnel device is removed (plaintext_leaving)".into(),
-            format!(
-                "plaintext between the two arrives from the wire at either node (plaintext_to_protected, plaintext_from_protected)"
-            ),
+            plaintext.into(),
         ],
-        Need::Prefer => vec!["nothing because of encryption: permissive falls back to plaintext".into()],
-        Need::Shelter => vec![format!("{peer} does not answer handshakes (handshake_failed, after 90 s)")],
-        Need::Local => vec!["the pod sends from an address that is not its own (spoofed_source)".into()],
-        Need::World => vec!["the objects have not all been read (not_ready), if the pod is opted in".into()],
-        Need::Clear => vec!["either end is opted in before the peer has a key (no_peer)".into()],
+        (Side::Receiver, Need::Encrypt(_) | Need::Shelter) => vec![
+            format!("{sender} seals with a key that its Node object does not publish (unknown_sender)"),
+            format!("{sender} seals an address that is not its own by the objects read here (source_not_allowed)"),
+            "the receiver is not on this node any more (not_local)".into(),
+            plaintext.into(),
+        ],
+        (Side::Sender, Need::Prefer) => {
+            vec!["nothing because of encryption: permissive falls back to plaintext".into()]
+        }
+        (Side::Receiver, Need::Prefer) => vec!["nothing because of encryption: permissive accepts plaintext".into()],
+        (Side::Sender, Need::Shelter) => {
+            vec![format!("{receiver} does not answer handshakes (handshake_failed, after 90 s)")]
+        }
+        (_, Need::Local) => vec!["the pod sends from an address that is not its own (spoofed_source)".into()],
+        (_, Need::World) => vec!["the objects have not all been read (not_ready), if the pod is opted in".into()],
+        (Side::Sender, Need::Clear) => vec!["either end is opted in before the peer has a key (no_peer)".into()],
+        (Side::Receiver, Need::Clear) => vec![format!(
+            "either end is opted in, and {sender} goes on in the clear (plaintext_to_protected, plaintext_from_protected)"
+        )],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hauberk_abi::identity::{Identity, Protection};
+    use hauberk_core::model::{Change, NodeAddress, NodeObject};
+
+    use super::*;
+
+    fn ends(side: Side) -> Ends {
+        Ends { side, sender: "n1".into(), receiver: "n2".into() }
+    }
+
+    fn resolved(address: &str) -> Resolved {
+        let party = Party {
+            asked: address.into(),
+            address: address.parse().unwrap(),
+            kind: "pod".into(),
+            name: None,
+            node: None,
+            protection: Protection::Enabled,
+            rule: String::new(),
+            unmet: None,
+        };
+        Resolved { party, identity: Identity::WORLD }
+    }
+
+    #[test]
+    fn the_tunnel_has_the_same_ends_wherever_it_is_asked_for() {
+        let world = crate::testing::world("n2");
+        for side in [Side::Sender, Side::Receiver, Side::Neither] {
+            let (from, to) = (resolved("10.0.1.5"), resolved("10.0.2.5"));
+            let text = sentence(&world, &from, &to, Encryption::Encrypted, Why::SourceOptedIn, None, &ends(side));
+            assert!(text.starts_with("10.0.1.5 to 10.0.2.5 is encrypted from n1 to n2: "), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_drop_it_is_this_nodes_own() {
+        let list = |side| would_drop(Need::Encrypt(Why::SourceOptedIn), &ends(side)).join("; ");
+        assert!(list(Side::Sender).contains("n2 stops publishing") && list(Side::Sender).contains("plaintext_leaving"));
+        let receiver = list(Side::Receiver);
+        assert!(receiver.contains("n1 seals") && !receiver.contains("plaintext_leaving"), "{receiver}");
+        assert!(list(Side::Neither).contains("ask on n1 and on n2"));
+    }
+
+    #[test]
+    fn a_drop_ends_as_a_sentence_and_names_who_shares_an_address() {
+        let mut world = crate::testing::world("n1");
+        let told = |world: &World| {
+            let (from, to) = (resolved("10.0.1.5"), resolved("192.0.2.100"));
+            let drop = Some(DropReason::UnknownDestination);
+            sentence(world, &from, &to, Encryption::Refused, Why::Dropped, drop, &ends(Side::Sender))
+        };
+        assert!(told(&world).ends_with("too wide?"), "{}", told(&world));
+        for name in ["n2", "n3"] {
+            let addresses = vec![NodeAddress { address: "192.0.2.100".parse().unwrap(), internal: true }];
+            let node = NodeObject { name: name.into(), addresses, ..NodeObject::default() };
+            let _ = world.model.apply(Change::Node(node));
+        }
+        let World { desired, model, policy, .. } = &mut world;
+        let _ = desired.follow(model, policy);
+        assert!(told(&world).contains("n2 and n3 have 192.0.2.100"), "{}", told(&world));
+    }
+
+    #[test]
+    fn a_label_that_protects_nothing_is_the_reason_of_plaintext() {
+        let world = crate::testing::world("n1");
+        let (mut from, to) = (resolved("192.0.2.2"), resolved("192.0.2.1"));
+        (from.party.name, from.party.unmet) = (Some("payments/hn".into()), Some(Protection::Enabled));
+        let text = sentence(&world, &from, &to, Encryption::Plain, Why::NotOptedIn, None, &ends(Side::Sender));
+        assert!(text.contains("payments/hn is on its node's network"), "{text}");
     }
 }

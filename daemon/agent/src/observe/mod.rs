@@ -2,6 +2,7 @@
 //! one exception that decides nothing: [`flows`] forgets flows that have been idle.
 
 pub mod changes;
+pub mod contests;
 pub mod drops;
 pub mod explain;
 pub mod firewalls;

@@ -8,7 +8,7 @@ use hauberk_core::convergence::convergence;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{Eyes, losses};
+use super::{Eyes, contests, losses};
 use crate::backend::{PeerStats, Progress, Stats};
 use crate::config::{Backend as Choice, Config, HostRouting};
 use crate::host::netfilter::PacketSocketGuard;
@@ -75,6 +75,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     problems.extend(world.leaks.problems());
     problems.extend(world.plaintext.problems(world.model.node()));
     problems.extend(world.missing.iter().cloned());
+    problems.extend(contests::problems(world, &mute));
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {
             severity: Severity::Warning,

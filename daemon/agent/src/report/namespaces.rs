@@ -60,6 +60,7 @@ mod tests {
             nodes: converged + waiting.len(),
             waiting_for: waiting.iter().map(|name| (*name).to_owned()).collect(),
             since: None,
+            host_network: Vec::new(),
         }
     }
 

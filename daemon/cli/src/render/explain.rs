@@ -1,9 +1,9 @@
 //! `hauberk explain`: the verdict first, then what it follows from.
 
-use hauberk_core::api::{Explanation, Party};
+use hauberk_core::api::{Explanation, Party, Protection};
 use jiff::Timestamp;
 
-use crate::render::page::{self, Page};
+use crate::render::page::{self, Page, painted};
 use crate::render::words::{ago, encryption, key, protection};
 
 /// The whole answer.
@@ -53,7 +53,13 @@ fn party(page: &mut Page, role: &str, party: &Party) {
         (None, "pod") => page.field("kind", format_args!("{kind} on a node that is not known")),
         _ => page.field("kind", kind),
     }
-    page.field("protection", protection(party.protection));
+    match party.unmet {
+        Some(Protection::Enabled) => {
+            page.field("protection", painted(page::BAD, "none, though its label asks for enabled"))
+        }
+        Some(_) => page.field("protection", painted(page::DOUBTFUL, "none, though its label asks for permissive")),
+        None => page.field("protection", protection(party.protection)),
+    }
     page.field("because", &party.rule);
 }
 
@@ -66,7 +72,6 @@ mod tests {
     use super::*;
     use crate::outcome::Outcome;
     use crate::render::samples::{explanation, golden, now};
-    use hauberk_core::api::Protection;
 
     #[test]
     fn encrypted() {
@@ -96,5 +101,11 @@ mod tests {
         plain.source.protection = Protection::None;
         plain.destination.protection = Protection::Permissive;
         assert_eq!(Outcome::of_explanation(&plain), Outcome::Fine);
+        // A pod on its node's network is opted in by its label, in vain.
+        plain.source.unmet = Some(Protection::Permissive);
+        assert_eq!(Outcome::of_explanation(&plain), Outcome::Fine);
+        plain.source.unmet = Some(Protection::Enabled);
+        assert_eq!(Outcome::of_explanation(&plain), Outcome::Unprotected);
+        assert!(page(&plain, now()).contains("though its label asks for enabled"));
     }
 }

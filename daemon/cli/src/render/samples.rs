@@ -99,6 +99,7 @@ pub(crate) fn status() -> Status {
                 nodes: 3,
                 waiting_for: Vec::new(),
                 since: Some(at("2026-11-20T08:30:00Z")),
+                host_network: Vec::new(),
             },
             NamespaceStatus {
                 name: "payments".to_string(),
@@ -109,6 +110,7 @@ pub(crate) fn status() -> Status {
                 nodes: 3,
                 waiting_for: vec!["n3".to_string()],
                 since: None,
+                host_network: vec!["proxy-x7k2p".to_string()],
             },
         ],
         attachments: 4,
@@ -133,6 +135,7 @@ pub(crate) fn explanation() -> Explanation {
         node: Some(node.to_string()),
         protection: Protection::Enabled,
         rule: "label hauberk.io/encryption=enabled of namespace payments".to_string(),
+        unmet: None,
     };
     Explanation {
         source: party("payments/api", "10.244.1.5", "n1"),

@@ -106,6 +106,10 @@ fn one_namespace(page: &mut Page, namespace: &NamespaceStatus, limit: usize) {
     page.heading(page::NAMESPACE, "namespace", painted(page::NAMESPACE, &namespace.name));
     page.field("encryption", protection(namespace.protection));
     page.field("pods", format_args!("{}, of which {} opted in", namespace.pods, namespace.protected_pods));
+    if !namespace.host_network.is_empty() {
+        let pods = painted(page::DOUBTFUL, shortened(&namespace.host_network, limit));
+        page.field("not protected", format_args!("{pods}: on the node's network (hostNetwork), as the node itself"));
+    }
     let (converged, nodes) = (namespace.converged_nodes, namespace.nodes);
     if converged >= nodes {
         let since = namespace.since.map(|since| format!(", since {since}")).unwrap_or_default();

@@ -34,6 +34,8 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 pub(super) struct NodeAddresses {
     claims: BTreeMap<Address, NodeClaim>,
+    /// Those that several claim, none of them this node by a device.
+    contests: BTreeMap<IpAddr, Contest>,
     /// Those that are a pod's all the same.
     lost: BTreeSet<Address>,
 }
@@ -55,6 +57,31 @@ struct Claimant<'a> {
     origin: &'a str,
     /// By its object's status, not by its devices alone.
     by_status: bool,
+}
+
+/// Nodes that claim one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contest {
+    /// Their names: of many, the first eight.
+    pub nodes: Vec<String>,
+    /// How many they are.
+    pub count: usize,
+}
+
+impl Contest {
+    fn of(claimants: &[Claimant<'_>]) -> Contest {
+        let nodes = claimants.iter().take(NAMED).map(|claimant| claimant.name.to_owned()).collect();
+        Contest { nodes, count: claimants.len() }
+    }
+
+    /// Their names, and how many more they are.
+    pub fn nodes_in_words(&self) -> String {
+        let named = self.nodes.join(" and ");
+        match self.count.saturating_sub(self.nodes.len()) {
+            0 => named,
+            more => format!("{named} and {more} more"),
+        }
+    }
 }
 
 impl Places {
@@ -102,11 +129,16 @@ impl NodeAddresses {
             }
         }
         let mut claims = BTreeMap::new();
+        let mut contests = BTreeMap::new();
         for (address, claimants) in &claimants {
             let Some(first) = claimants.first() else { continue };
             let is_contested = claimants.len() > 1;
             if is_contested {
-                tell_contest(*address, claimants, policy.host_addresses.contains(address), events);
+                let is_here = policy.host_addresses.contains(address);
+                tell_contest(*address, claimants, is_here, events);
+                if !is_here {
+                    contests.insert(*address, Contest::of(claimants));
+                }
             }
             let first = first.name.to_owned();
             let claim = if is_contested { NodeClaim::Contested(first) } else { NodeClaim::Of(first) };
@@ -126,14 +158,20 @@ impl NodeAddresses {
         let here = policy.host_addresses.iter().filter(|address| is_possible(**address));
         claims.extend(here.map(|address| ((*address).into(), NodeClaim::Of(model.node().to_owned()))));
         tell_unusable(model, policy, ranges, events);
-        NodeAddresses { claims, lost: BTreeSet::new() }
+        NodeAddresses { claims, contests, lost: BTreeSet::new() }
     }
 
     /// Takes over what the nodes claim now. Returns the addresses of which that is not the same.
     pub(super) fn replace(&mut self, now: NodeAddresses) -> BTreeSet<Address> {
         let before = std::mem::replace(&mut self.claims, now.claims);
+        self.contests = now.contests;
         let other = |address: &Address| before.get(address) != self.claims.get(address);
         before.keys().chain(self.claims.keys()).copied().filter(other).collect()
+    }
+
+    /// Addresses that several nodes claim.
+    pub(super) fn contests(&self) -> &BTreeMap<IpAddr, Contest> {
+        &self.contests
     }
 
     /// Every address that a node claims, lost or not.

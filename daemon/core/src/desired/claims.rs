@@ -211,10 +211,21 @@ impl std::fmt::Display for PodClaim<'_> {
 
 /// What is to be said of a pod by itself.
 pub(super) fn tell_pod(model: &Model, policy: &Policy, pod: &Pod, events: &mut Collector) {
+    let ruling = protection::of_pod(model, policy, pod);
+    if pod.host_network && !pod.finished && ruling.protection > Protection::None {
+        let name = pod.full_name();
+        events.add(false, reason::HOST_NETWORK_POD, || vec![format!("Pod/{name}")], || {
+            format!(
+                "Pod {name}{} is opted in ({}), but on its node's network (hostNetwork): it has the node's address and counts as \
+                 the node, so that its traffic is encrypted with opted-in pods alone",
+                read_from(&pod.origin),
+                ruling.rule
+            )
+        });
+    }
     if !pod.has_network() {
         return;
     }
-    let ruling = protection::of_pod(model, policy, pod);
     if ruling.rule == Rule::PodOptOutRefused {
         let name = pod.full_name();
         events.warn(reason::POD_OPT_OUT_REFUSED, [format!("Pod/{name}")], || {

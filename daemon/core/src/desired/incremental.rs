@@ -92,6 +92,7 @@ impl Incremental {
             ranges: self.places.ranges.identities(model, policy),
             untranslated: self.inside.clone(),
             prune: model.synced(),
+            contested: self.places.nodes.contests().clone(),
             enforced: model.synced().then(|| convergence::enforced(model, policy)),
             events: std::mem::take(&mut self.desired.events),
             ..Desired::default()
@@ -135,6 +136,7 @@ impl Incremental {
             let before = self.policy.replace(policy.clone()).unwrap_or_default().host_addresses;
             let devices = before.symmetric_difference(&policy.host_addresses).map(|address| Address::from(*address));
             addresses.to_mut().extend(self.places.nodes.replace(nodes).into_iter().chain(devices));
+            self.desired.contested.clone_from(self.places.nodes.contests());
             self.speakers.set_nodes(model, &self.places);
             of_nodes = Some(events);
         }
