@@ -25,6 +25,7 @@ pub mod datapath;
 pub mod fault;
 pub mod host;
 pub mod install;
+pub mod lock;
 pub mod observe;
 pub mod reconcile;
 pub mod report;

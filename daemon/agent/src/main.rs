@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use hauberk_agent::config::{self, Config, LogFormat};
-use hauberk_agent::{apply, cluster_config, install, run, selfcheck};
+use hauberk_agent::{apply, cluster_config, install, lock, run, selfcheck};
 
 /// What is still being done when the agent ends has so long.
 const END: Duration = Duration::from_secs(2);
@@ -87,6 +87,13 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             if let Some(answers) = runtime.block_on(hauberk_agent::api::answers(&config.paths.socket)) {
                 bail!(
                     "an agent runs on this node and answers at {answers}: stop it first (its service, or the DaemonSet hauberk-system/hauberk), then uninstall"
+                );
+            }
+            if lock::is_taken(&config.paths.state) {
+                bail!(
+                    "an agent runs on this node with the state directory {}, though nothing answers at {}: stop it first, then uninstall",
+                    config.paths.state.display(),
+                    config.paths.socket.display()
                 );
             }
             // First the list, so that no pod comes while the rest goes.

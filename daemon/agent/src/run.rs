@@ -28,6 +28,7 @@ use crate::config::{self, Cipher, Config};
 use crate::datapath::{DatapathError, How};
 use crate::host::Netlink;
 use crate::install::Installer;
+use crate::lock::{self, LockError};
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
 use crate::observe::{Eyes, contests, leaks, missing, plaintext, self_test};
@@ -66,6 +67,9 @@ pub enum RunError {
     /// The keys.
     #[error(transparent)]
     Keys(#[from] StoreError),
+    /// Another agent runs.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The datapath.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -107,6 +111,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let listener = api::bind(&config.paths.socket).await?;
     // First of all in the state directory: one that a kubelet has made is closed to others only while nothing is in it.
     let keys = Arc::new(Store::open(&config.paths.state)?);
+    let _lock = lock::take(&config.paths.state)?;
     clock::restore(&config.paths.state);
     let (config, source, cluster) = cluster::connect(config).await?;
     let config = Arc::new(config);
@@ -207,7 +212,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(watch_devices(inputs.clone()));
     tokio::spawn(clock::keep(config.paths.state.clone()));
     tokio::spawn(departed::run(context.world.clone(), inputs.clone(), config.paths.state.clone(), addresses));
-    tokio::spawn(reporting("the API", api::serve(listener, context.clone())));
+    tokio::spawn(reporting("the API", api::serve(listener, config.paths.socket.clone(), context.clone())));
     if let Some(address) = config.metrics {
         tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));
     }

@@ -1,6 +1,7 @@
 //! Every device of a node is guarded or shut, whether or not it is an uplink, and what guards it is read back from the kernel.
 //! The second cable between the nodes is no uplink by any list: each test sends pods' packets by it and listens there.
 
+use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -307,6 +308,14 @@ fn uninstall_refused(context: &Context) -> Result<()> {
     let output = uninstall(&program)?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && said.contains("stop it first"), "{said}");
+    // Nothing answers for a moment, and the agent is there all the same.
+    fs::remove_file(node.socket()).context("remove the agent's socket")?;
+    let output = uninstall(&program)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && said.contains("stop it first"), "{said}");
+    fs::remove_file(node.socket()).or_else(|_| Ok::<(), std::io::Error>(()))?;
+    let output = node.command(&program).arg("--config").arg(node.config()).output().context("hauberkd")?;
+    ensure!(!output.status.success(), "two agents: {}", String::from_utf8_lossy(&output.stderr));
     ensure!(pins(node)? == before, "it took something away");
     node.agent.wait_ready()?;
     node.agent.terminate()?;

@@ -6,7 +6,7 @@ mod connections;
 mod read;
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use axum::routing::{delete, get, post};
 use hauberk_core::api::ApiError;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use self::connections::Bounds;
 use crate::attachments::Attachments;
@@ -33,6 +34,9 @@ const LOCAL: Bounds = Bounds { connections: 256, request: Duration::from_secs(10
 /// On TCP are scrapers and the kubelet.
 const METRICS: Bounds =
     Bounds { connections: 64, request: Duration::from_secs(10), lifetime: Some(Duration::from_secs(60)) };
+
+/// Between looks at the socket's path.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What answers are made of.
 #[derive(Clone)]
@@ -102,8 +106,11 @@ pub async fn answers(path: &Path) -> Option<String> {
     tokio::net::UnixStream::connect(path).await.is_ok().then(|| path.display().to_string())
 }
 
-/// Answers on the unix socket until the process ends.
-pub async fn serve(listener: UnixListener, context: Context) -> std::io::Result<()> {
+/// Answers on the unix socket until the process ends. A socket that was removed from its path is bound anew there.
+///
+/// # Errors
+/// Of the listener.
+pub async fn serve(listener: UnixListener, path: PathBuf, context: Context) -> std::io::Result<()> {
     let attachment = "/v1/attachments/{container}/{interface}";
     let router = health(context.clone()).merge(
         Router::new()
@@ -119,7 +126,34 @@ pub async fn serve(listener: UnixListener, context: Context) -> std::io::Result<
             .route(attachment, delete(attachments::release))
             .with_state(context),
     );
-    connections::serve(listener, router, LOCAL).await
+    let mut listener = listener;
+    loop {
+        tokio::select! {
+            ended = connections::serve(listener, router.clone(), LOCAL) => return ended,
+            () = removed(&path) => {}
+        }
+        warn!(path = %path.display(), "another program removed the API's socket: it is bound anew");
+        listener = bind_again(&path).await;
+    }
+}
+
+/// Waits until the socket that is there now is not there any more.
+async fn removed(path: &Path) {
+    let now = || std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    let bound = now();
+    while bound.is_some() && now() == bound {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn bind_again(path: &Path) -> UnixListener {
+    loop {
+        match bind(path).await {
+            Ok(listener) => return listener,
+            Err(error) => warn!(%error, "it is tried again"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Answers on TCP, where everybody may ask: only what everybody may know.
