@@ -28,8 +28,9 @@ mod tunnel {
     pub(crate) mod protocol;
     pub(crate) mod spin;
     pub(crate) mod stats;
+    pub(crate) mod strangers;
 }
-use tunnel::{backlog, config, crew, engine, error, io, offload, protocol, spin, stats};
+use tunnel::{backlog, config, crew, engine, error, io, offload, protocol, spin, stats, strangers};
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
