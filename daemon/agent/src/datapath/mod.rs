@@ -305,11 +305,32 @@ fn open(pins: &Pins, limits: &Limits) -> Result<(Ebpf, Vec<String>), DatapathErr
 
 /// Has the kernel take a program, unless it has.
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
-    match program(ebpf, name)?.load() {
+    match load_program(program(ebpf, name)?) {
         Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => {
             Err(DatapathError::Program { program: name, reason: chain(&error) })
         }
         _ => Ok(()),
+    }
+}
+
+/// How often the kernel is asked to take a program, as libbpf does it.
+const ATTEMPTS: u32 = 5;
+
+/// Has the kernel take a program. Its verifier gives up with EAGAIN when a signal comes for the thread, as when a child ends.
+///
+/// # Errors
+/// Of the kernel, with the verifier's words.
+pub(crate) fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    let mut attempt = 1;
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock && attempt < ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
 use super::devices::Device;
-use crate::datapath::{Pins, query};
+use crate::datapath::{Pins, load_program, query};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
 
@@ -98,7 +98,7 @@ impl Observer {
         let mut ebpf = loader.load(OBJECT).map_err(|error| failed(&error))?;
         for name in PROGRAMS {
             let program = program(&mut ebpf, name).map_err(ObserverError::Load)?;
-            program.load().map_err(|error| failed(&error))?;
+            load_program(program).map_err(|error| failed(&error))?;
             query::note_observer(program.info().map_err(|error| failed(&error))?.id());
         }
         let mut take = |name| ebpf.take_map(name).ok_or_else(|| ObserverError::Load(format!("it has no map {name}")));
