@@ -43,7 +43,13 @@ pub fn by_the_documentation(cluster: &Cluster) -> Result<()> {
     kubectl.run(&status).inspect_err(|_| cluster.explain())?;
     chart::helm(kubectl, &["uninstall", RELEASE, "--wait"])?;
     hauberk_netns::eventually("the API server to forget who may write annotations", || {
-        let annotations = ["hauberk.io/keys-", "hauberk.io/addresses-", "hauberk.io/enforced-", "hauberk.io/config-"];
+        let annotations = [
+            "hauberk.io/keys-",
+            "hauberk.io/addresses-",
+            "hauberk.io/enforced-",
+            "hauberk.io/config-",
+            "hauberk.io/plaintext-seen-",
+        ];
         kubectl.run(&[&["annotate", "nodes", "--all"][..], &annotations].concat()).map(Some)
     })?;
     // Up to here it stays: deleting it is the choice.
