@@ -377,6 +377,15 @@ mod tests {
         assert_eq!(enforced(&world.model, &world.policy), before);
         world.apply(Change::PodGone(crate::testing::pod_name("secret/proxy")));
         assert!(status(&world, "secret").host_network.is_empty());
+        // A pod may be read before its namespace.
+        let told = |world: &World| {
+            let events = world.events();
+            events.iter().any(|(told, objects)| *told == reason::HOST_NETWORK_POD && objects == &["Pod/late/proxy"])
+        };
+        world.apply(on_host("late/proxy", None));
+        assert!(!told(&world));
+        world.apply(namespace("late", Some("enabled")));
+        assert!(told(&world));
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub extern "C" fn quoted(skb: *mut __sk_buff) -> u32 {
     };
     if are_protected(settings, &asker, &here) {
         let (_, destination) = ends();
-        // No node has this number: an error that nobody can be sealed to is refused.
+        // No node has this number, so that an error without a node to seal it for is refused.
         return if destination.node == 0 { u32::MAX } else { destination.node };
     }
     // SAFETY: as above.

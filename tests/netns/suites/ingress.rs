@@ -4,8 +4,10 @@
 use anyhow::{Result, ensure};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::traffic::{Exchange, Protocol, assert_answered, exchange_all};
-use hauberk_netns::{Cluster, Context, Family, HostRouting, Pod, Setup, Test};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Setup, Test};
 use serde_json::json;
+
+use crate::outages::pods;
 
 pub const TESTS: &[Test] = &[
     Test::new("ingress::bpf_the_world_talks_to_pods", |context| from_the_world(context, HostRouting::Bpf)),
@@ -14,25 +16,11 @@ pub const TESTS: &[Test] = &[
     Test::new("ingress::stack_a_strict_firewall_sees_whole_connections", |context| strict(context, HostRouting::Stack)),
 ];
 
-/// A protected and a plain pod on each of two nodes.
-fn build(context: &Context, setup: Setup) -> Result<(Cluster, [Pod; 4])> {
-    let cluster = Cluster::build(context, setup)?;
-    cluster.namespace("payments", Some("enabled"))?;
-    cluster.namespace("public", None)?;
-    let pods = [
-        cluster.pod("payments", "a", 0)?,
-        cluster.pod("payments", "b", 1)?,
-        cluster.pod("public", "c", 0)?,
-        cluster.pod("public", "d", 1)?,
-    ];
-    cluster.wait_known(&pods.each_ref())?;
-    Ok((cluster, pods))
-}
-
 /// By pods' own addresses, as a router does that has routes to them.
 fn from_the_world(context: &Context, host_routing: HostRouting) -> Result<()> {
     let config = json!({"worldIngress": "direct"});
-    let (cluster, pods) = build(context, Setup { host_routing, config, ..Setup::default() })?;
+    let cluster = Cluster::build(context, Setup { host_routing, config, ..Setup::default() })?;
+    let pods = pods(&cluster)?;
     let outside = &cluster.outside;
     for node in &cluster.nodes {
         outside.netns.ip(&format!(
@@ -61,7 +49,8 @@ fn from_the_world(context: &Context, host_routing: HostRouting) -> Result<()> {
 
 /// With the rule that administrators write first: what connection tracking cannot place is dropped.
 fn strict(context: &Context, host_routing: HostRouting) -> Result<()> {
-    let (cluster, [a, b, c, d]) = build(context, Setup { host_routing, ..Setup::default() })?;
+    let cluster = Cluster::build(context, Setup { host_routing, ..Setup::default() })?;
+    let [a, b, c, d] = pods(&cluster)?;
     for node in &cluster.nodes {
         node.netns.nft(
             "table inet strict {

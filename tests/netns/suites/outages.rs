@@ -44,15 +44,7 @@ impl Field {
     }
 
     fn on(cluster: Cluster) -> Result<Field> {
-        cluster.namespace("payments", Some("enabled"))?;
-        cluster.namespace("public", None)?;
-        let pods = [
-            cluster.pod("payments", "a", 0)?,
-            cluster.pod("payments", "b", 1)?,
-            cluster.pod("public", "c", 0)?,
-            cluster.pod("public", "d", 1)?,
-        ];
-        cluster.wait_known(&pods.each_ref())?;
+        let pods = pods(&cluster)?;
         let field = Field { cluster, pods };
         field.wait_talking()?;
         Ok(field)
@@ -69,6 +61,20 @@ impl Field {
         }
         self.cluster.assert_no_cleartext(&[a, b], Moment::START)
     }
+}
+
+/// A protected and a plain pod on each of two nodes: the protected ones first.
+pub(crate) fn pods(cluster: &Cluster) -> Result<[Pod; 4]> {
+    cluster.namespace("payments", Some("enabled"))?;
+    cluster.namespace("public", None)?;
+    let pods = [
+        cluster.pod("payments", "a", 0)?,
+        cluster.pod("payments", "b", 1)?,
+        cluster.pod("public", "c", 0)?,
+        cluster.pod("public", "d", 1)?,
+    ];
+    cluster.wait_known(&pods.each_ref())?;
+    Ok(pods)
 }
 
 /// Gives the first node back what an administrator or a daemon would.

@@ -212,7 +212,9 @@ impl std::fmt::Display for PodClaim<'_> {
 /// What is to be said of a pod by itself.
 pub(super) fn tell_pod(model: &Model, policy: &Policy, pod: &Pod, events: &mut Collector) {
     let ruling = protection::of_pod(model, policy, pod);
-    if pod.host_network && !pod.finished && ruling.protection > Protection::None {
+    // What its namespace asks for is not known before that is read: each agent starts with pods whose namespace comes later.
+    let is_asked = ruling.protection > Protection::None && ruling.rule != Rule::NamespaceUnknown;
+    if pod.host_network && !pod.finished && is_asked {
         let name = pod.full_name();
         events.add(false, reason::HOST_NETWORK_POD, || vec![format!("Pod/{name}")], || {
             format!(

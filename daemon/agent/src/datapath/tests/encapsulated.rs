@@ -126,7 +126,7 @@ fn a_packet_is_judged_by_every_address_that_it_goes_to() {
         detoured(4, 1, &[protected, "fd99::2"]),
         detoured(4, 7, &[&seven[..], &[protected]].concat()),
         detoured(4, 1, &["fd00::9:9"]),
-        // Kinds that nobody can read, and lists that nobody follows.
+        // Kinds that cannot be read, and a list that is too long.
         detoured(3, 1, &[plain]),
         detoured(4, 17, &seventeen),
         with_options(&source_route(131, 4, 1)),
