@@ -31,7 +31,7 @@ use crate::install::Installer;
 use crate::lock::{self, LockError};
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
-use crate::observe::{Eyes, contests, leaks, missing, plaintext, self_test};
+use crate::observe::{Eyes, contests, leaks, missing, plaintext, self_test, unconnected};
 use crate::reconcile::{Input, Parts, Reconciler, tunnelled_ranges};
 use crate::selfcheck::{self, SelfCheckError};
 use crate::source::{Batch, Source, SourceError};
@@ -206,6 +206,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     tokio::spawn(plaintext::watch(world.clone(), eyes.clone(), beside));
     tokio::spawn(missing::watch(world.clone()));
+    tokio::spawn(unconnected::watch(world.clone()));
     tokio::spawn(contests::watch(world.clone(), eyes.clone()));
     tokio::spawn(prove(world.clone(), eyes));
     tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));

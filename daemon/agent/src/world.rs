@@ -1,6 +1,6 @@
 //! What the agent knows, shared between the reconciler, which alone writes it, and those who answer questions.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hauberk_abi::address::Address;
@@ -19,6 +19,7 @@ use crate::observe::firewalls::Firewalls;
 use crate::observe::leaks::Leaks;
 use crate::observe::losses::Losses;
 use crate::observe::plaintext::Plaintext;
+use crate::observe::unconnected::Missed;
 
 /// Events remembered.
 const EVENTS: usize = 1_000;
@@ -58,6 +59,10 @@ pub struct World {
     pub contests: Contests,
     /// Nodes that have no object.
     pub missing: Vec<Problem>,
+    /// The indices of this node's devices, as long as the kernel tells of them.
+    pub interfaces: Option<BTreeSet<u32>>,
+    /// Pods of this node that have no interface.
+    pub unconnected: Missed,
 }
 
 /// What exists once the node's own object is known.
@@ -116,6 +121,8 @@ impl World {
             plaintext: Plaintext::default(),
             contests: Contests::default(),
             missing: Vec::new(),
+            interfaces: None,
+            unconnected: Missed::default(),
         }
     }
 

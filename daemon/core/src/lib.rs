@@ -13,6 +13,7 @@
 //! | [`plan`] | the steps from what they hold to that, in an order that opens nothing on the way |
 //! | [`convergence`] | which nodes enforce which namespace by now |
 //! | [`missing`] | which nodes pods are on that have no object |
+//! | [`unconnected`] | which of this node's pods have no interface |
 //! | [`explain`] | who an address or a name is, for a reader |
 //! | [`addresses`] | which addresses a node's devices have, as its agent publishes them |
 //! | [`events`] | what the operator should hear of |
@@ -36,3 +37,4 @@ pub mod protection;
 mod reserved;
 #[cfg(test)]
 mod testing;
+pub mod unconnected;

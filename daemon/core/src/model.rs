@@ -16,19 +16,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hauberk_abi::address::Address;
-use hauberk_keyring::published;
 use ipnet::IpNet;
 
 use crate::api::{Attachment, PodReference};
-use crate::convergence::Acknowledged;
 use crate::events::NewEvent;
 use crate::model::claims::Claims;
 use crate::model::departed::Departed;
-use crate::model::messages::{enforced_invalid, keys_invalid, number_taken, unknown_label};
-use crate::model::nodes::{Node, devices};
+use crate::model::messages::unknown_label;
+use crate::model::nodes::Node;
 use crate::model::pods::Pods;
 use crate::numbers::Numbers;
-use crate::{convergence, reserved};
+use crate::reserved;
 
 pub(crate) use claims::Claimant;
 pub use departed::MAX as MOST_DEPARTED;
@@ -191,6 +189,7 @@ pub struct Model {
     touched: Touched,
     numbers: Numbers,
     arrivals: u64,
+    generation: u64,
 }
 
 /// What changes have touched since it was last asked for.
@@ -231,6 +230,7 @@ impl Model {
             touched: Touched::default(),
             numbers,
             arrivals: 0,
+            generation: 0,
         }
     }
 
@@ -304,7 +304,13 @@ impl Model {
             }
             Change::Synced => !std::mem::replace(&mut self.synced, true),
         };
+        self.generation += u64::from(changed);
         Applied { changed, events }
+    }
+
+    /// Another number after every change, for a reader that need not look at the same again.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Whether every object there is has been told once.
@@ -397,71 +403,6 @@ impl Model {
     /// The number of the node of this name: of this node, or of one that has an object.
     pub fn node_number(&self, name: &str) -> Option<NodeNumber> {
         self.numbers.number(name)
-    }
-
-    fn put_node(&mut self, object: NodeObject, events: &mut Vec<NewEvent>) -> bool {
-        let before = self.nodes.remove(&object.name);
-        if let Some(node) = before.as_ref().filter(|node| node.object == object) {
-            let name = node.object.name.clone();
-            self.nodes.extend(before.map(|node| (name, node)));
-            return false;
-        }
-        if let Some(other) = self.numbers.assign(&object.name) {
-            events.push(number_taken(&object.name, &other));
-        }
-        // What a node acknowledges or has seen concerns nobody but who asks.
-        self.touched.node_set |= before.is_none();
-        self.touched.nodes |= before.as_ref().is_some_and(|before| {
-            let others = |node: &NodeObject| NodeObject { enforced: None, plaintext_seen: None, ..node.clone() };
-            others(&before.object) != others(&object)
-        });
-        let had = before.as_ref().map(Node::addresses).unwrap_or_default();
-        let (was_held, had_devices) = before.map(|node| (node.held, node.devices)).unwrap_or_default();
-        let held = self.hold_keys(&object, was_held, events);
-        let devices = devices(&object, had_devices, events);
-        let enforced = match object.enforced.as_deref().map(convergence::parse) {
-            None => Acknowledged::default(),
-            Some(Ok(enforced)) => enforced,
-            Some(Err(error)) => {
-                events.push(enforced_invalid(&object, &error));
-                Acknowledged::default()
-            }
-        };
-        let node = Node { object, held, devices, enforced };
-        self.note_addresses(&node.object.name, &had, &node.addresses());
-        self.nodes.insert(node.object.name.clone(), node);
-        true
-    }
-
-    /// This node's own addresses are known by its devices.
-    fn note_addresses(&mut self, name: &str, before: &BTreeSet<IpAddr>, now: &BTreeSet<IpAddr>) {
-        if name != self.node {
-            self.touched.nodes |= self.departed.note(name, before, now);
-        }
-    }
-
-    /// A broken annotation leaves the last good keys in force: it must not be possible to cut a node off by a slip of the
-    /// pen. A removed annotation takes them away.
-    fn hold_keys(&mut self, object: &NodeObject, before: Option<Held>, events: &mut Vec<NewEvent>) -> Option<Held> {
-        let text = object.keys.as_deref()?;
-        match published::parse(text) {
-            Err(error) => {
-                events.push(keys_invalid(object, &error, before.is_some()));
-                before
-            }
-            Ok(published) => {
-                if self.synced {
-                    self.arrivals += 1;
-                }
-                let known = before.map(|held| held.arrival).unwrap_or_default();
-                let arrival = published
-                    .keys
-                    .iter()
-                    .map(|key| (key.bytes, known.get(&key.bytes).copied().unwrap_or(self.arrivals)))
-                    .collect();
-                Some(Held { published, arrival })
-            }
-        }
     }
 
     fn put_pod(&mut self, object: PodObject, events: &mut Vec<NewEvent>) -> bool {

@@ -278,9 +278,44 @@ fn interface_gone(context: &Context) -> Result<()> {
     field.cluster.wait_converged("payments", Protection::Permissive)?;
     field.cluster.manifests.label("namespace", "payments", Some("enabled"))?;
     field.cluster.wait_converged("payments", Protection::Enabled)?;
+    let about = |pod: &Pod| -> Result<Vec<Problem>> {
+        let problems = node.agent.status()?.problems.into_iter();
+        Ok(problems.filter(|problem| problem.object == format!("pod/{}", pod.party.name)).collect())
+    };
     let problems = node.agent.status()?.problems;
-    ensure!(!problems.iter().any(|problem| problem.severity == Severity::Critical), "{problems:?}");
-    lost.detach()
+    let steps = problems.iter().filter(|problem| problem.severity == Severity::Critical);
+    let steps: Vec<_> = steps.filter(|problem| !problem.object.starts_with("pod/")).collect();
+    ensure!(steps.is_empty(), "it holds up other work: {steps:?}");
+
+    let told = |word: &str| {
+        eventually(format!("a problem that names the pod and says {word:?}"), || {
+            let told = about(&lost)?;
+            let is_it = |one: &Problem| one.severity == Severity::Critical && one.message.contains(word);
+            ensure!(told.len() == 1 && told.iter().all(is_it), "{told:?}");
+            Ok(Some(()))
+        })
+    };
+    told(device)?;
+    ensure!(node.cli(&["status"])?.0 == 2, "`hauberk status` is content");
+    let [a, b, ..] = &field.pods;
+    for (from, to) in [(&lost, b), (b, &lost), (a, &lost)] {
+        let explained = node.agent.explain(from.v6.into(), to.v6.into())?;
+        let is_now = |cause: &String| cause.contains("payments/lost has no interface on this node");
+        ensure!(explained.would_drop.first().is_some_and(is_now), "{explained:?}");
+    }
+    for pod in [a, &field.pods[2]] {
+        ensure!(about(pod)?.is_empty(), "{:?}", about(pod)?);
+    }
+    let explained = node.agent.explain(a.v4.into(), b.v4.into())?;
+    ensure!(!explained.would_drop.iter().any(|cause| cause.contains("no interface")), "{explained:?}");
+    field.wait_talking()?;
+    node.agent.terminate()?;
+    node.start_agent()?;
+    field.cluster.wait_ready()?;
+    told("while no agent ran")?;
+    lost.delete(&field.cluster.manifests)?;
+    eventually("no problem with the pod", || Ok(about(&lost)?.is_empty().then_some(())))?;
+    field.wait_talking()
 }
 
 /// As a stale Node object has it: the tunnel finds the peer where it is heard, and the routes to its pods follow.

@@ -40,6 +40,8 @@ pub struct Devices {
     pub uplinks: Vec<Link>,
     /// Indices of others by which pods' packets may leave: what is harmless, and pods' interfaces.
     harmless: BTreeSet<u32>,
+    /// All of them, by index.
+    present: BTreeSet<u32>,
     /// Bridges, by index.
     bridges: BTreeMap<u32, String>,
     /// Pods' interfaces by their names, those that are up, by index.
@@ -64,6 +66,7 @@ impl Devices {
         let pods: BTreeSet<u32> = datapath.maps().interfaces()?.into_iter().map(|(index, _)| index).collect();
         self.problems.clear();
         self.harmless.clear();
+        self.present = links.iter().map(|link| link.index).collect();
         self.follow_bridges(&links);
         let is_ours = |link: &&Link| link.kind == LinkKind::Veth && link.up && link.name.starts_with(INTERFACE_PREFIX);
         self.made_by_us = links.iter().filter(is_ours).map(|link| (link.index, link.name.clone())).collect();
@@ -232,6 +235,11 @@ impl Devices {
                 .to_owned();
             (object.clone(), Problem { severity: Severity::Warning, object, message })
         })
+    }
+
+    /// The indices of all devices that this node has, as last seen.
+    pub fn present(&self) -> &BTreeSet<u32> {
+        &self.present
     }
 
     /// Names of the guarded.

@@ -1,5 +1,7 @@
 //! `hauberk explain`: the datapath's own rules applied to two parties, in words.
 
+use std::time::Instant;
+
 use hauberk_abi::address::Address;
 use hauberk_abi::judge::{self, Need, Place};
 use hauberk_abi::layout::{self, flag};
@@ -58,6 +60,7 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
         Side::Neither => None,
     };
     let in_the_way = way.and_then(|way| Some(world.running.as_ref()?.firewalls.on(way))).unwrap_or_default();
+    let unconnected = [&from, &to].into_iter().filter_map(|end| unconnected(&world, here, end, Instant::now()));
     Ok(Explanation {
         sentence: sentence(&world, &from, &to, verdict.encryption, verdict.why, drop, &ends),
         encryption: verdict.encryption.as_str().into(),
@@ -66,7 +69,7 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
         peer: if matches!(need, Need::Local | Need::World) { None } else { peer.name.clone() },
         peer_key: if encrypted { peer.key } else { None },
         cipher: encrypted.then(|| CIPHER.to_owned()),
-        would_drop: in_the_way.into_iter().chain(would_drop(need, &ends)).collect(),
+        would_drop: unconnected.chain(in_the_way).chain(would_drop(need, &ends)).collect(),
         last_proven: seen,
         source: from.party,
         destination: to.party,
@@ -152,6 +155,14 @@ fn sentence(
             format!("{from} to {to} is dropped ({reason}): {advice}{end}")
         }
     }
+}
+
+/// Why nothing comes from or to an end that is a pod of this node, if no interface connects it.
+fn unconnected(world: &World, here: NodeNumber, end: &Resolved, now: Instant) -> Option<String> {
+    let party = &end.party;
+    let why = world.unconnected.of_address(party.address, now).filter(|_| end.identity.node == here.0)?;
+    let name = party.name.clone().unwrap_or_else(|| party.address.to_string());
+    Some(format!("it does so now: {name} {why}"))
 }
 
 /// Who has the party's address, if several nodes do.

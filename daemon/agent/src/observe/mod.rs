@@ -15,6 +15,7 @@ pub mod missing;
 pub mod plaintext;
 pub mod self_test;
 pub mod status;
+pub mod unconnected;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,6 +1,7 @@
 //! `hauberk status`: what is so, and what is wrong with it, worst first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use hauberk_abi::layout::map;
 use hauberk_core::api::{ConfigurationStatus, PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
@@ -75,6 +76,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     problems.extend(world.leaks.problems());
     problems.extend(world.plaintext.problems(world.model.node()));
     problems.extend(world.missing.iter().cloned());
+    problems.extend(world.unconnected.problems(Instant::now()));
     problems.extend(contests::problems(world, &mute));
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {

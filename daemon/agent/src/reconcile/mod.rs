@@ -301,6 +301,7 @@ impl Reconciler {
         info!(uplinks = ?uplinks(&kernel), mtu = kernel.tunnel_mtu(), "datapath attached");
         {
             let mut world = self.world.write();
+            world.interfaces = Some(kernel.devices().present().clone());
             world.policy.route_mtu = Some(kernel.tunnel_mtu());
             world.running = Some(Running {
                 backend: kernel.backend(),

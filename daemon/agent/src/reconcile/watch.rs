@@ -32,13 +32,18 @@ impl Reconciler {
     pub(super) async fn refresh_devices(&mut self, ways: bool) -> bool {
         // First: under another name it would be guarded as another device.
         self.keep_names().await;
-        let Some(node) = self.own_node() else { return true };
+        let Some(node) = self.own_node() else {
+            self.world.write().interfaces = None;
+            return true;
+        };
         let Stage::Running(kernel) = &mut self.stage else { return true };
         let cluster_ranges = self.world.read().policy.cluster_ranges.clone();
         let refreshed = kernel.refresh_devices(&self.config, &cluster_ranges, &node).await;
         let problems = device_problems(kernel, &self.world, &self.actual);
         let (uplinks, devices, mtu) = (uplinks(kernel), devices(kernel), kernel.tunnel_mtu());
+        let present = refreshed.is_ok().then(|| kernel.devices().present().clone());
         self.tell(Area::Devices, problems);
+        self.world.write().interfaces = present;
         let changed = match refreshed {
             Ok(changed) => changed,
             Err(error) => return self.fail("devices", format!("cannot follow this node's devices: {error}")),

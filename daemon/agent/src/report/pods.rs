@@ -1,6 +1,7 @@
 //! What a pod's annotation says: `encrypted`, `permissive`, or why it is not.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use hauberk_core::api::Protection;
 use hauberk_core::model::{AttachmentKey, PodName};
@@ -32,7 +33,10 @@ pub fn texts(world: &World) -> BTreeMap<Instance, String> {
             None if pod.addresses.is_empty() => return None,
             None => "not attached: its interface is not hauberk's; its traffic between nodes is dropped unless it is encrypted elsewhere".to_owned(),
             Some(Found { failure: Some(failure), .. }) => format!("not attached: {failure}"),
-            Some(_) => text.to_owned(),
+            Some(_) => match world.unconnected.of_pod(&name, Instant::now()) {
+                Some(why) => format!("not attached: it {why}"),
+                None => text.to_owned(),
+            },
         };
         Some(((name, pod.uid.as_deref().map(str::to_owned)), text))
     })

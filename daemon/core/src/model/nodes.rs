@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use hauberk_keyring::published::Published;
+use hauberk_keyring::published::{self, Published};
 use ipnet::IpNet;
 
-use crate::addresses;
 use crate::convergence::Acknowledged;
 use crate::events::NewEvent;
-use crate::model::messages::addresses_invalid;
+use crate::model::Model;
+use crate::model::messages::{addresses_invalid, enforced_invalid, keys_invalid, number_taken};
+use crate::{addresses, convergence};
 
 /// A node, as its object says.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -69,8 +70,75 @@ pub(crate) struct Held {
     pub(crate) arrival: BTreeMap<[u8; 32], u64>,
 }
 
+impl Model {
+    pub(super) fn put_node(&mut self, object: NodeObject, events: &mut Vec<NewEvent>) -> bool {
+        let before = self.nodes.remove(&object.name);
+        if let Some(node) = before.as_ref().filter(|node| node.object == object) {
+            let name = node.object.name.clone();
+            self.nodes.extend(before.map(|node| (name, node)));
+            return false;
+        }
+        if let Some(other) = self.numbers.assign(&object.name) {
+            events.push(number_taken(&object.name, &other));
+        }
+        // What a node acknowledges or has seen concerns nobody but who asks.
+        self.touched.node_set |= before.is_none();
+        self.touched.nodes |= before.as_ref().is_some_and(|before| {
+            let others = |node: &NodeObject| NodeObject { enforced: None, plaintext_seen: None, ..node.clone() };
+            others(&before.object) != others(&object)
+        });
+        let had = before.as_ref().map(Node::addresses).unwrap_or_default();
+        let (was_held, had_devices) = before.map(|node| (node.held, node.devices)).unwrap_or_default();
+        let held = self.hold_keys(&object, was_held, events);
+        let devices = devices(&object, had_devices, events);
+        let enforced = match object.enforced.as_deref().map(convergence::parse) {
+            None => Acknowledged::default(),
+            Some(Ok(enforced)) => enforced,
+            Some(Err(error)) => {
+                events.push(enforced_invalid(&object, &error));
+                Acknowledged::default()
+            }
+        };
+        let node = Node { object, held, devices, enforced };
+        self.note_addresses(&node.object.name, &had, &node.addresses());
+        self.nodes.insert(node.object.name.clone(), node);
+        true
+    }
+
+    /// This node's own addresses are known by its devices.
+    pub(super) fn note_addresses(&mut self, name: &str, before: &BTreeSet<IpAddr>, now: &BTreeSet<IpAddr>) {
+        if name != self.node {
+            self.touched.nodes |= self.departed.note(name, before, now);
+        }
+    }
+
+    /// A broken annotation leaves the last good keys in force: it must not be possible to cut a node off by a slip of the
+    /// pen. A removed annotation takes them away.
+    fn hold_keys(&mut self, object: &NodeObject, before: Option<Held>, events: &mut Vec<NewEvent>) -> Option<Held> {
+        let text = object.keys.as_deref()?;
+        match published::parse(text) {
+            Err(error) => {
+                events.push(keys_invalid(object, &error, before.is_some()));
+                before
+            }
+            Ok(published) => {
+                if self.synced {
+                    self.arrivals += 1;
+                }
+                let known = before.map(|held| held.arrival).unwrap_or_default();
+                let arrival = published
+                    .keys
+                    .iter()
+                    .map(|key| (key.bytes, known.get(&key.bytes).copied().unwrap_or(self.arrivals)))
+                    .collect();
+                Some(Held { published, arrival })
+            }
+        }
+    }
+}
+
 /// A broken annotation leaves the last good addresses in force, as it does the keys. A removed one takes them away.
-pub(super) fn devices(object: &NodeObject, before: BTreeSet<IpAddr>, events: &mut Vec<NewEvent>) -> BTreeSet<IpAddr> {
+fn devices(object: &NodeObject, before: BTreeSet<IpAddr>, events: &mut Vec<NewEvent>) -> BTreeSet<IpAddr> {
     match object.published_addresses.as_deref().map(addresses::parse) {
         None => BTreeSet::new(),
         Some(Ok(devices)) => devices,

@@ -1,0 +1,270 @@
+//! Pods of this node that no interface connects, as when somebody deleted it: nothing else would tell of them, and the rules go on
+//! saying what became of packets that nobody can send.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use hauberk_abi::identity::Protection;
+use hauberk_core::api::{Problem, Severity};
+use hauberk_core::desired::Policy;
+use hauberk_core::model::PodName;
+use hauberk_core::unconnected::{self, Lack, Unconnected};
+
+use crate::world::{Shared, World};
+
+/// Between looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// While a pod begins or ends it has an address and no interface, for less than this.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Looks for them until the runtime ends.
+pub async fn watch(world: Shared) {
+    let mut seen: Option<Seen> = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let found = {
+            let world = world.read();
+            if seen.as_ref().is_some_and(|seen| seen.is_still(&world)) {
+                continue;
+            }
+            seen = Some(Seen::of(&world));
+            find(&world)
+        };
+        world.write().unconnected.take(found, Instant::now());
+    }
+}
+
+/// What was looked at: as long as it is the same, so is what is found.
+#[derive(Debug)]
+struct Seen {
+    generation: u64,
+    policy: Policy,
+    interfaces: Option<BTreeSet<u32>>,
+}
+
+impl Seen {
+    fn of(world: &World) -> Seen {
+        Seen {
+            generation: world.model.generation(),
+            policy: world.policy.clone(),
+            interfaces: world.interfaces.clone(),
+        }
+    }
+
+    fn is_still(&self, world: &World) -> bool {
+        self.generation == world.model.generation()
+            && self.interfaces == world.interfaces
+            && self.policy == world.policy
+    }
+}
+
+/// Before everything has been read, and while the kernel does not tell of devices, absence says nothing.
+fn find(world: &World) -> BTreeMap<String, Unconnected> {
+    match &world.interfaces {
+        Some(interfaces) if world.model.synced() => {
+            unconnected::unconnected(&world.model, &world.policy, |index| interfaces.contains(&index))
+        }
+        _ => BTreeMap::new(),
+    }
+}
+
+/// Pods without an interface, each since when, by what problems call them.
+#[derive(Debug, Default)]
+pub struct Missed(BTreeMap<String, (Unconnected, Instant)>);
+
+impl Missed {
+    /// What is so now.
+    fn take(&mut self, found: BTreeMap<String, Unconnected>, now: Instant) {
+        let mut before = std::mem::take(&mut self.0);
+        for (object, one) in found {
+            let since = before.remove(&object).map_or(now, |(_, since)| since);
+            self.0.insert(object, (one, since));
+        }
+    }
+
+    /// Those that have lasted for so long.
+    fn lasting(&self, long: Duration, now: Instant) -> impl Iterator<Item = (&String, &Unconnected)> {
+        let lasts = move |since: Instant| now.saturating_duration_since(since) >= long;
+        self.0.iter().filter(move |(_, (_, since))| lasts(*since)).map(|(object, (one, _))| (object, one))
+    }
+
+    /// One for each.
+    pub fn problems(&self, now: Instant) -> impl Iterator<Item = Problem> {
+        self.lasting(GRACE, now).map(|(object, one)| Problem {
+            severity: if one.protection > Protection::None { Severity::Critical } else { Severity::Warning },
+            object: object.clone(),
+            message: format!("{}, so that {}; {}", why(&one.lack), consequence(&one.lack), what_to_do(&one.lack)),
+        })
+    }
+
+    /// What is wrong with this pod's network, if it has none: "has no interface ...".
+    pub fn of_pod(&self, name: &PodName, now: Instant) -> Option<String> {
+        let object = format!("pod/{name}");
+        self.lasting(GRACE, now).find(|(missed, _)| **missed == object).map(|(_, one)| why(&one.lack))
+    }
+
+    /// The same by an address, for `hauberk explain`: at once, but for an interface that is just being made.
+    pub fn of_address(&self, address: IpAddr, now: Instant) -> Option<String> {
+        let mut missed = self.lasting(LOOK, now);
+        missed
+            .find(|(_, one)| one.addresses.contains(&address))
+            .map(|(_, one)| format!("{}, so that {}", why(&one.lack), consequence(&one.lack)))
+    }
+}
+
+fn why(lack: &Lack) -> String {
+    match lack {
+        Lack::Gone(interface) => format!(
+            "has no interface on this node: {interface} went without a word from the container runtime, as when somebody \
+             deletes it"
+        ),
+        Lack::Unmade => "has no interface on this node: that went while no agent ran, as with a reboot or `hauberkd \
+                         uninstall`, or the CNI plugin was stopped before it had made one"
+            .into(),
+        Lack::Unknown => {
+            "has no interface on this node that hauberk knows: another CNI plugin connected it, or its interface went"
+                .into()
+        }
+    }
+}
+
+fn consequence(lack: &Lack) -> &'static str {
+    match lack {
+        Lack::Gone(_) | Lack::Unmade => "nothing that it sends or is sent arrives anywhere",
+        Lack::Unknown => "what is encrypted for it is dropped",
+    }
+}
+
+fn what_to_do(lack: &Lack) -> &'static str {
+    match lack {
+        Lack::Gone(_) => "delete the pod, and its owner makes another",
+        Lack::Unmade => {
+            "delete the pod, and its owner makes another; after a reboot the kubelet gives it a new network by itself"
+        }
+        Lack::Unknown => {
+            "delete the pod, and its owner makes another that hauberk-cni is asked for; see `hauberk events`"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hauberk_core::api::{Attach, Attachment, PodReference, Reservation, Reserve};
+    use hauberk_core::model::{Change, NamespaceObject, PodObject};
+
+    use super::*;
+
+    /// A pod of this node whose interface has the index 7.
+    fn world(label: Option<&str>) -> World {
+        let mut world = crate::testing::world("n1");
+        let pod = PodReference { namespace: "payments".into(), name: "a".into(), uid: None };
+        let attachment = Attachment {
+            request: Reserve {
+                container: "c1".into(),
+                interface: "eth0".into(),
+                pod: Some(pod),
+                netns: "/run/netns/c1".into(),
+            },
+            reservation: Reservation {
+                addresses: vec!["10.0.1.5/32".parse().unwrap()],
+                gateways: Vec::new(),
+                route_mtu: 1420,
+                device_mtu: 1500,
+                host_interface: "hbk1".into(),
+                cluster_ranges: Vec::new(),
+                gso_max_size: 65536,
+            },
+            attach: Some(Attach {
+                host_index: 7,
+                host_mac: "02:00:00:00:00:01".into(),
+                pod_mac: "02:00:00:00:00:02".into(),
+            }),
+            adopted: false,
+            recovered: false,
+        };
+        let pod = PodObject {
+            namespace: "payments".into(),
+            name: "a".into(),
+            node: Some("n1".into()),
+            addresses: vec!["10.0.1.5".parse().unwrap()],
+            ..PodObject::default()
+        };
+        let namespace = NamespaceObject {
+            name: "payments".into(),
+            encryption: label.map(str::to_owned),
+            ..NamespaceObject::default()
+        };
+        let objects = [Change::Namespace(namespace), Change::Pod(pod), Change::Attachment(attachment), Change::Synced];
+        for change in objects {
+            let _ = world.model.apply(change);
+        }
+        world.interfaces = Some([1, 7].into());
+        world
+    }
+
+    fn look(world: &mut World, now: Instant) -> Vec<Problem> {
+        let found = find(world);
+        world.unconnected.take(found, now);
+        world.unconnected.problems(now).collect()
+    }
+
+    #[test]
+    fn an_interface_that_went_is_told_after_a_while_and_until_it_is_there() {
+        for (label, severity) in [(Some("enabled"), Severity::Critical), (None, Severity::Warning)] {
+            let (mut world, begin) = (world(label), Instant::now());
+            assert!(look(&mut world, begin).is_empty());
+            world.interfaces = Some([1].into());
+            assert!(look(&mut world, begin).is_empty());
+            assert!(look(&mut world, begin + GRACE / 2).is_empty(), "its pod may be ending");
+            let told = look(&mut world, begin + GRACE);
+            assert_eq!((told.len(), told[0].object.as_str(), told[0].severity), (1, "pod/payments/a", severity));
+            assert!(told[0].message.contains("hbk1") && told[0].message.contains("delete the pod"), "{told:?}");
+            let name = PodName { namespace: "payments".into(), name: "a".into() };
+            assert!(world.unconnected.of_pod(&name, begin + GRACE).is_some());
+            world.interfaces = Some([1, 7].into());
+            assert!(look(&mut world, begin + GRACE).is_empty());
+            world.interfaces = Some([1].into());
+            assert!(look(&mut world, begin + 2 * GRACE).is_empty(), "it begins anew");
+        }
+    }
+
+    #[test]
+    fn nothing_is_missed_by_one_who_does_not_see() {
+        let (mut world, begin) = (world(None), Instant::now());
+        for interfaces in [None, Some([1].into())] {
+            world.interfaces = interfaces.clone();
+            let _ = look(&mut world, begin);
+            assert_eq!(look(&mut world, begin + GRACE).len(), usize::from(interfaces.is_some()));
+        }
+    }
+
+    #[test]
+    fn by_its_address_it_is_told_sooner() {
+        let (mut world, begin) = (world(None), Instant::now());
+        world.interfaces = Some([1].into());
+        let _ = look(&mut world, begin);
+        let told = |now, address: &str| world.unconnected.of_address(address.parse().unwrap(), now);
+        assert_eq!(told(begin, "10.0.1.5"), None, "it may be about to come");
+        let message = told(begin + LOOK, "10.0.1.5").unwrap();
+        assert!(message.contains("nothing that it sends"), "{message}");
+        assert_eq!(told(begin + GRACE, "10.0.1.6"), None);
+    }
+
+    #[test]
+    fn it_is_looked_at_again_only_when_something_changed() {
+        let mut world = world(None);
+        let seen = Seen::of(&world);
+        assert!(seen.is_still(&world));
+        let _ = world.model.apply(Change::Synced);
+        assert!(seen.is_still(&world), "that was known");
+        let _ = world.model.apply(Change::NamespaceGone("payments".into()));
+        assert!(!seen.is_still(&world));
+        let seen = Seen::of(&world);
+        world.interfaces = None;
+        assert!(!seen.is_still(&world));
+        let seen = Seen::of(&world);
+        world.policy.chained = true;
+        assert!(!seen.is_still(&world));
+    }
+}
