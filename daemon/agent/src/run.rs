@@ -170,6 +170,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     // What nodes had is closed before the source says that it is nobody's.
     let _ = inputs.send(Input::Changes(std::mem::take(&mut addresses.changes))).await;
 
+    tokio::spawn(attachments.clone().try_disk());
+
     let results = chained.then(|| config.cni.results_directory.clone());
     let (adoption, adopted) = Adoption::new(attachments.clone(), inputs.clone(), world.clone(), results);
 

@@ -1,6 +1,8 @@
 //! What others do to a node's network while the agent runs: it comes back by itself, without a restart.
 
 use std::fs;
+use std::io::Write as _;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -26,6 +28,7 @@ pub const TESTS: &[Test] = &[
     Test::new("outages::bpf_a_network_of_two_that_dies", |context| dead_network(context, HostRouting::Bpf)),
     Test::new("outages::stack_a_network_of_two_that_dies", |context| dead_network(context, HostRouting::Stack)),
     Test::new("outages::a_pods_interface_that_went_without_a_word", interface_gone),
+    Test::new("outages::a_full_disk_is_told_until_there_is_room", full_disk),
 ];
 
 /// Two nodes with a protected and a plain pod on each.
@@ -316,6 +319,47 @@ fn interface_gone(context: &Context) -> Result<()> {
     lost.delete(&field.cluster.manifests)?;
     eventually("no problem with the pod", || Ok(about(&lost)?.is_empty().then_some(())))?;
     field.wait_talking()
+}
+
+/// Of the disk that `paths.state` is on.
+fn full_disk(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { nodes: 1, start: false, ..Setup::default() })?;
+    let node = &cluster.nodes[0];
+    fs::create_dir_all(&node.state).context("make the state folder")?;
+    let state = node.state.to_str().context("a path")?;
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs", state]).status();
+    ensure!(mounted.context("mount")?.success(), "no small disk");
+    cluster.start()?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let first = cluster.pod("payments", "first", 0)?;
+    let told = || -> Result<bool> {
+        let problems = node.agent.status()?.problems;
+        Ok(problems.iter().any(|one| one.object == "attachments store" && one.message.contains("cannot write")))
+    };
+    ensure!(!told()?, "{:?}", node.agent.status()?.problems);
+
+    // With other names for them, files that are removed leave no room.
+    let records = node.state.join("attachments");
+    for entry in fs::read_dir(&records).context("list the attachments")? {
+        let path = entry.context("an entry")?.path();
+        let name = path.file_name().context("a name")?.to_owned();
+        fs::hard_link(&path, node.state.join(name)).context("link")?;
+    }
+    let filler = node.state.join("filler");
+    let mut file = fs::File::create(&filler).context("fill the disk")?;
+    while file.write_all(&[0; 4_096]).is_ok() {}
+    ensure!(cluster.pod("payments", "second", 0).is_err(), "on record on a full disk");
+    eventually("the status to say so", || Ok(told()?.then_some(())))?;
+    first.delete(&cluster.manifests)?;
+    node.agent.terminate()?;
+    node.start_agent()?;
+    node.agent.wait_ready()?;
+    eventually("the status to say so after DEL and a start", || Ok(told()?.then_some(())))?;
+    drop(file);
+    fs::remove_file(&filler).context("make room")?;
+    eventually("the status to be content with the disk", || Ok((!told()?).then_some(())))?;
+    cluster.pod("payments", "third", 0)?;
+    Ok(())
 }
 
 /// As a stale Node object has it: the tunnel finds the peer where it is heard, and the routes to its pods follow.

@@ -155,6 +155,16 @@ impl Keeper {
         Ok(detached)
     }
 
+    /// Tries whether something can be written, and writes what could not be written before if it does no harm to do so now.
+    ///
+    /// # Errors
+    /// [`AttachmentError::Store`].
+    pub fn try_disk(&mut self) -> Result<(), AttachmentError> {
+        self.store().try_disk()?;
+        self.store().save_cursors(self.writer.pools.cursors());
+        Ok(())
+    }
+
     /// Writes an attachment, and has others know of it.
     pub(super) fn replace(&mut self, attachment: &Attachment) -> Result<(), AttachmentError> {
         self.store().save(attachment)?;

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hauberk_core::api::{Attachment, Reserve};
 use ipnet::IpNet;
@@ -38,6 +38,8 @@ use store::{Disk, Store};
 
 /// Prefix of every host-side interface's name.
 pub const INTERFACE_PREFIX: &str = "hbk";
+/// Between looks whether the disk takes something by now.
+const TRY: Duration = Duration::from_secs(5);
 /// Longest container id: it becomes part of a file's name.
 const MAX_CONTAINER: usize = 200;
 /// Longest interface name (`IFNAMSIZ` less the final zero).
@@ -199,9 +201,22 @@ impl Attachments {
         Ok(self.keeper().await.work(change).await?.1)
     }
 
-    /// What is wrong with the disk, for people: it has not answered for long, or refused what was written last.
+    /// What is wrong with the disk, for people: it has not answered for long, or refused something and has not done the like since.
     pub fn trouble(&self, now: Instant) -> Option<String> {
         self.disk.trouble(now)
+    }
+
+    /// Tries the disk at the start, and again while nothing can be written: what an earlier agent could not write is on no record,
+    /// and the next pod may be long in coming.
+    pub async fn try_disk(self) {
+        loop {
+            // Why not is in the status.
+            let _ = self.change(Keeper::try_disk).await;
+            tokio::time::sleep(TRY).await;
+            while !self.disk.refuses() {
+                tokio::time::sleep(TRY).await;
+            }
+        }
     }
 
     /// What reservations have in common from now on.

@@ -54,8 +54,27 @@ pub(super) struct Disk {
 struct DiskState {
     /// Since when something is being written.
     busy_since: Option<Instant>,
-    /// Why the last write failed.
-    failed: Option<String>,
+    /// Why what failed last failed, for as long as the same has not succeeded.
+    failed: BTreeMap<Work, String>,
+}
+
+/// What is done there. That one succeeds says nothing of the others: on a full disk files are removed, and none is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Work {
+    Write,
+    Remove,
+    Cursors,
+}
+
+impl Work {
+    /// What it means that it fails.
+    fn consequence(self) -> &'static str {
+        match self {
+            Work::Write => "pods cannot start until something can be written there",
+            Work::Remove => "pods cannot end until it is removed",
+            Work::Cursors => "addresses of pods that ended may be given again sooner",
+        }
+    }
 }
 
 impl Disk {
@@ -65,18 +84,31 @@ impl Disk {
         let is_late = state.busy_since.is_some_and(|since| now.saturating_duration_since(since) >= LATE);
         let late = "the disk does not answer: pods that start or end wait for it, what runs is not concerned; look at the \
                     disk of paths.state";
-        if is_late { Some(late.to_owned()) } else { state.failed.clone() }
+        if is_late { Some(late.to_owned()) } else { state.failed.values().next().cloned() }
     }
 
-    fn during<T>(&self, write: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Whether nothing could be written when it was last tried.
+    pub(super) fn refuses(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.failed.keys().any(|work| *work != Work::Remove)
+    }
+
+    fn during<T>(&self, work: Work, write: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
         let state = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state().busy_since = Some(Instant::now());
         #[cfg(test)]
         drop(self.hangs.lock());
         let written = write();
-        let failed =
-            written.as_ref().err().map(|error| format!("{error}; pods cannot start or end until it is written"));
-        *state() = DiskState { busy_since: None, failed };
+        let mut state = state();
+        state.busy_since = None;
+        match &written {
+            Ok(_) => drop(state.failed.remove(&work)),
+            // The first one stays: others of the kind say the same in other words.
+            Err(error) => {
+                state.failed.entry(work).or_insert_with(|| format!("{error}; {}", work.consequence()));
+            }
+        }
+        drop(state);
         written
     }
 }
@@ -145,7 +177,18 @@ impl Store {
             file.persist(&path)?;
             self.sync()
         };
-        self.disk.during(|| write().map_err(failed("write", &path)))
+        self.disk.during(Work::Write, || write().map_err(failed("write", &path)))
+    }
+
+    /// Writes as much as an attachment needs, and takes it away again.
+    pub(super) fn try_disk(&self) -> Result<(), StoreError> {
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::Builder::new().prefix(".new").tempfile_in(&self.folder)?;
+            file.write_all(&[0; 4_096])?;
+            file.as_file().sync_all()?;
+            file.close()
+        };
+        self.disk.during(Work::Write, || write().map_err(failed("write to", &self.folder)))
     }
 
     /// Removes an attachment, likewise for good.
@@ -155,7 +198,7 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => self.sync(),
         };
-        self.disk.during(|| remove().map_err(failed("remove", &path)))
+        self.disk.during(Work::Remove, || remove().map_err(failed("remove", &path)))
     }
 
     /// The last given addresses, by range. None if there are none: that only makes re-use come earlier.
@@ -173,7 +216,8 @@ impl Store {
             file.persist(self.folder.join(CURSORS))?;
             Ok(())
         };
-        if let Err(error) = self.disk.during(|| write().map_err(failed("write", &self.folder.join(CURSORS)))) {
+        let path = self.folder.join(CURSORS);
+        if let Err(error) = self.disk.during(Work::Cursors, || write().map_err(failed("write", &path))) {
             tracing::warn!(%error, "cannot keep the allocator's position");
         }
     }

@@ -202,6 +202,26 @@ async fn a_disk_that_does_not_answer_holds_up_only_who_waits_for_it() {
 }
 
 #[tokio::test]
+async fn a_disk_that_writes_nothing_is_told_of_though_it_removes() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("attachments");
+    let (attachments, _) = Attachments::open(state.clone(), settings()).unwrap();
+    attachments.change(|k| k.reserve(&request("a"), |_| false)).await.unwrap();
+    // Where the file should be is something else.
+    let in_the_way = state.join("b:eth0.json");
+    fs::create_dir(&in_the_way).unwrap();
+    assert!(attachments.change(|k| k.reserve(&request("b"), |_| false)).await.is_err());
+    let told = || attachments.trouble(Instant::now());
+    assert!(told().unwrap().contains("b:eth0.json"), "{:?}", told());
+    assert!(attachments.change(|k| k.release("a", "eth0")).await.unwrap().is_some());
+    assert!(told().is_some(), "that something was removed says nothing of it");
+    fs::remove_dir(&in_the_way).unwrap();
+    attachments.change(Keeper::try_disk).await.unwrap();
+    assert_eq!(told(), None);
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "nothing is left of the attempt beside the cursors");
+}
+
+#[tokio::test]
 async fn a_disk_that_refuses_is_told_of_until_it_takes_something() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("attachments");
@@ -210,6 +230,8 @@ async fn a_disk_that_refuses_is_told_of_until_it_takes_something() {
     assert!(attachments.change(|k| k.reserve(&request("a"), |_| false)).await.is_err());
     assert!(attachments.trouble(Instant::now()).unwrap().contains("cannot write"));
     assert!(attachments.list().is_empty());
+    assert!(attachments.change(Keeper::try_disk).await.is_err());
+    assert!(attachments.trouble(Instant::now()).unwrap().contains("pods cannot start"));
     fs::create_dir(&state).unwrap();
     assert!(attachments.change(|k| k.reserve(&request("a"), |_| false)).await.is_ok());
     assert_eq!(attachments.trouble(Instant::now()), None);
