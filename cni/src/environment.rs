@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hauberk_core::api::PodReference;
+use hauberk_core::api::{PodReference, Reserve};
 
 use crate::arguments::{self, shortened};
 use crate::error::CniError;
@@ -43,6 +43,18 @@ pub struct PodInterface {
     pub netns: PathBuf,
     /// The pod, where the runtime says so.
     pub pod: Option<PodReference>,
+}
+
+impl PodInterface {
+    /// As the agent is asked for it.
+    pub(crate) fn reserve(&self) -> Reserve {
+        Reserve {
+            container: self.container.clone(),
+            interface: self.interface.clone(),
+            pod: self.pod.clone(),
+            netns: self.netns.display().to_string(),
+        }
+    }
 }
 
 impl Request {

@@ -330,6 +330,25 @@ fn behind_another_plugin_what_cannot_be_guarded_is_refused() {
 }
 
 #[test]
+fn the_agent_is_told_what_the_runtime_is_told() {
+    let (node, pod) = (Node::new(), Netns::new());
+    let result = r#""prevResult":{"cniVersion":"1.0.0","interfaces":[],"ips":[{"address":"10.9.0.5/24"}]}"#;
+    let config = node.config("1.0.0", PATIENCE, &format!(r#""chained":true,{result}"#));
+    pod.run("ip link add eth0 type bridge");
+    let refused = node.plugin("ADD", "c1", &pod.path(), &config).failed(7);
+    node.agent.lock().unwrap().failures = Some(Vec::new());
+    assert_eq!(node.plugin("ADD", "c1", &pod.path(), &config).failed(7), refused, "an agent that listens or not");
+    let told = node.agent.lock().unwrap().failures.clone().unwrap();
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].message.as_str(), told[0].request.container.as_str()), (refused.as_str(), "c1"));
+    assert_eq!(told[0].request.pod.as_ref().unwrap().name, "api-0");
+    pod.run("ip link del eth0");
+    node.agent.lock().unwrap().refuse_attach = Some(StatusCode::BAD_REQUEST);
+    let refused = node.plugin("ADD", "c2", &pod.path(), &node.config("1.1.0", PATIENCE, "")).failed(103);
+    assert_eq!(node.agent.lock().unwrap().failures.as_ref().unwrap()[1].message, refused);
+}
+
+#[test]
 fn behind_another_plugin_add_waits_for_the_agent_and_del_does_not() {
     let (node, pod) = (Node::without_agent(), Netns::new());
     let previous = connect(&node, &pod, "1.0.0");

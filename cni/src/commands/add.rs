@@ -1,6 +1,6 @@
 //! ADD: reserve, make the pair, have the agent attach its programs, then and only then let the pod's end come up.
 
-use hauberk_core::api::{Attach, Reserve};
+use hauberk_core::api::Attach;
 
 use crate::agent::Agent;
 use crate::commands::{ALIAS_PREFIX, UNDO_LIMIT};
@@ -23,12 +23,7 @@ pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Resul
         let (interface, place) = (request.interface.clone(), ends.namespace.to_string());
         return Err(CniError::InterfaceExists { interface, place });
     }
-    let reserve = Reserve {
-        container: request.container.clone(),
-        interface: request.interface.clone(),
-        pod: request.pod.clone(),
-        netns: request.netns.display().to_string(),
-    };
+    let reserve = request.reserve();
     let reservation = agent.call(async |client| client.reserve(&reserve).await).await?;
     let connected = match PodPlan::new(&reservation) {
         Ok(plan) => connect(config, request, &agent, &ends, &plan).await,

@@ -1,7 +1,7 @@
 //! ADD and CHECK behind another plugin: its interface is guarded, and nothing else about it is changed but the size of what
 //! the pod sends.
 
-use hauberk_core::api::{Adopt, Attach, Reserve};
+use hauberk_core::api::{Adopt, Attach};
 use serde_json::Value;
 
 use crate::agent::Agent;
@@ -25,12 +25,7 @@ pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Resul
     }
     let ends = Ends::find(request).await?;
     let adopt = Adopt {
-        request: Reserve {
-            container: request.container.clone(),
-            interface: request.interface.clone(),
-            pod: request.pod.clone(),
-            netns: request.netns.display().to_string(),
-        },
+        request: request.reserve(),
         addresses,
         host_interface: ends.host.name.clone(),
         attach: Attach { host_index: ends.host.index, host_mac: mac(&ends.host), pod_mac: mac(&ends.pod) },

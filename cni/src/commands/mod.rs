@@ -9,8 +9,11 @@ mod status;
 
 use std::time::Duration;
 
+use hauberk_core::api::FailedAdd;
+
+use crate::agent::Agent;
 use crate::config::NetworkConfig;
-use crate::environment::Request;
+use crate::environment::{PodInterface, Request};
 use crate::error::CniError;
 use crate::version::{self, Version};
 
@@ -20,6 +23,19 @@ const ALIAS_PREFIX: &str = "hauberk:";
 
 /// How long undoing may wait for the agent: DEL comes anyway.
 const UNDO_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long the agent may take to hear of a failure, which changes nothing about it.
+const TELL_LIMIT: Duration = Duration::from_millis(500);
+
+/// Has the agent know why a pod has no interface: what is answered here reads the runtime alone. An agent that is not there, or is
+/// older than this, does not hear it.
+async fn tell(config: &NetworkConfig, pod: &PodInterface, error: &CniError) {
+    if matches!(error, CniError::TryAgain(_)) {
+        return;
+    }
+    let failed = FailedAdd { request: pod.reserve(), message: error.to_string() };
+    let _ = Agent::within(config, TELL_LIMIT).call(async |client| client.tell_failed(&failed).await).await;
+}
 
 /// Runs a command; the text for stdout, which may be empty.
 pub fn run(request: &Request, config: &NetworkConfig) -> Result<String, CniError> {
@@ -38,8 +54,17 @@ pub fn run(request: &Request, config: &NetworkConfig) -> Result<String, CniError
     let nothing = |()| String::new();
     runtime.block_on(async {
         match request {
-            Request::Add(pod) if config.chained => adopt::add(config, pod).await,
-            Request::Add(pod) => add::add(config, pod).await.map(|result| result.to_json()),
+            Request::Add(pod) => {
+                let added = if config.chained {
+                    adopt::add(config, pod).await
+                } else {
+                    add::add(config, pod).await.map(|result| result.to_json())
+                };
+                if let Err(error) = &added {
+                    tell(config, pod, error).await;
+                }
+                added
+            }
             Request::Del { container, interface, netns } => {
                 delete::delete(config, container, interface, netns.as_deref()).await.map(nothing)
             }

@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use hauberk_core::api::{Adopt, Adopted, ApiError, Attach, Attachment, Reservation, Reserve};
+use hauberk_core::api::{Adopt, Adopted, ApiError, Attach, Attachment, FailedAdd, Reservation, Reserve};
 use serde_json::Value;
 
 /// A network namespace of this test, removed at its end.
@@ -81,6 +81,8 @@ pub struct Memory {
     pub given: u32,
     pub not_ready: bool,
     pub refuse_attach: Option<StatusCode>,
+    /// What it was told of failures; none as an agent that does not know of them.
+    pub failures: Option<Vec<FailedAdd>>,
     /// Names of the pods' namespaces by path, to look into at the time of `attach`.
     node: String,
     /// Links that were up when `attach` was called: there must be none.
@@ -116,6 +118,7 @@ impl Node {
             .route("/readyz", get(ready))
             .route("/v1/attachments", get(list).post(reserve))
             .route("/v1/attachments/adopt", post(adopt))
+            .route("/v1/attachments/failed", post(failed))
             .route("/v1/attachments/{container}/{interface}", delete(detach))
             .route("/v1/attachments/{container}/{interface}/attach", post(attach))
             .with_state(self.agent.clone());
@@ -251,6 +254,16 @@ async fn adopt(State(agent): State<Shared>, Json(adopt): Json<Adopt>) -> Json<Ad
         Attachment { request: adopt.request, reservation, attach: Some(adopt.attach), adopted: true, recovered: false };
     agent.lock().unwrap().attachments.insert(key, adopted);
     Json(Adopted { route_mtu: 1420 })
+}
+
+async fn failed(State(agent): State<Shared>, Json(failed): Json<FailedAdd>) -> StatusCode {
+    match &mut agent.lock().unwrap().failures {
+        Some(failures) => {
+            failures.push(failed);
+            StatusCode::NO_CONTENT
+        }
+        None => StatusCode::NOT_FOUND,
+    }
 }
 
 async fn detach(State(agent): State<Shared>, Path(key): Path<(String, String)>) -> StatusCode {

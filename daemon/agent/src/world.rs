@@ -15,6 +15,7 @@ use crate::backend::Backend;
 use crate::host::netfilter::{Counters, Neighbours, PacketSocketGuard};
 use crate::observe::changes::Changes;
 use crate::observe::contests::Contests;
+use crate::observe::failed_adds::FailedAdds;
 use crate::observe::firewalls::Firewalls;
 use crate::observe::leaks::Leaks;
 use crate::observe::losses::Losses;
@@ -63,6 +64,8 @@ pub struct World {
     pub interfaces: Option<BTreeSet<u32>>,
     /// Pods of this node that have no interface.
     pub unconnected: Missed,
+    /// Pods that hauberk-cni could not connect.
+    pub failed_adds: FailedAdds,
 }
 
 /// What exists once the node's own object is known.
@@ -123,6 +126,7 @@ impl World {
             missing: Vec::new(),
             interfaces: None,
             unconnected: Missed::default(),
+            failed_adds: FailedAdds::default(),
         }
     }
 

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hauberk_core::api::{
-    Adopt, Adopted, Attach, Attachment, Drops, Event, Explanation, FlowRecord, Maps, Reservation, Reserve, Status,
+    Adopt, Adopted, Attach, Attachment, Drops, Event, Explanation, FailedAdd, FlowRecord, Maps, Reservation, Reserve,
+    Status,
 };
 use hyper::{Method, StatusCode};
 
@@ -115,6 +116,13 @@ impl Client {
     pub async fn adopt(&self, request: &Adopt) -> Result<Adopted, ClientError> {
         let body = transport::encode(request)?;
         self.answer(Method::POST, "/v1/attachments/adopt", Some(body)).await
+    }
+
+    /// `POST /v1/attachments/failed`: the agent remembers it. One of an earlier version does not know of this.
+    pub async fn tell_failed(&self, failed: &FailedAdd) -> Result<(), ClientError> {
+        let body = transport::encode(failed)?;
+        self.call(Method::POST, "/v1/attachments/failed", Some(body)).await?;
+        Ok(())
     }
 
     /// `DELETE /v1/attachments/...`: also succeeds when there was none.

@@ -12,6 +12,7 @@
 //! | `POST /v1/attachments` | [`Reserve`] | [`Reservation`]; again with the same id: the same answer |
 //! | `POST /v1/attachments/{container}/{interface}/attach` | [`Attach`] | 204 when the datapath holds it |
 //! | `POST /v1/attachments/adopt` | [`Adopt`] | [`Adopted`] when the datapath holds it |
+//! | `POST /v1/attachments/failed` | [`FailedAdd`] | 204 |
 //! | `DELETE /v1/attachments/{container}/{interface}` | | 204, also when there was none |
 //! | `GET /healthz`, `/readyz`, `/metrics` | | text |
 //!
@@ -491,6 +492,15 @@ pub struct Adopt {
     pub host_interface: String,
     /// Both sides of the pair.
     pub attach: Attach,
+}
+
+/// `POST /v1/attachments/failed`: the plugin could not give a pod its interface, for a reason that the runtime alone would hear of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedAdd {
+    /// Whose interface it was to be.
+    pub request: Reserve,
+    /// What the plugin answers the runtime.
+    pub message: String,
 }
 
 /// The answer to [`Adopt`]: the datapath holds the interface.

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::{Attachment as Held, Maps};
+use hauberk_core::api::{Attachment as Held, Maps, Severity};
 use hauberk_netns::netns::feed;
 use hauberk_netns::plugin::{self, Attachment};
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     Test::new("cni::verbs_and_error_codes", verbs),
     Test::new("cni::cnitool_drives_it", cnitool),
     Test::new("cni::agent_restart_keeps_attachments", restart_keeps),
+    Test::new("cni::an_add_that_fails_is_in_the_status", failed_add),
 ];
 
 fn cluster(context: &Context) -> Result<Cluster> {
@@ -227,5 +228,36 @@ fn restart_keeps(context: &Context) -> Result<()> {
     pods[0].detach()?;
     let held: Vec<Held> = node.agent.ask("/v1/attachments")?;
     ensure!(held.len() == pods.len(), "{} attachments", held.len());
+    Ok(())
+}
+
+/// Behind a plugin that connects pods by other means than veth pairs, as macvlan does.
+fn failed_add(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { nodes: 1, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let node = &cluster.nodes[0];
+    cluster.manifests.put("pod", "payments-odd", &manifests::pod("payments", "odd", &node.name))?;
+    let netns = Netns::create("odd")?;
+    netns.ip("link add eth0 type bridge")?;
+    let path = netns.path();
+    let attachment =
+        |container| Attachment { container, netns: &path, interface: "eth0", pod: Some(("payments", "odd")) };
+    let mut config = node.plugin.config.clone();
+    config["chained"] = json!(true);
+    config["prevResult"] = json!({"cniVersion": "1.1.0", "interfaces": [], "ips": [{"address": "10.9.0.5/24"}]});
+    let told = || -> Result<bool> {
+        let problems = node.agent.status()?.problems.into_iter();
+        let mut about = problems.filter(|problem| problem.object == "pod/payments/odd");
+        Ok(about.any(|problem| problem.severity == Severity::Critical && problem.message.contains("veth pair")))
+    };
+    let answer = node.plugin.run("ADD", Some(&attachment("first")), &config)?;
+    ensure!(!answer.success, "{answer:?}");
+    eventually("the status to say what the runtime was told", || Ok(told()?.then_some(())))?;
+    // As runtimes do after an ADD that failed: the pod lacks its interface still.
+    node.plugin.run("DEL", Some(&attachment("first")), &config)?.into_result().context("DEL")?;
+    ensure!(told()?, "{:?}", node.agent.status()?.problems);
+    netns.ip("link del eth0")?;
+    node.plugin.add(&attachment("second"))?;
+    ensure!(!told()?, "{:?}", node.agent.status()?.problems);
     Ok(())
 }

@@ -1,16 +1,17 @@
 //! The CNI plugin's calls: reserve, attach, release. Each is answered when the kernel holds what was asked for.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use hauberk_abi::address::Address;
-use hauberk_core::api::{Adopt, Adopted, Attach, Attachment, Reservation, Reserve};
+use hauberk_core::api::{Adopt, Adopted, Attach, Attachment, FailedAdd, Reservation, Reserve};
 use hauberk_core::model::{AttachmentKey, Change};
+use tracing::warn;
 
 use super::{Context, Refusal};
-use crate::attachments::{AttachmentError, Keeper};
+use crate::attachments::{AttachmentError, Keeper, check_names};
 use crate::reconcile::Input;
 
 /// Nobody is kept waiting for the disk longer; the plugin asks again.
@@ -43,12 +44,16 @@ pub(super) async fn attach(
     Path((container, interface)): Path<(String, String)>,
     Json(request): Json<Attach>,
 ) -> Result<StatusCode, Refusal> {
-    let answer = change(&context, move |keeper| {
-        let (input, answer) = Input::attach(keeper.attach(&container, &interface, request)?);
-        Ok((answer, vec![input]))
+    let (answer, request) = change(&context, move |keeper| {
+        let attachment = keeper.attach(&container, &interface, request)?;
+        let request = attachment.request.clone();
+        let (input, answer) = Input::attach(attachment);
+        Ok(((answer, request), vec![input]))
     })
     .await?;
-    wait(answer).await
+    let attached = wait(answer).await?;
+    context.world.write().failed_adds.succeeded(&request);
+    Ok(attached)
 }
 
 /// Answered with the tunnel's MTU, hence only once there is a tunnel.
@@ -56,6 +61,7 @@ pub(super) async fn adopt(
     State(context): State<Context>,
     Json(request): Json<Adopt>,
 ) -> Result<Json<Adopted>, Refusal> {
+    let whose = request.request.clone();
     let answer = change(&context, move |keeper| {
         let (attachment, superseded) = keeper.adopt(&request)?;
         let gone = superseded.iter().map(|gone| Change::AttachmentGone(AttachmentKey::of(gone))).collect();
@@ -64,9 +70,25 @@ pub(super) async fn adopt(
     })
     .await?;
     wait(answer).await?;
+    context.world.write().failed_adds.succeeded(&whose);
     let running = context.world.read().running.as_ref().map(|running| running.mtu);
     let route_mtu = running.ok_or_else(|| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "there is no tunnel yet"))?;
     Ok(Json(Adopted { route_mtu }))
+}
+
+/// What the plugin could not do. A pod that has its interface lacks none: another ADD of it failed.
+pub(super) async fn failed(
+    State(context): State<Context>,
+    Json(failed): Json<FailedAdd>,
+) -> Result<StatusCode, Refusal> {
+    let request = &failed.request;
+    check_names(request).map_err(|error| Refusal::new(status_of(&error), error))?;
+    let known = context.attachments.find(&request.container, &request.interface);
+    if known.is_none_or(|known| known.attach.is_none()) {
+        warn!(container = request.container, pod = ?request.pod, "hauberk-cni failed: {}", failed.message);
+        context.world.write().failed_adds.note(failed, Instant::now());
+    }
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn release(

@@ -122,6 +122,7 @@ pub async fn serve(listener: UnixListener, path: PathBuf, context: Context) -> s
             .route("/v1/events", get(read::events))
             .route("/v1/attachments", get(attachments::list).post(attachments::reserve))
             .route("/v1/attachments/adopt", post(attachments::adopt))
+            .route("/v1/attachments/failed", post(attachments::failed))
             .route(&format!("{attachment}/attach"), post(attachments::attach))
             .route(attachment, delete(attachments::release))
             .with_state(context),

@@ -307,7 +307,10 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
 }
 
 /// The names become part of a file's name and of a URL: only what the CNI specification allows (section 2).
-fn check_names(request: &Reserve) -> Result<(), AttachmentError> {
+///
+/// # Errors
+/// [`AttachmentError::Name`].
+pub fn check_names(request: &Reserve) -> Result<(), AttachmentError> {
     let container = &request.container;
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     if container.len() > MAX_CONTAINER

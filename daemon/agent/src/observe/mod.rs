@@ -5,6 +5,7 @@ pub mod changes;
 pub mod contests;
 pub mod drops;
 pub mod explain;
+pub mod failed_adds;
 pub mod firewalls;
 pub mod flows;
 pub mod leaks;

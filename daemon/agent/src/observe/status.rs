@@ -77,6 +77,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     problems.extend(world.plaintext.problems(world.model.node()));
     problems.extend(world.missing.iter().cloned());
     problems.extend(world.unconnected.problems(Instant::now()));
+    problems.extend(world.failed_adds.problems(&world.model, &world.policy, Instant::now()));
     problems.extend(contests::problems(world, &mute));
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {

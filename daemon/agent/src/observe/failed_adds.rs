@@ -1,0 +1,165 @@
+//! Pods that hauberk-cni could not give an interface: what it answers reads the runtime alone, and so it tells the agent as well.
+//!
+//! The runtime calls DEL after an ADD that failed, and ADD again for another container of the pod: a failure is told until the pod has
+//! its interface or needs none any more, and for a while if nobody tries again.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use hauberk_abi::identity::Protection;
+use hauberk_core::api::{FailedAdd, Problem, Reserve, Severity};
+use hauberk_core::desired::Policy;
+use hauberk_core::model::{Model, PodName};
+use hauberk_core::protection;
+
+/// How long a failure is told that does not come again. The kubelet tries again every few minutes at the least.
+const TOLD: Duration = Duration::from_secs(600);
+/// Failures that are remembered: more pods do not start at a time.
+const MOST: usize = 64;
+/// The longest message that is kept, characters.
+const LONGEST: usize = 1_000;
+
+/// The last failure of each pod, by what problems call it.
+#[derive(Debug, Default)]
+pub struct FailedAdds(BTreeMap<String, Failure>);
+
+#[derive(Debug)]
+struct Failure {
+    pod: Option<PodName>,
+    message: String,
+    last: Instant,
+}
+
+impl FailedAdds {
+    /// It has failed. Of too many the oldest is forgotten.
+    pub fn note(&mut self, failed: FailedAdd, now: Instant) {
+        self.0.retain(|_, failure| now.saturating_duration_since(failure.last) < TOLD);
+        let object = object(&failed.request);
+        if self.0.len() >= MOST && !self.0.contains_key(&object) {
+            let oldest = self.0.iter().min_by_key(|(_, failure)| failure.last).map(|(object, _)| object.clone());
+            oldest.and_then(|oldest| self.0.remove(&oldest));
+        }
+        let message = failed.message.chars().take(LONGEST).collect();
+        let pod = failed.request.pod.as_ref().map(PodName::from);
+        self.0.insert(object, Failure { pod, message, last: now });
+    }
+
+    /// It has its interface.
+    pub fn succeeded(&mut self, request: &Reserve) {
+        self.0.remove(&object(request));
+    }
+
+    /// One for each that still needs an interface.
+    pub fn problems(&self, model: &Model, policy: &Policy, now: Instant) -> impl Iterator<Item = Problem> {
+        let lately = self.0.iter().filter(move |(_, failure)| now.saturating_duration_since(failure.last) < TOLD);
+        lately.filter(move |(_, failure)| failure.is_needed(model)).map(move |(object, failure)| {
+            let pod = failure.pod.as_ref().map(|pod| (pod, None));
+            let protection = protection::of_attached(model, policy, pod).protection;
+            Problem {
+                severity: if protection > Protection::None { Severity::Critical } else { Severity::Warning },
+                object: object.clone(),
+                message: format!(
+                    "hauberk-cni cannot give it an interface, so that it does not start: {}",
+                    failure.message
+                ),
+            }
+        })
+    }
+}
+
+impl Failure {
+    /// Whether the pod is there, as far as is known, and has not ended.
+    fn is_needed(&self, model: &Model) -> bool {
+        let Some(name) = &self.pod else { return true };
+        match model.pod(name) {
+            Some(pod) => pod.has_network() && !pod.terminating && pod.node.as_deref() == Some(model.node()),
+            None => !model.synced(),
+        }
+    }
+}
+
+fn object(request: &Reserve) -> String {
+    match &request.pod {
+        Some(pod) => format!("pod/{}", PodName::from(pod)),
+        None => format!("container/{}/{}", request.container, request.interface),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hauberk_core::api::PodReference;
+    use hauberk_core::model::{Change, NamespaceObject, PodObject};
+
+    use super::*;
+    use crate::world::World;
+
+    fn failed(container: &str, pod: Option<&str>, message: &str) -> FailedAdd {
+        let pod = pod.map(|name| PodReference { namespace: "payments".into(), name: name.into(), uid: None });
+        let request = Reserve { container: container.into(), interface: "eth0".into(), pod, netns: "/x".into() };
+        FailedAdd { request, message: message.into() }
+    }
+
+    fn pod(name: &str) -> PodObject {
+        PodObject { namespace: "payments".into(), name: name.into(), node: Some("n1".into()), ..PodObject::default() }
+    }
+
+    fn world(label: Option<&str>) -> World {
+        let mut world = crate::testing::world("n1");
+        let encryption = label.map(str::to_owned);
+        let namespace = NamespaceObject { name: "payments".into(), encryption, ..NamespaceObject::default() };
+        for change in [Change::Namespace(namespace), Change::Pod(pod("a")), Change::Synced] {
+            let _ = world.model.apply(change);
+        }
+        world
+    }
+
+    fn told(world: &World, now: Instant) -> Vec<Problem> {
+        world.failed_adds.problems(&world.model, &world.policy, now).collect()
+    }
+
+    #[test]
+    fn a_failure_is_told_until_the_pod_has_its_interface() {
+        for (label, severity) in [(Some("enabled"), Severity::Critical), (None, Severity::Warning)] {
+            let (mut world, now) = (world(label), Instant::now());
+            world.failed_adds.note(failed("c1", Some("a"), "no veth pair"), now);
+            world.failed_adds.note(failed("c2", Some("a"), "no veth pair at all"), now);
+            let problems = told(&world, now);
+            assert_eq!(
+                (problems.len(), problems[0].severity, problems[0].object.as_str()),
+                (1, severity, "pod/payments/a")
+            );
+            assert!(problems[0].message.ends_with("no veth pair at all"), "{problems:?}");
+            world.failed_adds.succeeded(&failed("c3", Some("b"), "").request);
+            assert_eq!(told(&world, now).len(), 1, "another's");
+            world.failed_adds.succeeded(&failed("c3", Some("a"), "").request);
+            assert!(told(&world, now).is_empty());
+        }
+    }
+
+    #[test]
+    fn of_a_pod_that_ends_or_that_nobody_tries_again_nothing_is_told() {
+        let (mut world, now) = (world(None), Instant::now());
+        world.failed_adds.note(failed("c1", Some("a"), "x"), now);
+        world.failed_adds.note(failed("c2", None, "y"), now);
+        assert_eq!(told(&world, now).len(), 2);
+        let _ = world.model.apply(Change::Pod(PodObject { terminating: true, ..pod("a") }));
+        assert_eq!(told(&world, now).len(), 1);
+        let _ = world.model.apply(Change::Pod(pod("a")));
+        assert_eq!(told(&world, now).len(), 2);
+        let _ = world.model.apply(Change::PodGone(PodName { namespace: "payments".into(), name: "a".into() }));
+        assert_eq!(told(&world, now)[0].object, "container/c2/eth0");
+        assert!(told(&world, now + TOLD).is_empty());
+    }
+
+    #[test]
+    fn no_more_are_remembered_than_there_is_room_for() {
+        let (mut failures, begin) = (FailedAdds::default(), Instant::now());
+        let long = "x".repeat(2 * LONGEST);
+        for number in 0..2 * MOST as u64 {
+            failures.note(failed(&format!("c{number}"), None, &long), begin + Duration::from_secs(number));
+        }
+        assert_eq!(failures.0.len(), MOST);
+        assert!(!failures.0.contains_key("container/c0/eth0"), "the oldest go");
+        assert!(failures.0.values().all(|failure| failure.message.len() == LONGEST));
+    }
+}
