@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use hauberk_agent::config::{self, Config, LogFormat};
+use hauberk_agent::datapath::chain;
 use hauberk_agent::{apply, cluster_config, install, lock, run, selfcheck};
 
 /// What is still being done when the agent ends has so long.
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
     match execute(&arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("hauberkd: {error:#}");
+            eprintln!("hauberkd: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -141,4 +142,18 @@ fn log_to_standard_error(config: &Config, level: Option<&str>) -> anyhow::Result
         LogFormat::Json => subscriber.json().init(),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let missing = "/nonexistent/hauberkd.yaml";
+        let arguments = Arguments::parse_from(["hauberkd", "--config", missing, "check"]);
+        let told = chain(&*execute(&arguments).unwrap_err());
+        assert!(told.contains(missing), "{told}");
+        assert_eq!(told.matches("No such file").count(), 1, "{told}");
+    }
 }

@@ -348,8 +348,8 @@ pub fn now() -> u64 {
         .map_or(0, |time| std::time::Duration::from(time).as_nanos() as u64)
 }
 
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its causes, on one line; what it says of a cause itself is not said twice.
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
