@@ -25,7 +25,7 @@ use crate::attachments::{self, Attachments};
 use crate::backend::UserspaceConfig;
 use crate::cluster_config;
 use crate::config::{self, Cipher, Config};
-use crate::datapath::{DatapathError, How};
+use crate::datapath::{DatapathError, How, Pins};
 use crate::host::Netlink;
 use crate::install::Installer;
 use crate::lock::{self, LockError};
@@ -210,7 +210,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(missing::watch(world.clone()));
     tokio::spawn(unconnected::watch(world.clone()));
     tokio::spawn(contests::watch(world.clone(), eyes.clone()));
-    tokio::spawn(prove(world.clone(), eyes));
+    tokio::spawn(prove(world.clone(), eyes, context.pins.clone()));
     tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
     tokio::spawn(watch_devices(inputs.clone()));
     tokio::spawn(clock::keep(config.paths.state.clone()));
@@ -381,7 +381,7 @@ async fn watch_devices(inputs: mpsc::Sender<Input>) {
 }
 
 /// Runs the self-test until it passes, then now and again, and at once when something new has to be proven.
-async fn prove(world: Shared, eyes: Eyes) {
+async fn prove(world: Shared, eyes: Eyes, pins: Pins) {
     let mut last = Instant::now();
     loop {
         let running = world.read().running.clone();
@@ -391,7 +391,7 @@ async fn prove(world: Shared, eyes: Eyes) {
             Some(Ok(())) => last.elapsed() > SELF_TEST,
         };
         if let Some(running) = running.filter(|_| due) {
-            let outcome = self_test::run(&running.devices, running.backend.as_ref(), &eyes).await;
+            let outcome = self_test::run(&running.devices, running.backend.as_ref(), &eyes, &pins).await;
             last = Instant::now();
             let passed = outcome.is_ok();
             if let Err(reason) = &outcome {

@@ -26,6 +26,7 @@ pub const TESTS: &[Test] = &[
     Test::new("devices::a_card_that_came_while_no_agent_ran", while_no_agent_ran),
     Test::new("devices::a_renamed_card_keeps_its_guard", renamed),
     Test::new("devices::ours_that_were_renamed_or_removed_come_back", ours_taken),
+    Test::new("devices::programs_that_were_pinned_elsewhere_are_named", pinned_elsewhere),
 ];
 
 /// Two nodes, a protected pod on each, and a second cable between the nodes.
@@ -400,4 +401,38 @@ fn ours_taken(context: &Context) -> Result<()> {
     eventually("another tunnel's device", || index("hauberk0").map(Some))?;
     field.cluster.wait_ready()?;
     field.assert_answered()
+}
+
+/// `paths.pins` is another one by now, and nothing was uninstalled: the earlier programs stand before the new ones.
+fn pinned_elsewhere(context: &Context) -> Result<()> {
+    let cluster = Cluster::build(context, Setup::default())?;
+    let node = &cluster.nodes[0];
+    if node.agent.status()?.attach == "clsact" {
+        // There the new programs take the earlier ones' place.
+        return Ok(());
+    }
+    let earlier = node.config().with_extension("earlier.yaml");
+    fs::copy(node.config(), &earlier).context("keep the configuration")?;
+    let (before, after) = (format!("/sys/fs/bpf/{}", node.name), format!("/sys/fs/bpf/{}-moved", node.name));
+    let text = fs::read_to_string(node.config()).context("read the configuration")?;
+    ensure!(text.contains(&before), "{text}");
+    fs::write(node.config(), text.replace(&before, &after)).context("write the configuration")?;
+    node.agent.terminate()?;
+    node.start_agent()?;
+    eventually("the status to name the earlier programs' place", || {
+        let status = node.agent.status()?;
+        let named = status.problems.iter().find(|problem| {
+            let message = &problem.message;
+            message.contains(&format!("pinned in {before})")) && message.contains("hauberkd uninstall")
+        });
+        ensure!(named.is_some_and(|named| named.severity == Severity::Critical), "{:?}", status.problems);
+        ensure!(!status.ready, "ready all the same");
+        Ok(Some(()))
+    })?;
+    node.agent.terminate()?;
+    let mut command = node.command(programs::ours("hauberkd")?);
+    let output = command.arg("--config").arg(&earlier).arg("uninstall").output().context("hauberkd uninstall")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    node.start_agent()?;
+    cluster.wait_ready()
 }

@@ -8,6 +8,7 @@ mod keep;
 mod links;
 mod maps;
 pub mod query;
+pub mod rivals;
 mod tally;
 mod trial;
 

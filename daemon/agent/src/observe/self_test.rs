@@ -24,6 +24,7 @@ use nix::sys::socket::{
 
 use super::Eyes;
 use crate::backend::Backend;
+use crate::datapath::{Pins, rivals};
 use crate::world::Device;
 
 /// How long a probe may take.
@@ -34,11 +35,12 @@ const LOOK: Duration = Duration::from_millis(10);
 ///
 /// # Errors
 /// A sentence for each device: which program was not seen to run, and what to do.
-pub async fn run(devices: &[Device], backend: &dyn Backend, eyes: &Eyes) -> Result<(), String> {
+pub async fn run(devices: &[Device], backend: &dyn Backend, eyes: &Eyes, pins: &Pins) -> Result<(), String> {
     let mut failures = Vec::new();
     for device in devices {
         if let Err(failure) = test(device, backend, eyes).await {
-            failures.push(failure);
+            let why = rivals::words(pins, &device.name).map(|why| format!("; {why}")).unwrap_or_default();
+            failures.push(failure + &why);
         }
     }
     let inject = || {
