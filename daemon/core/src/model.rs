@@ -539,3 +539,27 @@ impl fmt::Display for NodeNumber {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::model::Change;
+    use crate::testing::{World, pod, pod_name};
+
+    #[test]
+    fn a_generation_ends_with_each_change_and_with_nothing_else() {
+        let mut world = World::three_nodes();
+        let mut generations = vec![world.model.generation()];
+        for change in [
+            Change::Pod(pod("open/a", 2, &["10.0.2.5"])),
+            Change::PeerReady { node: "n2".into(), ready: true },
+            Change::PodGone(pod_name("open/a")),
+        ] {
+            assert!(world.apply(change.clone()));
+            generations.push(world.model.generation());
+            assert!(!world.apply(change), "once");
+            assert_eq!(generations.last(), Some(&world.model.generation()));
+        }
+        generations.dedup();
+        assert_eq!(generations.len(), 4);
+    }
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hauberk_abi::identity::Protection;
 use hauberk_core::api::{Problem, Severity};
+use hauberk_core::desired::Policy;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::missing::{self, Missing};
 use jiff::Timestamp;
@@ -51,17 +52,27 @@ fn tell(world: &mut World, problems: Vec<Problem>) {
 
 /// Since when nodes have been missing.
 #[derive(Debug, Default)]
-struct Since(BTreeMap<String, Instant>);
+struct Since {
+    since: BTreeMap<String, Instant>,
+    /// What was found when the model and the policy were these.
+    found: BTreeMap<String, Missing>,
+    seen: Option<(u64, Policy)>,
+}
 
 impl Since {
     /// What has been missing for long enough.
     fn look(&mut self, world: &World, strangers: &[Stranger], now: Instant) -> Vec<Problem> {
-        // Before everything has been read, absence says nothing.
-        let found =
-            if world.model.synced() { missing::missing(&world.model, &world.policy) } else { BTreeMap::default() };
-        self.0.retain(|node, _| found.contains_key(node));
+        let generation = world.model.generation();
+        if self.seen.as_ref().is_none_or(|(seen, policy)| (*seen, policy) != (generation, &world.policy)) {
+            // Before everything has been read, absence says nothing.
+            let is_known = world.model.synced();
+            self.found = if is_known { missing::missing(&world.model, &world.policy) } else { BTreeMap::default() };
+            self.seen = Some((generation, world.policy.clone()));
+        }
+        let found = &self.found;
+        self.since.retain(|node, _| found.contains_key(node));
         for node in found.keys() {
-            self.0.entry(node.clone()).or_insert(now);
+            self.since.entry(node.clone()).or_insert(now);
         }
         let lasting = strangers.iter().filter(|stranger| stranger.last.duration_since(stranger.first) >= GRACE);
         let mut asking: BTreeMap<Option<String>, BTreeSet<IpAddr>> = BTreeMap::new();
@@ -70,8 +81,8 @@ impl Since {
         }
         let here = opted_in_here(world);
         let mut problems = Vec::new();
-        for (node, missing) in &found {
-            if self.0.get(node).is_some_and(|since| now.duration_since(*since) >= GRACE) {
+        for (node, missing) in found {
+            if self.since.get(node).is_some_and(|since| now.duration_since(*since) >= GRACE) {
                 let asks = asking.remove(&Some(node.clone())).unwrap_or_default();
                 problems.push(without_object(world, node, missing, &asks, here));
             }

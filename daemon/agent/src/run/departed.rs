@@ -93,26 +93,41 @@ pub async fn run(world: Shared, inputs: mpsc::Sender<Input>, state: PathBuf, res
     let mut since = restored.since;
     let mut written = Kept::default();
     let mut failing = false;
+    let mut departed = BTreeSet::new();
+    // The model's generation by which the others are, and by which the file is.
+    let (mut seen, mut kept_by) = (None, None);
     loop {
         tokio::time::sleep(LOOK).await;
-        // Until then the source has not said what there is, and the file says more.
-        if !world.read().model.synced() {
-            continue;
-        }
-        let departed = world.read().model.departed().map(|(address, _)| address).collect();
+        let generation = {
+            let model = &world.read().model;
+            // Until then the source has not said what there is, and the file says more.
+            if !model.synced() {
+                continue;
+            }
+            let generation = Some(model.generation());
+            if seen != generation {
+                departed = model.departed().map(|(address, _)| address).collect();
+                seen = generation;
+            }
+            generation
+        };
         let forgotten: Vec<Change> = since.due(&departed, Instant::now()).map(Change::AddressForgotten).collect();
         if !forgotten.is_empty() && inputs.send(Input::Changes(forgotten)).await.is_err() {
             return;
         }
+        if kept_by == generation {
+            continue;
+        }
         let kept = since.kept(&world.read().model, &written, Instant::now(), Timestamp::now());
         if kept == written {
+            kept_by = generation;
             continue;
         }
         let folder = state.clone();
         // A disk that hangs holds up this task only.
         let outcome = spawn_blocking(move || write(&folder, &kept).map(|()| kept)).await;
         match outcome.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(kept) => (written, failing) = (kept, false),
+            Ok(kept) => (written, failing, kept_by) = (kept, false, generation),
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
                     warn!(%error, state = %state.display(), "cannot keep which addresses nodes have");
