@@ -137,6 +137,20 @@ impl Node {
         syscalls::detach_link(&path).with_context(|| format!("detach {pin}"))
     }
 
+    /// Detaches the last program at the egress of a device, as another program may: by TCX the program's link, else the whole
+    /// queueing discipline.
+    ///
+    /// # Errors
+    /// There is none, or what the kernel or `tc` says.
+    pub fn detach_last(&self, device: &str) -> Result<()> {
+        let index = self.netns.interface(device)?;
+        let detached = self.netns.within(|| Ok(syscalls::detach_last_tcx(index, syscalls::TCX_EGRESS)?))?;
+        if detached.is_none() {
+            self.run("tc", &["qdisc", "del", "dev", device, "clsact"])?;
+        }
+        Ok(())
+    }
+
     /// Starts the agent; does not wait for it.
     ///
     /// # Errors

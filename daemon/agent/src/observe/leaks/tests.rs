@@ -215,7 +215,8 @@ fn what_was_excused_or_overtaken_is_not_counted() {
     let mut reader = Reader { names: BTreeMap::from([(7, "eth7".to_owned())]), ..Reader::default() };
     let now = (100 * GRACE, Timestamp::now());
     let tell = |reader: &Reader, world: &mut World, news: &[News], overtaken: &[u32]| {
-        reader.tell(world, BTreeMap::from([(7, 5)]), news, &overtaken.iter().copied().collect(), now);
+        let lost = overtaken.iter().map(|device| (*device, Lost::Overtaken)).collect();
+        reader.tell(world, BTreeMap::from([(7, 5)]), news, &lost, now);
         world.leaks.counts().first().map_or(0, |count| count.packets)
     };
     let news = reader.news(vec![(leak, Noted { packets: 5, last: now.0 })]);
