@@ -33,6 +33,8 @@ mod restart;
 pub mod run;
 pub mod selfcheck;
 pub mod source;
+#[allow(unsafe_code, reason = "see the module")]
+mod syscalls;
 #[cfg(test)]
 mod testing;
 pub mod uapi;

@@ -21,6 +21,7 @@
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "vector instructions")]
 mod avx512;
 mod self_test;
 #[cfg(test)]

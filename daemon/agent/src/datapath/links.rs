@@ -11,6 +11,7 @@ use hauberk_abi::layout::Hook;
 
 use super::{DatapathError, chain, query};
 use crate::config::AttachMode;
+use crate::syscalls;
 
 /// Ahead of everybody who did not ask for a place.
 const CLSACT_PRIORITY: u16 = 1;
@@ -151,8 +152,7 @@ fn attach_tcx_anew(program: &mut SchedClassifier, pin: &Path, hook: Hook, interf
 /// The leak detector, if it is the last at the interface's egress.
 fn last_observer(interface: &str) -> Option<ProgramId> {
     let last = query::tcx_programs(interface, TcAttachType::Egress).ok()?.pop()?;
-    // SAFETY: the kernel gave the id; if the program is gone by now, it refuses the place.
-    query::is_observer(last).then(|| unsafe { ProgramId::new(last) })
+    query::is_observer(last).then(|| syscalls::program_id(last))
 }
 
 /// Where the first (on the way in) or last of `own` programs stands on the interface.

@@ -8,31 +8,11 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{ProgramInfo, TcAttachType, loaded_programs};
-use nix::libc;
 
-/// `BPF_PROG_QUERY` (linux/bpf.h).
-const PROG_QUERY: libc::c_long = 16;
+use crate::syscalls;
+
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
 const TCX: [u32; 2] = [46, 47];
-/// More programs than the kernel takes on one hook.
-const MOST: usize = 128;
-
-/// The member of `union bpf_attr` for the question.
-#[repr(C)]
-#[derive(Default)]
-struct Query {
-    target_ifindex: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    program_ids: u64,
-    count: u32,
-    padding: u32,
-    program_attach_flags: u64,
-    link_ids: u64,
-    link_attach_flags: u64,
-    revision: u64,
-}
 
 /// The ids of the programs at one hook of the interface.
 ///
@@ -40,22 +20,7 @@ struct Query {
 /// What the kernel says, as when there is no such interface.
 pub fn tcx_programs(interface: &str, direction: TcAttachType) -> io::Result<Vec<u32>> {
     let index = nix::net::if_::if_nametoindex(interface)?;
-    let mut ids = vec![0u32; MOST];
-    let mut query = Query {
-        target_ifindex: index,
-        attach_type: TCX[usize::from(!matches!(direction, TcAttachType::Ingress))],
-        program_ids: ids.as_mut_ptr() as u64,
-        count: MOST as u32,
-        ..Query::default()
-    };
-    // SAFETY: `query` is a whole attribute of the size that is passed, and the buffer it points to has room for `count` ids and
-    // outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    ids.truncate(query.count as usize);
-    Ok(ids)
+    syscalls::attached_programs(index, TCX[usize::from(!matches!(direction, TcAttachType::Ingress))])
 }
 
 /// The program's name, where the agent may ask for it.

@@ -475,6 +475,7 @@ fn packet_v4(source: &str, destination: &str) -> Vec<u8> {
 }
 
 /// Sends a frame through a packet socket, optionally past the queueing discipline.
+#[allow(unsafe_code, reason = "no crate has the option")]
 fn send_frame(device: &str, tag: &[u8], ether_type: u16, packet: &[u8], bypass: bool) {
     use nix::libc;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};

@@ -16,12 +16,12 @@ use hauberk_abi::reason::{DropReason, Encryption, Why};
 use hauberk_core::api::FlowRecord;
 use hauberk_core::model::NodeNumber;
 use jiff::{SignedDuration, Timestamp};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::broadcast;
 use tracing::warn;
 
 use super::Eyes;
 use crate::datapath::{self, DatapathError};
+use crate::syscalls::{self, OwnsDescriptor};
 use crate::world::{Shared, World};
 
 /// Records kept for who asks later.
@@ -104,6 +104,8 @@ impl FlowLog {
 /// A ring buffer's descriptor, for the runtime to wait on.
 struct Ring(RingBuf<MapData>);
 
+impl OwnsDescriptor for Ring {}
+
 impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> i32 {
         self.0.as_raw_fd()
@@ -115,8 +117,7 @@ impl AsRawFd for Ring {
 /// # Errors
 /// The ring buffer cannot be waited on.
 pub async fn run(ring: RingBuf<MapData>, log: FlowLog, world: Shared, eyes: Eyes) -> io::Result<()> {
-    // SAFETY: the ring buffer owns its descriptor and lives as long as the registration.
-    let mut ring = unsafe { AsyncFd::register(Ring(ring)) }.map_err(io::Error::from)?;
+    let mut ring = syscalls::readable(Ring(ring))?;
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
