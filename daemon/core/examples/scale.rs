@@ -1,5 +1,5 @@
-//! Time and memory that the pure core needs in a large cluster: `cargo run --release -p
-//! hauberk-core --example scale`.
+//! Time and memory that the pure core needs in a large cluster:
+//! `cargo run --release -p hauberk-core --example scale`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! The agent's API: JSON over HTTP on a unix socket (`/run/hauberk/agent.sock`), so that `curl
-//! --unix-socket` works.
+//! The agent's API: JSON over HTTP on a unix socket (`/run/hauberk/agent.sock`), so that
+//! `curl --unix-socket` works.
 //!
 //! | method and path | body | answer |
 //! |---|---|---|

@@ -73,7 +73,8 @@ pub(super) fn load_queue_mapping_program() -> io::Result<OwnedFd> {
         offset: i16,
         immediate: i32,
     }
-    /// The beginning of `union bpf_attr` of linux/bpf.h, as `BPF_PROG_LOAD` takes it; the rest counts as zero.
+    /// The beginning of `union bpf_attr` of linux/bpf.h, as for `BPF_PROG_LOAD`; the rest counts as
+    /// zero.
     #[repr(C)]
     struct Attributes {
         kind: u32,
@@ -187,7 +188,7 @@ pub(super) fn settle_link(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()>
     let mut value = Value { command: ETHTOOL_GLINK, data: 0 };
     let mut request = interface_request(name);
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // `value` is all that ETHTOOL_GLINK reads and writes through the request, and outlives the call.
+    // ETHTOOL_GLINK reads and writes only `value` through the request, and it outlives the call.
     interface_ioctl(socket, libc::SIOCETHTOOL as libc::c_ulong, &mut request)
 }
 
@@ -218,7 +219,7 @@ fn interface_request(name: &Name) -> libc::ifreq {
 }
 
 fn interface_ioctl(fd: BorrowedFd<'_>, code: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: every code passed here reads and writes at most one ifreq and, with SIOCETHTOOL, what it
+    // SAFETY: every code passed here accesses at most one ifreq and, with SIOCETHTOOL, the value it
     // points to; both outlive the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), code, request as *mut libc::ifreq) })
 }
