@@ -1,4 +1,4 @@
-//! The command line, and the help that teaches it.
+//! The command line, with help texts that explain it.
 
 use std::path::PathBuf;
 
@@ -54,7 +54,7 @@ pub(crate) enum Color {
 }
 
 impl Color {
-    /// For everything printed from here on.
+    /// Applies the choice to everything that is printed from now on.
     pub(crate) fn write_global(self) {
         match self {
             Color::Auto => anstream::ColorChoice::Auto,
@@ -191,7 +191,7 @@ pub(crate) enum Form {
 }
 
 impl Output {
-    /// For machines.
+    /// Whether the answer is for machines.
     pub(crate) fn is_json(self) -> bool {
         self.form == Form::Json
     }
@@ -242,7 +242,7 @@ pub(crate) enum EncryptionArgument {
 }
 
 impl EncryptionArgument {
-    /// As in flow records.
+    /// The word in flow records.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             EncryptionArgument::Encrypted => "encrypted",
@@ -254,7 +254,7 @@ impl EncryptionArgument {
     }
 }
 
-/// A range, or an address as the range of one.
+/// A range; an address counts as a range with one address.
 fn range(text: &str) -> Result<IpNet, String> {
     let address = text.parse().map(|address: std::net::IpAddr| IpNet::from(address));
     address.or_else(|_| text.parse()).map_err(|_| "neither an address nor a range such as 10.244.0.0/16".to_string())
