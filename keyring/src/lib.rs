@@ -16,7 +16,8 @@ pub use store::{Store, StoreError};
 /// The most keys that a node has at once: the one in use, and the one it is changing to or from.
 pub const MAX_EPOCHS: usize = 2;
 
-/// An x25519 private key. It has no `Debug`, no `Serialize` and no `Clone`, and is wiped when dropped.
+/// An x25519 private key. It has no `Debug`, no `Serialize` and no `Clone`, and is wiped when
+/// dropped.
 pub struct Secret(StaticSecret);
 
 impl Secret {

@@ -1,7 +1,8 @@
 //! The annotation `hauberk.io/keys`: a node publishes its keys in it, and other nodes check them.
 //!
 //! ```json
-//! {"version":1,"port":51840,"keys":[{"epoch":2,"publicKey":"BASE64"},{"epoch":1,"publicKey":"BASE64"}]}
+//! {"version":1,"port":51840,
+//!  "keys":[{"epoch":2,"publicKey":"BASE64"},{"epoch":1,"publicKey":"BASE64"}]}
 //! ```
 //! Another machine writes an annotation, so one invalid part makes the agent refuse all of it.
 
