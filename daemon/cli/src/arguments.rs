@@ -69,9 +69,10 @@ impl Color {
 pub(crate) enum Command {
     /// How this node does: problems, tunnel, peers, namespaces
     ///
-    /// Problems come first, worst first. Then this node as `wg show` would tell it, the other nodes it has tunnels to, and
-    /// the namespaces that are opted in. `converged: 2/3 nodes` means that of three Node objects one is of a node that
-    /// does not enforce the label yet, or has no agent that could.
+    /// Problems come first, worst first. Then this node as `wg show` would tell it, the other nodes
+    /// it has tunnels to, and the namespaces that are opted in. `converged: 2/3 nodes` means that
+    /// of three Node objects one is of a node that does not enforce the label yet, or has no agent
+    /// that could.
     #[command(after_help = EXIT_CODES)]
     Status {
         /// Everything: offloads, older keys, each allowed range, each node waited for
@@ -83,8 +84,9 @@ pub(crate) enum Command {
 
     /// Would traffic between two parties be encrypted, and by which rule
     ///
-    /// Each party is a pod (NAMESPACE/NAME), a node's name or an address. The answer names the rule, the peer, its key and
-    /// epoch, what would make such packets drop, and when traffic last proved it.
+    /// Each party is a pod (NAMESPACE/NAME), a node's name or an address. The answer names the
+    /// rule, the peer, its key and epoch, what would make such packets drop, and when traffic last
+    /// proved it.
     #[command(after_help = "\
 Examples:
   hauberk explain payments/api 10.244.2.7
@@ -105,8 +107,8 @@ Exit codes:
 
     /// Flows seen on this node: encrypted or not, and why
     ///
-    /// Without --follow: what is in the table now. With it: also each start, end and refusal from here on. Filters of
-    /// different kinds must all match; of those given several times, one.
+    /// Without --follow: what is in the table now. With it: also each start, end and refusal from
+    /// here on. Filters of different kinds must all match; of those given several times, one.
     #[command(after_help = "\
 Examples:
   hauberk flows --namespace payments --encryption plain --encryption refused
