@@ -9,7 +9,7 @@ const IDENTIFIER_LIMIT: usize = 200;
 /// A valid interface name for the kernel that is also safe as a folder name under `/proc/sys/net`.
 pub fn is_interface(name: &str) -> bool {
     let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
-    // The last two are folders there that stand for every interface.
+    // The last two are folders there that do not belong to one interface.
     plain && (1..=INTERFACE_LIMIT).contains(&name.len()) && ![".", "..", "lo", "all", "default"].contains(&name)
 }
 

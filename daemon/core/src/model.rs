@@ -1,10 +1,8 @@
-//! The cluster as the agent last read it. The source's changes go in one by one; nothing here
-//! depends on a file or a server.
+//! The cluster as the agent last read it. Changes go in one by one, whatever source they come from.
 //!
-//! The model keeps objects as they are and does not decide how they relate to each other:
-//! [`crate::desired`] does, from the whole model. Two decisions depend on history and are therefore
-//! made here: which keys and addresses a node had before it published a broken annotation, and
-//! which node had a key first.
+//! The model keeps objects as they are; [`crate::desired`] decides how they relate to each other.
+//! Two decisions depend on history and are made here: which keys and addresses a node had before it
+//! published a broken annotation, and which node had a key first.
 
 mod claims;
 mod departed;
@@ -129,15 +127,14 @@ pub enum Change {
     Attachment(Attachment),
     /// A pod's interface on this node is gone.
     AttachmentGone(AttachmentKey),
-    /// Whether the tunnel to a node can encrypt has changed.
+    /// Whether the tunnel to a node can encrypt.
     PeerReady {
         /// The node's name.
         node: String,
         /// Whether a handshake has succeeded and has not failed since.
         ready: bool,
     },
-    /// A node had the address before this agent started, and no object read since then says which
-    /// node has it now.
+    /// A node had the address before this agent started; no object read since names its owner.
     AddressDeparted {
         /// The address.
         address: IpAddr,
@@ -218,8 +215,7 @@ pub(crate) struct Touched {
 impl Model {
     /// An empty model on the node of this name.
     pub fn new(node: &str) -> Model {
-        // This node's number must not depend on whether or when its object is read: SETTINGS holds
-        // the number from the start.
+        // SETTINGS holds this node's number from the start, so it must not depend on the object.
         let mut numbers = Numbers::default();
         numbers.assign(node);
         Model {
@@ -238,8 +234,7 @@ impl Model {
         }
     }
 
-    /// Applies one change. If an object is partly invalid, its valid parts are used, and an event
-    /// reports the rest.
+    /// Applies one change. The valid parts of an invalid object are used; events report the rest.
     pub fn apply(&mut self, change: Change) -> Applied {
         let mut events = Vec::new();
         let changed = match change {
@@ -363,7 +358,7 @@ impl Model {
         others.flat_map(|(name, node)| node.addresses().into_iter().map(|address| (address, name.as_str())))
     }
 
-    /// Addresses that a node had and that no other node may have yet, with that node's name.
+    /// Addresses that a node had and that are not free yet, with that node's name.
     pub fn departed(&self) -> impl Iterator<Item = (IpAddr, &str)> {
         self.departed.iter()
     }
@@ -414,8 +409,7 @@ impl Model {
         if let Some(other) = self.numbers.assign(&object.name) {
             events.push(number_taken(&object.name, &other));
         }
-        // Other nodes do not depend on what a node acknowledges or has seen; only status answers
-        // read it.
+        // The desired state does not depend on what a node acknowledges or has seen.
         self.touched.node_set |= before.is_none();
         self.touched.nodes |= before.as_ref().is_some_and(|before| {
             let others = |node: &NodeObject| NodeObject { enforced: None, plaintext_seen: None, ..node.clone() };

@@ -113,7 +113,7 @@ fn read() -> impl Strategy<Value = Read> {
 }
 
 /// Identifies packets whose order must be kept: those of one flow. Packets without visible ports
-/// all count as one flow.
+/// count as one flow per protocol.
 fn flow(packet: &[u8]) -> Vec<u8> {
     let is_fragment = ip::is_fragment(packet);
     match packet[0] >> 4 {
