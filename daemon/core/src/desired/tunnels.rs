@@ -151,7 +151,8 @@ impl<'a> Holders<'a> {
         Holders(holders)
     }
 
-    /// The keys that only this node has, newest first.
+    /// The node's usable keys, newest first. Left out are this node's own keys, and keys that
+    /// another node had before or came with at the same time.
     fn usable(&self, policy: &Policy, node: &NodeObject, held: &Held, events: &mut Collector) -> Vec<(u32, [u8; 32])> {
         let mut usable = Vec::new();
         for key in &held.published.keys {
