@@ -55,8 +55,8 @@ pub trait Backend: Send + Sync {
     fn stats(&self) -> Result<Stats, BackendError>;
 
     /// Starts a handshake with the peer even if there is nothing to send: permissive traffic waits
-    /// for its result. With `anew` it does so also if there is a session, because the session's
-    /// peer may not answer any more.
+    /// for its result. With `anew` it does so also if there is a session, because the peer may not
+    /// answer at the session's endpoint any more.
     ///
     /// # Errors
     /// The tunnel does not answer.

@@ -260,7 +260,8 @@ impl Netlink {
             let mut request = self.handle.address().add(index, address, length).replace();
             let header = &mut request.message_mut().header;
             header.scope = AddressScope::Link;
-            // Every pod's link has this address, so duplicate detection would only cost a second.
+            // Every pod's link has this address, and has it once: duplicate detection would find
+            // nothing and cost a second.
             header.flags |= AddressHeaderFlags::Nodad | AddressHeaderFlags::Permanent;
             request.execute().await.map_err(refused(format!("give device {index} the gateway address {address}")))?;
         }

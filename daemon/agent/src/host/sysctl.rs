@@ -13,7 +13,7 @@ const ROOTS: [&str; 2] = ["/host/proc/sys", "/proc/sys"];
 
 /// Lets the host forward packets of both families. An uplink that took its address from router
 /// advertisements keeps accepting them: a forwarding host ignores them unless `accept_ra` is 2.
-/// Returns the settings that were changed.
+/// Returns the forwarding settings that were changed.
 ///
 /// # Errors
 /// [`HostError::Sysctl`].

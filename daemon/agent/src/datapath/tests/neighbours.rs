@@ -66,7 +66,7 @@ fn in_arp_a_pod_speaks_for_its_own_addresses_alone() {
     odd[18] = 8;
     bench.frame_refused(&odd, DropReason::Malformed);
     bench.frame_refused(&arp(1, own, gateway)[..41], DropReason::Malformed);
-    // What arrives at the pod was sent by another host, for itself.
+    // What arrives at the pod is not checked here: its sender speaks for itself.
     assert_eq!(bench.run_frame(Hook::ToPod, &arp(1, other, own), 0), OK);
 }
 
