@@ -42,7 +42,7 @@ pub struct Route {
 pub enum Via {
     /// The destination is on this device's link.
     Device(u32),
-    /// The destination is reached like this node's address.
+    /// Packets take the same way as packets to this address of another node.
     Node(IpAddr),
 }
 

@@ -42,7 +42,7 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
         receiver: node_in_words(&world, receiver),
     };
     let verdict = if matches!(need, Need::World) && from.identity.is_world() {
-        // No node sends it, so the receiver's node decides what happens to it.
+        // No node of the cluster sends it, so the receiver's node decides what happens to it.
         let direct = settings.flags & flag::WORLD_DIRECT != 0;
         judge::arriving_in_clear(need, &from.identity, &to.identity, to.identity.node, direct)
     } else {

@@ -21,7 +21,7 @@ pub enum Input {
     Waiting(Box<Change>, Waiter),
     /// A peer's tunnel changed its state.
     Peer(NodeNumber, Progress),
-    /// A device or an address appeared, changed or disappeared.
+    /// A device, an address or a route appeared, changed or disappeared.
     Devices,
     /// The source's own state, and its events.
     Source(Box<SourceStatus>, Vec<NewEvent>),
