@@ -249,8 +249,8 @@ pub struct Answer {
 
 const _: () = assert!(size_of::<Answer>() == 16);
 
-/// An address that a pod's interface brought up (24 bytes): its node may have made an entry for it in
-/// its neighbour table. With the unspecified address: the number of such addresses.
+/// An address that a pod's interface brought up (24 bytes): its node may have made an entry for it
+/// in its neighbour table. With the unspecified address: the number of such addresses.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct NeighbourKey {
