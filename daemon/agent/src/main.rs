@@ -16,9 +16,9 @@ const END: Duration = Duration::from_secs(2);
 
 /// hauberk's per-node agent: encrypts opted-in pods' traffic between nodes.
 ///
-/// Without a subcommand it runs until it gets SIGTERM or SIGINT, and leaves the datapath in place
-/// then: what must be encrypted stays encrypted or dropped. `hauberkd uninstall` takes everything
-/// away.
+/// Without a subcommand it runs until it gets SIGTERM or SIGINT. The datapath stays in place when the
+/// agent ends: traffic that must be encrypted is then encrypted or dropped as before. `hauberkd
+/// uninstall` removes everything.
 #[derive(Parser)]
 #[command(version, name = "hauberkd")]
 struct Arguments {
@@ -43,10 +43,10 @@ struct Arguments {
 enum Command {
     /// Run the agent (the default).
     Run,
-    /// Remove everything the agent ever made on this node: programs, maps, devices, routes, rules.
-    /// Opens what was closed.
+    /// Remove everything that the agent ever made on this node: programs, maps, devices, routes,
+    /// rules. Afterwards this node protects no traffic.
     Uninstall,
-    /// Say whether this node has what the agent needs, and what to do if not.
+    /// Check whether this node has what the agent needs, and say what to do about what it lacks.
     Check,
     /// Print the version.
     Version,

@@ -383,11 +383,14 @@ async fn watch_devices(inputs: mpsc::Sender<Input>) {
 async fn prove(world: Shared, eyes: Eyes) {
     let mut last = Instant::now();
     loop {
-        let running = world.read().running.clone();
-        let due = match world.read().self_test {
-            None => true,
-            Some(Err(_)) => last.elapsed() > FAILED_SELF_TEST,
-            Some(Ok(())) => last.elapsed() > SELF_TEST,
+        let (running, begun, due) = {
+            let world = world.read();
+            let due = match world.self_test.outcome() {
+                None => true,
+                Some(Err(_)) => last.elapsed() > FAILED_SELF_TEST,
+                Some(Ok(())) => last.elapsed() > SELF_TEST,
+            };
+            (world.running.clone(), world.self_test.begin(), due)
         };
         if let Some(running) = running.filter(|_| due) {
             let outcome = self_test::run(&running.devices, running.backend.as_ref(), &eyes).await;
@@ -396,8 +399,8 @@ async fn prove(world: Shared, eyes: Eyes) {
             if let Err(reason) = &outcome {
                 warn!(%reason, "the self-test failed");
             }
-            let before = world.write().self_test.replace(outcome);
-            if passed && !matches!(before, Some(Ok(()))) {
+            let is_news = world.write().self_test.end(begun, outcome);
+            if passed && is_news {
                 info!("ready: the self-test passed");
             }
         }

@@ -48,8 +48,8 @@ pub struct World {
     pub running: Option<Running>,
     /// From when the source told a change to when the kernel held it, seconds.
     pub apply_seconds: Histogram,
-    /// The result of the last self-test; none before the first.
-    pub self_test: Option<Result<(), String>>,
+    /// The result of the last self-test.
+    pub self_test: SelfTest,
     /// Addresses whose protection changed a moment ago.
     pub changes: Changes,
     /// What left this node in the clear and should not have.
@@ -114,7 +114,7 @@ impl World {
             cni: None,
             running: None,
             apply_seconds: Histogram::new(APPLY_SECONDS),
-            self_test: None,
+            self_test: SelfTest::default(),
             changes: Changes::default(),
             leaks: Leaks::default(),
             plaintext: Plaintext::default(),
@@ -128,7 +128,7 @@ impl World {
     pub fn is_ready(&self) -> bool {
         self.running.is_some()
             && self.source.synced
-            && matches!(self.self_test, Some(Ok(())))
+            && matches!(self.self_test.outcome(), Some(Ok(())))
             && !self.leaks.lately()
             && !self.failures.values().any(|problem| {
                 problem.severity == Severity::Critical && GUARD.iter().any(|part| problem.object.starts_with(part))

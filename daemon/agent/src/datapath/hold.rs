@@ -7,6 +7,7 @@ use std::path::Path;
 
 use aya::programs::links::{FdLink, PinnedLink};
 use hauberk_abi::layout::Hook;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::warn;
 
 use super::links::pin_path;
@@ -72,6 +73,10 @@ impl Held {
                 interface: interface.clone(),
                 reason: format!("its link cannot be pinned again: {reason}"),
             };
+            // A failed attempt consumes the spare handle, so none is made where it must fail.
+            if !is_bpf_file_system(links) {
+                return Err(refused(format!("{} is not on a BPF file system", links.display())));
+            }
             let spare = self.0.get_mut(&(*hook, interface.clone())).and_then(|handle| handle.spare.take());
             let spare = spare.ok_or_else(|| refused("it could not before".into()))?;
             crate::fault::point("pin a link again");
@@ -80,4 +85,8 @@ impl Held {
         }
         Ok(!gone.is_empty())
     }
+}
+
+fn is_bpf_file_system(folder: &Path) -> bool {
+    statfs(folder).is_ok_and(|file_system| file_system.filesystem_type() == BPF_FS_MAGIC)
 }

@@ -5,9 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::TcError;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{ProgramId, SchedClassifier, TcAttachType};
+use aya::programs::{Link as _, ProgramError, ProgramId, SchedClassifier, TcAttachType};
 use hauberk_abi::layout::Hook;
+use nix::errno::Errno;
 
 use super::{DatapathError, chain, query};
 use crate::config::AttachMode;
@@ -217,8 +219,7 @@ fn remove(pin: &Path) -> io::Result<()> {
 fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, interface: &str) -> Result<(), String> {
     match qdisc_add_clsact(interface) {
         Ok(()) => note_discipline(record.parent().unwrap_or(record), interface)?,
-        Err(aya::programs::TcError::AlreadyAttached) => {}
-        Err(error) if is_exists(&error) => {}
+        Err(error) if is_there_already(&error) => {}
         Err(error) => return Err(chain(&error)),
     }
     let known = SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, CLSACT_HANDLE, None)
@@ -243,10 +244,23 @@ fn add_filter(program: &mut SchedClassifier, handle: TcHandle, hook: Hook, inter
     Ok(())
 }
 
-/// Ignores errors: they mean that the filter is gone already.
-fn remove_filter(handle: TcHandle, hook: Hook, interface: &str) {
-    // Dropping the handle removes the filter.
-    drop(SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, handle, None));
+/// Removes hauberk's filter. It is no error if the filter, its queueing discipline or the device is
+/// gone already.
+fn remove_filter(handle: TcHandle, hook: Hook, interface: &str) -> io::Result<()> {
+    let removed = match SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, handle, None) {
+        Ok(filter) => filter.detach().map_err(|error| match error {
+            ProgramError::NetlinkError(error) => {
+                error.raw_os_error().map_or_else(|| io::Error::other(chain(&error)), io::Error::from_raw_os_error)
+            }
+            error => io::Error::other(chain(&error)),
+        }),
+        Err(error) => Err(error),
+    };
+    // The kernel says EINVAL where there is no queueing discipline.
+    let gone = [Errno::ENOENT, Errno::EINVAL, Errno::ENODEV].map(|errno| errno as i32);
+    removed.or_else(
+        |error| if error.raw_os_error().is_some_and(|errno| gone.contains(&errno)) { Ok(()) } else { Err(error) },
+    )
 }
 
 /// Makes the program's filter the first to run, in place of the one that runs later. A second
@@ -254,14 +268,14 @@ fn remove_filter(handle: TcHandle, hook: Hook, interface: &str) {
 pub(super) fn reseat_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Result<(), DatapathError> {
     let refused =
         |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
-    remove_filter(CLSACT_NEXT, hook, interface);
+    let remove = |handle| remove_filter(handle, hook, interface).map_err(|error| refused(error.to_string()));
+    remove(CLSACT_NEXT)?;
     add_filter(program, CLSACT_NEXT, hook, interface).map_err(refused)?;
     crate::fault::point("let go of a filter's former place");
-    remove_filter(CLSACT_HANDLE, hook, interface);
+    remove(CLSACT_HANDLE)?;
     add_filter(program, CLSACT_HANDLE, hook, interface).map_err(refused)?;
     crate::fault::point("let go of a filter that stood in");
-    remove_filter(CLSACT_NEXT, hook, interface);
-    Ok(())
+    remove(CLSACT_NEXT)
 }
 
 /// Removes the leak detector's filter, which an agent that was killed leaves behind.
@@ -282,16 +296,22 @@ fn note(record: &Path) -> Result<(), String> {
     }
 }
 
-fn is_exists(error: &aya::programs::TcError) -> bool {
-    chain(error).contains("os error 17")
+/// Whether a clsact queueing discipline could not be made because the interface has one.
+pub(crate) fn is_there_already(error: &TcError) -> bool {
+    match error {
+        TcError::AlreadyAttached => true,
+        TcError::NetlinkError(error) => error.raw_os_error() == Some(Errno::EEXIST as i32),
+        _ => false,
+    }
 }
 
 pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str) -> Result<(), DatapathError> {
     let pin = pin_path(links, hook, interface);
     let removed = if mode == AttachMode::Clsact {
-        remove_filter(CLSACT_NEXT, hook, interface);
-        remove_filter(CLSACT_HANDLE, hook, interface);
-        std::fs::remove_dir(&pin)
+        // Without its record the filter would be forgotten, so the record goes last.
+        remove_filter(CLSACT_NEXT, hook, interface)
+            .and_then(|()| remove_filter(CLSACT_HANDLE, hook, interface))
+            .and_then(|()| std::fs::remove_dir(&pin))
     } else {
         remove(&next_path(links, hook, interface)).and_then(|()| remove(&pin))
     };

@@ -24,6 +24,7 @@ use hauberk_abi::layout::{Hook, Settings, map};
 use crate::config::{AttachMode, Limits};
 
 use hold::Held;
+pub(crate) use links::is_there_already;
 pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, Framing, How, Seat};
 pub use maps::{Counted, Maps};
 pub use trial::try_programs;

@@ -31,6 +31,42 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Where probes are addressed to: a locally administered address that no interface has.
 const RECEIVER: [u8; 6] = [0x02, 0x68, 0x61, 0x75, 0x62, 0x01];
 
+/// The result of the last self-test, as far as it still counts.
+#[derive(Debug, Default)]
+pub struct SelfTest {
+    outcome: Option<Result<(), String>>,
+    /// How often the earlier results were set aside.
+    asked: u64,
+}
+
+impl SelfTest {
+    /// The last result; none before the first, and none after [`SelfTest::ask`].
+    pub fn outcome(&self) -> Option<&Result<(), String>> {
+        self.outcome.as_ref()
+    }
+
+    /// Asks for a new test: something changed that the last one did not see. The result of a test
+    /// that runs now does not count either, because it may have passed the device before the change.
+    pub fn ask(&mut self) {
+        self.outcome = None;
+        self.asked += 1;
+    }
+
+    /// A test begins. The number belongs to its result.
+    pub fn begin(&self) -> u64 {
+        self.asked
+    }
+
+    /// A test has ended. Returns whether its result counts and is another than the last.
+    pub fn end(&mut self, begun: u64, outcome: Result<(), String>) -> bool {
+        let counts = begun == self.asked && self.outcome.as_ref() != Some(&outcome);
+        if counts {
+            self.outcome = Some(outcome);
+        }
+        counts
+    }
+}
+
 /// Sends every probe on every device, and one out of the tunnel. The other devices are tested even
 /// if one fails.
 ///
@@ -133,4 +169,22 @@ fn packet(destination: [u8; 16]) -> Vec<u8> {
     packet.extend(destination);
     packet.extend([0, 9, 0, 9, 0, 8, 0xff, 0xff]);
     packet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_from_before_a_change_does_not_count() {
+        let mut test = SelfTest::default();
+        let begun = test.begin();
+        assert!(test.end(begun, Ok(())) && test.outcome() == Some(&Ok(())));
+        assert!(!test.end(test.begin(), Ok(())), "the same result again is no news");
+        let begun = test.begin();
+        test.ask();
+        assert!(!test.end(begun, Ok(())) && test.outcome().is_none());
+        assert!(test.end(test.begin(), Err("from_wire does not run".into())));
+        assert!(test.end(test.begin(), Ok(())) && test.outcome() == Some(&Ok(())));
+    }
 }

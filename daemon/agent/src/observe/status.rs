@@ -231,7 +231,7 @@ fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &st
         );
         problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });
     }
-    match &world.self_test {
+    match world.self_test.outcome() {
         _ if world.running.is_none() => {
             // The reason of a failed start is reported already.
             let why = world.not_up().filter(|_| !world.failures.contains_key("datapath"));

@@ -56,7 +56,7 @@ impl Reconciler {
                 running.mtu = mtu;
                 if is_new {
                     // The new devices have not been tested yet.
-                    world.self_test = None;
+                    world.self_test.ask();
                 }
             }
         }
@@ -154,7 +154,7 @@ impl Reconciler {
         // ready until the self-test has passed again.
         self.looked = Some(Instant::now());
         if is_missing {
-            self.world.write().self_test = None;
+            self.world.write().self_test.ask();
         }
         let Stage::Running(kernel) = &mut self.stage else { return };
         let mut restored = Vec::new();

@@ -6,12 +6,12 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use aya::maps::{HashMap, MapData, PerCpuHashMap};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
 use super::devices::Device;
-use crate::datapath::{Pins, load_program, query};
+use crate::datapath::{Pins, is_there_already, load_program, query};
 use crate::host::{Filter, Netlink};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
@@ -180,10 +180,8 @@ impl Observer {
             match qdisc_add_clsact(&device.name) {
                 // It goes with hauberk: no agent is there any more then that knew of it.
                 Ok(()) => self.pins.note_discipline(&device.name)?,
-                Err(error) if !matches!(error, TcError::AlreadyAttached) && !chain(&error).contains("os error 17") => {
-                    return Err(chain(&error));
-                }
-                Err(_) => {}
+                Err(error) if is_there_already(&error) => {}
+                Err(error) => return Err(chain(&error)),
             }
             // An agent that was killed left its filter; dropping a handle removes it.
             drop(SchedClassifierLink::attached(
