@@ -11,13 +11,14 @@ use clap::{Parser, Subcommand};
 use hauberk_agent::config::{self, Config, LogFormat};
 use hauberk_agent::{apply, cluster_config, install, lock, run, selfcheck};
 
-/// What is still being done when the agent ends has so long.
+/// How long to wait at the end for work that is still under way.
 const END: Duration = Duration::from_secs(2);
 
 /// hauberk's per-node agent: encrypts opted-in pods' traffic between nodes.
 ///
-/// Without a subcommand it runs until it gets SIGTERM or SIGINT, and leaves the datapath in place then: what must be
-/// encrypted stays encrypted or dropped. `hauberkd uninstall` takes everything away.
+/// Without a subcommand it runs until it gets SIGTERM or SIGINT, and leaves the datapath in place
+/// then: what must be encrypted stays encrypted or dropped. `hauberkd uninstall` takes everything
+/// away.
 #[derive(Parser)]
 #[command(version, name = "hauberkd")]
 struct Arguments {
@@ -27,7 +28,8 @@ struct Arguments {
     /// This node's name, as its Node object has it; overrides the configuration.
     #[arg(long, global = true)]
     node: Option<String>,
-    /// The least severe level that is logged: error, warn, info, debug or trace; overrides the configuration.
+    /// The least severe level that is logged: error, warn, info, debug or trace; overrides the
+    /// configuration.
     #[arg(long, global = true)]
     log_level: Option<String>,
     /// Check the configuration, print it with its defaults, and exit.
@@ -41,7 +43,8 @@ struct Arguments {
 enum Command {
     /// Run the agent (the default).
     Run,
-    /// Remove everything the agent ever made on this node: programs, maps, devices, routes, rules. Opens what was closed.
+    /// Remove everything the agent ever made on this node: programs, maps, devices, routes, rules.
+    /// Opens what was closed.
     Uninstall,
     /// Say whether this node has what the agent needs, and what to do if not.
     Check,
@@ -83,7 +86,8 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .context("cannot start the runtime")?;
     match command {
         Command::Uninstall => {
-            // It would put back what is taken away here, and until then there is neither.
+            // A running agent would put back what is removed here, and until then the node would be
+            // unprotected.
             if let Some(answers) = runtime.block_on(hauberk_agent::api::answers(&config.paths.socket)) {
                 bail!(
                     "an agent runs on this node and answers at {answers}: stop it first (its service, or the DaemonSet hauberk-system/hauberk), then uninstall"
@@ -96,13 +100,13 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                     config.paths.socket.display()
                 );
             }
-            // First the list, so that no pod comes while the rest goes.
+            // The CNI list goes first, so that no pod starts while the rest is removed.
             install::uninstall(&config.cni).context("cannot uninstall the CNI plugin")?;
             runtime.block_on(apply::uninstall(&config)).context("cannot uninstall")?;
         }
         _ => {
             let ended = runtime.block_on(run::run(config));
-            // A thread that waits for a disk may do so for ever.
+            // A thread that waits for a disk may never return.
             runtime.shutdown_timeout(END);
             ended?;
         }
@@ -123,8 +127,8 @@ fn check(config: &Config) -> ExitCode {
     if selfcheck::require(&items).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What libraries may log. boringtun calls every session that ends an error; the tunnel tells of peers' states itself. The others
-/// have a dozen lines of `debug` for every request to the API server.
+/// What libraries may log. boringtun logs the end of every session as an error; the tunnel reports
+/// peers' states itself. The others log a dozen `debug` lines for every request to the API server.
 const LIBRARIES: &str = "boringtun=off,aya=info,aya_obj=info,hyper_util=info,kube_client=info,rustls=info,tower=info";
 
 fn log_to_standard_error(config: &Config, level: Option<&str>) -> anyhow::Result<()> {

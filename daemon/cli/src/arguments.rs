@@ -1,4 +1,4 @@
-//! The command line, and the help that teaches it.
+//! The command line, with help texts that explain it.
 
 use std::path::PathBuf;
 
@@ -54,7 +54,7 @@ pub(crate) enum Color {
 }
 
 impl Color {
-    /// For everything printed from here on.
+    /// Applies the choice to everything that is printed from now on.
     pub(crate) fn write_global(self) {
         match self {
             Color::Auto => anstream::ColorChoice::Auto,
@@ -69,9 +69,10 @@ impl Color {
 pub(crate) enum Command {
     /// How this node does: problems, tunnel, peers, namespaces
     ///
-    /// Problems come first, worst first. Then this node as `wg show` would tell it, the other nodes it has tunnels to, and
-    /// the namespaces that are opted in. `converged: 2/3 nodes` means that of three Node objects one is of a node that
-    /// does not enforce the label yet, or has no agent that could.
+    /// Problems come first, worst first. Then this node as `wg show` would tell it, the other nodes
+    /// it has tunnels to, and the namespaces that are opted in. `converged: 2/3 nodes` means that
+    /// of three Node objects one is of a node that does not enforce the label yet, or has no agent
+    /// that could.
     #[command(after_help = EXIT_CODES)]
     Status {
         /// Everything: offloads, older keys, each allowed range, each node waited for
@@ -83,8 +84,9 @@ pub(crate) enum Command {
 
     /// Would traffic between two parties be encrypted, and by which rule
     ///
-    /// Each party is a pod (NAMESPACE/NAME), a node's name or an address. The answer names the rule, the peer, its key and
-    /// epoch, what would make such packets drop, and when traffic last proved it.
+    /// Each party is a pod (NAMESPACE/NAME), a node's name or an address. The answer names the
+    /// rule, the peer, its key and epoch, what would make such packets drop, and when traffic last
+    /// proved it.
     #[command(after_help = "\
 Examples:
   hauberk explain payments/api 10.244.2.7
@@ -105,8 +107,8 @@ Exit codes:
 
     /// Flows seen on this node: encrypted or not, and why
     ///
-    /// Without --follow: what is in the table now. With it: also each start, end and refusal from here on. Filters of
-    /// different kinds must all match; of those given several times, one.
+    /// Without --follow: what is in the table now. With it: also each start, end and refusal from
+    /// here on. Filters of different kinds must all match; of those given several times, one.
     #[command(after_help = "\
 Examples:
   hauberk flows --namespace payments --encryption plain --encryption refused
@@ -191,7 +193,7 @@ pub(crate) enum Form {
 }
 
 impl Output {
-    /// For machines.
+    /// Whether the answer is for machines.
     pub(crate) fn is_json(self) -> bool {
         self.form == Form::Json
     }
@@ -242,7 +244,7 @@ pub(crate) enum EncryptionArgument {
 }
 
 impl EncryptionArgument {
-    /// As in flow records.
+    /// The word in flow records.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             EncryptionArgument::Encrypted => "encrypted",
@@ -254,7 +256,7 @@ impl EncryptionArgument {
     }
 }
 
-/// A range, or an address as the range of one.
+/// A range; an address counts as a range with one address.
 fn range(text: &str) -> Result<IpNet, String> {
     let address = text.parse().map(|address: std::net::IpAddr| IpNet::from(address));
     address.or_else(|_| text.parse()).map_err(|_| "neither an address nor a range such as 10.244.0.0/16".to_string())

@@ -28,6 +28,7 @@ pub mod packet;
 pub mod reason;
 pub mod too_big;
 #[cfg(feature = "user")]
+#[allow(unsafe_code, reason = "see the module")]
 mod user;
 
 /// Version of every layout in this crate. It is part of the pin directory's name, because a pinned

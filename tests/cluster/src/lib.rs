@@ -29,6 +29,7 @@ pub mod machine;
 pub mod node;
 pub mod runner;
 pub mod session;
+#[allow(unsafe_code, reason = "see the module")]
 mod syscalls;
 pub mod tools;
 

@@ -71,10 +71,9 @@ fn link(program: &OwnedFd, netns: &Netns, device: &str, way: Way) -> Result<Owne
     netns.within(|| syscalls::tcx_link(program, index, kind(way), flags).context("attach a program"))
 }
 
-/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` (linux/bpf.h).
 fn kind(way: Way) -> u32 {
     match way {
-        Way::In => 46,
-        Way::Out => 47,
+        Way::In => syscalls::TCX_INGRESS,
+        Way::Out => syscalls::TCX_EGRESS,
     }
 }

@@ -38,6 +38,7 @@ pub mod programs;
 pub mod random;
 pub mod runner;
 pub mod sandbox;
+#[allow(unsafe_code, reason = "see the module")]
 mod syscalls;
 pub mod traffic;
 pub mod usage;

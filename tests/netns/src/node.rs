@@ -139,6 +139,20 @@ impl Node {
         syscalls::detach_link(&path).with_context(|| format!("detach {pin}"))
     }
 
+    /// Detaches the last program at the egress of a device, as another program may. With TCX it
+    /// detaches the program's link, otherwise it removes the whole queueing discipline.
+    ///
+    /// # Errors
+    /// There is no such program, a system call fails, or `tc` fails.
+    pub fn detach_last(&self, device: &str) -> Result<()> {
+        let index = self.netns.interface(device)?;
+        let detached = self.netns.within(|| Ok(syscalls::detach_last_tcx(index, syscalls::TCX_EGRESS)?))?;
+        if detached.is_none() {
+            self.run("tc", &["qdisc", "del", "dev", device, "clsact"])?;
+        }
+        Ok(())
+    }
+
     /// Starts the agent without waiting for it.
     ///
     /// # Errors

@@ -288,6 +288,10 @@ const PROG_LOAD: libc::c_long = 5;
 const PROG_QUERY: libc::c_long = 16;
 const LINK_CREATE: libc::c_long = 28;
 
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` (linux/bpf.h).
+pub(crate) const TCX_INGRESS: u32 = 46;
+pub(crate) const TCX_EGRESS: u32 = 47;
+
 /// A tc program that returns "next" for every packet.
 ///
 /// # Errors
@@ -333,24 +337,54 @@ pub(crate) fn tcx_link(program: &OwnedFd, interface: u32, kind: u32, flags: u32)
 /// # Errors
 /// A system call fails.
 pub(crate) fn tcx_programs(interface: u32, kind: u32) -> io::Result<Vec<u32>> {
+    Ok(tcx(interface, kind)?.into_iter().map(|(program, _)| program).collect())
+}
+
+/// Detaches the last program that TCX runs on the interface. None if no program is there.
+///
+/// # Errors
+/// A system call fails.
+pub(crate) fn detach_last_tcx(interface: u32, kind: u32) -> io::Result<Option<u32>> {
+    /// `BPF_LINK_GET_FD_BY_ID` (linux/bpf.h).
+    const GET: libc::c_long = 30;
+    let Some((program, link)) = tcx(interface, kind)?.pop() else { return Ok(None) };
+    let mut get = [link, 0, 0, 0];
+    // SAFETY: the attribute is complete and points to nothing.
+    let link = owned(unsafe { libc::syscall(libc::SYS_bpf, GET, &raw mut get, size_of_val(&get)) })?;
+    detach(&link)?;
+    Ok(Some(program))
+}
+
+/// The ids of the programs that TCX runs on the interface and of their links, in the order in which
+/// they run.
+fn tcx(interface: u32, kind: u32) -> io::Result<Vec<(u32, u32)>> {
     #[repr(C)]
     struct Query {
         head: [u32; 4],
         ids: u64,
         count: u32,
         padding: u32,
-        rest: [u64; 4],
+        flags: u64,
+        links: u64,
+        rest: [u64; 2],
     }
-    let mut ids = [0u32; 64];
-    let (head, count) = ([interface, kind, 0, 0], ids.len() as u32);
-    let mut query = Query { head, ids: ids.as_mut_ptr() as u64, count, padding: 0, rest: [0; 4] };
-    // SAFETY: the attribute is complete, and the buffer it points to has room for `count` ids and
-    // outlives the call.
+    let (mut ids, mut links) = ([0u32; 64], [0u32; 64]);
+    let mut query = Query {
+        head: [interface, kind, 0, 0],
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        padding: 0,
+        flags: 0,
+        links: links.as_mut_ptr() as u64,
+        rest: [0; 2],
+    };
+    // SAFETY: the attribute is complete. The buffers it points to have room for `count` ids each
+    // and outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(ids.into_iter().take(query.count as usize).collect())
+    Ok(ids.into_iter().zip(links).take(query.count as usize).collect())
 }
 
 fn owned(raw: libc::c_long) -> io::Result<OwnedFd> {
@@ -366,12 +400,17 @@ fn owned(raw: libc::c_long) -> io::Result<OwnedFd> {
 /// # Errors
 /// A system call fails.
 pub(crate) fn detach_link(pin: &std::ffi::CStr) -> io::Result<()> {
-    /// `BPF_OBJ_GET` and `BPF_LINK_DETACH` (linux/bpf.h).
+    /// `BPF_OBJ_GET` (linux/bpf.h).
     const GET: libc::c_long = 7;
-    const DETACH: libc::c_long = 34;
     let mut get = [pin.as_ptr() as u64, 0];
     // SAFETY: the attribute is complete, and the path it points to outlives the call.
     let link = owned(unsafe { libc::syscall(libc::SYS_bpf, GET, &raw mut get, size_of_val(&get)) })?;
+    detach(&link)
+}
+
+fn detach(link: &OwnedFd) -> io::Result<()> {
+    /// `BPF_LINK_DETACH` (linux/bpf.h).
+    const DETACH: libc::c_long = 34;
     let mut detach = link.as_raw_fd() as u32;
     // SAFETY: the attribute is complete and points to nothing.
     let result = unsafe { libc::syscall(libc::SYS_bpf, DETACH, &raw mut detach, size_of_val(&detach)) };

@@ -10,16 +10,20 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_core::api::{Drops, Problem, Severity};
+use hauberk_netns::capture::Moment;
 use hauberk_netns::inject::{self, Forged};
 use hauberk_netns::{
     Cluster, Context, Family, HostRouting, Marker, Node, Pod, Setup, Test, analysis, eventually, wait::within,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 pub const TESTS: &[Test] = &[
     Test::new("leaks::what_leaves_without_the_guard_is_seen_and_both_nodes_say_so", without_the_guard),
     Test::new("leaks::a_node_that_is_seen_to_send_in_the_clear_is_named_on_both", forged_on_the_wire),
+    Test::new("leaks::a_detector_that_is_detached_comes_back_and_is_told_of", |context| detached(context, "auto")),
+    Test::new("leaks::a_detector_whose_clsact_goes_comes_back_and_is_told_of", |context| detached(context, "clsact")),
 ];
 
 /// Longer than the interval at which the agent reads the observer's counts.
@@ -149,6 +153,30 @@ fn without_the_guard(context: &Context) -> Result<()> {
     let told = problem(n1, |problem| problem.object == "node/n2" && !is_sending(problem))?;
     ensure!(told.message.starts_with("n2 saw plaintext from this node"), "{}", told.message);
     Ok(())
+}
+
+/// With TCX the detector's own link is detached. Otherwise the queueing discipline is removed, with
+/// everything on it.
+fn detached(context: &Context, attach: &str) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { config: json!({ "attach": attach }), ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
+    cluster.wait_known(&[&a, &b])?;
+    for node in &cluster.nodes[..2] {
+        eventually("the observer to be attached", || sample(node, "leaked", "device=\"eth0\""))?;
+        let told = |problem: &Problem| problem.message.contains("detached it from eth0");
+        ensure!(!node.agent.status()?.problems.iter().any(told), "{} tells of it before it happened", node.name);
+        node.detach_last("eth0")?;
+        eventually("the detached detector to be told of", || {
+            let event = node.agent.events()?.into_iter().find(|event| {
+                event.objects.contains(&"device/eth0".to_owned())
+                    && event.message.contains("leak detector had been detached")
+            });
+            Ok((event.is_some() && node.agent.status()?.problems.iter().any(told)).then_some(()))
+        })?;
+    }
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
+    sees_nothing_but_one(&cluster, &a, &b)
 }
 
 /// Frames that n2 would send without a guard, injected on n1's cable.

@@ -1,4 +1,5 @@
-//! A node as it is remembered: its object, and what it last published in a form that could be read.
+//! A node as the model keeps it: its object, and what it last published in a form that could be
+//! read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,35 +42,36 @@ pub struct NodeAddress {
     pub internal: bool,
 }
 
-/// A node, and what is remembered of it.
+/// A node's object and what the model remembers about the node.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) object: NodeObject,
-    /// The last keys it published in a form that could be read.
+    /// The last readable keys that it published.
     pub(crate) held: Option<Held>,
-    /// The addresses of its devices, as it last published them in a form that could be read.
+    /// The last readable addresses of its devices that it published.
     pub(crate) devices: BTreeSet<IpAddr>,
     /// What it acknowledges.
     pub(crate) enforced: Acknowledged,
 }
 
 impl Node {
-    /// Those its object and its devices say.
+    /// The addresses from its object and of its devices.
     pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
         self.object.addresses.iter().map(|given| given.address).chain(self.devices.iter().copied()).collect()
     }
 }
 
-/// A node's keys, each with when it came.
+/// A node's keys and when each came.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) published: Published,
-    /// When the node first published the key: 0 before everything was known, when nobody can tell who came first; then
-    /// one number per change.
+    /// When the node first published the key. 0 before the model has synced, because the order of
+    /// arrival is not known then; after that, one number per change.
     pub(crate) arrival: BTreeMap<[u8; 32], u64>,
 }
 
-/// A broken annotation leaves the last good addresses in force, as it does the keys. A removed one takes them away.
+/// A broken annotation leaves the last good addresses in force, as it does the keys. A removed one
+/// removes them.
 pub(super) fn devices(object: &NodeObject, before: BTreeSet<IpAddr>, events: &mut Vec<NewEvent>) -> BTreeSet<IpAddr> {
     match object.published_addresses.as_deref().map(addresses::parse) {
         None => BTreeSet::new(),

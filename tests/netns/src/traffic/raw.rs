@@ -1,12 +1,14 @@
 //! Other protocols, over raw sockets on both sides: traffic that a node must carry without
 //! understanding it.
 
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::sys::socket::{SockaddrStorage, recvfrom};
 use socket2::{SockAddr, Socket, Type};
 
 use super::exchange::{Protocol, Shared};
@@ -75,20 +77,16 @@ fn raw_socket(protocol: Protocol, address: IpAddr) -> Result<Socket> {
 /// The next packet on a raw socket without its IP header, and its sender; none if nothing came for
 /// a short time.
 pub(super) fn receive(socket: &Socket, address: IpAddr) -> Result<Option<(IpAddr, Vec<u8>)>> {
-    let mut buffer = vec![MaybeUninit::new(0); socket::LARGEST];
-    let (count, from) = match socket.recv_from(&mut buffer) {
+    let mut bytes = vec![0; socket::LARGEST];
+    let (count, from) = match recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut bytes).map_err(io::Error::from) {
         Ok(received) => received,
         Err(error) if socket::is_passing(&error) => return Ok(None),
         Err(error) => return Err(error).context("receive on raw socket"),
     };
-    let bytes: Vec<u8> = buffer[..count]
-        .iter()
-        .map(|byte| {
-            // SAFETY: every element was initialised with 0 when the buffer was made.
-            unsafe { byte.assume_init() }
-        })
-        .collect();
-    let from = from.as_socket().context("sender's address")?.ip();
+    bytes.truncate(count);
+    let from = from.context("a packet without a sender")?;
+    let v4 = from.as_sockaddr_in().map(|from| IpAddr::from(from.ip()));
+    let from = v4.or_else(|| from.as_sockaddr_in6().map(|from| from.ip().into())).context("sender's address")?;
     // IPv4 raw sockets deliver the IP header too.
     let header = if address.is_ipv4() { usize::from(bytes.first().copied().unwrap_or(0) & 15) * 4 } else { 0 };
     Ok(Some((from, bytes.get(header..).unwrap_or_default().to_vec())))

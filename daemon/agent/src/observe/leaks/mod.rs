@@ -22,7 +22,8 @@ pub use seen::{Leaks, Sighting};
 use crate::datapath::Pins;
 use crate::host::{LinkKind, Netlink};
 use crate::world::{Shared, World};
-use program::{Noted, Observer};
+use devices::Device;
+use program::{Lost, Noted, Observer};
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(2);
@@ -62,23 +63,26 @@ pub async fn watch(place: Place, world: Shared) -> Result<(), ObserverError> {
     }
     let mut observer =
         Observer::load(&place.pins, place.clsact).inspect_err(|error| world.write().leaks.failed(error.to_string()))?;
+    let netlink = loop {
+        match Netlink::connect() {
+            Ok(netlink) => break netlink,
+            Err(error) => world.write().leaks.failed(error.to_string()),
+        }
+        look.tick().await;
+    };
     let mut reader = Reader::default();
-    let mut netlink = None;
     loop {
-        let passed_on = passing_on(&mut netlink).await;
-        reader.look(&mut observer, |name, index| name == place.tunnel || passed_on.contains(&index), &world);
+        let passed_on = passing_on(&netlink).await;
+        let lost = observer.check(&netlink).await;
+        reader.look(&mut observer, &lost, |name, index| name == place.tunnel || passed_on.contains(&index), &world);
         look.tick().await;
     }
 }
 
 /// Devices that hand every packet to another one, where the guard sees it and the observer looks: what leaves by a bridge leaves by
 /// one of its ports, and an `ifb` gives back what it was given. None if the kernel does not tell: then too much is looked at.
-async fn passing_on(netlink: &mut Option<Netlink>) -> BTreeSet<u32> {
-    if netlink.is_none() {
-        *netlink = Netlink::connect().ok();
-    }
-    let Some(connected) = netlink else { return BTreeSet::new() };
-    let links = connected.links().await.unwrap_or_default();
+async fn passing_on(netlink: &Netlink) -> BTreeSet<u32> {
+    let links = netlink.links().await.unwrap_or_default();
     let passing = links.iter().filter(|link| matches!(link.kind, LinkKind::Bridge | LinkKind::Ifb));
     passing.map(|link| link.index).collect()
 }
@@ -101,8 +105,13 @@ struct News {
 }
 
 impl Reader {
-    fn look(&mut self, observer: &mut Observer, is_inside: impl Fn(&str, u32) -> bool, world: &Shared) {
-        let overtaken: BTreeSet<u32> = observer.fall_back().into_iter().collect();
+    fn look(
+        &mut self,
+        observer: &mut Observer,
+        lost: &BTreeMap<u32, Lost>,
+        is_inside: impl Fn(&str, u32) -> bool,
+        world: &Shared,
+    ) {
         let mut failures = Vec::new();
         let more = match observer.leaked() {
             Ok(packets) => self.more(packets),
@@ -115,11 +124,20 @@ impl Reader {
         let now = monotonic();
         {
             let mut world = world.write();
-            self.tell(&mut world, more, &news, &overtaken, now);
+            self.tell(&mut world, more, &news, lost, now);
         }
         match devices::list(|name, index| is_inside(name, index) || is_pods(&world.read(), name, index)) {
             Ok(devices) => {
+                let kept: Vec<_> = devices.iter().filter(|device| self.is_detached(device, lost)).collect();
                 failures.extend(observer.follow(&devices).iter().map(ToString::to_string));
+                let mut world = world.write();
+                for device in kept {
+                    let event = world.leaks.note_detached(&device.name, now.1);
+                    if world.events.note(&event, now.1) {
+                        warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
+                    }
+                }
+                drop(world);
                 self.names = devices.into_iter().map(|device| (device.index, device.name)).collect();
             }
             Err(error) => {
@@ -158,16 +176,21 @@ impl Reader {
         news
     }
 
+    /// Whether the observer was on a device that is there still, and does not run there any more.
+    fn is_detached(&self, device: &Device, lost: &BTreeMap<u32, Lost>) -> bool {
+        lost.get(&device.index) == Some(&Lost::Detached) && self.names.get(&device.index) == Some(&device.name)
+    }
+
     /// On a device where the guard had come behind the observer, what was seen was not what left.
     fn tell(
         &self,
         world: &mut World,
         mut more: BTreeMap<u32, u64>,
         news: &[News],
-        overtaken: &BTreeSet<u32>,
+        lost: &BTreeMap<u32, Lost>,
         now: (u64, Timestamp),
     ) {
-        more.retain(|device, _| !overtaken.contains(device));
+        more.retain(|device, _| lost.get(device) != Some(&Lost::Overtaken));
         let mut told = 0;
         for News { leak, packets, last } in news {
             let Some(counted) = more.get_mut(&leak.device) else { continue };

@@ -12,6 +12,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use super::devices::Device;
 use crate::datapath::{Pins, load_program, query};
+use crate::host::{Filter, Netlink};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
 
@@ -71,6 +72,15 @@ pub struct Noted {
     pub last: u64,
 }
 
+/// How the observer has lost its place on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lost {
+    /// The guard has come behind it, so that what it saw lately was not what left.
+    Overtaken,
+    /// It does not run there: another program detached it.
+    Detached,
+}
+
 /// The loaded observer.
 pub struct Observer {
     ebpf: Ebpf,
@@ -123,19 +133,16 @@ impl Observer {
         failed
     }
 
-    /// Devices on which the guard has come behind the observer since, and whose counts of late are worth nothing therefore. Takes its
-    /// place behind the guard again.
-    pub fn fall_back(&mut self) -> Vec<u32> {
-        if self.clsact {
-            return Vec::new();
+    /// Asks the kernel for the program on each device it was attached to, and lets go of the devices where it has lost its place.
+    /// [`Observer::follow`] attaches it there again, behind the guard, if the devices are there still.
+    pub async fn check(&mut self, netlink: &Netlink) -> BTreeMap<u32, Lost> {
+        let mut lost = BTreeMap::new();
+        for (index, Attached { device, .. }) in &self.attached {
+            let found = if self.clsact { clsact_place(*index, netlink).await } else { tcx_place(device) };
+            lost.extend(found.map(|found| (*index, found)));
         }
-        let overtaken: Vec<u32> =
-            self.attached.iter().filter(|(_, a)| is_overtaken(&a.device)).map(|(index, _)| *index).collect();
-        for index in &overtaken {
-            // The next look at the devices attaches it anew, as the last.
-            self.attached.remove(index);
-        }
-        overtaken
+        self.attached.retain(|index, _| !lost.contains_key(index));
+        lost
     }
 
     /// Leaked packets by interface index.
@@ -196,11 +203,19 @@ impl Observer {
     }
 }
 
-fn is_overtaken(device: &Device) -> bool {
-    // What cannot be asked is gone.
-    let Ok(programs) = query::tcx_programs(&device.name, TcAttachType::Egress) else { return false };
-    let own = programs.iter().position(|id| query::is_observer(*id));
-    own.is_some_and(|own| own + 1 < programs.len())
+fn tcx_place(device: &Device) -> Option<Lost> {
+    let programs = query::tcx_programs(&device.name, TcAttachType::Egress).unwrap_or_default();
+    match programs.iter().position(|id| query::is_observer(*id)) {
+        Some(own) => (own + 1 < programs.len()).then_some(Lost::Overtaken),
+        None => Some(Lost::Detached),
+    }
+}
+
+/// Filters stand in the order of their preferences: none of the guard's comes behind this one.
+async fn clsact_place(index: u32, netlink: &Netlink) -> Option<Lost> {
+    let filters = netlink.filters(index, false).await.unwrap_or_default();
+    let is_own = |filter: &Filter| (filter.preference, filter.handle) == (CLSACT_PRIORITY, query::OBSERVER_MINOR);
+    (!filters.iter().any(is_own)).then_some(Lost::Detached)
 }
 
 /// Field by field, in the layout's order.

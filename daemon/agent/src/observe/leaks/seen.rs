@@ -22,6 +22,8 @@ pub struct Leaks {
     /// Packets by device, of those the observer sits on or has seen one on.
     devices: BTreeMap<String, u64>,
     seen: BTreeMap<Pair, Seen>,
+    /// When another program last detached the observer, by device.
+    detached: BTreeMap<String, Timestamp>,
     failures: Vec<String>,
 }
 
@@ -93,6 +95,16 @@ impl Leaks {
         NewEvent { warning: true, reason: reason::LEAK_SEEN, objects: vec![format!("Node/{node}")], message }
     }
 
+    /// The observer did not run on the device any more, because another program had detached it. Returns the event to tell.
+    pub fn note_detached(&mut self, device: &str, now: Timestamp) -> NewEvent {
+        self.detached.retain(|_, last| now.duration_since(*last) < LATELY);
+        self.detached.insert(device.to_owned(), now);
+        let message = "the leak detector had been detached by another program; it is attached again, and what left \
+                       meanwhile was not looked at"
+            .to_owned();
+        NewEvent { warning: true, reason: reason::RESTORED, objects: vec![format!("device/{device}")], message }
+    }
+
     /// Whether a leak was seen within the last minutes.
     pub fn lately(&self) -> bool {
         let now = Timestamp::now();
@@ -110,7 +122,8 @@ impl Leaks {
         leaked.map(|(device, packets)| LeakCount { device: device.to_owned(), packets }).collect()
     }
 
-    /// One for each device by which something leaked lately, and one for each that cannot be looked at.
+    /// One for each device by which something leaked lately, and one for each that cannot be looked at, or was not for a
+    /// while.
     pub fn problems(&self) -> Vec<Problem> {
         let now = Timestamp::now();
         let mut latest: BTreeMap<&str, (&Pair, &Seen)> = BTreeMap::new();
@@ -130,7 +143,17 @@ impl Leaks {
             object: "leak detector".into(),
             message: sentence.clone(),
         });
-        leaks.chain(failures).collect()
+        let detached = self.detached.iter().filter(|(_, last)| now.duration_since(**last) < LATELY);
+        let detached = detached.map(|(device, last)| Problem {
+            severity: Severity::Warning,
+            object: "leak detector".into(),
+            message: format!(
+                "another program detached it from {device}, the last time seen at {last:.0}; what left by {device} until it was \
+                 attached again was not looked at; find what removes programs or queueing disciplines of {device} (`tc monitor`, a \
+                 CNI plugin or tuning script that resets them)"
+            ),
+        });
+        leaks.chain(failures).chain(detached).collect()
     }
 
     fn message(&self, device: &str, pair: &Pair, seen: &Seen) -> String {
@@ -199,6 +222,19 @@ mod tests {
         assert_eq!(leaks.problems().len(), 1);
         let mut leaks = Leaks::default();
         let _ = leaks.note("n1", &sighting("10.2.0.7", Timestamp::now() - SignedDuration::from_hours(2)));
+        assert!(leaks.problems().is_empty());
+    }
+
+    #[test]
+    fn a_detector_that_was_detached_is_told_for_some_minutes() {
+        let mut leaks = Leaks::default();
+        let event = leaks.note_detached("eth1", Timestamp::now());
+        assert_eq!((event.reason, event.objects), ("Restored", vec!["device/eth1".to_owned()]));
+        let [problem] = &leaks.problems()[..] else { panic!("{:?}", leaks.problems()) };
+        assert_eq!((problem.severity, problem.object.as_str()), (Severity::Warning, "leak detector"));
+        assert!(problem.message.contains("detached it from eth1"), "{}", problem.message);
+        assert!(!leaks.lately());
+        let _ = leaks.note_detached("eth1", Timestamp::now() - LATELY);
         assert!(leaks.problems().is_empty());
     }
 
