@@ -30,7 +30,8 @@ struct Query {
     revision: u64,
 }
 
-/// The ids of the programs that are attached to an interface, in the order in which they run (BPF_PROG_QUERY, bpf(2)).
+/// The ids of the programs that are attached to an interface, in the order in which they run
+/// (BPF_PROG_QUERY, bpf(2)).
 ///
 /// # Errors
 /// What the kernel says.
@@ -43,8 +44,8 @@ pub fn attached_programs(interface: u32, attach_type: u32) -> io::Result<Vec<u32
         count: MOST as u32,
         ..Query::default()
     };
-    // SAFETY: `query` is a whole attribute of the size that is passed. The buffer that it points to has room for `count` ids and
-    // outlives the call.
+    // SAFETY: `query` is a whole attribute of the size that is passed. The buffer that it points to
+    // has room for `count` ids and outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -55,7 +56,8 @@ pub fn attached_programs(interface: u32, attach_type: u32) -> io::Result<Vec<u32
 
 /// A program's id as aya has it.
 pub fn program_id(id: u32) -> ProgramId {
-    // SAFETY: an id is only looked up: if the program is gone, the kernel refuses the call that names it.
+    // SAFETY: an id is only looked up: if the program is gone, the kernel refuses the call that
+    // names it.
     unsafe { ProgramId::new(id) }
 }
 

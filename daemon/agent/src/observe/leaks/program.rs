@@ -1,5 +1,5 @@
-//! The observer's program in the kernel: loaded, attached behind the guard, and its maps read. No code of the guard's loader is used
-//! here, for the reason that none of its program is.
+//! The observer's program in the kernel: loaded, attached behind the guard, and its maps read. No
+//! code of the guard's loader is used here, for the reason that none of its program is.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -117,7 +117,7 @@ impl Observer {
         Ok(Observer { ebpf, leaked, leaks, clsact, pins: pins.clone(), attached: BTreeMap::new() })
     }
 
-    /// Sits on these devices and no others. Returns what could not be.
+    /// Attaches the observer to these devices and no others. Returns the failures.
     pub fn follow(&mut self, devices: &[Device]) -> Vec<ObserverError> {
         self.attached.retain(|_, attached| devices.contains(&attached.device));
         let mut failed = Vec::new();
@@ -133,8 +133,9 @@ impl Observer {
         failed
     }
 
-    /// Asks the kernel for the program on each device it was attached to, and lets go of the devices where it has lost its place.
-    /// [`Observer::follow`] attaches it there again, behind the guard, if the devices are there still.
+    /// Asks the kernel for the program on each device it was attached to, and lets go of the
+    /// devices where it has lost its place. [`Observer::follow`] attaches it there again, behind
+    /// the guard, if the devices are there still.
     pub async fn check(&mut self, netlink: &Netlink) -> BTreeMap<u32, Lost> {
         let mut lost = BTreeMap::new();
         for (index, Attached { device, .. }) in &self.attached {

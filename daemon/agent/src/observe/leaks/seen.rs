@@ -1,4 +1,4 @@
-//! What the observer has seen, for who asks: status, metrics, `hauberk drops`.
+//! What the observer has seen, as the status, the metrics and `hauberk drops` show it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,17 +9,17 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::program::Leak;
 
-/// A leak that was seen so lately makes the node not ready.
+/// A leak makes the node not ready for this long.
 const LATELY: SignedDuration = SignedDuration::from_mins(5);
-/// For so long the status speaks of it.
+/// A leak stays in the status for this long.
 const TOLD: SignedDuration = SignedDuration::from_hours(1);
-/// Leaks remembered; the oldest go first.
+/// Most leaks remembered; the oldest are dropped first.
 const REMEMBERED: usize = 256;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Leaks {
-    /// Packets by device, of those the observer sits on or has seen one on.
+    /// Packets by device: every device that the observer is attached to, or that leaked before.
     devices: BTreeMap<String, u64>,
     seen: BTreeMap<Pair, Seen>,
     /// When another program last detached the observer, by device.
@@ -43,26 +43,26 @@ struct Seen {
     last: Timestamp,
 }
 
-/// A leak with what is known of it.
+/// A leak with the names of its device and ends.
 #[derive(Clone, Debug)]
 pub struct Sighting {
     /// The packet.
     pub leak: Leak,
     /// The device's name.
     pub device: String,
-    /// Who has its source and its destination, in words.
+    /// The parties that have its source and its destination, in words.
     pub owners: [String; 2],
     /// When.
     pub last: Timestamp,
 }
 
 impl Leaks {
-    /// Packets more have left by a device.
+    /// Adds to the packets that left by a device.
     pub fn count(&mut self, device: &str, packets: u64) {
         *self.devices.entry(device.to_owned()).or_default() += packets;
     }
 
-    /// The observer sits on these; what is wrong, one sentence each.
+    /// Sets the devices that the observer is attached to, and its failures, one sentence each.
     pub fn watched<'a>(&mut self, devices: impl Iterator<Item = &'a str>, failures: Vec<String>) {
         self.devices.retain(|_, packets| *packets > 0);
         for device in devices {
@@ -95,7 +95,8 @@ impl Leaks {
         NewEvent { warning: true, reason: reason::LEAK_SEEN, objects: vec![format!("Node/{node}")], message }
     }
 
-    /// The observer did not run on the device any more, because another program had detached it. Returns the event to tell.
+    /// The observer did not run on the device any more, because another program had detached it.
+    /// Returns the event to tell.
     pub fn note_detached(&mut self, device: &str, now: Timestamp) -> NewEvent {
         self.detached.retain(|_, last| now.duration_since(*last) < LATELY);
         self.detached.insert(device.to_owned(), now);
@@ -111,7 +112,7 @@ impl Leaks {
         self.seen.values().any(|seen| now.duration_since(seen.last) < LATELY)
     }
 
-    /// Packets by device; zeros too, where the observer sits.
+    /// Packets by device, with zeros for the devices that the observer is attached to.
     pub fn devices(&self) -> impl Iterator<Item = (&str, u64)> {
         self.devices.iter().map(|(device, packets)| (device.as_str(), *packets))
     }
@@ -122,8 +123,8 @@ impl Leaks {
         leaked.map(|(device, packets)| LeakCount { device: device.to_owned(), packets }).collect()
     }
 
-    /// One for each device by which something leaked lately, and one for each that cannot be looked at, or was not for a
-    /// while.
+    /// One for each device by which something leaked lately, and one for each that cannot be looked
+    /// at, or was not for a while.
     pub fn problems(&self) -> Vec<Problem> {
         let now = Timestamp::now();
         let mut latest: BTreeMap<&str, (&Pair, &Seen)> = BTreeMap::new();
