@@ -54,15 +54,18 @@ named_enum! {
         PlaintextFromProtected = 6, "plaintext_from_protected";
         /// Would have left this node in the clear and cannot be redirected into the tunnel.
         PlaintextLeaving = 7, "plaintext_leaving";
-        /// Decrypted, but the destination pod is not (or no longer) on this node.
+        /// For a pod that is not (or no longer) there: the packet was decrypted on another node
+        /// than the pod's, would enter another pod, or would leave this node although it is for a
+        /// pod of this node.
         NotLocal = 8, "not_local";
         /// Came through the tunnel with a source address that no other node may use.
         TunnelSource = 9, "tunnel_source";
-        /// Neither IP nor ARP, from an opted-in pod.
+        /// Neither IP nor ARP, from or to an opted-in pod; or from one behind a VLAN tag.
         NotIp = 10, "not_ip";
         /// Multicast or broadcast beyond the pod's link: it cannot be encrypted to one peer.
         Multicast = 11, "multicast";
-        /// From an opted-in pod to outside the cluster, before the agent knows what is inside.
+        /// From an opted-in pod to outside the cluster, before the agent knows what is inside; or
+        /// from or to a pod before the agent has written its settings.
         NotReady = 12, "not_ready";
         /// The agent's own probe. It must be dropped, which proves that the program runs.
         SelfTest = 13, "self_test";
@@ -73,8 +76,8 @@ named_enum! {
         /// From outside the cluster directly to an opted-in pod's address, while `worldIngress` is
         /// `translated`.
         WorldToProtected = 16, "world_to_protected";
-        /// Larger than the tunnel's MTU, at a point where it can neither be fragmented nor be
-        /// reported to the sender.
+        /// Larger than the tunnel's MTU. The sender is told what would have fitted, where that is
+        /// possible.
         TooBig = 17, "too_big";
         /// A packet socket on the node sent a frame with a pod's address.
         PacketSocket = 18, "packet_socket";

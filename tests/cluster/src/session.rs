@@ -36,7 +36,7 @@ const CONTAINERS: &str = "/var/lib/containerd/io.containerd.runtime.v2.task/k8s.
 /// [`clear`] must be called afterwards.
 ///
 /// # Errors
-/// The program's own file cannot be named.
+/// The path of this program is not known.
 pub fn command(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Command> {
     let mut command = Command::new(env::current_exe().context("own path")?);
     command.args(arguments.into_iter().map(Into::into)).env(LEVEL, "1");

@@ -139,11 +139,11 @@ impl Node {
         syscalls::detach_link(&path).with_context(|| format!("detach {pin}"))
     }
 
-    /// Detaches the last program at the egress of a device, as another program may: by TCX the
-    /// program's link, else the whole queueing discipline.
+    /// Detaches the last program at the egress of a device, as another program may. With TCX it
+    /// detaches the program's link, otherwise it removes the whole queueing discipline.
     ///
     /// # Errors
-    /// There is none, or what the kernel or `tc` says.
+    /// There is no such program, a system call fails, or `tc` fails.
     pub fn detach_last(&self, device: &str) -> Result<()> {
         let index = self.netns.interface(device)?;
         let detached = self.netns.within(|| Ok(syscalls::detach_last_tcx(index, syscalls::TCX_EGRESS)?))?;

@@ -343,13 +343,13 @@ pub(crate) fn tcx_programs(interface: u32, kind: u32) -> io::Result<Vec<u32>> {
 /// Detaches the last program that TCX runs on the interface. None if no program is there.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub(crate) fn detach_last_tcx(interface: u32, kind: u32) -> io::Result<Option<u32>> {
     /// `BPF_LINK_GET_FD_BY_ID` (linux/bpf.h).
     const GET: libc::c_long = 30;
     let Some((program, link)) = tcx(interface, kind)?.pop() else { return Ok(None) };
     let mut get = [link, 0, 0, 0];
-    // SAFETY: the attribute is whole and points to nothing.
+    // SAFETY: the attribute is complete and points to nothing.
     let link = owned(unsafe { libc::syscall(libc::SYS_bpf, GET, &raw mut get, size_of_val(&get)) })?;
     detach(&link)?;
     Ok(Some(program))
@@ -378,7 +378,7 @@ fn tcx(interface: u32, kind: u32) -> io::Result<Vec<(u32, u32)>> {
         links: links.as_mut_ptr() as u64,
         rest: [0; 2],
     };
-    // SAFETY: the attribute is whole, and the buffers it points to have room for `count` ids each
+    // SAFETY: the attribute is complete. The buffers it points to have room for `count` ids each
     // and outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if result < 0 {

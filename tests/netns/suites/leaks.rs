@@ -155,7 +155,7 @@ fn without_the_guard(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// By TCX the detector's own link is detached, otherwise the queueing discipline goes with
+/// With TCX the detector's own link is detached. Otherwise the queueing discipline is removed, with
 /// everything on it.
 fn detached(context: &Context, attach: &str) -> Result<()> {
     let cluster = Cluster::build(context, Setup { config: json!({ "attach": attach }), ..Setup::default() })?;
