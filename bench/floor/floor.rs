@@ -1,8 +1,9 @@
-//! The protocol that hides nothing, for the one peer there is.
+//! A protocol without encryption, for a single peer.
 //!
-//! Its datagrams are exactly as long as WireGuard's data messages (WireGuard paper, 5.4.6): 16 bytes, the packet padded to a multiple of
-//! 16 as far as the MTU lets it, 16 bytes. Each packet is copied once into the batch and once out of the datagram, because that is how
-//! it gets there: a cipher does the same, and its own work on the way.
+//! Its datagrams are exactly as long as WireGuard's data messages (WireGuard paper, 5.4.6): 16
+//! bytes, the packet padded to a multiple of 16 as far as the MTU allows, 16 bytes. Each packet is
+//! copied once into the batch and once out of the datagram. A cipher does the same copies, and its
+//! own work in the same pass.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,9 +18,10 @@ use crate::offload::segment::Segments;
 use crate::protocol::{Datagrams, Elsewhere, Inbox, Protocol};
 use crate::stats::{Counters, TunnelDrop};
 
-/// As long as type, receiver and counter of a data message.
+/// As long as the type, receiver and counter of a data message.
 const HEADER: usize = 16;
-/// What a header begins with: no message of WireGuard's does, so neither program takes the other's for its own.
+/// The first bytes of a header. No WireGuard message begins with them, so neither program accepts
+/// the other's messages.
 const KIND: [u8; 8] = *b"nocipher";
 
 /// A peer without keys.
@@ -31,7 +33,7 @@ pub(crate) struct Floor {
 }
 
 impl Floor {
-    /// Everything goes to `peer`, and only what comes from there is let in.
+    /// Sends everything to `peer`, and accepts packets only from there.
     pub(crate) fn new(peer: SocketAddr, mtu: usize, counters: Arc<Counters>) -> Floor {
         Floor { peer, mtu, sent: 0, counters }
     }
@@ -45,7 +47,7 @@ impl Protocol for Floor {
         packets: &mut Segments<'_>,
         outbox: &mut Outbox<'_>,
     ) -> Result<(), Elsewhere> {
-        // The kernel's own chatter on the device, which the tunnel does not carry either.
+        // The kernel's own multicast on the device, which the real tunnel does not carry either.
         if destination.is_multicast() {
             self.counters.drop_packets(TunnelDrop::Multicast, packets.extent().1 as u64);
             return Ok(());
@@ -74,7 +76,7 @@ impl Protocol for Floor {
             };
             let packet = &mut inbox.room()[..padded.len()];
             packet.copy_from_slice(padded);
-            // Behind the packet there may be padding: its own header says where it ends.
+            // There may be padding behind the packet: the packet's own header says where it ends.
             match ip::envelope(packet) {
                 Some(envelope) => {
                     ip::mark_congestion(datagram.ecn, packet);
@@ -98,7 +100,7 @@ impl Protocol for Floor {
     fn on_deadline(&mut self, _now: Instant, _outbox: &mut Outbox<'_>) {}
 }
 
-/// Makes the room's content of a packet, which is at least [`HEADER`] and [`TAG`] shorter.
+/// Fills `room` with the datagram for a packet, which is at least [`HEADER`] and [`TAG`] shorter.
 fn wrap(number: u64, packet: &[u8], room: &mut [u8]) {
     let (header, rest) = room.split_at_mut(HEADER);
     header[..8].copy_from_slice(&KIND);
@@ -108,7 +110,7 @@ fn wrap(number: u64, packet: &[u8], room: &mut [u8]) {
     padding_and_tag.fill(0);
 }
 
-/// The packet in a datagram of this program's, with its padding.
+/// The packet in one of this program's datagrams, with its padding.
 fn unwrap(datagram: &[u8]) -> Option<&[u8]> {
     let (padded, _tag) = datagram.strip_prefix(&KIND)?.get(8..)?.split_last_chunk::<TAG>()?;
     Some(padded)

@@ -1,22 +1,25 @@
-//! The I/O floor: hauberk's tunnel with a protocol that hides nothing.
+//! The I/O floor: hauberk's tunnel with a protocol that does not encrypt.
 //!
-//! What packets cost on their way through device, segments, batches and sockets, as if sealing cost nothing: a tunnel that is built on
-//! this engine can be faster only by what its eBPF programs save beside the routing from pod to device, which is the kernel's here.
-//! `hauberk-bench` runs it on each node of a lane of its own.
+//! It measures the cost of packets on their way through device, segments, batches and sockets, as
+//! if sealing cost nothing. A tunnel on this engine can be faster only by what its eBPF programs
+//! save on the way from pod to device; here the kernel routes that way. `hauberk-bench` runs it on
+//! each node of a separate lane.
 //!
-//! A program by itself, and not a feature of the tunnel: features are unified over a workspace, so a null cipher that could be switched
-//! on would be one build away from the agent. Here the engine's sources are compiled once more, privately, without [`wireguard`] and
-//! with [`floor`] in its place; nothing depends on this program, and nothing installs it.
+//! It is a separate program and not a feature of the tunnel. Features are unified over a workspace,
+//! so a null cipher behind a feature would be one build away from the agent. Here the engine's
+//! sources are compiled once more, privately, without [`wireguard`] and with [`floor`] in its
+//! place. Nothing depends on this program, and nothing installs it.
 //!
 //! [`wireguard`]: ../../daemon/tunnel/src/wireguard/mod.rs
 //! [`floor`]: floor.rs
-#![deny(unsafe_code)] // but for io::syscalls
+#![deny(unsafe_code)] // except io::syscalls
 
 mod floor;
 
-/// The engine, file by file as it is in the product; it calls itself `crate::...`, hence the names below.
+/// The engine, file by file as in the product. Its files refer to `crate::...`, hence the names
+/// below.
 #[path = "../../daemon/tunnel/src"]
-#[allow(dead_code)] // what the agent and the protocol proper need of it
+#[allow(dead_code)] // parts that only the agent and the real protocol use
 mod tunnel {
     pub(crate) mod backlog;
     pub(crate) mod config;
@@ -50,8 +53,8 @@ use crate::io::tun::Device;
 use crate::io::udp::Sockets;
 use crate::stats::Counters;
 
-/// Carries packets between a device and one other node as hauberk does, WITHOUT any encryption: to measure what that costs, and nothing
-/// else. Needs root.
+/// Carries packets between a device and one other node as hauberk does, WITHOUT any encryption: to
+/// measure what that costs, and nothing else. Needs root.
 #[derive(Parser)]
 #[command(name = "hauberk-floor", version)]
 struct Arguments {
@@ -67,13 +70,15 @@ struct Arguments {
     /// Where the other node listens.
     #[arg(long, value_name = "ADDRESS:PORT")]
     peer: SocketAddr,
-    /// For how long after a packet the engine looks for the next one before it sleeps; the default is the agent's.
+    /// For how long after a packet the engine looks for the next one before it sleeps; the default
+    /// is the agent's.
     #[arg(long, default_value_t = 100, value_name = "MICROSECONDS")]
     spin: u64,
 }
 
 fn main() -> ExitCode {
-    // The engine tells so when the kernel does less in bulk than it should: then this is no floor.
+    // The engine warns if the kernel handles fewer packets in bulk than it should. Then this is no
+    // floor.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(std::io::stderr).init();
     match carry(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -84,13 +89,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts the engine as the tunnel does (`tunnel.rs` beside it), and lets it run until this process is killed.
+/// Starts the engine as the tunnel does (`tunnel.rs` beside it), and runs it until this process is
+/// killed.
 fn carry(arguments: &Arguments) -> Result<()> {
     let counters = Arc::new(Counters::default());
     let device = Device::open(&DeviceConfig { name: arguments.device.clone(), mtu: arguments.mtu, persist: false })?;
     let sockets = Sockets::bind(arguments.port, None)?;
     let floor = Floor::new(arguments.peer, arguments.mtu as usize, counters.clone());
-    // A peer is one engine's, and there is one peer.
+    // Each peer belongs to one engine, and there is one peer.
     let crew = Crew::new(1).context("make an eventfd")?.pop().context("a crew of one")?;
     device.attach()?;
     let engine =

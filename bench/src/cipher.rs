@@ -1,4 +1,5 @@
-//! What the cipher itself costs on this machine: no tunnel can be cheaper than sealing and opening each byte once.
+//! The cost of the cipher alone on this machine: no tunnel can be cheaper than sealing and opening
+//! each byte once.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -7,10 +8,10 @@ use hauberk_cipher::{Implementation, Key, TAG};
 
 use crate::system::INNER_MTU;
 
-/// Packets between two looks at the clock.
+/// Packets between two readings of the clock.
 const RUN: u64 = 200;
 
-/// Nanoseconds to seal a full packet, and to open one.
+/// Cost of a full packet, nanoseconds.
 pub struct Cost {
     /// To seal.
     pub seal_ns: f64,
@@ -25,7 +26,7 @@ impl Cost {
     }
 }
 
-/// Measures for about this long, with the fastest code that this machine can run.
+/// Measures for about `length`, with the fastest code that this machine can run.
 pub fn measure(length: Duration) -> Cost {
     let key = Key::new(&[7; 32], Implementation::best());
     let packet = vec![0x42; INNER_MTU as usize];

@@ -1,7 +1,8 @@
-//! Which congestion control the lanes' TCP has: Linux's default, whatever this machine is set to.
+//! The congestion control of the lanes' TCP: Linux's default, whatever this machine is set to.
 //!
-//! BBR, which some machines are set to, paces: on a path of microseconds it mostly waits for timers, the more the faster the path is, and
-//! tells little of what carries its packets.
+//! Some machines are set to BBR, which paces. On a path of microseconds it mostly waits for timers,
+//! and more so the faster the path is. Its figures say little about the system that carries the
+//! packets.
 
 use std::fs;
 
@@ -12,7 +13,7 @@ const AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
 /// Linux's default since 2.6.19.
 pub const USUAL: &str = "cubic";
 
-/// While it lives, network namespaces that are made start with [`USUAL`]; they keep it.
+/// While this value exists, new network namespaces start with [`USUAL`] and keep it.
 pub struct Usual {
     before: String,
 }

@@ -1,4 +1,5 @@
-//! Other people's userspace WireGuard: a device on each node, configured with `wg` as their documentation says.
+//! Other userspace WireGuards: a device on each node, configured with `wg` as their documentation
+//! says.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -22,28 +23,29 @@ pub struct Program {
     environment: &'static [(&'static str, &'static str)],
 }
 
-/// Its defaults: it uses every CPU, and batches wherever the kernel lets it.
+/// With its defaults: it uses every CPU, and batches wherever the kernel allows it.
 pub const WIREGUARD_GO: Program = Program {
     file: "wireguard-go",
     arguments: &["--foreground", DEVICE],
     environment: &[("LOG_LEVEL", "error"), ("WG_PROCESS_FOREGROUND", "1")],
 };
 
-/// Its defaults but for the privileges, which it would drop to a user that the sandbox does not have.
+/// With its defaults, except that it keeps its privileges: the user it would change to does not
+/// exist in the sandbox.
 pub const BORINGTUN_CLI: Program = Program {
     file: "boringtun-cli",
     arguments: &["--foreground", "--disable-drop-privileges", "--verbosity", "error", DEVICE],
     environment: &[],
 };
 
-/// As boringtun-cli, which it descends from.
+/// Like boringtun-cli, from which it descends.
 pub const GOTATUN_CLI: Program = Program {
     file: "gotatun",
     arguments: &["--foreground", "--disable-drop-privileges", "--verbosity", "error", DEVICE],
     environment: &[],
 };
 
-/// One node's process.
+/// The process on one node.
 pub struct Foreign {
     process: Child,
 }
@@ -55,10 +57,10 @@ impl Foreign {
     }
 }
 
-/// Connects all nodes with each other; absent peers are known to each.
+/// Connects all nodes with each other. Each also knows the absent peers.
 ///
 /// # Errors
-/// The program is not built, does not make its device, or is not understood by `wg`.
+/// The program is not built, does not make its device, or `wg` cannot configure it.
 pub fn connect(nodes: &[Arc<Node>], program: Program, absent: &[AbsentPeer], directory: &Path) -> Result<Vec<Foreign>> {
     let mut running = Vec::new();
     let mut keys = Vec::new();
@@ -100,10 +102,11 @@ fn start(node: &Node, program: Program, directory: &Path) -> Result<Foreign> {
         .with_context(|| format!("run {}: has bench/tools/build made it?", file.display()))
 }
 
-/// Runs a command on a node, its output going to a log in the directory, and waits for the device it makes.
+/// Runs a command on a node, with its output in a log in the directory, and waits for the device
+/// that it makes.
 ///
 /// # Errors
-/// It cannot be run, or makes no such device.
+/// It cannot be run, or does not make that device.
 pub fn launch(node: &Node, mut command: Command, name: &str, device: &str, directory: &Path) -> Result<Foreign> {
     let log = directory.join(format!("{name}-{}.log", node.name));
     let log = File::create(&log).with_context(|| format!("create {}", log.display()))?;
@@ -113,7 +116,7 @@ pub fn launch(node: &Node, mut command: Command, name: &str, device: &str, direc
     Ok(Foreign { process })
 }
 
-/// Sends what is for other nodes' pods into a node's device.
+/// Routes packets for other nodes' pods into a node's device.
 ///
 /// # Errors
 /// The kernel refuses a route.

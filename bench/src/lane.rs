@@ -1,6 +1,7 @@
-//! A lane: one system's process, in which its topology is up for the whole run, and which measures when told to.
+//! A lane: the process of one system. Its topology is up for the whole run, and it measures when it
+//! is told to.
 //!
-//! The outer process writes one measure a line and reads one answer a line, both in JSON.
+//! The outer process writes one measure per line and reads one answer per line, both in JSON.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
@@ -14,17 +15,17 @@ use hauberk_netns::programs;
 use crate::measure::{Measure, Sample};
 use crate::system::{System, Topology};
 
-/// A system, and how many peers each of its nodes knows.
+/// A system, and the number of peers that each of its nodes knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lane {
     /// The system.
     pub system: System,
-    /// Nodes that each node knows besides itself; only one of them is there.
+    /// Number of other nodes that each node knows. Only one of them exists.
     pub peers: usize,
 }
 
 impl Lane {
-    /// The system with the one peer that is there.
+    /// The system with only the peer that exists.
     pub fn of(system: System) -> Lane {
         Lane { system, peers: 1 }
     }
@@ -49,7 +50,7 @@ impl FromStr for Lane {
     }
 }
 
-/// A lane's process, as the outer process has it. It ends when this is dropped.
+/// The outer process's handle to a lane's process, which ends when this value is dropped.
 pub struct Running {
     lane: Lane,
     process: Child,
@@ -58,10 +59,10 @@ pub struct Running {
 }
 
 impl Running {
-    /// Brings a lane up.
+    /// Starts a lane.
     ///
     /// # Errors
-    /// It does not come up: what it said.
+    /// It does not start; the message has its report.
     pub fn start(lane: Lane) -> Result<Running> {
         let directory = lane.directory()?;
         if directory.exists() {
@@ -80,7 +81,7 @@ impl Running {
     /// Takes one sample.
     ///
     /// # Errors
-    /// It could not be taken: what the lane said.
+    /// It could not be taken; the message has the lane's report.
     pub fn measure(&mut self, measure: &Measure) -> Result<Sample> {
         let order = serde_json::to_string(measure).context("write an order")?;
         writeln!(self.orders, "{order}").with_context(|| format!("lane {} has ended", self.lane))?;
@@ -100,16 +101,16 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // With it ends everything in its sandbox.
+        // Everything in its sandbox ends with it.
         self.process.kill().ok();
         self.process.wait().ok();
     }
 }
 
-/// The lane's process: builds, then measures until nobody asks any more.
+/// The lane's process: builds the topology, then measures until the outer process closes its input.
 ///
 /// # Errors
-/// The topology cannot be built, or whoever asked is gone.
+/// The topology cannot be built, or the outer process has ended.
 pub fn serve(lane: Lane) -> Result<()> {
     let directory = lane.directory()?;
     let topology = Topology::build(lane.system, lane.peers, &directory);

@@ -1,11 +1,14 @@
-//! hauberk beside what you would pick instead: one machine, one topology, one run.
+//! hauberk beside its alternatives: one machine, one topology, one run.
 //!
 //! ```text
-//!  pod ── node ── wire ── node ── pod      each machine a network namespace, one such row ("lane") for each system
+//!  pod ── node ── wire ── node ── pod
 //! ```
 //!
-//! The outer process (here) brings up a lane for every system and then goes round: each measure on each system in turn, so that
-//! whatever else this machine does hits all of them alike. Lanes that are not being measured are idle.
+//! Each machine is a network namespace. Each system has its own row of machines, a "lane".
+//!
+//! The outer process (here) starts a lane for every system and then goes in rounds: it takes each
+//! measure on each system in turn, so that other load on this machine affects all of them alike.
+//! Lanes that are not being measured are idle.
 #![forbid(unsafe_code)]
 
 mod cipher;
@@ -38,8 +41,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Encrypted pod traffic: hauberk's userspace tunnel beside other userspace WireGuards, beside no encryption, and beside the machine's
-    /// own limit: the cipher alone, and hauberk's I/O with a cipher that does nothing (null-cipher).
+    /// Encrypted pod traffic: hauberk's userspace tunnel beside other userspace WireGuards, beside
+    /// no encryption, and beside the machine's own limit: the cipher alone, and hauberk's I/O with
+    /// a cipher that does nothing (null-cipher).
     Tunnel(Options),
     /// Traffic of a namespace that is not encrypted, with and without hauberk on the nodes.
     Classify(Options),
@@ -60,7 +64,8 @@ pub struct Options {
     /// Length of each sample, seconds.
     #[arg(long, default_value_t = 3)]
     seconds: u32,
-    /// A sample during which the host took more than this share of the CPUs away is thrown away, and taken again later.
+    /// A sample during which the host took more than this share of the CPUs away is thrown away,
+    /// and taken again later.
     #[arg(long, default_value_t = 6.0, value_name = "PERCENT")]
     steal_limit: f64,
     /// Only these systems.

@@ -1,6 +1,8 @@
-//! The I/O floor: hauberk's own engine without a cipher (`bench/floor`), connected like the foreign ones.
+//! The I/O floor: hauberk's own engine without a cipher (`bench/floor`), connected like the other
+//! WireGuards.
 //!
-//! No competitor, but the machine's own limit: what a tunnel on this engine could reach if sealing cost nothing.
+//! It is no competitor but the machine's own limit: what a tunnel on this engine could reach if
+//! sealing cost nothing.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,12 +20,14 @@ const PORT: u16 = 51840;
 /// Connects two nodes with each other.
 ///
 /// # Errors
-/// The program is not built or does not make its device, or there are not two nodes: it knows one peer.
+/// The program is not built or does not make its device, or there are not exactly two nodes: it
+/// supports one peer.
 pub fn connect(nodes: &[Arc<Node>], directory: &Path) -> Result<Vec<Foreign>> {
     let [first, second] = nodes else { bail!("{PROGRAM} connects two nodes, not {}", nodes.len()) };
     let mut running = Vec::new();
     for (node, peer) in [(first, second), (second, first)] {
-        // From the same build as this program, or figures of different engines would be compared.
+        // From the same build as this program. Otherwise figures of different engines would be
+        // compared.
         let file = std::env::current_exe().context("own path")?.with_file_name("examples").join(PROGRAM);
         let mut command = node.command(&file);
         command.args(["--device", DEVICE, "--mtu", &INNER_MTU.to_string(), "--port", &PORT.to_string()]);
@@ -37,7 +41,7 @@ pub fn connect(nodes: &[Arc<Node>], directory: &Path) -> Result<Vec<Foreign>> {
     Ok(running)
 }
 
-/// Has a pod make super-packets that fill one send, as hauberk's CNI plugin does.
+/// Limits a pod's super-packets to the size of one send, as hauberk's CNI plugin does.
 ///
 /// # Errors
 /// The kernel refuses the limit.

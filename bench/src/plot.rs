@@ -1,4 +1,4 @@
-//! The results as a picture for the documentation: bars in SVG, one panel a number.
+//! The results as an SVG bar chart for the documentation, one panel per number.
 
 use std::fmt::Write as _;
 
@@ -17,7 +17,7 @@ const PANELS: [(&str, &str); 6] = [
     ("latency_loaded_p99_us", "latency under load, p99, us (less is better)"),
 ];
 
-/// Bars with a whisker from the least to the most; those of limits are hollow.
+/// Bars with a whisker from the minimum to the maximum. Bars of limits are hollow.
 pub fn tunnel(results: &Results) -> String {
     let systems = results.systems();
     let height = TITLE_HEIGHT + systems.len() * (BAR_HEIGHT + 4) + 16;

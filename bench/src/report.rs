@@ -1,4 +1,4 @@
-//! What a run says on the terminal: every number of every system, and how hauberk stands to its goals.
+//! The report on the terminal: every number of every system, and whether hauberk meets its goals.
 
 use anyhow::{Context as _, Result};
 
@@ -6,7 +6,7 @@ use crate::plot;
 use crate::results::{CIPHER, Results, is_floor};
 use crate::system::System;
 
-/// A goal: what is compared, and how it has to be.
+/// A goal: the compared value and its limit.
 struct Goal {
     what: &'static str,
     value: Option<f64>,
@@ -36,10 +36,10 @@ impl Goal {
     }
 }
 
-/// Says what the tunnel's benchmark found, and draws it.
+/// Prints the results of the tunnel's benchmark, and draws them.
 ///
 /// # Errors
-/// Of the file system.
+/// File access fails.
 pub fn tunnel(results: &mut Results) -> Result<()> {
     let path = results.finish()?;
     table(results);
@@ -76,8 +76,9 @@ pub fn tunnel(results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Says what this machine lets a tunnel reach: nothing is to be compared with it but the tunnel built on it. That one can be a little
-/// below both together: its eBPF programs bring packets to the device, and not the kernel's routing as on the floor's nodes.
+/// Prints what a tunnel can reach on this machine. Only the tunnel that is built on the same engine
+/// can be compared with it. That tunnel can be slightly below the two limits together: its eBPF
+/// programs bring packets to the device, where the floor's nodes use the kernel's routing.
 fn limits(results: &Results) {
     if let (Some(seal), Some(open)) = (results.median(CIPHER, "seal_ns"), results.median(CIPHER, "open_ns")) {
         println!("\nthe cipher alone: {seal:.0} ns to seal a full packet, {open:.0} ns to open one");
@@ -102,10 +103,10 @@ fn limits(results: &Results) {
     }
 }
 
-/// Says what hauberk costs those who are not encrypted.
+/// Prints what hauberk costs traffic that is not encrypted.
 ///
 /// # Errors
-/// Of the file system.
+/// File access fails.
 pub fn classify(results: &mut Results) -> Result<()> {
     let path = results.finish()?;
     table(results);

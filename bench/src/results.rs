@@ -1,4 +1,4 @@
-//! All samples of a run, what they come to, and the file they go to.
+//! All samples of a run, their summary, and the file they are written to.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,22 +19,23 @@ pub struct Results {
     name: String,
     machine: Machine,
     rounds: usize,
-    /// Samples with more steal are not counted.
+    /// Samples with more steal than this are not counted.
     pub steal_limit_percent: f64,
-    /// Those of `systems` that are no competitors, but limits of what a tunnel can reach on this machine.
+    /// Those of `systems` that are not competitors, but limits of what a tunnel can reach on this
+    /// machine.
     floors: Vec<String>,
     systems: BTreeMap<String, BTreeMap<String, Summary>>,
-    /// Every sample, those that do not count as well.
+    /// Every sample, including those that are not counted.
     pub samples: Vec<Taken>,
 }
 
-/// Where it was run.
+/// The machine of the run.
 #[derive(Serialize)]
 struct Machine {
     kernel: String,
     processor: String,
     processors: usize,
-    /// Of the lanes' TCP.
+    /// The congestion control of the lanes' TCP.
     congestion_control: &'static str,
 }
 
@@ -43,32 +44,32 @@ struct Machine {
 pub struct Taken {
     /// The system's name.
     pub system: String,
-    /// How many peers its nodes knew.
+    /// The number of peers that its nodes knew.
     pub peers: usize,
-    /// From 0.
+    /// The round, counted from 0.
     pub round: usize,
-    /// Whether it counts.
+    /// Whether it is counted.
     pub kept: bool,
-    /// What it says.
+    /// Its numbers.
     #[serde(flatten)]
     pub sample: Sample,
 }
 
-/// What the samples of one number come to.
+/// The summary of all samples of one number.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Half are above and half below.
+    /// Half of the samples are above, half below.
     pub median: f64,
-    /// The least.
+    /// The minimum.
     pub min: f64,
-    /// The most.
+    /// The maximum.
     pub max: f64,
-    /// How many.
+    /// The number of samples.
     pub n: usize,
 }
 
 impl Results {
-    /// None yet.
+    /// Results without samples.
     pub fn new(name: &str, rounds: usize, steal_limit_percent: f64) -> Results {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
@@ -90,7 +91,7 @@ impl Results {
         }
     }
 
-    /// Takes note of what the cipher cost in this round.
+    /// Records the cost of the cipher in this round.
     pub fn cipher(&mut self, round: usize, cost: Cost, steal_percent: f64) {
         let values = [
             ("seal_ns".to_owned(), cost.seal_ns),
@@ -102,7 +103,7 @@ impl Results {
         self.samples.push(Taken { system: CIPHER.into(), peers: 1, round, kept, sample });
     }
 
-    /// What the samples of a number come to; none if no sample counts.
+    /// The summary of a number; none if no sample is counted.
     pub fn summary(&self, system: &str, metric: &str) -> Option<Summary> {
         self.systems.get(system)?.get(metric).copied()
     }
@@ -136,15 +137,15 @@ impl Results {
         names
     }
 
-    /// Samples that do not count, and all.
+    /// The number of samples that are not counted, and of all samples.
     pub fn discarded(&self) -> (usize, usize) {
         (self.samples.iter().filter(|taken| !taken.kept).count(), self.samples.len())
     }
 
-    /// Sums up, and writes `target/bench/<name>.json`; its path.
+    /// Computes the summaries, writes `target/bench/<name>.json`, and returns its path.
     ///
     /// # Errors
-    /// Of the file system.
+    /// File access fails.
     pub fn finish(&mut self) -> Result<PathBuf> {
         self.sum_up();
         let path = programs::target_directory()?.join("bench").join(format!("{}.json", self.name));
@@ -164,7 +165,7 @@ impl Results {
         for ((system, metric), values) in numbers {
             let Some(summary) = Summary::of(values) else { continue };
             let numbers = self.systems.entry(system).or_default();
-            // The usual figure has a name of its own.
+            // The usual figure has a second name.
             if metric == "tcp1_cpu_s_per_gb" {
                 numbers.insert("cpu_s_per_gb".into(), summary);
             }
@@ -174,12 +175,12 @@ impl Results {
     }
 }
 
-/// Whether the numbers of that name are a limit of this machine, to be compared with nothing.
+/// Whether the numbers with that name are a limit of this machine and not of a competitor.
 pub fn is_floor(name: &str) -> bool {
     name == CIPHER || name.parse().is_ok_and(System::is_floor)
 }
 
-/// Under which name the cipher's own cost stands.
+/// The name of the cipher's own cost in the results.
 pub const CIPHER: &str = "cipher";
 
 impl Summary {

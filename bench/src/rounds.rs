@@ -1,4 +1,4 @@
-//! What is measured on which lane, and the going round.
+//! The measures of each lane, and the rounds in which they are taken.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::measure::{Direction, Measure};
 use crate::results::{Results, Taken};
 use crate::system::System;
 
-/// How often a sample that the host spoilt is taken again.
+/// How often a sample with too much steal is repeated.
 const TRIES: usize = 4;
-/// Peers that nodes know, where their number is what is looked at.
+/// Numbers of peers for measures that depend on it.
 const PEERS: [usize; 2] = [10, 100];
-/// As many as a large cluster has.
+/// The number of peers in a large cluster.
 const MANY_PEERS: usize = 1000;
 
 /// A measure, and the lanes it is taken on.
@@ -27,7 +27,7 @@ pub struct Step {
     lanes: Vec<Lane>,
 }
 
-/// Encrypted traffic beside other userspace WireGuards, and beside what the machine lets a tunnel reach.
+/// Encrypted traffic beside other userspace WireGuards, and beside the machine's own limit.
 pub fn tunnel(options: &Options) -> Vec<Step> {
     let systems = chosen(&System::TUNNELS, options);
     let mut steps = everything(&systems, options.seconds);
@@ -106,7 +106,7 @@ pub fn run(name: &str, steps: &[Step], options: &Options) -> Result<Results> {
         results.cipher(round, cost, clock.elapsed()?.steal_percent);
         for step in steps {
             for index in 0..step.lanes.len() {
-                // Nobody is always first.
+                // In each round another lane is first.
                 let lane = step.lanes[(index + round) % step.lanes.len()];
                 let running = lanes.get_mut(&lane).context("a lane")?;
                 sample(&mut results, running, lane, &step.measure, round)?;
@@ -116,7 +116,7 @@ pub fn run(name: &str, steps: &[Step], options: &Options) -> Result<Results> {
     Ok(results)
 }
 
-/// Takes one sample, again if the host spoilt it.
+/// Takes one sample, and repeats it if the host took too much time away.
 fn sample(results: &mut Results, running: &mut Running, lane: Lane, measure: &Measure, round: usize) -> Result<()> {
     for _ in 0..TRIES {
         let sample = running.measure(measure)?;

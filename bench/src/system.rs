@@ -1,4 +1,5 @@
-//! What is measured: the systems, and a pod on each of two nodes with one of them in between.
+//! What is measured: the systems, and a topology of two nodes with a pod each and one of the
+//! systems in between.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use crate::foreign::{self, Foreign};
 use crate::null_cipher;
 
-/// Largest packet in a tunnel on a wire of 1,500 bytes, as WireGuard has it by default.
+/// Largest packet in a tunnel on a wire of 1,500 bytes; WireGuard's default.
 pub const INNER_MTU: u32 = 1420;
 
 /// A system.
@@ -33,12 +34,12 @@ pub enum System {
     BoringtunCli,
     /// gotatun-cli on each node.
     GotatunCli,
-    /// hauberk's I/O engine with a cipher that does nothing on each node: the machine's own limit.
+    /// hauberk's I/O engine on each node, with a cipher that does nothing: the machine's own limit.
     NullCipher,
 }
 
 impl System {
-    /// Those of the tunnel's benchmark.
+    /// The systems of the tunnel's benchmark.
     pub const TUNNELS: [System; 6] = [
         System::Plaintext,
         System::Hauberk,
@@ -48,12 +49,13 @@ impl System {
         System::NullCipher,
     ];
 
-    /// Whether it is no competitor but the limit of what a tunnel can reach on this machine; it knows one peer.
+    /// Whether this is not a competitor but the limit of what a tunnel can reach on this machine.
+    /// It supports one peer.
     pub fn is_floor(self) -> bool {
         self == System::NullCipher
     }
 
-    /// As in the results.
+    /// The name in the results.
     pub fn as_str(self) -> &'static str {
         match self {
             System::Plaintext => "plaintext",
@@ -87,19 +89,20 @@ impl FromStr for System {
 
 /// Two pods on two nodes, connected by a system.
 pub struct Topology {
-    /// On the first node: asks.
+    /// The client, on the first node.
     pub client: Pod,
-    /// On the second node: answers.
+    /// The server, on the second node.
     pub server: Pod,
     cluster: Cluster,
     foreign: Vec<Foreign>,
 }
 
 impl Topology {
-    /// Moves this process into a sandbox and builds everything; `peers` nodes are known to each node, of which one is there.
+    /// Moves this process into a sandbox and builds everything. Each node knows `peers` other
+    /// nodes, of which one exists.
     ///
     /// # Errors
-    /// Anything that did not work, with where to look.
+    /// A step failed; the message says where to look.
     pub fn build(system: System, peers: usize, directory: &Path) -> Result<Topology> {
         let context = runner::sandboxed(directory)?;
         let hauberk = matches!(system, System::Hauberk | System::HauberkPlain);
@@ -147,7 +150,7 @@ impl Topology {
         process.map(|process| Ok(usage::memory(process, "VmRSS")? * 1024)).transpose()
     }
 
-    /// Gives the agents nodes that have published a key and are not there.
+    /// Gives the agents nodes that have published a key but do not exist.
     fn introduce_absent(&self, peers: usize) -> Result<()> {
         let absent = absent_peers(peers)?;
         for (number, peer) in absent.iter().enumerate() {
@@ -169,21 +172,22 @@ impl Topology {
     }
 }
 
-/// A node that everybody knows and that is not there.
+/// A node that the others know but that does not exist.
 pub struct AbsentPeer {
     /// Its addresses on the wire.
     pub addresses: [IpAddr; 2],
     /// Its public key, in base64.
     pub key: String,
-    /// Its pods' addresses.
+    /// Its pod ranges.
     pub ranges: [String; 2],
 }
 
-/// All peers of a node but the one that is there.
+/// All peers of a node except the one that exists.
 fn absent_peers(peers: usize) -> Result<Vec<AbsentPeer>> {
     (1..peers)
         .map(|number| {
-            // Any secret will do, as long as all are different; some bits of the first byte do not count (RFC 7748, 5).
+            // Any secrets work as long as all are different. Some bits of the first byte are
+            // ignored (RFC 7748, 5).
             let mut secret = [0x5a; 32];
             secret[8..16].copy_from_slice(&(number as u64).to_le_bytes());
             let public = PublicKey::from(&StaticSecret::from(secret));
@@ -201,12 +205,13 @@ fn absent_peers(peers: usize) -> Result<Vec<AbsentPeer>> {
         .collect()
 }
 
-/// Has a pod that the harness connected send no packets that do not fit the tunnel; hauberk sees to that itself.
+/// Limits a pod that the harness connected to packets that fit the tunnel. hauberk does that itself
+/// for its own pods.
 fn narrow(pod: &Pod) -> Result<()> {
     pod.netns.ip(&format!("link set eth0 mtu {INNER_MTU}"))
 }
 
-/// Thousands of connections a second, for a long time.
+/// Prepares a pod for thousands of connections per second over a long time.
 fn prepare(pod: &Pod) -> Result<()> {
     pod.netns.sysctl("net.ipv4.ip_local_port_range", "10000 65535")?;
     pod.netns.sysctl("net.ipv4.tcp_tw_reuse", "1")

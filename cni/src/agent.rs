@@ -1,5 +1,6 @@
-//! The agent, as the plugin needs it: a call is repeated until the agent is there and able, or time is up. A pod that starts
-//! while its node's agent is still starting has to wait, not to fail and not to run without one.
+//! The agent, as the plugin calls it: a call is repeated until the agent is available or the time
+//! is up. A pod that starts while its node's agent is still starting must wait; it must neither
+//! fail nor run without the agent.
 
 use std::time::Duration;
 
@@ -9,11 +10,11 @@ use tokio::time::Instant;
 use crate::config::NetworkConfig;
 use crate::error::CniError;
 
-/// The first pause between attempts; each one is twice as long as the one before.
+/// The first pause between attempts; each later one is twice as long.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// The agent, until a point in time.
+/// The agent, with a deadline for all calls.
 pub(crate) struct Agent {
     client: Client,
     timeout: Duration,
@@ -21,12 +22,12 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// For as long as the configuration says, from now on.
+    /// With the configured timeout, from now on.
     pub(crate) fn new(config: &NetworkConfig) -> Agent {
         Agent::within(config, config.timeout)
     }
 
-    /// For `limit` at most, from now on.
+    /// With a timeout of at most `limit`, from now on.
     pub(crate) fn within(config: &NetworkConfig, limit: Duration) -> Agent {
         let timeout = config.timeout.min(limit);
         Agent { client: Client::new(&config.socket), timeout, deadline: Instant::now() + timeout }
@@ -36,7 +37,7 @@ impl Agent {
     pub(crate) async fn call<T>(&self, call: impl AsyncFn(&Client) -> Result<T, ClientError>) -> Result<T, CniError> {
         let mut pause = SHORTEST_PAUSE;
         loop {
-            // Even when time is up, an agent that is there gets the chance to answer.
+            // Even at the deadline, an agent that is there gets some time to answer.
             let remaining = self.deadline.saturating_duration_since(Instant::now()).max(SHORTEST_PAUSE);
             let error = match call(&self.client.clone().with_deadline(remaining)).await {
                 Ok(answer) => return Ok(answer),

@@ -1,11 +1,12 @@
-//! `CNI_ARGS`: what the runtime tells about the pod, as `KEY=VALUE` joined by `;`.
+//! `CNI_ARGS`: what the runtime says about the pod, as `KEY=VALUE` joined by `;`.
 
 use hauberk_core::api::PodReference;
 
 use crate::error::CniError;
 use crate::name;
 
-/// The pod that `CNI_ARGS` names; none if it names no pod. Keys that do not concern us are for other plugins.
+/// The pod that `CNI_ARGS` names; none if it names no pod. Other keys are for other plugins and are
+/// ignored.
 pub fn parse(text: &str) -> Result<Option<PodReference>, CniError> {
     let (mut namespace, mut pod, mut uid) = (None, None, None);
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
@@ -43,7 +44,7 @@ fn invalid(problem: String) -> CniError {
     CniError::Environment { variable: "CNI_ARGS", problem }
 }
 
-/// Of a value from outside, what belongs in an error text.
+/// The part of an untrusted value that goes into an error text.
 pub(crate) fn shortened(value: &str) -> String {
     let text: String = value.chars().take(64).collect();
     format!("{text:?}")

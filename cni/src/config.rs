@@ -1,5 +1,6 @@
-//! The network configuration on stdin: untrusted, bounded, parsed once. Fields that concern only the runtime or other plugins
-//! are passed over, as the specification wants; those that would change what we do and that we do not honour are refused.
+//! The network configuration on stdin: untrusted, of limited size, parsed once. Fields that concern
+//! only the runtime or other plugins are ignored, as the specification requires. Fields that should
+//! change the plugin's work and are not supported are refused.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -13,32 +14,33 @@ use crate::error::CniError;
 use crate::name;
 use crate::version::Version;
 
-/// No configuration may be larger, bytes: enough for GC with tens of thousands of attachments.
+/// The largest configuration that is accepted, bytes: enough for GC with tens of thousands of
+/// attachments.
 const LIMIT: u64 = 4 << 20;
 
-/// How long ADD waits for the agent unless told otherwise.
+/// How long ADD waits for the agent unless the configuration says otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Runtimes give up after minutes; a longer timeout would only hide that.
+/// In seconds. Runtimes give up after minutes; a longer timeout would only hide that.
 const TIMEOUT_LIMIT: u64 = 600;
 
-/// What an administrator wrote, and what the runtime added.
+/// The administrator's configuration, with the runtime's additions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkConfig {
-    /// The specification's version to answer in.
+    /// Version of the specification to use in the answer.
     pub version: Version,
     /// The network's name.
     pub name: String,
-    /// Where the agent listens.
+    /// The agent's socket.
     pub socket: PathBuf,
-    /// How long to wait for it.
+    /// How long to wait for the agent.
     pub timeout: Duration,
-    /// Passed on into the result.
+    /// Copied to the result.
     pub dns: Dns,
-    /// The result of the plugin before us (ADD) or of ADD itself (CHECK, DEL).
+    /// The result of the previous plugin (ADD) or of ADD itself (CHECK, DEL).
     pub previous: Option<Value>,
-    /// Another plugin makes the pod's network: without its result there is nothing to do.
+    /// Another plugin makes the pod's network, and its result is required.
     pub chained: bool,
-    /// GC: what must stay. None if the runtime did not say.
+    /// GC: the attachments that must stay. None if the runtime gave no list.
     pub valid_attachments: Option<Vec<ValidAttachment>>,
 }
 
@@ -46,7 +48,7 @@ pub struct NetworkConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Dns {
-    /// Servers.
+    /// Addresses of DNS servers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
     /// The pod's own domain.
@@ -90,7 +92,8 @@ struct Written {
     valid_attachments: Option<Vec<ValidAttachment>>,
 }
 
-/// Runtimes written in Go say `null` for an empty list. That is a list; only an absent field is none.
+/// Runtimes written in Go write `null` for an empty list. It counts as an empty list; only an
+/// absent field is none.
 fn given<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Vec<ValidAttachment>>, D::Error> {
     Option::deserialize(field).map(|list: Option<_>| Some(list.unwrap_or_default()))
 }
@@ -101,7 +104,7 @@ struct WrittenVersion {
     version: String,
 }
 
-/// Reads stdin up to the limit.
+/// Reads stdin, up to the limit.
 pub fn read(stdin: impl Read) -> Result<Vec<u8>, CniError> {
     let mut input = Vec::new();
     stdin.take(LIMIT + 1).read_to_end(&mut input).map_err(CniError::Input)?;
@@ -111,11 +114,12 @@ pub fn read(stdin: impl Read) -> Result<Vec<u8>, CniError> {
     Ok(input)
 }
 
-/// The version alone: later errors are told in it.
+/// The version alone: later errors are reported in this version.
 pub fn version(input: &[u8]) -> Result<Version, CniError> {
     let written: WrittenVersion = decode(input)?;
     if written.version.is_empty() {
-        // What the first versions of the specification, which had no such field, are taken for.
+        // The specification's first versions had no such field, so a configuration without it
+        // counts as one of them.
         return Err(CniError::Version { asked: "0.1.0 (no cniVersion given)".to_string() });
     }
     Version::parse(&written.version)
@@ -163,7 +167,7 @@ pub fn parse(input: &[u8]) -> Result<NetworkConfig, CniError> {
 
 fn decode<'a, T: Deserialize<'a>>(input: &'a [u8]) -> Result<T, CniError> {
     if input.trim_ascii_start().starts_with(b"[") {
-        // serde would read a list's items as fields by their order.
+        // serde would read the items of a list as the fields in order.
         return Err(CniError::Config("it is a list, not an object".to_string()));
     }
     serde_json::from_slice(input).map_err(|error| match error.classify() {

@@ -1,4 +1,4 @@
-//! What the runtime asks for: the environment, parsed into one request per command.
+//! The runtime's request: the environment, parsed into one request per command.
 
 use std::path::PathBuf;
 
@@ -8,27 +8,27 @@ use crate::arguments::{self, shortened};
 use crate::error::CniError;
 use crate::name;
 
-/// A command with all that it needs.
+/// A command with its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Give a pod its interface.
+    /// Gives a pod its interface.
     Add(PodInterface),
-    /// Take it away. The namespace may be gone already, or never have been told.
+    /// Removes it. The namespace may be gone already, or was never named.
     Del {
         /// The runtime's container id.
         container: String,
         /// The interface's name inside the pod.
         interface: String,
-        /// The pod's network namespace, where the runtime still knows one.
+        /// The pod's network namespace, if the runtime still has one.
         netns: Option<PathBuf>,
     },
-    /// Compare it with what ADD set up.
+    /// Compares it with what ADD set up.
     Check(PodInterface),
-    /// Would ADD work now?
+    /// Asks whether ADD would work now.
     Status,
-    /// Take away all but the given ones.
+    /// Removes all attachments except the listed ones.
     Gc,
-    /// Which versions of the specification do we speak?
+    /// Asks which versions of the specification this plugin supports.
     Version,
 }
 
@@ -41,7 +41,7 @@ pub struct PodInterface {
     pub interface: String,
     /// The pod's network namespace.
     pub netns: PathBuf,
-    /// The pod, where the runtime says so.
+    /// The pod, if the runtime names it.
     pub pod: Option<PodReference>,
 }
 

@@ -1,40 +1,40 @@
-//! Errors as the specification wants them: a number, a message, details; as JSON on stdout.
+//! Errors in the specification's form: a number, a message and details, as JSON on stdout.
 
 use serde::Serialize;
 
 use crate::version::Version;
 
-/// Why a command failed. The numbers up to 99 are the specification's, the rest are ours.
+/// Why a command failed. Codes up to 99 are the specification's, the others are this plugin's.
 #[derive(Debug, thiserror::Error)]
 pub enum CniError {
-    /// The configuration is of a version we do not speak.
+    /// The plugin does not support the configuration's version.
     #[error("CNI version {asked} is not supported; this plugin speaks {}; set cniVersion accordingly", Version::list())]
     Version {
         /// What the configuration says.
         asked: String,
     },
 
-    /// The command is younger than the configuration's version.
+    /// The command is newer than the configuration's version.
     #[error(
         "{command} came with CNI version {since}, and this network's cniVersion is {asked}: a runtime uses it only where cniVersion is {since} or later"
     )]
     Command {
-        /// Which.
+        /// The command.
         command: &'static str,
-        /// The version it came with.
+        /// The version that introduced it.
         since: &'static str,
         /// What the configuration says.
         asked: &'static str,
     },
 
-    /// A field whose meaning we cannot honour.
+    /// A field that the plugin cannot support.
     #[error("the field {key} = {value} is not supported: {reason}")]
     Field {
         /// Its name.
         key: &'static str,
         /// Its value, shortened.
         value: String,
-        /// Why not.
+        /// Why it is not supported.
         reason: &'static str,
     },
 
@@ -55,11 +55,11 @@ pub enum CniError {
     #[error("the network configuration on stdin is not understood: {0}")]
     Decode(String),
 
-    /// The configuration is JSON, but not one we can work with.
+    /// The configuration is valid JSON, but cannot be used.
     #[error("the network configuration is invalid: {0}")]
     Config(String),
 
-    /// The agent is not there or not able yet.
+    /// The agent is not available yet.
     #[error("try again later: {0}")]
     TryAgain(String),
 
@@ -67,14 +67,14 @@ pub enum CniError {
     #[error("cannot attach pods now: {0}")]
     NotReady(String),
 
-    /// The interface is there already.
+    /// The interface already exists.
     #[error(
         "the interface {interface} exists already in {place}: an earlier ADD was not followed by DEL, or another plugin made it"
     )]
     InterfaceExists {
         /// Its name.
         interface: String,
-        /// In which namespace.
+        /// Its namespace.
         place: String,
     },
 
@@ -92,13 +92,13 @@ pub enum CniError {
     Kernel {
         /// What was attempted, on which object.
         action: String,
-        /// In which namespace.
+        /// The namespace.
         place: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
 
-    /// The agent refused, or its answer makes no sense.
+    /// The agent refused, or its answer is invalid.
     #[error("the agent refused: {0}")]
     Agent(String),
 
@@ -106,12 +106,12 @@ pub enum CniError {
     #[error("the pod's network is not as it was set up: {0}")]
     Different(String),
 
-    /// Something was left undone by GC.
+    /// GC could not remove everything.
     #[error("{} of {attachments} stale attachments could not be removed: {}", failures.len(), failures.join("; "))]
     Leftovers {
         /// How many were to be removed.
         attachments: usize,
-        /// What went wrong, each with its attachment.
+        /// The errors, each with its attachment.
         failures: Vec<String>,
     },
 
@@ -125,7 +125,7 @@ pub enum CniError {
     },
 }
 
-/// The specification's form.
+/// The error in the specification's form.
 #[derive(Serialize)]
 struct ErrorAnswer<'a> {
     #[serde(rename = "cniVersion")]

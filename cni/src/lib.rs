@@ -1,10 +1,10 @@
-//! hauberk's CNI plugin: what the container runtime runs to give a pod its network (CNI spec 1.1; 0.4.0 and 1.0.0 are
-//! answered in their own form).
+//! hauberk's CNI plugin: the container runtime runs it to give a pod its network (CNI spec 1.1;
+//! older versions, from 0.3.1 on, are answered in their own form).
 //!
-//! The runtime says what it wants in the environment and on stdin, both of which are parsed here as untrusted input; the
-//! answer is JSON on stdout. The plugin owns the veth pair and what is configured inside the pod. Addresses, the datapath and
-//! the node's routes are the agent's: the plugin asks it for a reservation first and has it attach its programs before the
-//! pod can send.
+//! The request is in the environment and on stdin, and both are parsed here as untrusted input; the
+//! answer is JSON on stdout. The plugin owns the veth pair and the configuration inside the pod.
+//! The agent owns addresses, the datapath and the node's routes. The plugin first asks the agent
+//! for a reservation, and lets it attach its programs before the pod can send.
 #![forbid(unsafe_code)]
 
 pub mod arguments;
@@ -26,16 +26,17 @@ use environment::Request;
 use error::CniError;
 use version::Version;
 
-/// What goes to stdout, and whether it is an answer or an error.
+/// The text for stdout, and whether it is an answer or an error.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// JSON, or nothing.
     pub stdout: String,
-    /// False: the process must exit with a status other than 0.
+    /// If false, the process must exit with a status other than 0.
     pub success: bool,
 }
 
-/// One run of the plugin: `variable` looks up the environment, `stdin` holds the network configuration.
+/// Runs the plugin once: `variable` looks up the environment, `stdin` has the network
+/// configuration.
 pub fn run(variable: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Outcome {
     let mut version = Version::LATEST;
     match answer(variable, stdin, &mut version) {
@@ -44,7 +45,8 @@ pub fn run(variable: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Outco
     }
 }
 
-/// Sets `version` as soon as the caller's is known, so that errors after that are told in it.
+/// Sets `version` as soon as the caller's version is known, so that later errors are reported in
+/// it.
 fn answer(
     variable: impl Fn(&str) -> Option<String>,
     stdin: impl Read,

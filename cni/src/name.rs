@@ -1,19 +1,20 @@
-//! What the names in a request may look like. All of them end up in paths, netlink messages or the agent's state, and all of
-//! them come from outside.
+//! The valid names in a request. All of them end up in paths, netlink messages or the agent's
+//! state, and all of them are untrusted.
 
-/// Longest interface name, bytes (`IFNAMSIZ` without the closing zero).
+/// Longest interface name, bytes (`IFNAMSIZ` without the terminating zero).
 const INTERFACE_LIMIT: usize = 15;
 /// Longest container id or network name, bytes; runtimes use 64.
 const IDENTIFIER_LIMIT: usize = 200;
 
-/// An interface name as the kernel takes it, that can also stand for a folder under `/proc/sys/net`.
+/// A valid interface name for the kernel that is also safe as a folder name under `/proc/sys/net`.
 pub fn is_interface(name: &str) -> bool {
     let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
-    // The last two are folders there that mean every interface.
+    // The last two are folders there that do not belong to one interface.
     plain && (1..=INTERFACE_LIMIT).contains(&name.len()) && ![".", "..", "lo", "all", "default"].contains(&name)
 }
 
-/// A container id or network name: begins with a letter or digit, goes on with these and `_.-` (CNI spec, section 1 and 2).
+/// A container id or network name: a letter or digit, then letters, digits and `_.-` (CNI spec,
+/// section 1 and 2).
 pub fn is_identifier(name: &str) -> bool {
     name.len() <= IDENTIFIER_LIMIT
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())

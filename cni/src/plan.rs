@@ -1,5 +1,5 @@
-//! What belongs inside a pod, worked out from the agent's reservation: pure, so that ADD sets up, CHECK looks for and the result
-//! names the same things.
+//! The network inside a pod, derived from the agent's reservation. It is pure, so that ADD sets up,
+//! CHECK compares and the result reports the same.
 
 use std::net::IpAddr;
 
@@ -18,11 +18,12 @@ pub(crate) struct PodPlan {
     pub(crate) mtu: u32,
     /// Largest GSO packet the pod may build, bytes; 0: the kernel's default.
     pub(crate) gso_max_size: u32,
-    /// The pod's own addresses, each alone on its link.
+    /// The pod's addresses, each as a prefix of one address.
     pub(crate) addresses: Vec<IpNet>,
-    /// One per family; none of them exists anywhere: they lead to the host side, whose MAC address is told.
+    /// One per family. No device has this address: a permanent neighbour entry maps it to the host
+    /// side's MAC address.
     pub(crate) gateways: Vec<IpAddr>,
-    /// In an order in which the kernel takes them: on-link gateways first.
+    /// In an order that the kernel accepts: routes to the gateways first.
     pub(crate) routes: Vec<PodRoute>,
 }
 
@@ -30,14 +31,14 @@ pub(crate) struct PodPlan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodRoute {
     pub(crate) destination: IpNet,
-    /// None: on the link.
+    /// None for a destination on the link.
     pub(crate) gateway: Option<IpAddr>,
-    /// Bytes, where it is smaller than the interface's.
+    /// In bytes, if it is smaller than the interface's.
     pub(crate) mtu: Option<u32>,
 }
 
 impl PodPlan {
-    /// Refuses an answer that no working pod could be made from.
+    /// Refuses a reservation that cannot give a working pod.
     pub(crate) fn new(reservation: &Reservation) -> Result<PodPlan, CniError> {
         let senseless = |what: String| CniError::Agent(format!("its reservation makes no sense: {what}; see its log"));
         if !name::is_interface(&reservation.host_interface) {
@@ -72,7 +73,7 @@ impl PodPlan {
         gateway_for(address, &self.gateways)
     }
 
-    /// Whether the pod speaks IPv6.
+    /// Whether the pod has IPv6.
     pub(crate) fn has_ipv6(&self) -> bool {
         self.addresses.iter().any(|address| address.addr().is_ipv6())
     }
@@ -82,7 +83,8 @@ fn gateway_for(address: &IpAddr, gateways: &[IpAddr]) -> Option<IpAddr> {
     gateways.iter().copied().find(|gateway| gateway.is_ipv4() == address.is_ipv4())
 }
 
-/// The gateway on the link, everything else through it; ranges inside the cluster with the MTU that leaves room for the tunnel.
+/// A route to the gateway on the link, and all others through it. Ranges inside the cluster have
+/// the MTU that leaves room for the tunnel.
 fn routes_through(gateway: IpAddr, reservation: &Reservation) -> Vec<PodRoute> {
     let narrow = Some(reservation.route_mtu).filter(|mtu| (1..reservation.device_mtu).contains(mtu));
     let everything = IpNet::new_assert(if gateway.is_ipv4() { [0; 4].into() } else { [0; 16].into() }, 0);

@@ -1,4 +1,4 @@
-//! The answer to ADD, in the version the caller speaks; and what CHECK reads of the answer that the runtime kept.
+//! The answer to ADD, in the caller's version; and the part of a kept answer that CHECK needs.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::error::CniError;
 use crate::plan::PodPlan;
 use crate::version::Version;
 
-/// What ADD made (CNI spec, "ADD Success").
+/// The result of ADD (CNI spec, "ADD Success").
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AddResult {
     #[serde(rename = "cniVersion")]
@@ -22,7 +22,7 @@ pub struct AddResult {
     dns: Dns,
 }
 
-/// The runtime counts interfaces: the host side is 0, the pod's is 1.
+/// Index in the list of interfaces: the host side is 0, the pod's side is 1.
 const POD_INTERFACE: usize = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -54,7 +54,7 @@ struct Route {
     mtu: Option<u32>,
 }
 
-/// One side of the pair, as it came out.
+/// One side of the pair that was created.
 pub(crate) struct Side<'a> {
     pub(crate) name: &'a str,
     pub(crate) mac: String,
@@ -62,7 +62,7 @@ pub(crate) struct Side<'a> {
 
 impl AddResult {
     pub(crate) fn new(version: Version, plan: &PodPlan, host: Side<'_>, pod: Side<'_>, netns: &Path, dns: Dns) -> Self {
-        // MTUs came with 1.1; the family's number went with 1.0.
+        // Version 1.1 added MTUs; version 1.0 removed the number of the family.
         let says_mtu = version >= Version::V1_1;
         let says_family = version < Version::V1_0;
         let interface = |side: Side<'_>, sandbox| Interface {
@@ -97,7 +97,7 @@ impl AddResult {
     }
 }
 
-/// The part of a kept result that CHECK needs. Plugins after us may have added to it.
+/// The part of a kept result that CHECK needs. Later plugins may have added to it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct PreviousResult {
     #[serde(default)]
@@ -127,7 +127,8 @@ impl PreviousResult {
         PreviousResult::deserialize(previous).map_err(|error| CniError::Config(format!("prevResult: {error}")))
     }
 
-    /// Addresses of this interface inside the pod. Where the result does not say whose an address is, it is this one's.
+    /// The addresses of this interface inside the pod. An address without an interface counts as
+    /// this one's.
     pub(crate) fn addresses_of(&self, interface: &str) -> Vec<IpAddr> {
         let own = self.interfaces.iter().position(|one| one.name == interface && !one.sandbox.is_empty());
         let is_own = |ip: &&PreviousAddress| ip.interface.is_none_or(|index| Some(index) == own);

@@ -1,4 +1,4 @@
-//! The specification's versions we speak.
+//! The versions of the specification that this plugin supports.
 
 use serde::Deserialize;
 
@@ -7,23 +7,24 @@ use crate::error::CniError;
 /// A version of the CNI specification, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
-    /// ADD and DEL; every address says its family's number. Lists of other plugins that we are chained to are often this old.
+    /// ADD and DEL; every address has the number of its family. Plugin lists that hauberk is
+    /// chained to are often this old.
     V0_3_1,
-    /// CHECK as well.
+    /// Adds CHECK.
     V0_4,
-    /// The same without that number.
+    /// Removes the number of the family.
     V1_0,
-    /// STATUS and GC; results carry MTUs.
+    /// Adds STATUS and GC; results have MTUs.
     V1_1,
 }
 
 impl Version {
     /// Every version, oldest first.
     pub const ALL: [Version; 4] = [Version::V0_3_1, Version::V0_4, Version::V1_0, Version::V1_1];
-    /// What errors are told in before the caller's version is known.
+    /// The version of errors before the caller's version is known.
     pub const LATEST: Version = Version::V1_1;
 
-    /// As in `cniVersion`.
+    /// The value of `cniVersion`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Version::V0_3_1 => "0.3.1",
@@ -33,7 +34,7 @@ impl Version {
         }
     }
 
-    /// The version that `text` names exactly.
+    /// The version with exactly this text.
     pub fn parse(text: &str) -> Result<Version, CniError> {
         Version::ALL
             .into_iter()
@@ -41,7 +42,7 @@ impl Version {
             .ok_or_else(|| CniError::Version { asked: text.chars().take(32).collect() })
     }
 
-    /// All of them for a reader.
+    /// All versions as text.
     pub fn list() -> String {
         Version::ALL.map(Version::as_str).join(", ")
     }
@@ -53,7 +54,8 @@ struct Asked {
     version: String,
 }
 
-/// The answer to VERSION: in the caller's version if we speak it, else in ours. What stdin holds otherwise does not matter.
+/// The answer to VERSION: in the caller's version if it is supported, else in the latest. The rest
+/// of stdin does not matter.
 pub fn answer(input: &[u8]) -> String {
     let asked = serde_json::from_slice::<Asked>(input).ok().and_then(|asked| Version::parse(&asked.version).ok());
     let version = asked.unwrap_or(Version::LATEST);

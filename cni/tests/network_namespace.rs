@@ -1,4 +1,5 @@
-//! The built plugin in network namespaces of its own, as a runtime runs it; needs root. What it did is read back with `ip`.
+//! The built plugin in separate network namespaces, called as a runtime calls it; needs root.
+//! Results are read with `ip`.
 #![allow(clippy::unwrap_used)]
 
 mod node;
@@ -7,13 +8,14 @@ use axum::http::StatusCode;
 use node::{Netns, Node};
 use serde_json::{Value, json};
 
-/// How long to wait for an agent that answers, seconds: longer than any machine is busy with two hundred pods at once.
+/// How long to wait for an agent that answers, seconds: enough even for a machine that starts two
+/// hundred pods at once.
 const PATIENCE: u32 = 300;
 
 /// The values of `key` in a list of objects.
 fn values(list: &Value, key: &str) -> Vec<String> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
-    // `ip` leaves an empty object for each address that its filter hides.
+    // `ip` writes an empty object for each address that its filter hides.
     let shown = list.as_array().unwrap().iter().filter(|item| item.as_object().is_some_and(|item| !item.is_empty()));
     shown.map(|item| text(&item[key])).collect()
 }
@@ -60,7 +62,7 @@ fn add_sets_up_what_it_answers_and_del_removes_it() {
         assert_eq!(known["lladdr"], host["address"]);
     }
 
-    // It carries packets: an address on the host side stands for the world.
+    // The pair carries packets: an address on the host side stands for the world.
     node.netns.run("ip address add 192.0.2.1/32 dev hbk00000001");
     node.netns.run("ip address add 2001:db8::1/128 dev hbk00000001 nodad");
     node.netns.run("ip route add 10.244.0.1/32 dev hbk00000001");
@@ -73,7 +75,7 @@ fn add_sets_up_what_it_answers_and_del_removes_it() {
         assert_eq!((pod.links(), node.netns.links()), (vec![], vec![]));
         assert!(node.agent.lock().unwrap().attachments.is_empty());
     }
-    // The same container may come back.
+    // The same container can be added again.
     node.plugin("ADD", "c1", &pod.path(), &config).succeeded();
 }
 
@@ -171,7 +173,7 @@ fn del_needs_the_agent_but_not_the_namespace() {
     let path = pod.path();
     node.plugin("ADD", "c1", &path, &config).succeeded();
     drop(pod);
-    // What is left of a namespace after it has been unmounted.
+    // What remains of a namespace's path after it has been unmounted.
     let left_over = tempfile::NamedTempFile::new().unwrap();
     for path in [&path, left_over.path().to_str().unwrap(), ""] {
         node.plugin("DEL", "c1", path, &config).succeeded();
@@ -240,7 +242,7 @@ fn requests_without_sense_are_answered_in_json() {
     node.plugin("ADD", "c1", "/x", &node.config("1.1.0", 1, r#""prevResult":{}"#)).failed(7);
 }
 
-/// What a plugin like ptp makes of a pod, and says of it.
+/// Connects a pod as a plugin like ptp does, and returns that plugin's result.
 fn connect(node: &Node, pod: &Netns, version: &str) -> Value {
     node.netns.run(&format!("ip link add veth7 type veth peer name eth0 netns {}", pod.name));
     node.netns.run("ip link set veth7 up");
@@ -278,7 +280,8 @@ fn behind_another_plugin_its_interface_is_guarded_and_its_result_passed_on() {
         assert_eq!(known.reservation.addresses.len(), 2);
         assert_eq!(known.request.pod.unwrap().name, "api-0");
 
-        // What the tunnel cannot take is not sent; what is on the link or smaller already stays.
+        // Routes through gateways get the tunnel's MTU; on-link routes and smaller MTUs do not
+        // change.
         let (v4, v6) = (pod.ip("-4 route show"), pod.ip("-6 route show"));
         assert_eq!(route(&v4, "default")["metrics"][0]["mtu"], 1420);
         assert_eq!(route(&v4, "10.8.0.0/16")["metrics"][0]["mtu"], 1300);

@@ -1,8 +1,9 @@
-//! Builds the eBPF programs and puts the objects where `datapath` and `observe::leaks` include them from.
+//! Builds the eBPF programs and puts the objects where `datapath` and `observe::leaks` include
+//! them.
 //!
-//! They need a compiler whose LLVM and whose `rust-src` match `bpf-linker`; the stable toolchain the rest is built with
-//! has no `rust-src`. Debian's `rustc-web`, `cargo-web` and `rust-web-src` do (`make setup` installs them).
-//! `HAUBERK_BPF_RUSTC` and `HAUBERK_BPF_CARGO` name others.
+//! They need a compiler whose LLVM and `rust-src` match `bpf-linker`. The stable toolchain that
+//! builds the rest has no `rust-src`. Debian's `rustc-web`, `cargo-web` and `rust-web-src` do
+//! (`make setup` installs them). `HAUBERK_BPF_RUSTC` and `HAUBERK_BPF_CARGO` select other ones.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,8 +36,8 @@ fn build(programs: &Path, target: &Path, rustc: &Path, cargo: &Path) {
         .arg(target)
         .env("RUSTC", rustc)
         .env("RUSTC_BOOTSTRAP", "1")
-        // Debug information becomes the BTF that gives maps and programs their types. Version 3 of the instructions (Linux 5.1)
-        // has those for 32 bits.
+        // Debug information becomes the BTF with the types of maps and programs. Version 3 of the
+        // instruction set (Linux 5.1) has 32-bit instructions.
         .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Ctarget-cpu=v3\u{1f}-Clink-arg=--btf")
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")

@@ -11,34 +11,34 @@ struct Claim {
     held: bool,
 }
 
-/// All of them, in the order they were made.
+/// All claims, in the order they were made.
 #[derive(Default)]
 pub struct Claims {
     claims: Vec<Claim>,
 }
 
 impl Claims {
-    /// Makes one: a stable name for the summary, and a sentence with figures.
+    /// Adds a claim: a stable name for the summary, whether it held, and a sentence with figures.
     pub fn make(&mut self, name: &'static str, held: bool, text: impl Into<String>) {
         self.claims.push(Claim { name, text: text.into(), held });
     }
 
-    /// Whether there are some and all of them held.
+    /// Whether there are claims and all of them held.
     pub fn all_held(&self) -> bool {
         !self.claims.is_empty() && self.claims.iter().all(|claim| claim.held)
     }
 
-    /// By name, for the summary.
+    /// The claims by name, for the summary.
     pub fn by_name(&self) -> BTreeMap<&'static str, bool> {
         self.claims.iter().map(|claim| (claim.name, claim.held)).collect()
     }
 
-    /// How many held, and of how many.
+    /// The number of claims that held, and of all claims.
     pub fn count(&self) -> (usize, usize) {
         (self.claims.iter().filter(|claim| claim.held).count(), self.claims.len())
     }
 
-    /// The verdict, one line each.
+    /// Prints one line per claim.
     pub fn print(&self) {
         for claim in &self.claims {
             let text = if claim.held { claim.text.clone() } else { screen::styled(screen::BAD, &claim.text) };

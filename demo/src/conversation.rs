@@ -1,4 +1,4 @@
-//! Everything two parties say to each other: HTTP, bulk over TCP, UDP, ICMP echo, over IPv4 and IPv6.
+//! All exchanges between two parties: HTTP, bulk over TCP, UDP, ICMP echo, over IPv4 and IPv6.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,12 +14,12 @@ use hauberk_netns::{Family, Marker, Party};
 
 use crate::http;
 
-/// What one exchange is.
+/// The kind of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
     /// A request and a response.
     Http,
-    /// A megabyte, say, over one TCP connection.
+    /// One TCP connection that carries many bytes, for example a megabyte.
     Bulk,
     /// A datagram and its answer.
     Udp,
@@ -28,7 +28,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// All, in the order in which they are tried.
+    /// All kinds, in the order in which they are tried.
     pub const ALL: [Protocol; 4] = [Protocol::Http, Protocol::Bulk, Protocol::Udp, Protocol::Icmp];
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// How much is said.
+/// How much is sent, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     /// Bytes of a bulk transfer.
@@ -53,35 +53,36 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// What should get through.
+    /// For exchanges that should get through.
     pub const FULL: Effort = Effort { bulk_bytes: 1 << 20, patience: Duration::from_secs(10) };
-    /// What should get through, without moving much.
+    /// The same with few bytes.
     pub const LIGHT: Effort = Effort { bulk_bytes: 64 << 10, patience: Duration::from_secs(10) };
 }
 
-/// One exchange, done.
+/// One finished exchange.
 #[derive(Clone, Debug)]
 pub struct Said {
-    /// Who asked.
+    /// The name of the party that sent the request.
     pub client: String,
-    /// Who answered.
+    /// The name of the party that answered.
     pub server: String,
-    /// How.
+    /// The kind of exchange.
     pub protocol: Protocol,
-    /// Over which family.
+    /// The address family.
     pub family: Family,
-    /// The request arrived and so did the answer.
+    /// Both the request and the answer arrived.
     pub delivered: bool,
-    /// What the payloads carried.
+    /// The markers in the payloads.
     pub markers: BTreeSet<Marker>,
-    /// Why not, if it was not.
+    /// Why it failed, if it did.
     pub trouble: String,
 }
 
-/// Has each pair (client, server) say everything over both families, several pairs at a time.
+/// Performs every kind of exchange for each pair (client, server) over both families, several pairs
+/// at a time.
 ///
 /// # Errors
-/// Sockets could not be made; what does not get through is part of the result.
+/// Sockets could not be made. An exchange that fails is part of the result.
 pub fn all(pairs: &[(&Party, &Party)], effort: Effort) -> Result<Vec<Said>> {
     const AT_ONCE: usize = 8;
     let work: Vec<(&Party, &Party, Family)> =
@@ -112,7 +113,7 @@ pub fn all(pairs: &[(&Party, &Party)], effort: Effort) -> Result<Vec<Said>> {
 fn pair(client: &Party, server: &Party, family: Family, effort: Effort) -> Result<Vec<Said>> {
     let mut said: Vec<Said> = Vec::new();
     for protocol in Protocol::ALL {
-        // Where a request does not get through, a megabyte need not be tried.
+        // If a request does not get through, the megabyte is not tried.
         if protocol == Protocol::Bulk && said.iter().any(|one| !one.delivered) {
             continue;
         }
@@ -130,7 +131,7 @@ fn pair(client: &Party, server: &Party, family: Family, effort: Effort) -> Resul
     Ok(said)
 }
 
-/// The markers, and what went wrong (empty if nothing).
+/// The markers, and what went wrong (empty if nothing did).
 fn one(
     protocol: Protocol,
     family: Family,

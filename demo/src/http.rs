@@ -1,4 +1,4 @@
-//! One HTTP request and its response, each with a body that exists nowhere else.
+//! One HTTP request and its response, each with a unique body.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,23 +10,23 @@ use anyhow::{Context as _, Result, bail};
 use hauberk_netns::{Family, Marker, Party};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// How long a receive waits before it looks round.
+/// How long a receive waits before it checks whether to stop.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// What was said.
+/// The result of a request.
 pub struct Answered {
-    /// In the request's body.
+    /// The marker in the request's body.
     pub request: Marker,
-    /// In the response's body.
+    /// The marker in the response's body.
     pub response: Marker,
-    /// Empty if the client had the whole response.
+    /// Empty if the client received the whole response.
     pub trouble: String,
 }
 
-/// `client` posts to `server` and reads the response.
+/// Sends a POST request from `client` to `server` and reads the response.
 ///
 /// # Errors
-/// Sockets could not be made; that nothing got through is an answer.
+/// Sockets could not be made. A request that does not get through is a result.
 pub fn post(client: &Party, server: &Party, family: Family, patience: Duration) -> Result<Answered> {
     let (request, response) = (Marker::unique(), Marker::unique());
     let listener = server.netns.within(|| {
@@ -49,7 +49,7 @@ pub fn post(client: &Party, server: &Party, family: Family, patience: Duration) 
 fn serve(listener: &TcpListener, response: Marker, over: &AtomicBool) -> Result<()> {
     while !over.load(Ordering::SeqCst) {
         match listener.accept() {
-            // What goes wrong with one connection its client notices.
+            // The client notices if its connection fails.
             Ok((connection, _)) => drop(serve_one(connection, response, over)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(Duration::from_millis(1)),
             Err(error) => return Err(error).context("accept"),
@@ -77,7 +77,7 @@ fn serve_one(mut connection: TcpStream, response: Marker, over: &AtomicBool) -> 
     connection.write_all(format!("{head}\r\nConnection: close\r\n\r\n{body}").as_bytes())
 }
 
-/// What went wrong, empty if nothing.
+/// What went wrong; empty if nothing did.
 fn ask(
     client: &Party,
     target: SocketAddr,

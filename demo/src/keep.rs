@@ -1,4 +1,4 @@
-//! The playground stays up: how to look around in it.
+//! Keeps the playground up and tells the user how to look around in it.
 
 use std::thread::park;
 
@@ -8,10 +8,10 @@ use hauberk_netns::programs;
 use crate::playground::Playground;
 use crate::{screen, shown};
 
-/// Says how to look around, and waits for Ctrl-C.
+/// Prints how to look around, and waits for Ctrl-C.
 ///
 /// # Errors
-/// A program is not where it was.
+/// A program is no longer at its path.
 pub fn wait(playground: &Playground) -> Result<()> {
     let id = std::process::id();
     let hauberk = programs::ours("hauberk")?;

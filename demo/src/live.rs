@@ -15,7 +15,7 @@ use crate::rows::{self, Outcome};
 use crate::story::Notes;
 use crate::{screen, shown, table, wire};
 
-/// Labels `public`, waits until every node enforces it, and looks at the wire from then on.
+/// Labels `public`, waits until every node enforces it, and checks the wire from then on.
 ///
 /// # Errors
 /// The nodes never converged, or the playground broke.
@@ -36,7 +36,7 @@ pub fn enable(playground: &Playground, notes: &mut Notes<'_>) -> Result<()> {
     screen::done(labelled, format!("label set in {manifest}; `hauberk status`: converged 3/3 nodes"));
 
     for connection in &connections {
-        // One that does not go on is counted below.
+        // A connection that does not go on is counted below.
         connection.wait_flowing().ok();
     }
     let echoed_after = echoed(&connections);
@@ -86,7 +86,7 @@ pub fn enable(playground: &Playground, notes: &mut Notes<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Connections that are open before the change, of either family and between different nodes.
+/// Connections of both families between different nodes, opened before the change.
 fn open_connections(playground: &Playground) -> Result<Vec<TcpStreamer>> {
     let ends = [("public/web@n1", "public/shop@n2", Family::V4), ("public/docs@n3", "public/web@n1", Family::V6)];
     let mut connections = Vec::new();

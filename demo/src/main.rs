@@ -1,7 +1,8 @@
-//! `make demo`: hauberk's main job on real packets, told so that somebody who has never seen it understands.
+//! `make demo`: hauberk's main job on real packets, told for readers who have never seen it.
 //!
-//! Two processes: the outer one (here) waits and cleans up, whatever happens; the inner one moves into a mount and a
-//! network namespace of its own and tells the [`story`]. Everything the story makes ends with the inner process.
+//! There are two processes. The outer one (here) waits and cleans up, whatever happens. The inner
+//! one moves into its own mount and network namespace and tells the [`story`]. Everything the story
+//! makes ends with the inner process.
 #![forbid(unsafe_code)]
 
 mod claims;
@@ -30,7 +31,8 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::story::Options;
 
-/// Shows hauberk's main job on real packets: three nodes, two namespaces, and what the wire between them shows.
+/// Shows hauberk's main job on real packets: three nodes, two namespaces, and what the wire between
+/// them shows.
 #[derive(Parser)]
 #[command(name = "hauberk-demo", version)]
 struct Arguments {
@@ -54,13 +56,14 @@ fn main() -> ExitCode {
     })
 }
 
-/// Starts the inner process, waits for it, and removes what it kept on disk.
+/// Starts the inner process, waits for it, and removes the files that it leaves.
 fn outside() -> Result<ExitCode> {
     prerequisites()?;
-    // Held, and with it the folder, until this process ends.
+    // The lock, and with it the folder, is held until this process ends.
     let _lock = lock()?;
     let directory = fresh_directory()?;
-    // Blocked so that Ctrl-C ends the inner process and not the cleaning up; the inner process takes its own block away.
+    // Blocked so that Ctrl-C ends the inner process but not the clean-up. The inner process
+    // unblocks its own signals.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
         signals.add(signal);
@@ -70,13 +73,14 @@ fn outside() -> Result<ExitCode> {
     inner.arg("--inside").args(std::env::args_os().skip(1)).stdin(Stdio::null());
     let mut inner = inner.spawn().context("start the demo's inner process")?;
     let ended = wait(&mut inner, &signals)?;
-    // Private keys, among other things, of nodes that are gone.
+    // Among other files these are private keys of nodes that no longer exist.
     for leftover in ["state", "manifests.staging"] {
         fs::remove_dir_all(directory.join(leftover)).ok();
     }
     Ok(match ended {
         Some(code) => code,
-        // Ended by Ctrl-C: either while the playground was kept, after the verdict, or in the middle.
+        // Ended by Ctrl-C: either after the verdict, while the playground was kept, or in the
+        // middle.
         None if summary::all_claims_held(&directory) => ExitCode::SUCCESS,
         None => ExitCode::FAILURE,
     })
@@ -110,7 +114,7 @@ fn prerequisites() -> Result<()> {
     Ok(())
 }
 
-/// Takes hold of `target/demo`: a second demo would clear the manifests from under the first.
+/// Locks `target/demo`: a second demo would delete the manifests of the first.
 fn lock() -> Result<File> {
     let path = demo_directory()?.with_extension("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
@@ -136,7 +140,7 @@ fn demo_directory() -> Result<PathBuf> {
     std::path::absolute(&directory).with_context(|| format!("absolute path of {}", directory.display()))
 }
 
-/// Tells the story. Has one thread until it is in its own namespaces.
+/// Tells the story. The process has one thread until it is in its own namespaces.
 fn inside(arguments: &Arguments) -> Result<ExitCode> {
     prctl::set_pdeathsig(Signal::SIGKILL).context("ask to end with the outer process")?;
     SigSet::all().thread_unblock().context("unblock signals")?;
@@ -146,7 +150,7 @@ fn inside(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A path relative to where the reader is, if it can be.
+/// A path relative to the current directory if possible.
 fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(path).display().to_string()

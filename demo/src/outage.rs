@@ -1,4 +1,5 @@
-//! A node's agent is killed under traffic: nothing leaks, the operator sees it, and it heals.
+//! A node's agent is killed under traffic: nothing leaks, the operator sees it, and traffic
+//! recovers.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,12 +17,13 @@ use crate::{screen, wire};
 
 /// The node whose agent is killed, counted from 0.
 const VICTIM: usize = 1;
-/// From where the operator looks.
+/// The node from which the operator looks.
 const WITNESS: usize = 0;
-/// WireGuard begins a handshake after 15 s without an answer (whitepaper, section 6.5) and repeats it every 5 s.
+/// WireGuard begins a handshake after 15 s without an answer (whitepaper, section 6.5) and repeats
+/// it every 5 s.
 const NOTICED: Duration = Duration::from_secs(60);
 
-/// Kills the agent of n2, looks, starts it again, looks.
+/// Kills the agent of n2, checks, starts it again, checks.
 ///
 /// # Errors
 /// The playground broke, or the agent did not start again.
@@ -40,7 +42,7 @@ pub fn kill_and_recover(playground: &Playground, notes: &mut Notes<'_>) -> Resul
     let (local_delivered, local) = talk_within_node(playground)?;
     screen::note(format!("traffic between pods within n2 goes on: {local_delivered} of {local} exchanges"));
     let noticed = operator_sees(playground)?;
-    // A moment more under traffic, in which nothing may leak.
+    // More time under traffic, in which nothing may leak.
     sleep(Duration::from_millis(500));
     notes.summary.sent_during_outage = streams.sent() - before;
     screen::line("");
@@ -98,7 +100,7 @@ pub fn kill_and_recover(playground: &Playground, notes: &mut Notes<'_>) -> Resul
     Ok(())
 }
 
-/// Traffic that goes on all the time.
+/// Traffic that flows all the time.
 struct Streams {
     udp: Vec<UdpStreamer>,
     tcp: TcpStreamer,
@@ -140,7 +142,7 @@ impl Streams {
         self.tcp.wait_flowing()
     }
 
-    /// Whether the TCP connection lived through it.
+    /// Stops the streams; whether the TCP connection survived.
     fn stop(self) -> Result<bool> {
         for stream in self.udp {
             stream.stop()?;
@@ -149,7 +151,7 @@ impl Streams {
     }
 }
 
-/// Pairs with one end on the node in question.
+/// Pairs with one end on the killed agent's node.
 fn pairs(playground: &Playground) -> Result<Vec<(&Party, &Party)>> {
     let names = [
         ("payments/api@n1", "payments/db@n2"),
@@ -162,7 +164,8 @@ fn pairs(playground: &Playground) -> Result<Vec<(&Party, &Party)>> {
     names.iter().map(|(from, to)| Ok((playground.talker(from)?, playground.talker(to)?))).collect()
 }
 
-/// New exchanges of every kind while the agent is away; few will get through, and none may be readable.
+/// Tries new exchanges of every kind while no agent runs. Few will get through, and none may be
+/// readable.
 fn try_everything(playground: &Playground) -> Result<BTreeSet<Marker>> {
     let pairs = pairs(playground)?;
     let mut exchanges = Vec::new();
@@ -182,21 +185,24 @@ fn try_everything(playground: &Playground) -> Result<BTreeSet<Marker>> {
     Ok(outcomes.iter().flat_map(|outcome| [outcome.request, outcome.reply]).collect())
 }
 
-/// Exchanges between two pods of the node without an agent: how many got through, and of how many.
+/// Exchanges between two pods of the node without an agent: how many got through, and how many
+/// there were.
 fn talk_within_node(playground: &Playground) -> Result<(usize, usize)> {
     let (db, shop) = (playground.talker("payments/db@n2")?, playground.talker("public/shop@n2")?);
     let said = conversation::all(&[(db, shop), (shop, db)], Effort::LIGHT)?;
     Ok((said.iter().filter(|said| said.delivered).count(), said.len()))
 }
 
-/// Whether the capture shows what the nodes say to each other in the clear: by now nothing else is.
+/// Whether the capture still sees plaintext: traffic between nodes, which by now is the only
+/// traffic in the clear.
 fn capture_still_sees(playground: &Playground) -> Result<bool> {
     let said = conversation::all(&[(playground.talker("n1")?, playground.talker("n3")?)], Effort::LIGHT)?;
     let seen = analysis::markers(&playground.cluster.capture.all()?);
     Ok(said.iter().all(|said| said.markers.iter().any(|marker| seen.contains_key(marker))))
 }
 
-/// Shows what `hauberk status` says elsewhere and on the node itself; whether both say that something is wrong.
+/// Shows `hauberk status` on another node and on the node itself. Returns whether both report that
+/// something is wrong.
 fn operator_sees(playground: &Playground) -> Result<bool> {
     let witness = &playground.cluster.nodes[WITNESS];
     let victim = &playground.cluster.nodes[VICTIM].name;

@@ -11,7 +11,7 @@ use hauberk_netns::{Cluster, Context, HostRouting, Netns, Party, Pod, Setup, pro
 
 use crate::screen;
 
-/// Which pods there are: namespace, name, node (counted from 0).
+/// The pods: namespace, name, node (counted from 0).
 const PODS: [(Group, &str, usize); 8] = [
     (Group::Payments, "api", 0),
     (Group::Payments, "cache", 0),
@@ -23,12 +23,12 @@ const PODS: [(Group, &str, usize); 8] = [
     (Group::Public, "docs", 2),
 ];
 
-/// Whose traffic it is.
+/// The group that a party belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Group {
     /// Pods of the namespace `payments`: opted in.
     Payments,
-    /// Pods of the namespace `public`: not opted in, until they are.
+    /// Pods of the namespace `public`: not opted in at first.
     Public,
     /// The nodes themselves.
     Nodes,
@@ -47,18 +47,18 @@ impl fmt::Display for Group {
     }
 }
 
-/// Somebody who can talk.
+/// A party that sends or answers.
 #[derive(Clone, Debug)]
 pub struct Talker {
-    /// Whose.
+    /// Its group.
     pub group: Group,
-    /// Where, counted from 0; the world is nowhere.
+    /// Its node, counted from 0; none for the world.
     pub node: Option<usize>,
     /// Name, addresses, network namespace.
     pub party: Party,
 }
 
-/// All of it.
+/// The cluster and its parties.
 pub struct Playground {
     /// Nodes, wire, capture, manifests.
     pub cluster: Cluster,
@@ -67,10 +67,10 @@ pub struct Playground {
 }
 
 impl Playground {
-    /// Builds it, saying how far it has come.
+    /// Builds the playground and prints the progress.
     ///
     /// # Errors
-    /// What could not be built, why, and what to do.
+    /// A part could not be built; the message says why and what to do.
     pub fn build(context: &Context) -> Result<Playground> {
         let started = Instant::now();
         let cluster = Cluster::build(
@@ -111,7 +111,7 @@ impl Playground {
         Ok(Playground { cluster, talkers })
     }
 
-    /// The talker of that name (`payments/api@n1`).
+    /// The party with that name (`payments/api@n1`).
     ///
     /// # Errors
     /// There is none.
@@ -120,13 +120,13 @@ impl Playground {
         Ok(&found.with_context(|| format!("nobody is called {name}"))?.party)
     }
 
-    /// Addresses of everybody in `groups`.
+    /// Addresses of all parties in `groups`.
     pub fn addresses(&self, groups: &[Group]) -> HashSet<IpAddr> {
         let members = self.talkers.iter().filter(|talker| groups.contains(&talker.group));
         members.flat_map(|talker| talker.party.addresses()).collect()
     }
 
-    /// Runs the `hauberk` command line on a node (counted from 0): exit code, and what it printed.
+    /// Runs the `hauberk` command line on a node (counted from 0): exit code and output.
     ///
     /// # Errors
     /// It is not built.
@@ -142,7 +142,7 @@ impl Playground {
         Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&printed).into_owned()))
     }
 
-    /// Where the wire is.
+    /// The network namespace of the wire.
     pub fn wire(&self) -> &Netns {
         &self.cluster.wire.netns
     }
@@ -153,7 +153,8 @@ fn named(party: &Party, name: String) -> Party {
     Party { name, ..party.clone() }
 }
 
-/// Asks hauberkd whether this machine has what it needs: its own sentence is better than what fails later.
+/// Asks hauberkd whether this machine has what it needs: its own message is better than a later
+/// failure.
 fn check_machine(cluster: &Cluster) -> Result<()> {
     let node = &cluster.nodes[0];
     let mut command = node.command(programs::ours("hauberkd")?);

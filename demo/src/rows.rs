@@ -1,5 +1,5 @@
-//! The table's rows: traffic between two groups, between nodes or within one, sent by itself so that what crosses the wire
-//! meanwhile is its own.
+//! The table's rows: traffic between two groups, between nodes or within one. Each row is sent
+//! separately, so that the packets on the wire meanwhile belong to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,11 +27,11 @@ pub enum Place {
 
 /// A row before its traffic.
 pub struct Row<'a> {
-    /// Who asks.
+    /// The group that sends the requests.
     pub client: Group,
-    /// Who answers.
+    /// The group that answers.
     pub server: Group,
-    /// Where they are.
+    /// Where the two ends are.
     pub place: Place,
     pairs: Vec<(&'a Talker, &'a Talker)>,
 }
@@ -50,30 +50,30 @@ pub struct Outcome {
     pub place: Place,
     /// Whether an end is a pod.
     pub pods: bool,
-    /// What hauberk is to do with it: `encrypted`, `plain`, `local` or `world`.
+    /// What hauberk should do with the traffic: `encrypted`, `plain`, `local` or `world`.
     pub expected: &'static str,
-    /// Every exchange.
+    /// Every exchange of the row.
     pub said: Vec<Said>,
-    /// What the wire showed.
+    /// What was on the wire.
     pub window: Window,
-    /// What `hauberk explain` says of one of the flows.
+    /// The answer of `hauberk explain` for one of the flows.
     pub explanation: Result<Explanation>,
-    /// Encryption values in the agents' flow records, and how many records have each.
+    /// Encryption values in the agents' flow records, each with the number of records.
     pub recorded: BTreeMap<String, usize>,
 }
 
 impl Outcome {
-    /// Exchanges that got through.
+    /// The number of exchanges that got through.
     pub fn delivered(&self) -> usize {
         self.said.iter().filter(|said| said.delivered).count()
     }
 
-    /// Exchanges of which the wire showed a payload.
+    /// The number of exchanges whose payload was on the wire in the clear.
     pub fn seen(&self) -> usize {
         self.said.iter().filter(|said| !said.markers.is_disjoint(&self.window.seen)).count()
     }
 
-    /// Whether the wire showed what it should have.
+    /// Whether the wire showed what it should.
     pub fn wire_is_right(&self) -> bool {
         match self.expected {
             "encrypted" => self.window.clear == 0 && self.seen() == 0 && self.window.encrypted > 0,
@@ -87,14 +87,14 @@ impl Outcome {
         self.delivered() == self.said.len()
     }
 
-    /// Whether the product says what the wire says: `explain`, and every flow record.
+    /// Whether `explain` and every flow record agree with the wire.
     pub fn is_told_truly(&self) -> bool {
         let explained = self.explanation.as_ref().is_ok_and(|explanation| explanation.encryption == self.expected);
         explained && self.records_agree()
     }
 
-    /// Whether all flow records say what is expected, and there are some. Nodes among themselves leave none: no pod is
-    /// concerned.
+    /// Whether there are flow records and all of them say what is expected. Traffic between nodes
+    /// leaves none, because it concerns no pod.
     pub fn records_agree(&self) -> bool {
         let some = !self.recorded.is_empty() || !self.pods;
         some && self.recorded.keys().all(|encryption| encryption == self.expected)
@@ -127,10 +127,10 @@ fn place_of(from: &Talker, to: &Talker) -> Place {
     }
 }
 
-/// Sends a row's traffic and looks at the wire, the explanation and the flow records.
+/// Sends a row's traffic, and reads the wire, the explanation and the flow records.
 ///
 /// # Errors
-/// Sockets could not be made, or the capture is not whole.
+/// Sockets could not be made, or the capture is incomplete.
 pub fn send(playground: &Playground, row: &Row<'_>, protected: &[Group], effort: Effort) -> Result<Outcome> {
     let since = playground.cluster.capture.sync()?;
     let started = Timestamp::now();
@@ -150,7 +150,7 @@ pub fn send(playground: &Playground, row: &Row<'_>, protected: &[Group], effort:
 }
 
 impl Row<'_> {
-    /// What the design promises for it.
+    /// What the design promises for the row.
     fn expected(&self, protected: &[Group]) -> &'static str {
         match self.place {
             Place::SameNode => "local",
@@ -180,7 +180,8 @@ fn address_of(talker: &Talker) -> String {
     }
 }
 
-/// Encryption values of flow records between the row's parties, on all nodes: of flows with a packet since `started`.
+/// Encryption values of flow records between the row's parties, on all nodes, for flows with a
+/// packet since `started`.
 fn recorded(playground: &Playground, row: &Row<'_>, started: Timestamp) -> Result<BTreeMap<String, usize>> {
     let pairs: BTreeSet<(IpAddr, IpAddr)> = row
         .pairs

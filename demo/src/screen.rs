@@ -1,4 +1,5 @@
-//! What the reader sees: progress, blocks of other programs' output, verdicts. Colours only on a terminal.
+//! What the user sees: progress, blocks of other programs' output, verdicts. Colours only on a
+//! terminal.
 
 use std::fmt::Display;
 use std::io::IsTerminal;
@@ -7,13 +8,13 @@ use std::time::{Duration, Instant};
 use anstream::{eprintln, println};
 use anstyle::{AnsiColor, Style};
 
-/// For what matters.
+/// For important text.
 pub const BOLD: Style = Style::new().bold();
-/// For what does not.
+/// For unimportant text.
 pub const DIM: Style = Style::new().dimmed();
-/// For what is as it should be.
+/// For results that are as they should be.
 pub const GOOD: Style = AnsiColor::Green.on_default();
-/// For what is not.
+/// For results that are not.
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
 
 /// `text` in a style.
@@ -26,38 +27,38 @@ pub fn mark(good: bool) -> String {
     if good { styled(GOOD, "✓") } else { styled(BAD, "✗") }
 }
 
-/// Whether the reader is at a terminal.
+/// Whether standard output is a terminal.
 pub fn is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// A line as it is.
+/// Prints a line as it is.
 pub fn line(text: impl Display) {
     println!("{text}");
 }
 
-/// A chapter begins.
+/// Prints the heading of a chapter.
 pub fn chapter(number: u8, title: &str) {
     println!();
     println!("{}", styled(BOLD, format!("{number}  {title}")));
 }
 
-/// Something was done, and how long it took.
+/// Prints that a step is done, and how long it took.
 pub fn done(since: Instant, text: impl Display) {
     println!("   {} {text} {}", mark(true), styled(DIM, format!("({})", seconds(since.elapsed()))));
 }
 
-/// A remark.
+/// Prints a remark.
 pub fn note(text: impl Display) {
     println!("   {text}");
 }
 
-/// What failed, for the error stream.
+/// Prints what failed to standard error.
 pub fn failure(text: &str) {
     eprintln!("{}", styled(BAD, format!("hauberk-demo: {text}")));
 }
 
-/// A command as one would type it, and what it printed.
+/// Prints a command as the user would type it, and its output.
 pub fn command(prompt: &str, output: &str) {
     println!();
     println!("   {}", styled(BOLD, prompt));
@@ -66,7 +67,7 @@ pub fn command(prompt: &str, output: &str) {
     }
 }
 
-/// A duration for people.
+/// A duration in a readable form.
 pub fn seconds(duration: Duration) -> String {
     if duration < Duration::from_secs(1) {
         format!("{} ms", duration.as_millis())

@@ -14,25 +14,25 @@ use crate::rows::{self, Outcome, Place};
 use crate::summary::{self, Summary};
 use crate::{keep, live, outage, screen, shown, table, wire};
 
-/// What the reader asked for.
+/// The user's options.
 pub struct Options {
-    /// Every exchange, not only the rows.
+    /// Show every exchange, not only the rows.
     pub verbose: bool,
     /// Leave the playground up.
     pub keep: bool,
 }
 
-/// What is gathered on the way.
+/// What is collected on the way.
 pub struct Notes<'a> {
-    /// What the reader asked for.
+    /// The user's options.
     pub options: &'a Options,
-    /// What was claimed.
+    /// The claims so far.
     pub claims: Claims,
     /// The figures.
     pub summary: Summary,
 }
 
-/// Who talks to whom.
+/// The groups that talk with each other.
 const ALL_PAIRS: [(Group, Group); 11] = {
     use Group::{Nodes, Payments, Public, World};
     [
@@ -50,10 +50,10 @@ const ALL_PAIRS: [(Group, Group); 11] = {
     ]
 };
 
-/// Tells it; whether every claim held. Call it while the process has one thread.
+/// Tells the story and returns whether every claim held. Call it while the process has one thread.
 ///
 /// # Errors
-/// There is no sandbox to be had. What breaks down later is told, and is no success.
+/// The sandbox cannot be made. A later failure is printed, and the result is false.
 pub fn tell(directory: &Path, options: &Options) -> Result<bool> {
     let started = Instant::now();
     introduce();
@@ -117,7 +117,7 @@ fn chapters(context: &Context, notes: &mut Notes<'_>, kept: &mut Option<Playgrou
     Ok(())
 }
 
-/// All traffic, row by row.
+/// Sends all traffic, row by row.
 fn talk(playground: &Playground) -> Result<Vec<Outcome>> {
     let started = Instant::now();
     let mut outcomes = Vec::new();
@@ -198,7 +198,7 @@ fn judge(playground: &Playground, outcomes: &[Outcome], notes: &mut Notes<'_>) -
     Ok(())
 }
 
-/// The real output of the command line.
+/// Shows the real output of the command line.
 fn ask_product(playground: &Playground, notes: &mut Notes<'_>) -> Result<()> {
     let (code, text) = playground.hauberk(0, &["status"])?;
     screen::command("n1# hauberk status", &text);

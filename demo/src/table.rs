@@ -6,7 +6,7 @@ use crate::screen::{self, BAD, BOLD, DIM, GOOD};
 const HEADINGS: [&str; 6] =
     ["traffic", "delivered", "payload on the wire", "in clear", "encrypted", "why (hauberk explain)"];
 
-/// Prints it.
+/// Prints the table.
 pub fn print(outcomes: &[Outcome], verbose: bool) {
     let cells: Vec<[String; 6]> = outcomes.iter().map(cells).collect();
     let mut widths = HEADINGS.map(|heading| heading.chars().count());
@@ -65,7 +65,7 @@ fn joined(cells: &[String; 6], widths: &[usize; 6]) -> String {
     padded.join("  ").trim_end().to_owned()
 }
 
-/// Figures to the right, words to the left.
+/// Aligns figures to the right and words to the left.
 fn pad(column: usize, cell: &str, width: usize) -> String {
     let space = " ".repeat(width.saturating_sub(cell.chars().count()));
     if matches!(column, 1 | 3 | 4) { format!("{space}{cell}") } else { format!("{cell}{space}") }
@@ -86,7 +86,7 @@ fn coloured(outcome: &Outcome, cells: &[String; 6], widths: &[usize; 6]) -> Stri
     padded.join("  ").trim_end().to_owned()
 }
 
-/// The first things that went wrong in a row.
+/// Prints the first failures of a row.
 fn explain_trouble(outcome: &Outcome) {
     let mut troubles: Vec<String> = outcome
         .said

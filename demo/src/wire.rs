@@ -1,4 +1,4 @@
-//! What the capture says about a stretch of time.
+//! What the capture shows for a period of time.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -11,21 +11,22 @@ use hauberk_netns::Marker;
 use hauberk_netns::analysis::{self, Kind, Packet};
 use hauberk_netns::capture::{Capture, Frame, Moment};
 
-/// Counts of a stretch of time. A packet is counted where it enters the wire; one that is segmented later counts once.
+/// Counts for a period of time. A packet is counted where it enters the wire. A packet that is
+/// segmented later counts once.
 #[derive(Clone, Debug, Default)]
 pub struct Window {
-    /// Packets from or to the addresses asked for that anyone could read.
+    /// Readable packets from or to the requested addresses.
     pub clear: usize,
-    /// Tunnel packets that carry something.
+    /// Tunnel packets that carry data.
     pub encrypted: usize,
-    /// Payloads that anyone could read.
+    /// Markers of readable payloads.
     pub seen: BTreeSet<Marker>,
 }
 
-/// Counts what crossed the wire since `since`, once it has become quiet.
+/// Waits until the wire is quiet, and counts what crossed it since `since`.
 ///
 /// # Errors
-/// The capture is not whole.
+/// The capture is incomplete.
 pub fn window(capture: &Capture, since: Moment, addresses: &HashSet<IpAddr>) -> Result<Window> {
     settle(capture)?;
     let frames = capture.since(since)?;
@@ -43,10 +44,11 @@ pub fn window(capture: &Capture, since: Moment, addresses: &HashSet<IpAddr>) -> 
     Ok(window)
 }
 
-/// Frames that show packets of `addresses` or payloads of `markers` to anyone: with the reason, each frame once.
+/// Frames in which packets of `addresses` or payloads of `markers` are readable, each once, with
+/// the reason.
 ///
 /// # Errors
-/// The capture is not whole.
+/// The capture is incomplete.
 pub fn leaks(
     capture: &Capture,
     since: Moment,
@@ -63,7 +65,8 @@ pub fn leaks(
     Ok(by_frame.into_values().collect())
 }
 
-/// Waits until stragglers (last acknowledgements, closing connections) are through; not for ever.
+/// Waits until late packets (last acknowledgements, closing connections) are through, for a limited
+/// time.
 fn settle(capture: &Capture) -> Result<()> {
     const QUIET: Duration = Duration::from_millis(60);
     let deadline = Instant::now() + Duration::from_secs(2);
@@ -82,7 +85,8 @@ fn settle(capture: &Capture) -> Result<()> {
     }
 }
 
-/// A WireGuard data message that is more than a keepalive (16 bytes of header, 16 of authentication tag).
+/// Whether this is a WireGuard data message that is longer than a keepalive (16 bytes of header, 16
+/// of authentication tag).
 fn carries_data(bytes: &[u8], packet: &Packet) -> bool {
     let network_header = if packet.source.is_ipv4() { 20 } else { 40 };
     let message = 14 + network_header + 8;

@@ -1,4 +1,4 @@
-//! Annotations written back into a manifest that somebody else wrote.
+//! Annotations written back into a manifest that another program wrote.
 #![no_main]
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What a container runtime gives the plugin on stdin.
+//! The plugin's stdin as a container runtime gives it.
 #![no_main]
 
 use hauberk_cni::config;
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(version.ok(), Some(config.version));
             assert!(config.socket.is_absolute());
         }
-        // Every refusal can be told to the runtime.
+        // Every error can be reported to the runtime.
         Err(error) => {
             let answer = error.to_json(version.unwrap_or(hauberk_cni::version::Version::LATEST));
             assert!(answer.starts_with('{') && answer.contains("\"code\""), "{answer}");

@@ -1,4 +1,4 @@
-//! A file in the manifests' folder, half written or hostile.
+//! A file in the folder of manifests, half written or hostile.
 #![no_main]
 
 use hauberk_agent::source::directory::document::{Format, read, split};
@@ -11,7 +11,7 @@ fuzz_target!(|text: &str| {
         for document in split(text, format) {
             assert!(document.range.start >= end, "documents overlap");
             end = document.range.end;
-            // A malformed document or object rejects itself and nothing else.
+            // A malformed document or object is rejected alone.
             let Ok(value) = read(&text[document.range], format) else { continue };
             for object in objects(value, "fuzz") {
                 match object {

@@ -1,7 +1,9 @@
-//! The tunnel's cutting and joining of packets: no bytes panic, and what was joined is cut into the same packets again.
+//! The tunnel's cutting and joining of packets: no input panics, and a joined packet is cut into
+//! the same packets again.
 #![no_main]
 
-// Private to the tunnel, and in need of nothing but each other: built here once more.
+// These modules are private to the tunnel and need only each other, so they are compiled here
+// again.
 #[allow(dead_code)]
 #[path = "../../daemon/tunnel/src/backlog.rs"]
 mod backlog;
@@ -20,11 +22,11 @@ fuzz_target!(|bytes: &[u8]| {
     join_and_cut(bytes);
 });
 
-/// What the device may hand over: a virtio header and a packet that need not fit each other.
+/// Input from the device: a virtio header and a packet that may not fit each other.
 fn cut_whatever(bytes: &[u8]) {
     let Some((header, packet)) = bytes.split_first_chunk::<HEADER_LENGTH>() else { return };
     let mut packet = packet.to_vec();
-    // Asked of all that is read, before it is known to be a packet.
+    // The engine calls this for every read, before it is known to be a packet.
     ip::flow(&packet);
     let (Some(header), Some(envelope)) = (Header::parse(*header), ip::envelope(&packet)) else { return };
     let (flow, is_fragment) = (ip::flow(&packet[..envelope.length]), ip::is_fragment(&packet));
@@ -35,7 +37,7 @@ fn cut_whatever(bytes: &[u8]) {
     }
 }
 
-/// What peers may send: packets of a few flows, some of them spoilt.
+/// Input from peers: packets of a few flows, some of them with errors.
 fn join_and_cut(bytes: &[u8]) {
     let mut sent: Vec<Vec<u8>> = Vec::new();
     let mut cut: Vec<Vec<u8>> = Vec::new();
@@ -52,7 +54,7 @@ fn join_and_cut(bytes: &[u8]) {
     for description in bytes.chunks_exact(8).take(64) {
         let packet = build(description);
         sent.push(normal(&packet));
-        // What was put into the room and refused leaves no trace.
+        // Data left in the room without delivery must have no effect.
         coalescer.room()[..64].fill(0xee);
         coalescer.room()[..packet.len()].copy_from_slice(&packet);
         coalescer.deliver(packet.len(), &mut write);
@@ -63,7 +65,8 @@ fn join_and_cut(bytes: &[u8]) {
     assert_eq!(sent, cut);
 }
 
-/// Without the identification of IPv4 packets, which means nothing where fragmenting is forbidden, and its checksum.
+/// Without the checksum of IPv4 and its identification, which has no meaning if fragmenting is
+/// forbidden.
 fn normal(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
     if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
@@ -73,7 +76,8 @@ fn normal(packet: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// A TCP or UDP packet by eight bytes: kind, size, flags, sequence, id, what is spoilt and where.
+/// A TCP or UDP packet described by eight bytes: kind, size, flags, sequence, id, the error and its
+/// position, payload.
 fn build(description: &[u8]) -> Vec<u8> {
     let [kind, size, flags, sequence, id, spoilt, position, fill] = description else { return Vec::new() };
     let (v6, udp) = (kind & 1 != 0, kind & 2 != 0);
@@ -110,7 +114,7 @@ fn build(description: &[u8]) -> Vec<u8> {
     transport[at..at + 2].copy_from_slice(&sum);
     packet.extend_from_slice(&transport);
     if spoilt & 0xf0 == 0xf0 {
-        // Beyond the version and the lengths, which the envelope vouches for.
+        // Behind the version and the lengths, which the envelope has checked.
         let room = packet.len() - start;
         packet[start + usize::from(*position) % room] ^= spoilt;
     }

@@ -1,4 +1,4 @@
-//! A frame from a pod or from the wire, through the parser and the rules the kernel's programs call.
+//! A frame from a pod or from the wire, through the parser and the rules of the eBPF programs.
 #![no_main]
 
 use hauberk_abi::identity::{Identity, Protection};
@@ -32,9 +32,9 @@ fn inspect(packet: &Packet, room: usize) {
     assert!(packet.fits(packet.length, 0));
 }
 
-/// The invariants, said once more and independently of the rules.
+/// The invariants, stated again independently of the rules.
 fn judge(bytes: &[u8; 16]) {
-    // Few node numbers, so that equal ones are met.
+    // Few node numbers, so that equal ones occur.
     let identity = |at: usize| Identity {
         kind: bytes[at] % 8,
         protection: bytes[at + 1] % 4,

@@ -1,7 +1,8 @@
-//! WireGuard messages as anybody may send them: no bytes panic, and what was read is what would be written.
+//! WireGuard messages as anyone may send them: no input panics, and a parsed message can be written
+//! back to the same bytes.
 #![no_main]
 
-// Private to the tunnel, and in need of nothing there: built here once more.
+// This module is private to the tunnel and needs nothing else there, so it is compiled here again.
 #[allow(dead_code)]
 #[path = "../../daemon/tunnel/src/wireguard/message.rs"]
 mod message;
@@ -20,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// The types and lengths, said once more and independently of the parser.
+/// The types and lengths, stated again independently of the parser.
 fn is_message(bytes: &[u8]) -> bool {
     match bytes {
         [1, 0, 0, 0, rest @ ..] => rest.len() == 144,
@@ -31,7 +32,7 @@ fn is_message(bytes: &[u8]) -> bool {
     }
 }
 
-/// What was read holds every byte, but for the two MACs that are checked elsewhere.
+/// A parsed message contains every byte, except the two MACs, which are checked elsewhere.
 fn write(message: Message, bytes: &[u8]) {
     let before_macs = bytes.len().saturating_sub(32);
     match message {
@@ -56,11 +57,12 @@ fn write(message: Message, bytes: &[u8]) {
     }
 }
 
-/// A run of messages for one session ends where another session, or something else, begins.
+/// A run of messages for one session ends where another session, or another kind of message,
+/// begins.
 fn compare(data: Data, bytes: &[u8]) {
     let again = data.alike(bytes).expect("a message is like itself");
     assert_eq!((again.receiver, again.counter, again.sealed), (data.receiver, data.counter, data.sealed));
-    // As receive offload joins datagrams: of any length, and the last may be anything.
+    // As receive offload joins datagrams: of any length, and the last one may hold anything.
     let (first, second) = bytes.split_at(bytes.len() / 2);
     assert_eq!(data.alike(first).is_some(), is_message(first));
     let same_session = is_message(second) && second[0] == 4 && second[4..8] == bytes[4..8];
@@ -68,6 +70,6 @@ fn compare(data: Data, bytes: &[u8]) {
     let at = usize::from(data.sealed[0] % 16);
     let mut other = bytes.to_vec();
     other[at] ^= 1 << (data.sealed[0] >> 5);
-    // A type that is no data message's, another session, the same session's other counter.
+    // A type other than a data message, another session, or another counter of the same session.
     assert_eq!(data.alike(&other).is_some(), at >= 8, "byte {at}");
 }

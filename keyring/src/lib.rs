@@ -1,7 +1,8 @@
 //! A node's keys: generated and stored ([`store`]), published and checked ([`published`]).
 //!
-//! A secret never leaves the node. It lives in one file (0600, in a directory 0700) and in [`Secret`], which shows itself
-//! to nobody and is wiped when dropped; what other nodes see is the annotation that [`published`] writes and reads.
+//! A secret never leaves the node. It is kept in one file (0600, in a directory 0700) and in
+//! [`Secret`], which cannot be printed and is wiped when dropped. Other nodes see only the
+//! annotation that [`published`] writes and reads.
 #![forbid(unsafe_code)]
 
 pub mod published;
@@ -12,14 +13,15 @@ use x25519_dalek::StaticSecret;
 pub use published::{PublicKey, Published};
 pub use store::{Store, StoreError};
 
-/// The most key generations a node has at once: the one in use, and the one it changes to or from.
+/// The most keys that a node has at once: the one in use, and the one it is changing to or from.
 pub const MAX_EPOCHS: usize = 2;
 
-/// An x25519 private key. It has no `Debug`, no `Serialize` and no `Clone`, and is wiped when dropped.
+/// An x25519 private key. It has no `Debug`, no `Serialize` and no `Clone`, and is wiped when
+/// dropped.
 pub struct Secret(StaticSecret);
 
 impl Secret {
-    /// A new one, from the kernel's random generator.
+    /// A new one, from the kernel's random number generator.
     fn generate() -> Secret {
         Secret(StaticSecret::random())
     }
@@ -35,9 +37,9 @@ impl Secret {
     }
 }
 
-/// One generation of this node's key.
+/// One key of this node.
 pub struct NodeKey {
-    /// The generation, from 1.
+    /// Its epoch, from 1.
     pub epoch: u32,
     /// The private key.
     pub secret: Secret,

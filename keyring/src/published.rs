@@ -1,9 +1,10 @@
-//! The annotation `hauberk.io/keys`: what a node says about its keys, and what other nodes make of it.
+//! The annotation `hauberk.io/keys`: a node publishes its keys in it, and other nodes check them.
 //!
 //! ```json
-//! {"version":1,"port":51840,"keys":[{"epoch":2,"publicKey":"BASE64"},{"epoch":1,"publicKey":"BASE64"}]}
+//! {"version":1,"port":51840,
+//!  "keys":[{"epoch":2,"publicKey":"BASE64"},{"epoch":1,"publicKey":"BASE64"}]}
 //! ```
-//! Whatever stands in an annotation was written by somebody else: it is refused whole unless every part of it is right.
+//! Another machine writes an annotation, so one invalid part makes the agent refuse all of it.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,25 +12,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::MAX_EPOCHS;
 
-/// The form's version that this agent writes and reads.
+/// The version of the format that this agent writes and reads.
 pub const VERSION: u64 = 1;
 
-/// No annotation is longer, bytes; two keys need about 200.
+/// The most bytes that an annotation may have; two keys need about 200.
 pub const MAX_LENGTH: usize = 2048;
 
 /// What a node publishes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// UDP port its tunnel listens on; never 0.
+    /// UDP port that its tunnel listens on; never 0.
     pub port: u16,
     /// Its keys, newest epoch first: one or two.
     pub keys: Vec<PublicKey>,
 }
 
-/// A public key that has been checked: 32 bytes in the one canonical form, and of large order.
+/// A public key that has been checked: 32 bytes in canonical form, and not of small order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey {
-    /// The generation, from 1.
+    /// Its epoch, from 1.
     pub epoch: u32,
     /// The u-coordinate, little endian (RFC 7748 section 5).
     pub bytes: [u8; 32],
@@ -57,7 +58,7 @@ pub enum PublishedError {
         /// What the parser said.
         reason: String,
     },
-    /// Written by an agent of another generation.
+    /// Written by an agent with another version of the format.
     #[error(
         "it has version {version}, and this agent reads version {VERSION} only: upgrade the older of the two agents"
     )]
@@ -110,10 +111,11 @@ pub enum KeyFault {
     /// All zero.
     #[error("is all zero: no key was made")]
     Zero,
-    /// A point of small order: everybody could compute what is agreed with it (RFC 7748 section 6.1).
+    /// A point of small order: anyone could compute a secret agreed on with it (RFC 7748 section
+    /// 6.1).
     #[error("is a point of small order: what is agreed with it would be no secret")]
     SmallOrder,
-    /// The same point has another, canonical encoding: two strings must not name one key.
+    /// The same point has another, canonical encoding: one key must not have two encodings.
     #[error("is not in canonical form: no key generator writes it so")]
     NonCanonical,
 }
@@ -143,7 +145,7 @@ pub fn parse(text: &str) -> Result<Published, PublishedError> {
         return Err(PublishedError::TooLong { length: text.len() });
     }
     let json = |error: serde_json::Error| PublishedError::Json { reason: error.to_string() };
-    // The version alone first: what else another version holds is not known.
+    // Reads the version alone first, because the rest of another version's format is not known.
     let head: Head = serde_json::from_str(text).map_err(json)?;
     if head.version != VERSION {
         return Err(PublishedError::Version { version: head.version });
@@ -171,7 +173,7 @@ pub fn parse(text: &str) -> Result<Published, PublishedError> {
 /// Writes an annotation; [`parse`] reads it back.
 pub fn render(published: &Published) -> String {
     let keys = published.keys.iter().map(|key| Entry { epoch: key.epoch, public_key: key.to_base64() }).collect();
-    // Numbers and strings only: this cannot fail.
+    // The body has only numbers and strings, so this cannot fail.
     serde_json::to_string(&Body { version: VERSION, port: published.port, keys }).unwrap_or_default()
 }
 
@@ -194,8 +196,8 @@ pub fn check(bytes: &[u8; 32]) -> Result<(), KeyFault> {
     if bytes == &[0; 32] {
         return Err(KeyFault::Zero);
     }
-    // A point is small whichever way it is written, so look at what the multiplication would look at: the value without
-    // its top bit, reduced modulo p = 2^255 - 19 (RFC 7748 section 5).
+    // A point can be of small order in any encoding, so check the value that the multiplication
+    // would use: without its top bit, and reduced modulo p = 2^255 - 19 (RFC 7748 section 5).
     let reduced = reduce(bytes);
     if SMALL_ORDER.contains(&reduced) {
         return Err(KeyFault::SmallOrder);
@@ -229,11 +231,12 @@ const SMALL_ORDER: [[u8; 32]; 5] = [
     ],
 ];
 
-/// The value modulo p, its top bit ignored. Public keys only: this is not constant time.
+/// The value modulo p, without its top bit. For public keys only: this is not constant time.
 fn reduce(bytes: &[u8; 32]) -> [u8; 32] {
     let mut value = *bytes;
     value[31] &= 0x7f;
-    // Below 2^255 there are only 19 values from p on: p itself, ed ff .. ff 7f, up to ff ff .. ff 7f.
+    // Below 2^255 there are only 19 values from p on: p itself, ed ff .. ff 7f, up to ff ff .. ff
+    // 7f.
     let from_p_on = value[0] >= 0xed && value[31] == 0x7f && value[1..31].iter().all(|byte| *byte == 0xff);
     if from_p_on {
         let rest = value[0] - 0xed;
@@ -267,8 +270,8 @@ mod tests {
         }
     }
 
-    /// Every string of 32 bytes that stands for a point of small order: each value below 2^256 that is one of the five
-    /// modulo p, with and without the top bit.
+    /// Every encoding in 32 bytes of a point of small order: each value below 2^256 that equals one
+    /// of the five modulo p, with and without the top bit.
     fn small_order_encodings() -> Vec<[u8; 32]> {
         let mut all = Vec::new();
         for point in SMALL_ORDER {
@@ -306,7 +309,7 @@ mod tests {
         let mut top_bit = public(7);
         top_bit[31] |= 0x80;
         assert_eq!(fault_of(top_bit), Some(KeyFault::NonCanonical));
-        // 9 + p, the base point a second time.
+        // 9 + p, a second encoding of the base point.
         let mut plus_p = [0xff; 32];
         plus_p[0] = 0xed + 9;
         plus_p[31] = 0x7f;

@@ -1,8 +1,8 @@
-//! Where a node's keys are kept: one file, its owner's alone.
+//! Keeps a node's keys in one file that only its owner can read.
 //!
-//! The file is written once and whole: a temporary file, fsync, rename, fsync of the directory. A file that cannot be
-//! read is never replaced: a new key in its place would cut every tunnel of the node and look like an attack from
-//! outside.
+//! The file is written atomically: a temporary file, fsync, rename, fsync of the directory. A file
+//! that cannot be read is never replaced: a new key would cut every tunnel of the node and look
+//! like an attack from outside.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -20,13 +20,13 @@ use crate::{MAX_EPOCHS, NodeKey, Secret};
 /// The file's name in its directory.
 pub const FILE: &str = "keys.json";
 
-/// The file's version that this agent writes and reads.
+/// The version of the format that this agent writes and reads.
 const VERSION: u64 = 1;
 
-/// No key file is longer, bytes; two keys need about 200.
+/// The most bytes that a key file may have; two keys need about 200.
 const MAX_LENGTH: u64 = 4096;
 
-/// This node's keys, as kept in a directory.
+/// This node's keys, read from a directory.
 #[derive(Debug)]
 pub struct Store {
     file: PathBuf,
@@ -39,14 +39,14 @@ pub enum StoreError {
     /// The kernel refused an operation.
     #[error("cannot {what} {path}: {source}; hauberkd needs its state directory on a writable disk of its own user")]
     Io {
-        /// What was to be done.
+        /// The operation.
         what: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Somebody else may read or write it.
+    /// Other users may read or write it.
     #[error(
         "{path} has mode {mode:04o}, which lets others at the private keys; check who had access, then `chmod {wanted:04o} \
          {path}` (or move the directory away to have new keys made)"
@@ -59,7 +59,7 @@ pub enum StoreError {
         /// What they should be.
         wanted: u32,
     },
-    /// It is somebody else's.
+    /// It belongs to another user.
     #[error(
         "{path} belongs to user {owner}, but hauberkd runs as user {user}: who owns the file owns the keys; `chown {user} \
          {path}` if that is a mistake, else find out who put it there"
@@ -69,10 +69,10 @@ pub enum StoreError {
         path: PathBuf,
         /// Its owner's user id.
         owner: u32,
-        /// Ours.
+        /// The agent's user id.
         user: u32,
     },
-    /// A symbolic link, a device, a directory where a file should be.
+    /// A symbolic link, a device, or a directory instead of a file.
     #[error("{path} is not a {wanted}: move it away, or configure another `paths.state`")]
     Type {
         /// The file or directory.
@@ -80,7 +80,7 @@ pub enum StoreError {
         /// What it should be.
         wanted: &'static str,
     },
-    /// The contents cannot be right.
+    /// The contents are invalid.
     #[error(
         "{path} {fault}; it is left as it is: put its backup back, or move it away to have a new key made (other nodes \
          follow as soon as they read the new annotation)"
@@ -88,7 +88,7 @@ pub enum StoreError {
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What is wrong; never any of the contents.
+        /// What is wrong with it; never a part of the contents.
         fault: Fault,
     },
 }
@@ -96,27 +96,27 @@ pub enum StoreError {
 /// What is wrong with a key file. It never quotes the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// Nothing in it.
+    /// The file is empty.
     #[error("is empty")]
     Empty,
-    /// Longer than any key file.
+    /// Longer than any valid key file.
     #[error("is longer than {MAX_LENGTH} bytes, more than keys can need")]
     TooLong,
     /// Not the JSON it should be.
     #[error("is not the JSON that hauberkd writes (line {line}, column {column})")]
     Json {
-        /// Where.
+        /// Line.
         line: usize,
-        /// Where.
+        /// Column.
         column: usize,
     },
-    /// Written by an agent of another generation.
+    /// Written by an agent with another version of the format.
     #[error("has version {0}, and this agent reads version {VERSION} only")]
     Version(u64),
     /// No key, or more than two.
     #[error("holds {0} keys instead of 1 to {MAX_EPOCHS}")]
     KeyCount(usize),
-    /// Epoch 0, or twice the same.
+    /// Epoch 0, or the same epoch twice.
     #[error("has an epoch 0 or the same epoch twice")]
     Epoch,
     /// Not base64 of 32 bytes, or all zero.
@@ -125,11 +125,12 @@ pub enum Fault {
 }
 
 impl Store {
-    /// Opens the directory, making it and a first key where there is none. Whoever opens it at the same time waits.
+    /// Opens the directory. Creates it and a first key if they do not exist. Another process that
+    /// opens it at the same time waits.
     pub fn open(directory: &Path) -> Result<Store, StoreError> {
         make_directory(directory)?;
         let handle = open_directory(directory)?;
-        // Held until the handle is dropped: two agents must not both find no key and make one.
+        // Held until the handle is dropped: two agents must not both find no key and create one.
         handle.lock().map_err(io_error("lock", directory))?;
         let file = directory.join(FILE);
         let keys = match open_file(&file)? {
@@ -182,8 +183,9 @@ fn open_directory(directory: &Path) -> Result<File, StoreError> {
     Ok(handle)
 }
 
-/// Closes our own directory to others if somebody made it for us (a kubelet, for a `hostPath` volume: mode 0755) and nothing has been
-/// in it to look at yet. One that others may write to is not trusted so far.
+/// Closes the agent's directory to other users if another program has created it (the kubelet, for
+/// a `hostPath` volume: mode 0755) and it is still empty. A directory that others may write to is
+/// not trusted.
 fn close_if_fresh(directory: &Path, handle: &File, metadata: Metadata) -> Result<Metadata, StoreError> {
     let is_ours = metadata.uid() == nix::unistd::geteuid().as_raw();
     if !is_ours || metadata.mode() & 0o077 == 0 || metadata.mode() & 0o022 != 0 {
@@ -197,7 +199,7 @@ fn close_if_fresh(directory: &Path, handle: &File, metadata: Metadata) -> Result
     handle.metadata().map_err(io_error("read the state of", directory))
 }
 
-/// The key file, opened and found to be ours alone; none if there is none.
+/// The key file, opened, after checking that only this user has access; none if it does not exist.
 fn open_file(file: &Path) -> Result<Option<File>, StoreError> {
     let wanted = "regular file";
     let opened = match open_without_links(file, wanted) {
@@ -212,7 +214,8 @@ fn open_file(file: &Path) -> Result<Option<File>, StoreError> {
     Ok(Some(opened))
 }
 
-/// Opens what is there itself, not what a link points to, and without waiting for the other end of a pipe.
+/// Opens the path itself, not the target of a link, and without waiting for the other end of a
+/// pipe.
 fn open_without_links(path: &Path, wanted: &'static str) -> Result<File, StoreError> {
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|source| {
@@ -235,7 +238,8 @@ fn check_access(path: &Path, metadata: &Metadata, wanted: u32) -> Result<(), Sto
     Ok(())
 }
 
-/// The file's form. The keys are borrowed from the text, so that no copy of them is left behind.
+/// The format of the file. The keys are borrowed from the text, so that no copy of them remains in
+/// memory.
 #[derive(Deserialize)]
 struct Stored<'a> {
     version: u64,
@@ -251,7 +255,7 @@ struct StoredKey<'a> {
 }
 
 fn read(opened: File, file: &Path) -> Result<Vec<NodeKey>, StoreError> {
-    // Reserved whole: growing would leave copies behind.
+    // The whole capacity is reserved at once, because growing would leave copies in memory.
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_LENGTH as usize + 1));
     opened.take(MAX_LENGTH + 1).read_to_end(&mut text).map_err(io_error("read", file))?;
     parse(&text).map_err(|fault| StoreError::Corrupt { path: file.to_owned(), fault })
@@ -297,7 +301,7 @@ fn parse_key(stored: &StoredKey<'_>) -> Result<NodeKey, Fault> {
     Ok(NodeKey { epoch: stored.epoch, secret, public })
 }
 
-/// Writes the file whole or not at all: whoever reads it, after a crash too, finds the old or the new one.
+/// Writes the whole file or nothing: a reader finds the old or the new file, also after a crash.
 fn write(handle: &File, directory: &Path, keys: &[NodeKey]) -> Result<(), StoreError> {
     let file = directory.join(FILE);
     let temporary = directory.join(format!("{FILE}.new"));
@@ -318,7 +322,7 @@ fn write(handle: &File, directory: &Path, keys: &[NodeKey]) -> Result<(), StoreE
 }
 
 fn render(keys: &[NodeKey]) -> Zeroizing<String> {
-    // Reserved whole: growing would leave copies behind.
+    // The whole capacity is reserved at once, because growing would leave copies in memory.
     let mut text = Zeroizing::new(String::with_capacity(MAX_LENGTH as usize));
     text.push_str(&format!("{{\"version\":{VERSION},\"keys\":["));
     for (index, key) in keys.iter().enumerate() {
@@ -467,7 +471,7 @@ mod tests {
     #[test]
     fn a_foreign_owner_is_refused() {
         if !nix::unistd::geteuid().is_root() {
-            // Only root can give a file away; the check itself is the same for every user.
+            // Only root can change a file's owner; the check itself is the same for every user.
             let metadata = fs::metadata("/").unwrap();
             assert!(matches!(check_access(Path::new("/"), &metadata, 0o700), Err(StoreError::Owner { owner: 0, .. })));
             return;

@@ -11,11 +11,13 @@ use serde_json::Value;
 use super::server::{Server, Transport};
 
 const PORT: u16 = 5201;
-/// The most that iperf3 writes at once. What is left of a block when the kernel has cut it into super-packets is one or two small packets,
-/// by the size of a segment: of its usual 128 KiB, 1,448 bytes make three packets and 1,368 make four, a tenth of everything measured.
+/// The largest block that iperf3 writes at once. The kernel cuts a block into super-packets; the
+/// rest of a block is one or two small packets, depending on the segment size. Its usual 128 KiB
+/// make three packets with segments of 1,448 bytes and four with 1,368, a difference of a tenth in
+/// everything measured.
 const BLOCK: &str = "1M";
 
-/// Who sends.
+/// The sending side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Direction {
     /// The client.
@@ -26,7 +28,7 @@ pub enum Direction {
     Both,
 }
 
-/// Sends for some seconds; bytes that arrived, in both directions together.
+/// Sends for some seconds and returns the bytes that arrived, in both directions together.
 pub fn run(client: &Party, server: &Party, streams: u32, direction: Direction, seconds: u32) -> Result<u64> {
     let _server = start(server)?;
     let mut command = sender(client, server, seconds);
@@ -43,14 +45,14 @@ pub fn run(client: &Party, server: &Party, streams: u32, direction: Direction, s
     Ok(bytes)
 }
 
-/// Sends until it is told to stop, beside another measure.
+/// A sender that runs beside another measure until it is stopped.
 pub struct Background {
     client: std::process::Child,
     _server: Server,
 }
 
 impl Background {
-    /// Starts it.
+    /// Starts the sender.
     ///
     /// # Errors
     /// iperf3 does not run.
@@ -69,7 +71,7 @@ impl Drop for Background {
     }
 }
 
-/// A client that sends for some seconds, or until it is told to stop: 0.
+/// A client that sends for some seconds, or, with 0, until it is stopped.
 fn sender(client: &Party, server: &Party, seconds: u32) -> Command {
     let mut command = client.netns.command("iperf3");
     command.args(["--client", &server.v4.to_string(), "--port", &PORT.to_string(), "--time", &seconds.to_string()]);

@@ -1,9 +1,11 @@
-//! Small packets, as many as get through with none being lost.
+//! Small packets, as many as get through without loss.
 //!
-//! The receiver tells the sender, who is a thread of the same process, how far it is; never more than a window of packets is under
-//! way. So the sender is as fast as the slowest part on the way, and what is counted is what arrived. Packets are handed to the
-//! kernel and taken from it in batches (sendmmsg, recvmmsg), but each is a packet of its own: no UDP_SEGMENT, no UDP_GRO. The
-//! receiver looks for packets now and then: to be woken for each would cost more than the packet itself.
+//! The receiver tells the sender, a thread of the same process, how many it has received, and there
+//! is never more than a window of packets in flight. So the sender is as fast as the slowest part
+//! of the path, and the count is of packets that arrived. Packets are handed to the kernel and read
+//! from it in batches (sendmmsg, recvmmsg), but each is a separate packet: no UDP_SEGMENT, no
+//! UDP_GRO. The receiver polls at intervals, because a wake-up for each packet would cost more than
+//! the packet itself.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -17,20 +19,20 @@ use hauberk_netns::Party;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt};
 
-/// Packets under way at most: fewer than any queue on the way holds.
+/// Largest number of packets in flight: fewer than any queue on the path holds.
 const WINDOW: u64 = 256;
 /// Packets in one system call.
 const BATCH: usize = 32;
-/// How long the receiver sleeps when there is nothing.
+/// How long the receiver sleeps when no packet is there.
 const NAP: Duration = Duration::from_micros(20);
-/// For so long nothing has arrived: what is under way is lost.
+/// If nothing arrives for this long, the packets in flight are lost.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// What became of the packets.
+/// The result of a run, in packets.
 pub struct Count {
-    /// Arrived.
+    /// Packets that arrived.
     pub received: u64,
-    /// Did not.
+    /// Packets that did not.
     pub lost: u64,
 }
 
@@ -67,7 +69,7 @@ fn socket(address: SocketAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Packets that were lost.
+/// Sends the packets and returns how many were lost.
 fn send(socket: &UdpSocket, to: SocketAddr, bytes: usize, length: Duration, shared: &Shared) -> Result<u64> {
     let payload = vec![0x42; bytes];
     let slices = [[IoSlice::new(&payload)]; BATCH];

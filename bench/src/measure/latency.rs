@@ -1,4 +1,4 @@
-//! How long a small packet takes, by sockperf: half of there and back.
+//! The latency of a small packet, measured by sockperf: half of the round trip.
 
 use anyhow::{Context as _, Result};
 use hauberk_netns::Party;
@@ -8,7 +8,7 @@ use super::bulk::Background;
 use super::server::{Server, Transport};
 
 const PORT: u16 = 11111;
-/// Packets a second beside a bulk stream: few enough that they do not wait for each other.
+/// Packets per second beside a bulk stream: few enough that they do not queue behind each other.
 const RATE: u32 = 1000;
 
 /// Microseconds, one way.
@@ -32,7 +32,7 @@ pub fn run(client: &Party, server: &Party, loaded: bool, seconds: u32) -> Result
     let (address, port, time, rate) = (server.v4.to_string(), PORT.to_string(), seconds.to_string(), RATE.to_string());
     let mut command = client.netns.command("sockperf");
     if loaded {
-        // At fixed moments, so that a packet that is late delays no other's measurement.
+        // At fixed moments, so that a late packet does not delay the measurement of another.
         command.args(["under-load", "--reply-every", "1", "--mps", &rate]);
     } else {
         command.arg("ping-pong");

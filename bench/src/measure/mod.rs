@@ -1,4 +1,4 @@
-//! What is measured of a system, one sample at a time.
+//! The measures of a system, one sample at a time.
 
 mod bulk;
 mod datagrams;
@@ -16,35 +16,35 @@ use crate::system::Topology;
 
 pub use bulk::Direction;
 
-/// One thing to measure.
+/// One kind of measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Measure {
-    /// TCP streams as fast as they go.
+    /// TCP streams at full speed.
     Bulk {
-        /// How many at the same time.
+        /// Number of parallel streams.
         streams: u32,
-        /// Who sends.
+        /// The sending side.
         direction: Direction,
         /// Length, seconds.
         seconds: u32,
     },
-    /// UDP packets as fast as they go without one being lost.
+    /// UDP packets as fast as they go without loss.
     Datagrams {
         /// Bytes of payload in each.
         bytes: usize,
         /// Length, seconds.
         seconds: u32,
     },
-    /// The way there, half of there and back.
+    /// The one-way latency: half of the round trip.
     Latency {
-        /// With a TCP stream beside it that takes what it can get.
+        /// With a TCP stream at full speed beside it.
         loaded: bool,
         /// Length, seconds.
         seconds: u32,
     },
     /// HTTP requests.
     Requests {
-        /// Each on a connection of its own.
+        /// Each request on its own connection.
         fresh: bool,
         /// Length, seconds.
         seconds: u32,
@@ -53,17 +53,17 @@ pub enum Measure {
     Memory,
 }
 
-/// What one sample says.
+/// The result of one sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Numbers, by the name they have in the results.
+    /// The numbers, by their name in the results.
     pub values: BTreeMap<String, f64>,
-    /// Per cent of the CPUs' time that the host took away meanwhile.
+    /// Percentage of the CPUs' time that the host took away meanwhile.
     pub steal_percent: f64,
 }
 
 impl Measure {
-    /// What its numbers' names begin with.
+    /// The beginning of its numbers' names.
     pub fn name(&self) -> String {
         match self {
             Measure::Bulk { streams, direction, .. } => match direction {
@@ -119,7 +119,7 @@ impl Measure {
     }
 }
 
-/// Has every cache, session and route in place, so that no sample pays for it.
+/// Fills every cache and sets up sessions and routes, so that no sample pays for them.
 ///
 /// # Errors
 /// Nothing gets through.

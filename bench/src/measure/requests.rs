@@ -1,5 +1,6 @@
-//! HTTP requests and connections a second, by wrk against a server of ours that does next to nothing. Either has a thread for each CPU, so
-//! that the machine is the limit and not the one thread on whose CPU the kernel happens to do most of the work.
+//! HTTP requests and connections per second, measured by wrk against a minimal server. Both have a
+//! thread per CPU, so that the limit is the machine and not a single thread on the CPU where the
+//! kernel does most of its work.
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
@@ -11,12 +12,12 @@ use hauberk_netns::Party;
 use hauberk_netns::netns::feed;
 use tokio::sync::oneshot;
 
-/// Connections at the same time.
+/// Number of parallel connections.
 const CONNECTIONS: &str = "32";
-/// Bytes of an answer.
+/// Bytes of a response.
 const BODY: usize = 1024;
 
-/// Requests a second.
+/// Requests per second.
 pub fn run(client: &Party, server: &Party, fresh: bool, seconds: u32) -> Result<f64> {
     let listener = server.netns.within(|| {
         let listener = TcpListener::bind(SocketAddr::from((server.v4, 0))).context("listen")?;
@@ -25,7 +26,7 @@ pub fn run(client: &Party, server: &Party, fresh: bool, seconds: u32) -> Result<
     })?;
     let address = listener.local_addr().context("own address")?;
     let (stop, stopped) = oneshot::channel();
-    // The sockets it accepts are in the listener's namespace, wherever the thread is.
+    // The accepted sockets are in the listener's namespace, in whatever namespace the thread is.
     let serving = thread::spawn(move || serve(listener, stopped));
     let mut command = client.netns.command("wrk");
     let threads = threads()?.to_string();

@@ -1,4 +1,4 @@
-//! The answering side of a measure: a program in the server's pod, for as long as it is needed.
+//! The server of a measure: a program in the server's pod, for as long as it is needed.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use anyhow::{Context as _, Result};
 use hauberk_netns::{Party, eventually};
 
-/// Over what it is asked.
+/// The transport protocol of the requests.
 #[derive(Clone, Copy)]
 pub enum Transport {
     /// TCP.
@@ -15,7 +15,7 @@ pub enum Transport {
     Udp,
 }
 
-/// A running program; it ends when this is dropped.
+/// A running program. It ends when this value is dropped.
 pub struct Server(Child);
 
 impl Server {
@@ -27,7 +27,8 @@ impl Server {
         let mut command = party.netns.command(program);
         command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
         let server = Server(command.spawn().with_context(|| format!("run {program}: is it installed?"))?);
-        // Asked of the kernel: a connection would be taken for a client. Local port, and for TCP the state LISTEN (proc_net_tcp).
+        // Read from the kernel, because the server would take a test connection for a client. The
+        // entry has the local port, and for TCP the state LISTEN (proc_net_tcp).
         let (table, entry) = match transport {
             Transport::Tcp => ("/proc/thread-self/net/tcp", format!(":{port:04X} 00000000:0000 0A")),
             Transport::Udp => ("/proc/thread-self/net/udp", format!(":{port:04X} ")),

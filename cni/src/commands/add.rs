@@ -1,4 +1,5 @@
-//! ADD: reserve, make the pair, have the agent attach its programs, then and only then let the pod's end come up.
+//! ADD: reserve, create the pair, let the agent attach its programs, and only then set the pod's
+//! end up.
 
 use hauberk_core::api::Attach;
 
@@ -13,12 +14,12 @@ use crate::network::netlink::{Network, Pair};
 use crate::plan::PodPlan;
 use crate::result::{AddResult, Side};
 
-/// Gives the pod its interface, or leaves nothing behind.
+/// Gives the pod its interface; after a failure, leaves nothing behind.
 pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Result<AddResult, CniError> {
     refuse_result(config)?;
     let agent = Agent::new(config);
     let ends = Ends::open(request)?;
-    // Before anything is reserved: undoing must not touch an attachment that works.
+    // Checked before the reservation: undoing must not touch a working attachment.
     if ends.pod.link(&request.interface).await?.is_some() {
         let (interface, place) = (request.interface.clone(), ends.namespace.to_string());
         return Err(CniError::InterfaceExists { interface, place });
@@ -31,13 +32,13 @@ pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Resul
     };
     match connected {
         Ok(result) => Ok(result),
-        // Somebody else made it, an ADD of the same container: theirs to undo.
+        // Another ADD of the same container made it, so it must not be undone here.
         Err(error @ CniError::InterfaceExists { .. }) => Err(error),
         Err(error) => Err(undo(config, request, &ends, &reservation.host_interface, error).await),
     }
 }
 
-/// A result means that the pod has its interface already.
+/// A previous result means that the pod already has its interface.
 fn refuse_result(config: &NetworkConfig) -> Result<(), CniError> {
     match &config.previous {
         None => Ok(()),
@@ -49,7 +50,7 @@ fn refuse_result(config: &NetworkConfig) -> Result<(), CniError> {
     }
 }
 
-/// The two namespaces that a pair connects.
+/// The two namespaces that the pair connects.
 struct Ends {
     namespace: Namespace,
     pod: Network,
@@ -78,7 +79,7 @@ async fn connect(
     ends.pod.set_alias(pod_index, &format!("{ALIAS_PREFIX}{}", plan.host_interface)).await?;
     ends.node.set_alias(host_index, &format!("{ALIAS_PREFIX}{}/{}", request.container, request.interface)).await?;
 
-    // Both ends are down: nothing can be sent before the programs are there to judge it.
+    // Both ends are down, so no packet can be sent before the programs are attached.
     let attach = Attach { host_index, host_mac: host_mac.to_string(), pod_mac: pod_mac.to_string() };
     agent.call(async |client| client.attach(&request.container, &request.interface, &attach).await).await?;
 
@@ -98,7 +99,8 @@ async fn configure_pod(
     host_mac: Mac,
 ) -> Result<(), CniError> {
     if plan.has_ipv6() {
-        // Routes and addresses are ours alone; nobody else can have the addresses.
+        // Only the plugin sets routes and addresses, and the addresses are unique: no
+        // advertisements, no duplicate detection.
         for (key, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0"), ("autoconf", "0")] {
             ends.namespace.set_interface_sysctl("ipv6", &request.interface, key, value)?;
         }
@@ -112,7 +114,7 @@ async fn configure_pod(
     for gateway in &plan.gateways {
         ends.pod.add_neighbour(index, *gateway, host_mac).await?;
     }
-    // Only routes have to wait until the kernel has the link up.
+    // Only routes need the link to be up.
     ends.pod.set_up(index).await?;
     for route in &plan.routes {
         ends.pod.add_route(index, route).await?;
@@ -120,7 +122,7 @@ async fn configure_pod(
     Ok(())
 }
 
-/// Takes back what was done; the first error stays the answer.
+/// Undoes what was done; returns the first error, with what could not be undone.
 async fn undo(
     config: &NetworkConfig,
     request: &PodInterface,

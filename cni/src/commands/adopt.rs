@@ -1,5 +1,5 @@
-//! ADD and CHECK behind another plugin: its interface is guarded, and nothing else about it is changed but the size of what
-//! the pod sends.
+//! ADD and CHECK after another plugin: its interface is guarded. Nothing else about it changes
+//! except the size of packets that the pod sends.
 
 use hauberk_core::api::{Adopt, Attach};
 use serde_json::Value;
@@ -13,7 +13,8 @@ use crate::network::namespace::Namespace;
 use crate::network::netlink::{Link, Network};
 use crate::result::PreviousResult;
 
-/// Has the agent guard what the plugins before us made; their result, as it is, for stdout.
+/// Lets the agent guard the interface that the previous plugins made. Returns their result,
+/// unchanged except for its version.
 pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Result<String, CniError> {
     let previous = previous(config)?;
     let addresses = PreviousResult::parse(previous)?.addresses_of(&request.interface);
@@ -31,7 +32,8 @@ pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Resul
         attach: Attach { host_index: ends.host.index, host_mac: mac(&ends.host), pod_mac: mac(&ends.pod) },
     };
     let adopted = Agent::new(config).call(async |client| client.adopt(&adopt).await).await?;
-    // What the pod sends to its own link, its neighbours here, never goes through the tunnel: only routes are limited.
+    // Packets to neighbours on the pod's own link never go through the tunnel, so only the routes
+    // are limited.
     if let Err(error) = ends.inside.limit_route_mtu(ends.pod.index, adopted.route_mtu).await {
         let agent = Agent::within(config, UNDO_LIMIT);
         let detached = agent.call(async |client| client.detach(&request.container, &request.interface).await).await;
@@ -48,7 +50,7 @@ pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Resul
     Ok(result.to_string())
 }
 
-/// Whether what ADD had guarded is still so.
+/// Checks that the interface guarded by ADD is still guarded.
 pub(super) async fn check(config: &NetworkConfig, request: &PodInterface) -> Result<(), CniError> {
     let addresses = PreviousResult::parse(previous(config)?)?.addresses_of(&request.interface);
     let ends = Ends::find(request).await?;
@@ -92,7 +94,8 @@ struct Ends {
 }
 
 impl Ends {
-    /// The host side is found from the pod's: results do not always name it, and need not be right.
+    /// The host side is looked up from the pod's side: a result does not always name it, and may be
+    /// wrong.
     async fn find(request: &PodInterface) -> Result<Ends, CniError> {
         let namespace = Namespace::open(&request.netns)?;
         let inside = Network::of_pod(&namespace)?;
@@ -106,7 +109,8 @@ impl Ends {
         };
         let index = pod.peer.filter(|_| pod.veth).ok_or_else(not_a_pair)?;
         let host = Network::of_node()?.link_at(index).await?;
-        // An index means something only in its own namespace: the other end must say the same of this one.
+        // An index is unique only within its namespace, so the other end must name this one as its
+        // peer.
         let host = host.filter(|host| host.veth && host.peer == Some(pod.index)).ok_or_else(not_a_pair)?;
         Ok(Ends { inside, pod, host })
     }

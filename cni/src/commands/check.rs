@@ -1,5 +1,5 @@
-//! CHECK: is the pod's network still what ADD made of it? Compared are the agent's word, the kept result and both namespaces;
-//! what plugins after us added is theirs.
+//! CHECK: whether the pod's network is still as ADD set it up. Compares the agent's record, the
+//! kept result and both namespaces; additions by later plugins are ignored.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,5 @@
-//! GC: takes away every attachment that the runtime does not name as valid, however far that one gets.
+//! GC: removes every attachment that the runtime does not list as valid, and tries all of them even
+//! if some fail.
 
 use hauberk_core::api::Attachment;
 
@@ -7,9 +8,9 @@ use crate::config::{NetworkConfig, ValidAttachment};
 use crate::error::CniError;
 use crate::network::netlink::Network;
 
-/// Removes stale attachments; the failures, once all have been tried.
+/// Removes stale attachments. Returns the failures after all have been tried.
 pub(super) async fn collect(config: &NetworkConfig) -> Result<(), CniError> {
-    // Without the list every attachment would be stale.
+    // Without the list, every attachment would count as stale.
     let valid = config.valid_attachments.as_ref().ok_or_else(|| {
         CniError::Config("cni.dev/valid-attachments is missing: GC cannot know what must stay".to_string())
     })?;
@@ -34,7 +35,8 @@ pub(super) async fn collect(config: &NetworkConfig) -> Result<(), CniError> {
 
 fn is_stale(attachment: &Attachment, valid: &[ValidAttachment]) -> bool {
     let request = &attachment.request;
-    // What another plugin made is that plugin's to collect; the agent forgets it when it is gone.
+    // Another plugin's interface is for that plugin to remove; the agent forgets it when it is
+    // gone.
     !attachment.adopted
         && !valid.iter().any(|valid| valid.container == request.container && valid.interface == request.interface)
 }

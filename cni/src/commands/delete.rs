@@ -1,4 +1,5 @@
-//! DEL: the pair first, so that nothing is sent any more; then the agent's reservation. Runs as often as the runtime likes.
+//! DEL: removes the pair first, so that nothing is sent any more, then the agent's reservation. Can
+//! be repeated.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,11 +11,11 @@ use crate::error::CniError;
 use crate::network::namespace::Namespace;
 use crate::network::netlink::Network;
 
-/// The runtime repeats a DEL that failed, so there is no use in waiting long for an agent that is away. Reporting success
-/// instead would leak the pod's addresses.
+/// The runtime repeats a DEL that failed, so it need not wait long for an unavailable agent.
+/// Reporting success instead would leak the pod's addresses.
 const AGENT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Takes the interface away and gives its addresses back.
+/// Removes the interface and releases its addresses.
 pub(super) async fn delete(
     config: &NetworkConfig,
     container: &str,
@@ -23,13 +24,14 @@ pub(super) async fn delete(
 ) -> Result<(), CniError> {
     let removed = match netns.and_then(Namespace::open_if_there) {
         Some(namespace) => remove_from(&namespace, interface).await,
-        // The pair went with the namespace.
+        // The kernel has removed the pair with the namespace.
         None => Ok(()),
     };
     let agent = Agent::within(config, AGENT_LIMIT);
     let detached = agent.call(async |client| client.detach(container, interface).await).await;
     match detached {
-        // No address is ours to leak, and the agent forgets interfaces that are gone: pods can be deleted without it.
+        // There is no reservation to leak, and the agent forgets interfaces that are gone, so pods
+        // can be deleted without it.
         Err(CniError::TryAgain(_)) if config.chained => removed,
         detached => removed.and(detached),
     }

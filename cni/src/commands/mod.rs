@@ -17,18 +17,18 @@ use crate::environment::{PodInterface, Request};
 use crate::error::CniError;
 use crate::version::{self, Version};
 
-/// What marks the pod's end of a pair as ours; the host side's name follows. DEL removes nothing without it: ADD may have
-/// failed because another plugin's interface was there.
+/// Marks the pod's end of a pair as this plugin's; the host side's name follows. DEL removes
+/// nothing without this mark, because ADD may have failed on another plugin's interface.
 const ALIAS_PREFIX: &str = "hauberk:";
 
-/// How long undoing may wait for the agent: DEL comes anyway.
+/// How long undoing may wait for the agent. It can be short, because a DEL follows anyway.
 const UNDO_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long the agent may take to hear of a failure, which changes nothing about it.
 const TELL_LIMIT: Duration = Duration::from_millis(500);
 
-/// Has the agent know why a pod has no interface: what is answered here reads the runtime alone. An agent that is not there, or is
-/// older than this, does not hear it.
+/// Has the agent know why a pod has no interface: what is answered here reads the runtime alone. An
+/// agent that is not there, or is older than this, does not hear it.
 async fn tell(config: &NetworkConfig, pod: &PodInterface, error: &CniError) {
     if matches!(error, CniError::TryAgain(_)) {
         return;
@@ -37,7 +37,7 @@ async fn tell(config: &NetworkConfig, pod: &PodInterface, error: &CniError) {
     let _ = Agent::within(config, TELL_LIMIT).call(async |client| client.tell_failed(&failed).await).await;
 }
 
-/// Runs a command; the text for stdout, which may be empty.
+/// Runs a command. Returns the text for stdout, which may be empty.
 pub fn run(request: &Request, config: &NetworkConfig) -> Result<String, CniError> {
     let (command, came_with) = match request {
         Request::Status => ("STATUS", Version::V1_1),

@@ -1,4 +1,4 @@
-//! STATUS: would ADD work now?
+//! STATUS: whether ADD would work now.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::error::CniError;
 /// The runtime asks often and waits for the answer.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Nothing if it would.
+/// Succeeds if ADD would work.
 pub(super) async fn status(config: &NetworkConfig) -> Result<(), CniError> {
     match Agent::within(config, LIMIT).call(async |client| client.readiness().await).await {
         Ok(Readiness::Ready) => Ok(()),

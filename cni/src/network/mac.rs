@@ -1,4 +1,5 @@
-//! MAC addresses: random, so that an address that comes back never meets a stale neighbour entry of its predecessor.
+//! Random MAC addresses, so that a reused IP address never meets a stale neighbour entry of its
+//! predecessor.
 
 use std::fmt;
 use std::fs::File;
@@ -11,7 +12,8 @@ use crate::error::CniError;
 pub(crate) struct Mac([u8; 6]);
 
 impl Mac {
-    /// A random one, unicast and locally administered (IEEE 802, the two lowest bits of the first byte).
+    /// A random one, unicast and locally administered (IEEE 802, the two lowest bits of the first
+    /// byte).
     pub(crate) fn random() -> Result<Mac, CniError> {
         let mut bytes = [0; 6];
         File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes)).map_err(|source| {
@@ -21,7 +23,7 @@ impl Mac {
         Ok(Mac(bytes))
     }
 
-    /// As netlink tells it; none if it is of another length.
+    /// From netlink's bytes; none if the length is wrong.
     pub(crate) fn from_slice(bytes: &[u8]) -> Option<Mac> {
         bytes.try_into().ok().map(Mac)
     }

@@ -1,4 +1,4 @@
-//! The kernel's side: network namespaces, netlink, sysctls. Nothing in here decides anything.
+//! The kernel interfaces: network namespaces, netlink, sysctls. Nothing here makes decisions.
 
 pub(crate) mod mac;
 pub(crate) mod namespace;

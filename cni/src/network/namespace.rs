@@ -1,4 +1,5 @@
-//! Network namespaces. The plugin's own thread never leaves the node's: what has to happen inside a pod happens on a thread made for it.
+//! Network namespaces. The plugin's own thread never leaves the node's namespace; work inside a pod
+//! runs on a separate thread.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,17 +13,18 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use crate::error::CniError;
 
-/// An open network namespace: stays alive while we hold it.
+/// An open network namespace, which exists as long as this value does.
 pub(crate) struct Namespace {
     file: File,
     path: PathBuf,
 }
 
 impl Namespace {
-    /// Opens a pod's namespace. Refuses what is none, and the node's own: a pod in there has no interface of its own.
+    /// Opens a pod's namespace. Refuses a path that is no namespace, and the node's own: a pod in
+    /// it has no interface of its own.
     pub(crate) fn open(path: &Path) -> Result<Namespace, CniError> {
         let unusable = |problem: String| CniError::Namespace { path: path.display().to_string(), problem };
-        // Not blocking, in case somebody put a pipe there.
+        // Non-blocking, in case the path is a pipe.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -43,7 +45,7 @@ impl Namespace {
         Ok(Namespace { file, path: path.to_path_buf() })
     }
 
-    /// The same for a caller that has nothing to do if there is none (any more).
+    /// The same for a caller that has nothing to do if the namespace does not exist any more.
     pub(crate) fn open_if_there(path: &Path) -> Option<Namespace> {
         Namespace::open(path).ok()
     }
@@ -67,7 +69,7 @@ impl Namespace {
         key: &str,
         value: &str,
     ) -> Result<(), CniError> {
-        // Which namespace /proc/sys/net shows depends on the thread that opens it.
+        // The content of /proc/sys/net depends on the namespace of the thread that opens it.
         let path = format!("/proc/sys/net/{family}/conf/{interface}/{key}");
         self.inside(|| std::fs::write(&path, value)).map_err(|source| CniError::Kernel {
             action: format!("set {path} to {value}"),
@@ -76,7 +78,7 @@ impl Namespace {
         })
     }
 
-    /// For netlink messages that name a namespace.
+    /// For netlink messages that refer to a namespace.
     pub(crate) fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
     }

@@ -1,4 +1,4 @@
-//! rtnetlink in one network namespace, in the plugin's words. Every error says which object in which namespace it was about.
+//! rtnetlink in one network namespace. Every error names the object and the namespace.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,7 +26,7 @@ pub(crate) struct Network {
     place: String,
 }
 
-/// A link as it is.
+/// A link's present state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Link {
     pub(crate) index: u32,
@@ -36,11 +36,11 @@ pub(crate) struct Link {
     pub(crate) veth: bool,
     pub(crate) alias: String,
     pub(crate) name: String,
-    /// Of a veth: the other end's index, which may be in another namespace.
+    /// The index of a veth's other end, which may be in another namespace.
     pub(crate) peer: Option<u32>,
 }
 
-/// A veth pair to be made.
+/// A veth pair to create.
 pub(crate) struct Pair<'a> {
     pub(crate) host_name: &'a str,
     pub(crate) host_mac: Mac,
@@ -50,12 +50,13 @@ pub(crate) struct Pair<'a> {
 }
 
 impl Network {
-    /// Of the node.
+    /// Netlink in the node's namespace.
     pub(crate) fn of_node() -> Result<Network, CniError> {
         Network::new(rtnetlink::new_connection(), "the node's network namespace".to_string())
     }
 
-    /// Of a pod: a netlink socket stays in the namespace it was made in.
+    /// Netlink in a pod's namespace: a netlink socket stays in the namespace in which it was
+    /// created.
     pub(crate) fn of_pod(namespace: &Namespace) -> Result<Network, CniError> {
         let runtime = tokio::runtime::Handle::current();
         let connection = namespace.inside(|| {
@@ -78,7 +79,8 @@ impl Network {
         }
     }
 
-    /// Makes a veth pair: one end here, one in the pod's namespace under its final name, both down.
+    /// Creates a veth pair: one end here, one in the pod's namespace under its final name, both
+    /// down.
     pub(crate) async fn add_pair(&self, pair: &Pair<'_>, pod: &Namespace) -> Result<(), CniError> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(pair.pod_name)
@@ -120,8 +122,8 @@ impl Network {
         }
     }
 
-    /// Gives the main table's routes through gateways over a link at most this MTU, bytes; what is on the link keeps the
-    /// link's. Returns how many were changed.
+    /// Limits the MTU, in bytes, of the main table's routes that go over a link and have a gateway.
+    /// Routes to the link itself keep its MTU. Returns how many were changed.
     pub(crate) async fn limit_route_mtu(&self, index: u32, mtu: u32) -> Result<usize, CniError> {
         let mut changed = 0;
         for all in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
@@ -140,7 +142,7 @@ impl Network {
         Ok(changed)
     }
 
-    /// The link of that name, which must be there.
+    /// The link of that name, which must exist.
     pub(crate) async fn existing_link(&self, name: &str) -> Result<Link, CniError> {
         self.link(name).await?.ok_or_else(|| CniError::Kernel {
             action: format!("find the interface {name}"),
@@ -149,16 +151,17 @@ impl Network {
         })
     }
 
-    /// Notes on a link whose it is.
+    /// Marks a link with its owner.
     pub(crate) async fn set_alias(&self, index: u32, alias: &str) -> Result<(), CniError> {
         self.set(index, LinkMessageBuilder::<LinkUnspec>::new().alias(alias), || format!("set the alias {alias}")).await
     }
 
-    /// Limits the GSO packets that are built for a link, in both families.
+    /// Limits the size of GSO packets built for a link, in both families.
     pub(crate) async fn set_gso_max_size(&self, index: u32, bytes: u32) -> Result<(), CniError> {
         let builder = LinkMessageBuilder::<LinkUnspec>::new()
             .append_extra_attribute(LinkAttribute::GsoMaxSize(bytes))
-            // Kernels before 6.3 do not know it and go by the other for both.
+            // Kernels before 6.3 do not know this attribute, and use the other one for both
+            // families.
             .append_extra_attribute(LinkAttribute::GsoIpv4MaxSize(bytes));
         self.set(index, builder, || format!("limit GSO packets to {bytes} bytes")).await
     }
@@ -178,7 +181,7 @@ impl Network {
         self.told(set, || format!("change interface {index}: {}", action()))
     }
 
-    /// Removes a link, and with it the other end of its pair. Fine if it is gone already.
+    /// Removes a link, and with it the other end of its pair. No error if it is gone already.
     pub(crate) async fn remove_link(&self, index: u32) -> Result<(), CniError> {
         match self.handle.link().del(index).execute().await {
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(()),
@@ -186,7 +189,8 @@ impl Network {
         }
     }
 
-    /// Gives a link an address. Nobody else can have it: IPv6 need not ask around first (`nodad`).
+    /// Adds an address to a link. The address is unique, so IPv6 needs no duplicate address
+    /// detection (`nodad`).
     pub(crate) async fn add_address(&self, index: u32, address: &IpNet) -> Result<(), CniError> {
         let mut request = self.handle.address().add(index, address.addr(), address.prefix_len());
         if address.addr().is_ipv6() {
@@ -226,7 +230,7 @@ impl Network {
         Ok(routes)
     }
 
-    /// Tells a link its neighbour, for good.
+    /// Adds a permanent neighbour entry to a link.
     pub(crate) async fn add_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<(), CniError> {
         let request = self.handle.neighbours().add(index, address).state(NeighbourState::Permanent);
         let added = request.link_layer_address(mac.as_bytes()).replace().execute().await;
@@ -255,7 +259,7 @@ impl Network {
     }
 }
 
-/// Takes the whole answer, so that none of it is left for the next request.
+/// Reads the whole answer, so that nothing of it is left for the next request.
 async fn first<T>(stream: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Result<Option<T>, rtnetlink::Error> {
     Ok(stream.try_collect::<Vec<T>>().await?.into_iter().next())
 }
@@ -289,8 +293,8 @@ fn route_message(index: u32, route: &PodRoute) -> RouteMessage {
     let mut message = match address {
         IpAddr::V4(address) => {
             let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, length);
-            // A gateway that no address' prefix covers is taken only if it is said to be on the link; a route
-            // without a gateway only if its scope says so.
+            // The kernel accepts a gateway outside every address' prefix only with the onlink flag,
+            // and a route without a gateway only with link scope.
             let builder = if route.gateway.is_some() { builder.onlink() } else { builder.scope(RouteScope::Link) };
             builder.output_interface(index).build()
         }
@@ -308,7 +312,7 @@ fn route_message(index: u32, route: &PodRoute) -> RouteMessage {
     message
 }
 
-/// The same route with this MTU. What only the kernel says of a route it does not take back.
+/// The same route with this MTU, without attributes that the kernel reports but does not accept.
 fn limited(mut message: RouteMessage, mtu: u32) -> RouteMessage {
     let mut metrics = Vec::new();
     message.attributes.retain_mut(|attribute| match attribute {
@@ -322,12 +326,14 @@ fn limited(mut message: RouteMessage, mtu: u32) -> RouteMessage {
     metrics.retain(|metric| !matches!(metric, RouteMetric::Mtu(_)));
     metrics.push(RouteMetric::Mtu(mtu));
     message.attributes.push(RouteAttribute::Metrics(metrics));
-    // Flags such as "the link is up" are told, not taken; only that a gateway is on the link must be said again.
+    // The kernel reports flags such as "the link is up" but does not accept them; only onlink must
+    // be set again.
     message.header.flags &= RouteFlags::Onlink;
     message
 }
 
-/// None if the route is not one of the main table over this link, or of a kind we never make.
+/// None if the route is not in the main table over this link, or is of a kind that the plugin never
+/// makes.
 fn route(index: u32, message: &RouteMessage) -> Option<PodRoute> {
     let unspecified: IpAddr = match message.header.address_family {
         AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),

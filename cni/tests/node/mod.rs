@@ -1,4 +1,4 @@
-//! A node and its pods as network namespaces, and an agent that only remembers.
+//! A node and its pods as network namespaces, with an agent that only stores what it is given.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ impl Netns {
         format!("/run/netns/{}", self.name)
     }
 
-    /// `ip -j` in here, parsed.
+    /// The parsed output of `ip -j` in this namespace.
     pub fn ip(&self, arguments: &str) -> Value {
         ip_json(&self.name, arguments)
     }
@@ -74,7 +74,7 @@ fn ip_json(namespace: &str, arguments: &str) -> Value {
     if text.trim().is_empty() { Value::Array(Vec::new()) } else { serde_json::from_str(&text).unwrap() }
 }
 
-/// What the agent remembers, and how it shall behave.
+/// What the agent has stored, and how it should behave.
 #[derive(Default)]
 pub struct Memory {
     pub attachments: BTreeMap<(String, String), Attachment>,
@@ -83,9 +83,9 @@ pub struct Memory {
     pub refuse_attach: Option<StatusCode>,
     /// What it was told of failures; none as an agent that does not know of them.
     pub failures: Option<Vec<FailedAdd>>,
-    /// Names of the pods' namespaces by path, to look into at the time of `attach`.
+    /// The node's namespace, which `attach` inspects.
     node: String,
-    /// Links that were up when `attach` was called: there must be none.
+    /// Links that were up when `attach` was called; there must be none.
     pub up_too_early: Vec<String>,
 }
 
@@ -132,7 +132,7 @@ impl Node {
         self.directory.path().join("agent.sock")
     }
 
-    /// A configuration with more fields, as JSON without the braces.
+    /// A configuration as JSON, with additional fields (`more`) given without braces.
     pub fn config(&self, version: &str, timeout: u32, more: &str) -> String {
         let comma = if more.is_empty() { "" } else { "," };
         format!(
@@ -152,7 +152,8 @@ impl Node {
             .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=payments;K8S_POD_NAME=api-0")
             .env("CNI_PATH", "/opt/cni/bin");
         let mut child = plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // A request that makes no sense is answered without a look at its configuration.
+        // The plugin answers an invalid request without reading its configuration, so writing may
+        // fail.
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
         let output = child.wait_with_output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
@@ -161,7 +162,7 @@ impl Node {
     }
 }
 
-/// What the plugin said.
+/// The plugin's answer.
 #[derive(Debug)]
 pub struct Answer {
     pub success: bool,

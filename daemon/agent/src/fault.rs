@@ -1,13 +1,13 @@
 //! Fault injection for tests: the agent kills itself before its n-th kernel operation.
 //!
-//! Compiled in by the cargo feature `fault-injection` alone; [`point`] is empty otherwise. What must hold is that whatever
-//! has been done until then is no more open than before.
+//! Compiled in only with the cargo feature `fault-injection`; otherwise [`point`] is empty. At each
+//! point the invariant is: what has been done so far is no more open than before.
 
-/// Environment variable with the number of the operation that is not reached any more, counted from 1.
+/// Environment variable with the number, from 1, of the operation before which the agent dies.
 #[cfg(feature = "fault-injection")]
 pub const VARIABLE: &str = "HAUBERK_FAULT_KILL_AT";
 
-/// Stands before every kernel operation.
+/// Called before every kernel operation.
 #[cfg(feature = "fault-injection")]
 pub fn point(operation: &str) {
     use std::sync::LazyLock;
@@ -18,7 +18,7 @@ pub fn point(operation: &str) {
     let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
     if count == kill_at {
         eprintln!("fault injection: killed before operation {count}, {operation}");
-        // SIGKILL, not exit: nothing may be tidied up.
+        // SIGKILL and not exit, so that nothing is cleaned up.
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
         loop {
             std::thread::park();
@@ -26,7 +26,7 @@ pub fn point(operation: &str) {
     }
 }
 
-/// Stands before every kernel operation.
+/// Called before every kernel operation.
 #[cfg(not(feature = "fault-injection"))]
 #[inline(always)]
 pub fn point(_operation: &str) {}

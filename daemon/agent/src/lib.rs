@@ -5,14 +5,14 @@
 //! ```
 //! | module | stage |
 //! |---|---|
-//! | [`source`] | objects, from a folder of manifests |
+//! | [`source`] | objects, from a folder of manifests or an API server |
 //! | [`reconcile`] | model to desired to plan, by `hauberk-core`; the loop |
-//! | [`apply`] | steps, carried out on [`datapath`] (eBPF), [`backend`] (tunnel) and [`host`] (links, routes, netfilter) |
+//! | [`apply`] | carries out steps on [`datapath`] (eBPF), [`backend`] (tunnel) and [`host`] |
 //! | [`observe`] | status, flows, drops, metrics, self-test |
 //! | [`api`], [`uapi`] | answers to the CLI, the CNI plugin and `wg show` |
 //! | [`attachments`] | pods' interfaces and addresses on this node |
 //! | [`install`] | the CNI plugin and its configuration, where the runtime looks for them |
-//! | [`report`] | what is known, told to the cluster |
+//! | [`report`] | reports to the cluster |
 //! | [`config`], [`cluster_config`], [`selfcheck`] | before anything else |
 
 pub mod api;
@@ -33,6 +33,8 @@ mod restart;
 pub mod run;
 pub mod selfcheck;
 pub mod source;
+#[allow(unsafe_code, reason = "see the module")]
+mod syscalls;
 #[cfg(test)]
 mod testing;
 pub mod uapi;

@@ -1,5 +1,5 @@
-//! One agent has a state directory at a time, whatever becomes of its socket: a second one would take the first one's datapath for
-//! what an agent left that has ended.
+//! Only one agent at a time has a state directory, whatever happens to its socket. A second agent
+//! would take the running one's datapath for the remains of an agent that has ended.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The file in the state directory.
 const FILE: &str = "agent.lock";
 
-/// The state directory cannot be had.
+/// The state directory cannot be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another agent has it.
@@ -25,13 +25,13 @@ pub enum LockError {
     },
 }
 
-/// Held until it is dropped, or the process ends or runs another program.
+/// Held until it is dropped, or the process ends or executes another program.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
-/// Takes the state directory, which is there.
+/// Locks the state directory, which must exist.
 ///
 /// # Errors
 /// [`LockError`].
@@ -46,7 +46,7 @@ pub fn take(state: &Path) -> Result<Lock, LockError> {
     }
 }
 
-/// Whether an agent has the state directory.
+/// Whether an agent has locked the state directory.
 pub fn is_taken(state: &Path) -> bool {
     File::open(state.join(FILE)).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }

@@ -12,13 +12,14 @@ use hauberk_agent::config::{self, Config, LogFormat};
 use hauberk_agent::datapath::chain;
 use hauberk_agent::{apply, cluster_config, install, lock, run, selfcheck};
 
-/// What is still being done when the agent ends has so long.
+/// How long to wait at the end for work that is still under way.
 const END: Duration = Duration::from_secs(2);
 
 /// hauberk's per-node agent: encrypts opted-in pods' traffic between nodes.
 ///
-/// Without a subcommand it runs until it gets SIGTERM or SIGINT, and leaves the datapath in place then: what must be
-/// encrypted stays encrypted or dropped. `hauberkd uninstall` takes everything away.
+/// Without a subcommand it runs until it gets SIGTERM or SIGINT. The datapath stays in place when the
+/// agent ends: traffic that must be encrypted is then encrypted or dropped as before. `hauberkd
+/// uninstall` removes everything.
 #[derive(Parser)]
 #[command(version, name = "hauberkd")]
 struct Arguments {
@@ -28,7 +29,8 @@ struct Arguments {
     /// This node's name, as its Node object has it; overrides the configuration.
     #[arg(long, global = true)]
     node: Option<String>,
-    /// The least severe level that is logged: error, warn, info, debug or trace; overrides the configuration.
+    /// The least severe level that is logged: error, warn, info, debug or trace; overrides the
+    /// configuration.
     #[arg(long, global = true)]
     log_level: Option<String>,
     /// Check the configuration, print it with its defaults, and exit.
@@ -42,9 +44,10 @@ struct Arguments {
 enum Command {
     /// Run the agent (the default).
     Run,
-    /// Remove everything the agent ever made on this node: programs, maps, devices, routes, rules. Opens what was closed.
+    /// Remove everything that the agent ever made on this node: programs, maps, devices, routes,
+    /// rules. Afterwards this node protects no traffic.
     Uninstall,
-    /// Say whether this node has what the agent needs, and what to do if not.
+    /// Check whether this node has what the agent needs, and say what to do about what it lacks.
     Check,
     /// Print the version.
     Version,
@@ -84,7 +87,8 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .context("cannot start the runtime")?;
     match command {
         Command::Uninstall => {
-            // It would put back what is taken away here, and until then there is neither.
+            // A running agent would put back what is removed here, and until then the node would be
+            // unprotected.
             if let Some(answers) = runtime.block_on(hauberk_agent::api::answers(&config.paths.socket)) {
                 bail!(
                     "an agent runs on this node and answers at {answers}: stop it first (its service, or the DaemonSet hauberk-system/hauberk), then uninstall"
@@ -97,13 +101,13 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                     config.paths.socket.display()
                 );
             }
-            // First the list, so that no pod comes while the rest goes.
+            // The CNI list goes first, so that no pod starts while the rest is removed.
             install::uninstall(&config.cni).context("cannot uninstall the CNI plugin")?;
             runtime.block_on(apply::uninstall(&config)).context("cannot uninstall")?;
         }
         _ => {
             let ended = runtime.block_on(run::run(config));
-            // A thread that waits for a disk may do so for ever.
+            // A thread that waits for a disk may never return.
             runtime.shutdown_timeout(END);
             ended?;
         }
@@ -124,8 +128,8 @@ fn check(config: &Config) -> ExitCode {
     if selfcheck::require(&items).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What libraries may log. boringtun calls every session that ends an error; the tunnel tells of peers' states itself. The others
-/// have a dozen lines of `debug` for every request to the API server.
+/// What libraries may log. boringtun logs the end of every session as an error; the tunnel reports
+/// peers' states itself. The others log a dozen `debug` lines for every request to the API server.
 const LIBRARIES: &str = "boringtun=off,aya=info,aya_obj=info,hyper_util=info,kube_client=info,rustls=info,tower=info";
 
 fn log_to_standard_error(config: &Config, level: Option<&str>) -> anyhow::Result<()> {

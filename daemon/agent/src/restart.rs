@@ -1,13 +1,14 @@
-//! A new start in place: the same process runs the same program with the same arguments anew. Devices, programs and maps stay
-//! as they do at any stop, and every file and socket of the old life is closed by the kernel (`O_CLOEXEC`).
+//! Restarts in place: the same process executes the same program with the same arguments again.
+//! Devices, programs and maps stay as at any stop, and the kernel closes every file and socket of
+//! the old program (`O_CLOEXEC`).
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Where the kernel keeps the program that runs, also when its file was replaced.
+/// The running program, even if its file was replaced.
 const PROGRAM: &str = "/proc/self/exe";
 
-/// Does not return unless it fails.
+/// Returns only if it fails.
 pub(crate) fn restart() -> std::io::Error {
     let mut arguments = std::env::args_os();
     let mut command = Command::new(PROGRAM);

@@ -1,5 +1,5 @@
-//! The agent's life: self-check, keys, datapath, then the tasks, until a signal. Nothing is torn down at the end: the
-//! programs, maps and devices stay and go on denying.
+//! The agent's life: self-check, keys, datapath, then the tasks, until a signal. Nothing is torn
+//! down at the end: the programs, maps and devices stay and keep denying.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,12 +47,12 @@ pub use cluster::ClusterError;
 
 /// Inputs that may wait for the reconciler.
 const INPUTS: usize = 64;
-/// How long a burst of device changes may take.
+/// How long a burst of device changes is gathered.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Between self-tests once one has passed, and after one that failed.
+/// Between self-tests after one that passed, and after one that failed.
 const SELF_TEST: Duration = Duration::from_secs(60);
 const FAILED_SELF_TEST: Duration = Duration::from_secs(2);
-/// How long something new may wait for its proof.
+/// How often to look whether something new needs a self-test.
 const LOOK_FOR_SELF_TEST: Duration = Duration::from_millis(250);
 
 /// The agent could not start, or had to stop.
@@ -79,7 +79,7 @@ pub enum RunError {
     /// The attachments' folder.
     #[error(transparent)]
     Attachments(#[from] attachments::StoreError),
-    /// Pods' interfaces that are on no record.
+    /// Pods' interfaces without a record.
     #[error("cannot put pods' interfaces on record again: {0}")]
     Recover(#[from] attachments::AttachmentError),
     /// The API.
@@ -107,9 +107,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let started = Timestamp::now();
     selfcheck::mount_bpf_file_system(&config.paths.pins).map_err(RunError::BpfFileSystem)?;
     selfcheck::require(&selfcheck::run(&config))?;
-    // Whoever answers on the socket owns this node; a second agent must not touch anything.
+    // The agent that answers on the socket owns this node; a second agent must not touch anything.
     let listener = api::bind(&config.paths.socket).await?;
-    // First of all in the state directory: one that a kubelet has made is closed to others only while nothing is in it.
+    // The state directory's first use: if a kubelet made it, its mode can only be restricted while
+    // it is empty.
     let keys = Arc::new(Store::open(&config.paths.state)?);
     let _lock = lock::take(&config.paths.state)?;
     clock::restore(&config.paths.state);
@@ -160,14 +161,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     let (inputs, received) = mpsc::channel(INPUTS);
     let held: Vec<Change> = attachments.list().into_iter().map(Change::Attachment).collect();
-    // What this node gave away comes first: nothing else tells which pods are here.
+    // This node's attachments come first: nothing else says which pods are here.
     let _ = inputs.send(Input::Changes(held)).await;
     let mut addresses = departed::restore(&config.paths.state, &node);
     if let Some(event) = addresses.event.take() {
         warn!(reason = event.reason, "{}", event.message);
         world.write().events.note(&event, started);
     }
-    // What nodes had is closed before the source says that it is nobody's.
+    // Addresses that nodes had are closed before the source says that no node has them.
     let _ = inputs.send(Input::Changes(std::mem::take(&mut addresses.changes))).await;
 
     tokio::spawn(attachments.clone().try_disk());
@@ -224,7 +225,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             let view = Arc::new(wireguard_view::View { world, port: config.tunnel.port });
             tokio::spawn(uapi::serve(listener, view));
         }
-        // Convenience, not protection: the agent goes on without it.
+        // `wg show` is a convenience, not protection: the agent continues without it.
         Err(error) => warn!(%error, "`wg show` will not work"),
     }
     wait_for_signal().await?;
@@ -236,8 +237,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     Ok(())
 }
 
-/// What is on record of pods' interfaces. Those whose interface is gone, as after a reboot, keep their addresses only; those that
-/// the kernel holds and no file tells of are put on record again, which the event tells.
+/// The records of pods' interfaces. A record whose interface is gone, as after a reboot, only keeps
+/// its addresses. An interface that exists in the kernel but has no record gets one again, and the
+/// event says so.
 async fn restore_attachments(
     config: &Config,
     policy: &Policy,
@@ -324,8 +326,8 @@ fn tunnel_maker(
                 Cipher::Auto => CipherImplementation::best(),
                 Cipher::Ring => CipherImplementation::Ring,
             },
-            // On the tunnel's own thread, which must not wait: a state that finds the queue full is told again by the next
-            // change, and permissive traffic waits for it until then.
+            // This runs on the tunnel's own thread, which must not wait. If the queue is full, the
+            // next state change reports the state again, and permissive traffic waits until then.
             on_state: Box::new(move |number, progress| {
                 if inputs.try_send(Input::Peer(number, progress)).is_err() {
                     warn!(peer = number.0, "the reconciler is busy: a change of a peer's state was not told");
@@ -335,7 +337,7 @@ fn tunnel_maker(
     })
 }
 
-/// From the source to the reconciler, with the source's own state beside every batch.
+/// Passes batches from the source to the reconciler, each with the source's own state.
 async fn tell_reconciler(source: Arc<dyn Source>, inputs: mpsc::Sender<Input>, stopped: watch::Receiver<bool>) {
     let (sender, mut batches) = mpsc::channel::<Batch>(64);
     let running = tokio::spawn(Arc::clone(&source).run(sender, stopped));
@@ -365,7 +367,7 @@ async fn tell_reconciler(source: Arc<dyn Source>, inputs: mpsc::Sender<Input>, s
     }
 }
 
-/// Tells the reconciler when devices change: once for a burst, as when pods come.
+/// Tells the reconciler when devices change: once for a burst, for example when pods arrive.
 async fn watch_devices(inputs: mpsc::Sender<Input>) {
     let mut changes = match Netlink::watch() {
         Ok(changes) => changes,
@@ -380,15 +382,18 @@ async fn watch_devices(inputs: mpsc::Sender<Input>) {
     }
 }
 
-/// Runs the self-test until it passes, then now and again, and at once when something new has to be proven.
+/// Runs the self-test until it passes, then periodically, and at once when something new needs it.
 async fn prove(world: Shared, eyes: Eyes, pins: Pins) {
     let mut last = Instant::now();
     loop {
-        let running = world.read().running.clone();
-        let due = match world.read().self_test {
-            None => true,
-            Some(Err(_)) => last.elapsed() > FAILED_SELF_TEST,
-            Some(Ok(())) => last.elapsed() > SELF_TEST,
+        let (running, begun, due) = {
+            let world = world.read();
+            let due = match world.self_test.outcome() {
+                None => true,
+                Some(Err(_)) => last.elapsed() > FAILED_SELF_TEST,
+                Some(Ok(())) => last.elapsed() > SELF_TEST,
+            };
+            (world.running.clone(), world.self_test.begin(), due)
         };
         if let Some(running) = running.filter(|_| due) {
             let outcome = self_test::run(&running.devices, running.backend.as_ref(), &eyes, &pins).await;
@@ -397,8 +402,8 @@ async fn prove(world: Shared, eyes: Eyes, pins: Pins) {
             if let Err(reason) = &outcome {
                 warn!(%reason, "the self-test failed");
             }
-            let before = world.write().self_test.replace(outcome);
-            if passed && !matches!(before, Some(Ok(()))) {
+            let is_news = world.write().self_test.end(begun, outcome);
+            if passed && is_news {
                 info!("ready: the self-test passed");
             }
         }
@@ -406,7 +411,7 @@ async fn prove(world: Shared, eyes: Eyes, pins: Pins) {
     }
 }
 
-/// Logs why a task ended that should not.
+/// Logs why a task ended that should run forever.
 async fn reporting<E: std::fmt::Display>(what: &'static str, task: impl Future<Output = Result<(), E>>) {
     if let Err(error) = task.await {
         error!(%error, "{what} stopped");

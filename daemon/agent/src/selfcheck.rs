@@ -1,8 +1,9 @@
-//! Finds out, before anything is touched, whether this process may do what it must on this kernel.
+//! Checks, before anything is touched, whether this process can do on this kernel what it must.
 //!
-//! Each [`Item`] is one thing that is looked at, with one sentence: what was found, or what is missing and what to do.
-//! `hauberkd run` stops at what is missing; `hauberkd check` prints all of it. The one thing that is done here is to mount
-//! the BPF file system where it belongs and is not ([`mount_bpf_file_system`]).
+//! Each [`Item`] is one check, with one sentence: what was found, or what is missing and what to
+//! do. `hauberkd run` stops if something is missing; `hauberkd check` prints all items. The only
+//! change made here is to mount the BPF file system where it belongs if it is not mounted
+//! ([`mount_bpf_file_system`]).
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -25,28 +26,28 @@ use crate::observe::firewalls::Firewalls;
 
 /// Where the BPF file system is mounted by convention.
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
-/// Without its helpers the programs are not taken.
+/// An older kernel refuses the programs, because it lacks helpers that they call.
 const OLDEST_KERNEL: (u32, u32) = (5, 11);
-/// The oldest kernel that hauberk is promised to run on.
+/// The oldest kernel that hauberk supports.
 const PROMISED_KERNEL: (u32, u32) = (6, 1);
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// What.
+    /// What was checked.
     pub name: &'static str,
-    /// How it is.
+    /// The result.
     pub outcome: Outcome,
 }
 
-/// How something is.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// As needed; with what was found.
+    /// As needed; says what was found.
     Fine(String),
-    /// hauberk runs, but with less; with what, and what to do.
+    /// hauberk runs, but with less; says what is lacking, and what to do.
     Degraded(String),
-    /// hauberk cannot run; with what to do.
+    /// hauberk cannot run; says what to do.
     Missing(String),
 }
 
@@ -55,7 +56,7 @@ pub enum Outcome {
 #[error("this node cannot run hauberk:{}", .0.iter().map(|sentence| format!("\n  - {sentence}")).collect::<String>())]
 pub struct SelfCheckError(pub Vec<String>);
 
-/// Looks at everything.
+/// Runs all checks.
 pub fn run(config: &Config) -> Vec<Item> {
     let item = |name, outcome| Item { name, outcome };
     vec![
@@ -71,7 +72,8 @@ pub fn run(config: &Config) -> Vec<Item> {
     ]
 }
 
-/// Looks at everything, and has the kernel take the programs: for `hauberkd check`, as an agent that starts finds that out in any case.
+/// Runs all checks, and loads the programs into the kernel: for `hauberkd check`. An agent that
+/// starts loads them anyway.
 pub fn run_with_programs(config: &Config) -> Vec<Item> {
     let mut items = run(config);
     let bpf = items.iter_mut().find(|item| item.name == "bpf");
@@ -81,10 +83,10 @@ pub fn run_with_programs(config: &Config) -> Vec<Item> {
     items
 }
 
-/// Passes if nothing is missing.
+/// Succeeds if nothing is missing.
 ///
 /// # Errors
-/// [`SelfCheckError`] with a sentence for each thing that is.
+/// [`SelfCheckError`] with a sentence for each missing thing.
 pub fn require(items: &[Item]) -> Result<(), SelfCheckError> {
     let missing: Vec<String> = items
         .iter()
@@ -96,7 +98,8 @@ pub fn require(items: &[Item]) -> Result<(), SelfCheckError> {
     if missing.is_empty() { Ok(()) } else { Err(SelfCheckError(missing)) }
 }
 
-/// Mounts the BPF file system where `pins` belongs, if it is meant to be below `/sys/fs/bpf` and nothing is there yet.
+/// Mounts the BPF file system for `pins`, if they are to be below `/sys/fs/bpf` and nothing is
+/// there yet.
 ///
 /// # Errors
 /// The sentence that [`run`] would give.
@@ -113,7 +116,7 @@ pub fn mount_bpf_file_system(pins: &Path) -> Result<(), String> {
         .map_err(|error| not_mounted(pins, Some(error.into())))
 }
 
-/// `linux/capability.h`: number and name of what is needed. Any of a row's will do.
+/// The needed capabilities (`linux/capability.h`), by number and name. One of each row is enough.
 const CAPABILITIES: [(&[(u32, &str)], &str); 4] = [
     (&[(12, "CAP_NET_ADMIN")], "to set up devices, routes and rules"),
     (&[(13, "CAP_NET_RAW")], "to send the self-test's packets"),
@@ -193,7 +196,7 @@ fn bpf() -> Outcome {
     }
 }
 
-/// Beside the pins, with maps of their own.
+/// Loads the programs beside the pins, with maps of their own.
 fn programs(pins: &Path) -> Outcome {
     let folder = nearest_existing(pins).filter(|folder| is_on_bpf_file_system(folder));
     let Some(folder) = folder else {
@@ -213,7 +216,7 @@ fn programs(pins: &Path) -> Outcome {
 }
 
 fn attach(mode: AttachMode) -> Outcome {
-    // Asking what is attached changes nothing, and a kernel without TCX does not know the question.
+    // The query changes nothing, and a kernel without TCX does not know it.
     let has_tcx = query::tcx_programs("lo", TcAttachType::Ingress).is_ok();
     match (mode, has_tcx) {
         (AttachMode::Clsact, _) => Outcome::Fine("clsact, as configured".into()),
@@ -300,14 +303,14 @@ fn nftables() -> Outcome {
     }
 }
 
-/// The ways of pods' packets, and of the tunnel's own, through the chains of others.
+/// Judges other programs' chains on the paths of pods' packets and of the tunnel's own.
 fn firewalls(config: &Config) -> Outcome {
     let mut wanted = vec![Way::ToNode, Way::Tunnel];
     let is_chained = config.cni.install == CniInstall::Chained;
     if config.host_routing == HostRouting::Stack || is_chained {
         wanted.extend([Way::Out, Way::Opened, Way::Plain]);
     } else {
-        // Between nodes they pass over the stack; what pods send to the world goes through it.
+        // Packets between nodes bypass the stack; what pods send to the world passes through it.
         wanted.push(Way::World);
     }
     let named = match &config.uplinks {
@@ -364,7 +367,7 @@ fn default_devices() -> Vec<String> {
     devices.into_iter().collect()
 }
 
-/// Asks `nft` to check rules, without putting them in.
+/// Asks `nft` to check rules without installing them.
 fn accepts(rules: &str) -> io::Result<bool> {
     let mut child = Command::new("nft")
         .args(["-c", "-f", "-"])
@@ -373,7 +376,7 @@ fn accepts(rules: &str) -> io::Result<bool> {
         .stderr(Stdio::null())
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        // If it does not read to the end, its exit code says no.
+        // If `nft` stops reading early, its exit code reports a refusal.
         let _ = stdin.write_all(rules.as_bytes());
     }
     Ok(child.wait()?.success())
@@ -434,7 +437,7 @@ mod tests {
         let items = run_with_programs(&Config::default());
         assert_eq!(items.len(), 9);
         let bpf = items.iter().find(|item| item.name == "bpf").map(|item| &item.outcome);
-        // Not every place where tests run has a BPF file system.
+        // Not every machine that runs tests has a BPF file system.
         assert!(!matches!(bpf, Some(Outcome::Fine(sentence)) if !sentence.contains("takes all 7 programs")), "{bpf:?}");
     }
 }

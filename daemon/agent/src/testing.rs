@@ -1,5 +1,5 @@
-//! For tests: a world that knows nothing, and the API server's part, a server on this machine and the client the agent would have
-//! for it.
+//! Test helpers: an empty world, and an API server on this machine with the client that the agent
+//! would have for it.
 
 use axum::Router;
 use hauberk_core::api::SourceStatus;
@@ -8,7 +8,8 @@ use kube::{Client, Config};
 
 use crate::world::World;
 
-/// What the agent on `node` knows before anything is read from `/objects`; but that counts as everything.
+/// What the agent on `node` knows before anything is read from `/objects`, but already marked as
+/// synced.
 pub(crate) fn world(node: &str) -> World {
     let source = SourceStatus {
         kind: "directory".into(),
@@ -21,7 +22,7 @@ pub(crate) fn world(node: &str) -> World {
     World::new(Policy { node: node.into(), ..Policy::default() }, source)
 }
 
-/// Serves until the test ends; the address.
+/// Serves until the test ends; returns the address.
 pub(crate) async fn serve(router: Router) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -29,7 +30,7 @@ pub(crate) async fn serve(router: Router) -> String {
     address
 }
 
-/// A client that tries nothing again by itself, as the agent's.
+/// A client without retries of its own, like the agent's.
 pub(crate) fn client(address: &str) -> Client {
     let mut config = Config::new(address.parse().unwrap());
     config.default_retry = false;

@@ -1,4 +1,5 @@
-//! What the agent knows, shared between the reconciler, which alone writes it, and those who answer questions.
+//! What the agent knows, shared between its tasks. The reconciler writes it, and observers write
+//! their own fields.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -20,19 +21,21 @@ use crate::observe::firewalls::Firewalls;
 use crate::observe::leaks::Leaks;
 use crate::observe::losses::Losses;
 use crate::observe::plaintext::Plaintext;
+use crate::observe::self_test::SelfTest;
 use crate::observe::unconnected::Missed;
 
-/// Events remembered.
+/// The most events that are remembered.
 const EVENTS: usize = 1_000;
 
-/// Buckets of the time from a change to the kernel, seconds: to be below a tenth of a second.
+/// Histogram buckets for the time from a change to the kernel, seconds. The goal is a tenth of a
+/// second.
 const APPLY_SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 /// What the agent knows at one moment.
 pub struct World {
-    /// The cluster as last heard of.
+    /// The cluster as last told.
     pub model: Model,
-    /// The configuration's part.
+    /// What the configuration decides.
     pub policy: Policy,
     /// What the kernel should hold.
     pub desired: Incremental,
@@ -40,21 +43,21 @@ pub struct World {
     pub events: EventLog,
     /// The source of objects.
     pub source: SourceStatus,
-    /// What is wrong with the kernel's side, by what it concerns; empty while every step succeeds.
+    /// Problems with the kernel's side, by what they concern; empty while every step succeeds.
     pub failures: BTreeMap<String, Problem>,
-    /// Why the container runtime does not find the CNI plugin, if it is to.
+    /// Why the container runtime does not find the CNI plugin, if it should.
     pub cni: Option<Problem>,
-    /// The tunnel and the uplinks, once there are any.
+    /// The tunnel and the uplinks, once they exist.
     pub running: Option<Running>,
-    /// From when the source told of a change to when the kernel held it, seconds.
+    /// From when the source told a change to when the kernel held it, seconds.
     pub apply_seconds: Histogram,
-    /// What the last self-test found wrong; none before the first.
-    pub self_test: Option<Result<(), String>>,
-    /// Whose protection changed a moment ago.
+    /// The result of the last self-test.
+    pub self_test: SelfTest,
+    /// Addresses whose protection changed a moment ago.
     pub changes: Changes,
     /// What left this node in the clear and should not have.
     pub leaks: Leaks,
-    /// What came in the clear from other nodes, and what they say of this one.
+    /// What arrived in the clear from other nodes, and what they say of this one.
     pub plaintext: Plaintext,
     /// When packets of addresses that several nodes claim were dropped.
     pub contests: Contests,
@@ -73,7 +76,7 @@ pub struct World {
 pub struct Running {
     /// The tunnel.
     pub backend: Arc<dyn Backend>,
-    /// What leads to other nodes and the world, by name.
+    /// Names of the devices that lead to other nodes and the world.
     pub uplinks: Vec<String>,
     /// Every guarded device that is up.
     pub devices: Vec<Device>,
@@ -81,17 +84,18 @@ pub struct Running {
     pub mtu: u32,
     /// How well packet sockets are kept from sending as pods.
     pub packet_socket_guard: PacketSocketGuard,
-    /// Whether bridges are kept from sending pods' packets out of ports without a guard.
+    /// Whether bridges are kept from sending pods' packets out of unguarded ports.
     pub guards_bridges: bool,
     /// What netfilter has counted.
     pub netfilter: Counters,
-    /// What the IP stack lost of what came out of the tunnel lately, and whose rules may be why.
+    /// What came out of the tunnel and was lost in the IP stack recently, and whose rules may be
+    /// why.
     pub losses: Option<(Losses, Neighbours)>,
-    /// Chains of others on the ways of pods' packets.
+    /// Other programs' chains on the paths of pods' packets.
     pub firewalls: Firewalls,
 }
 
-/// A guarded device, to be tested.
+/// A guarded device, for the self-test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Its name.
@@ -102,11 +106,12 @@ pub struct Device {
     pub ethernet: bool,
 }
 
-/// What problems with the guard itself concern: while there is one, protection is not what it should be.
+/// Objects of problems with the guard itself: while there is one, protection is not what it should
+/// be.
 const GUARD: [&str; 4] = ["device/", "devices", "pod interface/", "netfilter"];
 
 impl World {
-    /// Nothing heard of yet.
+    /// Nothing is known yet.
     pub fn new(policy: Policy, source: SourceStatus) -> World {
         World {
             model: Model::new(&policy.node),
@@ -118,7 +123,7 @@ impl World {
             cni: None,
             running: None,
             apply_seconds: Histogram::new(APPLY_SECONDS),
-            self_test: None,
+            self_test: SelfTest::default(),
             changes: Changes::default(),
             leaks: Leaks::default(),
             plaintext: Plaintext::default(),
@@ -130,12 +135,12 @@ impl World {
         }
     }
 
-    /// Whether protected pods can be promised what they ask for: everything read, attached, proven and still there,
-    /// and nothing seen to the contrary.
+    /// Whether protected pods can get what they ask for: everything is read, attached, proven and
+    /// still there, and no leak was seen recently.
     pub fn is_ready(&self) -> bool {
         self.running.is_some()
             && self.source.synced
-            && matches!(self.self_test, Some(Ok(())))
+            && matches!(self.self_test.outcome(), Some(Ok(())))
             && !self.leaks.lately()
             && !self.failures.values().any(|problem| {
                 problem.severity == Severity::Critical && GUARD.iter().any(|part| problem.object.starts_with(part))
@@ -158,7 +163,7 @@ impl World {
         })
     }
 
-    /// Who has `address`, for people: `namespace/name` of a pod or a node's name.
+    /// The owner of `address`, for messages: `namespace/name` of a pod or a node's name.
     pub fn name_of(&self, address: &Address) -> Option<String> {
         Some(match self.desired.owner(&self.model, &self.policy, *address)? {
             Owner::Pod(pod) => pod.to_string(),
@@ -168,7 +173,7 @@ impl World {
     }
 }
 
-/// Keys for people.
+/// Keys in the form of the status.
 pub fn key_status(keys: &[(u32, [u8; 32])]) -> Vec<KeyStatus> {
     use base64::Engine;
     keys.iter()
@@ -189,25 +194,26 @@ impl Shared {
         Shared(Arc::new(RwLock::new(world)))
     }
 
-    /// To look. A writer that panicked leaves what it had written; looking at it is better than dying too.
+    /// For reading. A writer that panicked leaves what it had written; reading that is better than
+    /// failing too.
     pub fn read(&self) -> RwLockReadGuard<'_, World> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To write: the reconciler, and observers for their own fields.
+    /// For writing: the reconciler, and observers for their own fields.
     pub fn write(&self) -> RwLockWriteGuard<'_, World> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What happened, newest last; the same thing again counts up.
+/// Past events, newest last. A repeated event is counted.
 #[derive(Debug, Default)]
 pub struct EventLog {
     events: VecDeque<Event>,
 }
 
 impl EventLog {
-    /// Notes an event. Returns whether it is news.
+    /// Notes an event. Returns whether it is new.
     pub fn note(&mut self, event: &NewEvent, now: Timestamp) -> bool {
         let same = |known: &&mut Event| {
             known.reason == event.reason && known.objects == event.objects && known.message == event.message
@@ -230,7 +236,7 @@ impl EventLog {
         true
     }
 
-    /// All that are remembered, oldest first.
+    /// All remembered events, oldest first.
     pub fn list(&self) -> Vec<Event> {
         self.events.iter().cloned().collect()
     }

@@ -1,7 +1,7 @@
-//! How long a message takes: `cargo run --release -p hauberk-cipher --example speed`.
+//! Measures the time per message: `cargo run --release -p hauberk-cipher --example speed`.
 //!
-//! Both implementations take turns, so that whatever else the machine does hits both alike. Each figure is the
-//! nanoseconds for a message, the median of all rounds and the least and the most.
+//! The implementations alternate, so that other load on the machine affects both equally. Each
+//! figure is nanoseconds per message: the median of all rounds, the lowest and the highest.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -13,7 +13,7 @@ const ROUNDS: usize = 101;
 /// Bytes sealed in a round.
 const ROUND: usize = 200_000;
 
-/// Something to be measured, and what the rounds took.
+/// One measurement, and the times of its rounds.
 struct Measure {
     name: String,
     run: Box<dyn FnMut()>,

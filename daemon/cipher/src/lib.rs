@@ -1,46 +1,50 @@
-//! ChaCha20-Poly1305 (RFC 8439, 2.8) as WireGuard's data messages use it: a counter for a nonce, no associated data,
-//! from one buffer into another.
+//! ChaCha20-Poly1305 (RFC 8439, 2.8) as WireGuard's data messages use it: a counter as nonce, no
+//! associated data, from one buffer into another.
 //!
 //! ```text
-//!  lib.rs              the interface, and ring behind it for every CPU
-//!  self_test.rs        what our own code must show before it is chosen
+//!  lib.rs              the interface, and ring as the implementation for every CPU
+//!  self_test.rs        the test that the AVX-512 implementation must pass to be chosen
 //!  avx512/mod.rs       the AEAD (2.8): text and tag in one pass
 //!  avx512/chacha.rs    the key stream (2.3), 8, 16 or 24 blocks at a time
 //!  avx512/poly1305.rs  the tag (2.5), eight blocks at a time
 //! ```
 //!
-//! Encryption is the largest part of what a packet costs. ring stops at AVX2, and the one other Rust library that was
-//! tried with AVX-512 was slower than that. So there is an implementation of our own, for CPUs that have it (Ice Lake,
-//! Zen 4 and later). It is used only after it has agreed with ring on this very machine, and [`Implementation::Ring`]
-//! is always there.
+//! Encryption is the largest part of a packet's cost. ring stops at AVX2, and the one other Rust
+//! library that was tried with AVX-512 was slower than ring. So this crate has its own
+//! implementation for CPUs with AVX-512 (Ice Lake, Zen 4 and later). It is used only after its
+//! results on this machine have matched ring's, and [`Implementation::Ring`] is always available.
 //!
-//! No branch and no address depends on a key, a text or a tag; they do depend on lengths. Keys are wiped when they are
-//! dropped, and so is the key stream of each message. Not wiped: ring's copy of a key, the powers of a message's
-//! one-time key, and whatever the compiler leaves in registers and on the stack.
+//! No branch and no memory address depends on a key, a text or a tag; they do depend on lengths.
+//! Keys are wiped when they are dropped, and so is the key stream of each message. Not wiped are
+//! ring's copy of a key, the powers of a message's one-time key, and anything that the compiler
+//! leaves in registers and on the stack.
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "vector instructions")]
 mod avx512;
 mod self_test;
 #[cfg(test)]
 mod tests;
 
-/// How many bytes of a packet can be seen before it is opened.
+/// How many bytes of a packet [`Key::peek`] can show before the packet is opened.
 pub const HEAD: usize = 64;
 
-/// Bytes of the tag behind a sealed packet.
+/// Length of the tag behind a sealed packet, in bytes.
 pub const TAG: usize = 16;
 
-/// The longest text that the cipher is for: its block counter has 32 bits, and block 0 is the key of the tag.
+/// The longest text that the cipher supports: its block counter has 32 bits, and block 0 is the key
+/// of the tag.
 const LONGEST: u64 = (u32::MAX as u64) * 64;
 
-/// Which code does the work. All give the same bytes.
+/// The code that computes the cipher. All implementations give the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
-    /// The ring library's: for every CPU.
+    /// The ring library, for every CPU.
     Ring,
-    /// This crate's own, for x86-64 with AVX-512 F, BW, VL, IFMA and VBMI2. A key for a CPU without is one of ring's.
+    /// This crate's own, for x86-64 with AVX-512 F, BW, VL, IFMA and VBMI2. On other CPUs, its keys
+    /// use ring.
     Avx512,
 }
 
@@ -49,7 +53,8 @@ pub enum Implementation {
 #[error("the tag does not match: the message is forged, damaged, or was sealed with another key")]
 pub struct Forged;
 
-/// A key of one direction of a session. It knows no nonce: whoever holds it must never use a counter twice.
+/// A key for one direction of a session. It does not track nonces: the caller must never use a
+/// counter twice.
 pub struct Key(Inner);
 
 enum Inner {
@@ -59,12 +64,13 @@ enum Inner {
 }
 
 impl Implementation {
-    /// The fastest one that this CPU can run and that does here what it should: found out once, in a few milliseconds.
+    /// The fastest one that this CPU can run and that passes the self-test. Determined once, in a
+    /// few milliseconds.
     pub fn best() -> Implementation {
         if self_test::passed() { Implementation::Avx512 } else { Implementation::Ring }
     }
 
-    /// For the status and for people.
+    /// Its name in status and messages.
     pub fn name(self) -> &'static str {
         match self {
             Implementation::Ring => "ring",
@@ -72,7 +78,7 @@ impl Implementation {
         }
     }
 
-    /// Whether this CPU has all instructions.
+    /// Whether this CPU has all instructions that it needs.
     fn is_supported(self) -> bool {
         match self {
             Implementation::Ring => true,
@@ -85,7 +91,7 @@ impl Implementation {
 }
 
 impl Key {
-    /// A key for the implementation to use; for ring if the CPU cannot run that.
+    /// A key for this implementation, or for ring if the CPU cannot run it.
     pub fn new(key: &[u8; 32], implementation: Implementation) -> Key {
         #[cfg(target_arch = "x86_64")]
         if implementation == Implementation::Avx512
@@ -99,7 +105,7 @@ impl Key {
         Key(Inner::Ring(Box::new(LessSafeKey::new(key))))
     }
 
-    /// Seals `packet`, padded with zeros to [`TAG`] bytes less than `sealed` is long, into `sealed`.
+    /// Seals `packet` into `sealed`, padded with zeros so that text and [`TAG`] bytes fill it.
     ///
     /// # Panics
     ///
@@ -122,8 +128,9 @@ impl Key {
         }
     }
 
-    /// Decrypts the first bytes of `sealed`, and zeros behind them if it has fewer, **without any proof** that they were sealed: for deciding
-    /// what to open first, and for nothing else. False if the implementation offers no such thing.
+    /// Decrypts the first bytes of `sealed`, followed by zeros if it has fewer, **without any
+    /// authentication**. Only for deciding what to open first. False if the implementation does not
+    /// support it.
     pub fn peek(&self, counter: u64, sealed: &[u8], head: &mut [u8; HEAD]) -> bool {
         let text = &sealed[..sealed.len().saturating_sub(TAG)];
         match &self.0 {
@@ -136,8 +143,9 @@ impl Key {
         }
     }
 
-    /// Opens `sealed` into `packet`, which is [`TAG`] bytes shorter. After an error `packet` holds nothing of the
-    /// plaintext; until then it may, so it must not be memory that others see.
+    /// Opens `sealed` into `packet`, which is [`TAG`] bytes shorter. After an error `packet` holds
+    /// nothing of the plaintext. During the call it may hold unauthenticated plaintext, so it must
+    /// not be memory that others can read.
     ///
     /// # Errors
     ///
@@ -159,7 +167,7 @@ impl Key {
     }
 }
 
-/// The paper's nonce: 32 zero bits, then the counter in little endian (WireGuard, 5.4.6).
+/// WireGuard's nonce: 32 zero bits, then the counter in little endian (paper, 5.4.6).
 fn nonce(counter: u64) -> Nonce {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_le_bytes());

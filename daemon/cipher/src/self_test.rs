@@ -1,22 +1,23 @@
-//! Whether our own code does on this machine what it should. Code that was never run on this model of CPU, a virtual
-//! machine that claims instructions that it does not carry out rightly, a compiler with a mistake: whatever it is, the
-//! sessions then have ring's keys.
+//! Whether this crate's own implementation works on this machine. It may fail on a CPU model it has
+//! never run on, in a virtual machine that executes an instruction wrongly, or after a compiler
+//! bug. In any such case sessions use ring.
 
 use std::sync::OnceLock;
 
 use crate::{Implementation, Key, TAG};
 
-/// All lengths up to this one; of longer ones every seventh, as that meets each remainder of 16, 64 and 128.
+/// All lengths up to this one, and every seventh of the longer ones, which covers each remainder of
+/// 16, 64 and 128.
 const EVERY_LENGTH: usize = 600;
 const LONGEST: usize = 2_100;
 
-/// Whether AVX-512 is there, and passes. Asks only once.
+/// Whether the CPU has AVX-512 and passes the test. Tested only once.
 pub(crate) fn passed() -> bool {
     static PASSED: OnceLock<bool> = OnceLock::new();
     *PASSED.get_or_init(|| Implementation::Avx512.is_supported() && known_answers() && agrees_with_ring())
 }
 
-/// Answers that the RFC knows, so that not all depends on ring.
+/// Results given in the RFC, so that the test does not depend on ring alone.
 fn known_answers() -> bool {
     #[cfg(target_arch = "x86_64")]
     return crate::avx512::known_answers();
@@ -31,9 +32,9 @@ fn agrees_with_ring() -> bool {
     let (mut expected, mut sealed) = (vec![0; LONGEST + TAG], vec![0; LONGEST + TAG]);
     let mut opened = vec![0; LONGEST];
     (0..EVERY_LENGTH).chain((EVERY_LENGTH..=LONGEST).step_by(7)).all(|length| {
-        // Small counters, large ones, and ones with something in both halves.
+        // Small counters, large ones, and ones with bits in both halves.
         let counter = (length as u64).wrapping_mul([1, u64::MAX, 0x1_0000_0001][length % 3]);
-        // Every fifth has padding.
+        // Every fifth packet has padding.
         let packet = &text[..if length % 5 == 0 { length / 2 } else { length }];
         let (expected, sealed) = (&mut expected[..length + TAG], &mut sealed[..length + TAG]);
         let opened = &mut opened[..length];

@@ -1,10 +1,12 @@
-//! What both implementations owe, and that they are the same. The parts of our own have theirs in `avx512::tests`.
+//! What both implementations must do, and that they agree. Tests of the AVX-512 parts are in
+//! `avx512::tests`.
 
 use proptest::prelude::*;
 
 use crate::{Forged, HEAD, Implementation, Key, TAG};
 
-/// Those that this machine can run. Says so if that leaves one out: its tests then show nothing.
+/// Those that this machine can run. Prints a message if one is left out, because its tests then
+/// show nothing.
 fn implementations() -> Vec<Implementation> {
     if Implementation::Avx512.is_supported() {
         return vec![Implementation::Ring, Implementation::Avx512];
@@ -14,7 +16,7 @@ fn implementations() -> Vec<Implementation> {
 }
 
 fn seal(implementation: Implementation, key: &[u8; 32], counter: u64, packet: &[u8], padding: usize) -> Vec<u8> {
-    // What was there before must not matter.
+    // Earlier contents of the buffer must not matter.
     let mut sealed = vec![0xa5; packet.len() + padding + TAG];
     Key::new(key, implementation).seal(counter, packet, &mut sealed);
     sealed
@@ -23,12 +25,12 @@ fn seal(implementation: Implementation, key: &[u8; 32], counter: u64, packet: &[
 fn open(implementation: Implementation, key: &[u8; 32], counter: u64, sealed: &[u8]) -> Result<Vec<u8>, Forged> {
     let mut packet = vec![0xa5; sealed.len() - TAG];
     let result = Key::new(key, implementation).open(counter, sealed, &mut packet);
-    // More than is promised, but it is what both do: nothing of the plaintext can be left.
+    // More than the interface promises, but both do it: nothing of the plaintext can be left.
     assert!(result.is_ok() || packet.iter().all(|byte| *byte == 0), "{implementation:?} leaves something behind");
     result.map(|()| packet)
 }
 
-/// The same bytes from both, and each opens them.
+/// Both give the same bytes, and each opens them.
 fn agree(key: &[u8; 32], counter: u64, packet: &[u8], padding: usize) {
     let expected = seal(Implementation::Ring, key, counter, packet, padding);
     let mut padded = packet.to_vec();
@@ -41,7 +43,7 @@ fn agree(key: &[u8; 32], counter: u64, packet: &[u8], padding: usize) {
     }
 }
 
-/// Bytes that do not repeat soon.
+/// Bytes with a long period.
 fn bytes(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let mut next = || {
@@ -139,7 +141,7 @@ fn another_counter_key_or_length_is_refused() {
             assert_eq!(open(implementation, &[5; 32], counter, &sealed), Err(Forged));
         }
         assert_eq!(open(implementation, &[4; 32], 6, &sealed), Err(Forged));
-        // The tag right behind a shorter text, and behind a text with a zero more.
+        // The tag right behind a shorter text, and behind a text with one more zero.
         let mut shorter = sealed.clone();
         shorter.remove(99);
         assert_eq!(open(implementation, &[5; 32], 6, &shorter), Err(Forged));

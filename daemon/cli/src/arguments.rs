@@ -1,4 +1,4 @@
-//! The command line, and the help that teaches it.
+//! The command line, with help texts that explain it.
 
 use std::path::PathBuf;
 
@@ -7,22 +7,22 @@ use ipnet::IpNet;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  answered; for status: everything that must be encrypted is
+  0  answered; for status: everything that must be encrypted is encrypted
   1  no answer: the agent is not reachable, refused, or the arguments are wrong
   2  something that must be encrypted is not, or the datapath is not proven";
 
 const AFTER_HELP: &str = "\
 Examples:
-  hauberk status                                  how this node does, problems first
-  hauberk explain payments/api payments/db        would this be encrypted, and why
-  hauberk flows --follow --encryption plain       what crosses between nodes in the clear, as it happens
+  hauberk status                                  the state of this node, problems first
+  hauberk explain payments/api payments/db        whether this traffic is encrypted, and why
+  hauberk flows --follow --encryption plain       traffic between nodes in the clear, as it happens
   hauberk drops                                   what was dropped, and what to do about it
   hauberk status -o json | jq .problems           for machines
 
 Every command speaks to the agent (hauberkd) of the node it runs on, through its unix socket.
 
 Exit codes:
-  0  answered; for status: everything that must be encrypted is
+  0  answered; for status: everything that must be encrypted is encrypted
   1  no answer: the agent is not reachable, refused, or the arguments are wrong
   2  something that must be encrypted is not, or the datapath is not proven";
 
@@ -54,7 +54,7 @@ pub(crate) enum Color {
 }
 
 impl Color {
-    /// For everything printed from here on.
+    /// Applies the choice to everything that is printed from now on.
     pub(crate) fn write_global(self) {
         match self {
             Color::Auto => anstream::ColorChoice::Auto,
@@ -67,24 +67,26 @@ impl Color {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// How this node does: problems, tunnel, peers, namespaces
+    /// Show the state of this node: problems, tunnel, peers, namespaces
     ///
-    /// Problems come first, worst first. Then this node as `wg show` would tell it, the other nodes it has tunnels to, and
-    /// the namespaces that are opted in. `converged: 2/3 nodes` means that of three Node objects one is of a node that
-    /// does not enforce the label yet, or has no agent that could.
+    /// Problems come first, the worst at the top. Then come this node's tunnel in the form of `wg
+    /// show`, the other nodes it has tunnels to, and the namespaces that are opted in. `converged:
+    /// 2/3 nodes` means: the cluster has three Node objects, and one of these nodes does not enforce
+    /// the label yet or has no agent.
     #[command(after_help = EXIT_CODES)]
     Status {
-        /// Everything: offloads, older keys, each allowed range, each node waited for
+        /// Show everything: offloads, older keys, each allowed range, each node that is waited for
         #[arg(long, short)]
         verbose: bool,
         #[command(flatten)]
         output: Output,
     },
 
-    /// Would traffic between two parties be encrypted, and by which rule
+    /// Say whether traffic between two parties is encrypted, and by which rule
     ///
-    /// Each party is a pod (NAMESPACE/NAME), a node's name or an address. The answer names the rule, the peer, its key and
-    /// epoch, what would make such packets drop, and when traffic last proved it.
+    /// Each party is a pod (NAMESPACE/NAME), a node's name or an address. The answer names the
+    /// rule, the peer, its key and epoch, the reasons for which such packets would be dropped, and
+    /// the time of the last traffic that proved it.
     #[command(after_help = "\
 Examples:
   hauberk explain payments/api 10.244.2.7
@@ -95,18 +97,19 @@ Exit codes:
   1  no answer: the agent is not reachable, or knows no such party
   2  the traffic would be in the clear although one end is opted in")]
     Explain {
-        /// Who sends
+        /// The sender
         source: String,
-        /// Who receives
+        /// The receiver
         destination: String,
         #[command(flatten)]
         output: Output,
     },
 
-    /// Flows seen on this node: encrypted or not, and why
+    /// Show the flows seen on this node: encrypted or not, and why
     ///
-    /// Without --follow: what is in the table now. With it: also each start, end and refusal from here on. Filters of
-    /// different kinds must all match; of those given several times, one.
+    /// Without --follow: the flows in the table now. With it: also each start, end and refusal from
+    /// now on. A flow must match every kind of filter that is given. If one kind is given several
+    /// times, one match is enough.
     #[command(after_help = "\
 Examples:
   hauberk flows --namespace payments --encryption plain --encryption refused
@@ -115,10 +118,10 @@ Examples:
 
 With -o json: one object a line.")]
     Flows {
-        /// Go on with what comes
+        /// Keep running and show new events
         #[arg(long, short)]
         follow: bool,
-        /// Show addresses also where names are known
+        /// Show addresses beside names
         #[arg(long, short)]
         addresses: bool,
         #[command(flatten)]
@@ -127,13 +130,13 @@ With -o json: one object a line.")]
         output: Output,
     },
 
-    /// What was dropped, by reason, and what to do about it
+    /// Show what was dropped, by reason, and what to do about it
     Drops {
         #[command(flatten)]
         output: Output,
     },
 
-    /// The datapath's maps and programs in words
+    /// Show the datapath's maps and programs in words
     Bpf {
         /// Only this map
         #[arg(long, value_name = "NAME")]
@@ -145,19 +148,19 @@ With -o json: one object a line.")]
         output: Output,
     },
 
-    /// What happened to objects: refused keys, rejected manifests, contradictions
+    /// Show what happened to objects: refused keys, rejected manifests, contradictions
     Events {
         #[command(flatten)]
         output: Output,
     },
 
-    /// The version of this command and of the agent
+    /// Print the version of this command and of the agent
     Version {
         #[command(flatten)]
         output: Output,
     },
 
-    /// Prints completions for a shell
+    /// Print completions for a shell
     #[command(after_help = "\
 Examples:
   hauberk completions bash > /etc/bash_completion.d/hauberk
@@ -167,31 +170,31 @@ Examples:
         shell: clap_complete::Shell,
     },
 
-    /// Prints the manual page, or writes all of them into a folder
+    /// Print the manual page, or write all of them into a folder
     Man {
-        /// Where to write them
+        /// The folder to write them to
         directory: Option<PathBuf>,
     },
 }
 
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Output {
-    /// Form of the answer
+    /// Output format
     #[arg(long = "output", short = 'o', value_name = "FORM", default_value = "text")]
     pub(crate) form: Form,
 }
 
-/// Form of an answer.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
     /// For people
     Text,
-    /// For machines: the agent's answer, times absolute
+    /// For machines: the agent's answer as it is, with absolute times
     Json,
 }
 
 impl Output {
-    /// For machines.
+    /// Whether the answer is for machines.
     pub(crate) fn is_json(self) -> bool {
         self.form == Form::Json
     }
@@ -209,7 +212,7 @@ pub(crate) struct FilterArguments {
     /// Seen on this node, or to or from it
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Vec<String>,
-    /// Either end has this address, or one of this range
+    /// Either end has this address, or an address in this range
     #[arg(long, value_name = "ADDRESS[/LENGTH]", value_parser = range)]
     pub(crate) address: Vec<IpNet>,
     /// Either end has this port
@@ -218,15 +221,15 @@ pub(crate) struct FilterArguments {
     /// Protocol: tcp, udp, icmp, icmpv6 or a number
     #[arg(long, value_name = "NAME")]
     pub(crate) protocol: Vec<String>,
-    /// What happened to it
+    /// How the flow was treated
     #[arg(long, short, value_name = "VALUE")]
     pub(crate) encryption: Vec<EncryptionArgument>,
-    /// Dropped for this reason (see `hauberk drops`)
+    /// The flow was dropped for this reason (see `hauberk drops`)
     #[arg(long, value_name = "REASON")]
     pub(crate) drop: Vec<String>,
 }
 
-/// What happened to a flow.
+/// How a flow was treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EncryptionArgument {
     /// Through the tunnel
@@ -242,7 +245,7 @@ pub(crate) enum EncryptionArgument {
 }
 
 impl EncryptionArgument {
-    /// As in flow records.
+    /// The word in flow records.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             EncryptionArgument::Encrypted => "encrypted",
@@ -254,7 +257,7 @@ impl EncryptionArgument {
     }
 }
 
-/// A range, or an address as the range of one.
+/// A range; an address counts as a range with one address.
 fn range(text: &str) -> Result<IpNet, String> {
     let address = text.parse().map(|address: std::net::IpAddr| IpNet::from(address));
     address.or_else(|_| text.parse()).map_err(|_| "neither an address nor a range such as 10.244.0.0/16".to_string())

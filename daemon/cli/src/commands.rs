@@ -1,4 +1,5 @@
-//! One function per command: ask, choose the form, print, judge.
+//! One function per command: it queries the agent, prints the answer in the chosen form, and
+//! determines the exit code.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,7 +15,7 @@ use crate::arguments::{Arguments, Command, FilterArguments, Output};
 use crate::outcome::Outcome;
 use crate::render;
 
-/// A person has looked away by then.
+/// A user does not wait longer for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs the command that was asked for.
@@ -69,7 +70,8 @@ async fn flows(
     while let Some(flow) = lines.next().await {
         let flow = flow?;
         seen += 1;
-        // Records say it themselves in JSON. A gap concerns every filter: what is missing might have matched.
+        // In JSON, each record has the number itself. A gap matters with any filter: the missing
+        // events might have matched.
         if let Some(notice) = losses.notice(&flow).filter(|_| !output.is_json()) {
             anstream::eprintln!("{notice}");
         }
@@ -85,7 +87,7 @@ async fn flows(
     if shown == 0 && !follow && !output.is_json() {
         anstream::eprintln!("{}", render::flows::nothing(seen));
     }
-    // An endless answer that ends is the agent's end.
+    // An answer with `--follow` only ends if the agent closes the connection.
     match follow {
         true => {
             anyhow::bail!("the agent closed the connection: it was probably restarted; its datapath stays in force")
@@ -141,7 +143,7 @@ fn answer(output: Output, value: &impl Serialize, page: impl FnOnce() -> String)
     Ok(Outcome::Fine)
 }
 
-/// Colours only where they are wanted; an error, not a panic, when nobody reads any more.
+/// Prints with colours only where they are wanted. A closed output is an error, not a panic.
 fn print(text: &str) -> std::io::Result<()> {
     let mut stdout = anstream::stdout();
     stdout.write_all(text.as_bytes())?;

@@ -1,4 +1,5 @@
-//! Which flows a person asked for. Decided here and not by the agent: the table is small, and the agent's answer stays one.
+//! Selects the flows that the user asked for. The agent does not filter: the table is small, and
+//! its answer stays simple.
 
 use std::net::IpAddr;
 
@@ -7,7 +8,7 @@ use hauberk_core::api::FlowRecord;
 use crate::arguments::FilterArguments;
 
 impl FilterArguments {
-    /// All kinds given must match, each with one of its values.
+    /// Every kind of filter that is given must match, with one of its values.
     pub(crate) fn matches(&self, flow: &FlowRecord) -> bool {
         any(&self.namespace, |namespace| names(flow).any(|name| pod_is_of(name, namespace)))
             && any(&self.pod, |pod| names(flow).any(|name| name == pod))
@@ -22,7 +23,7 @@ impl FilterArguments {
     }
 }
 
-/// No value asks for nothing.
+/// A filter without values matches everything.
 fn any<T>(values: &[T], matches: impl Fn(&T) -> bool) -> bool {
     values.is_empty() || values.iter().any(matches)
 }

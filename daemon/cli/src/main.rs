@@ -1,4 +1,5 @@
-//! `hauberk`: asks a node's agent and tells a person. The way through: arguments -> client -> filter -> render -> exit code.
+//! `hauberk`: queries a node's agent and prints the answer. The path: arguments -> client -> filter
+//! -> render -> exit code.
 #![forbid(unsafe_code)]
 
 mod arguments;
@@ -18,7 +19,8 @@ fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version come this way too. Clap's own code for mistakes, 2, has another meaning here.
+            // Help and version also arrive here. Clap's exit code for errors, 2, has another
+            // meaning in this program.
             let _ = error.print();
             return if error.use_stderr() { Outcome::Error.into() } else { Outcome::Fine.into() };
         }
@@ -34,7 +36,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whoever read our output has seen enough, as `head` does.
+/// The program that reads our output has closed it, as `head` does.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -1,10 +1,10 @@
-//! What the exit code says. Scripts and probes rely on it.
+//! The meaning of the exit code. Scripts and probes rely on it.
 
 use std::process::ExitCode;
 
 use hauberk_core::api::{Explanation, Protection, Severity, Status};
 
-/// The end of a command that was answered, or not.
+/// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// 0.
@@ -26,13 +26,15 @@ impl From<Outcome> for ExitCode {
 }
 
 impl Outcome {
-    /// A node protects what it must if its datapath is proven and nothing critical is wrong.
+    /// A node protects everything it must if its datapath is proven and there is no critical
+    /// problem.
     pub(crate) fn of_status(status: &Status) -> Outcome {
         let critical = status.problems.iter().any(|problem| problem.severity == Severity::Critical);
         if critical || !status.ready { Outcome::Unprotected } else { Outcome::Fine }
     }
 
-    /// Traffic of an opted-in end must not be in the clear between nodes, or to what may be a node. Refused is safe.
+    /// Traffic of an opted-in end must not be in the clear between nodes, or to an address that may
+    /// be a node's. Refused traffic is safe.
     pub(crate) fn of_explanation(explanation: &Explanation) -> Outcome {
         let opted_in = [&explanation.source, &explanation.destination]
             .into_iter()

@@ -1,4 +1,5 @@
-//! The built command against a small agent on a unix socket: what it prints, and above all its exit code.
+//! The built command against a small agent on a unix socket: its output and, above all, its exit
+//! code.
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Command, Output};

@@ -1,4 +1,4 @@
-//! What can go wrong between a client and its agent, in words that say what to do about it.
+//! The errors between a client and its agent, with messages that say what to do about them.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ pub enum ClientError {
         socket: PathBuf,
     },
 
-    /// The socket exists, but nobody listens.
+    /// The socket exists, but no process listens on it.
     #[error(
         "nobody listens on {socket}: the agent stopped and left its socket behind; start hauberkd (its datapath stays in \
          force meanwhile: opted-in traffic without a tunnel is dropped)"
@@ -28,7 +28,7 @@ pub enum ClientError {
         socket: PathBuf,
     },
 
-    /// The kernel did not let us open it.
+    /// The kernel denied access to the socket.
     #[error("not allowed to open {socket}: the agent's socket belongs to root; run as root")]
     Permission {
         /// The socket.
@@ -40,7 +40,7 @@ pub enum ClientError {
     Connect {
         /// The socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 
@@ -62,7 +62,7 @@ pub enum ClientError {
     Refused {
         /// HTTP status, 4xx or 5xx.
         status: StatusCode,
-        /// The agent's own words: what failed, on which object, likely cause, what to do.
+        /// The agent's message: what failed, on which object, likely cause, what to do.
         message: String,
     },
 
@@ -71,11 +71,11 @@ pub enum ClientError {
     Broken {
         /// The socket.
         socket: PathBuf,
-        /// Where it broke.
+        /// The error of the connection.
         source: hyper::Error,
     },
 
-    /// The answer is not what this version understands.
+    /// This version does not understand the answer.
     #[error("the answer to {call} is not understood ({reason}): agent and client are probably of different versions")]
     Answer {
         /// The path that was called.
@@ -87,7 +87,7 @@ pub enum ClientError {
     /// The request could not be written.
     #[error("cannot write the request {call}: {reason}")]
     Request {
-        /// What was to be sent.
+        /// The path, or `body`.
         call: String,
         /// What is wrong with it.
         reason: String,

@@ -1,8 +1,8 @@
-//! Client of the agent's API (`hauberk_core::api`): JSON over HTTP on a unix socket. The CLI, the CNI plugin and the test
-//! harness talk to the agent through it and through nothing else.
+//! Client of the agent's API (`hauberk_core::api`): JSON over HTTP on a unix socket. The CLI, the
+//! CNI plugin and the test harness use only this client to talk to the agent.
 //!
-//! One connection per call: the agent is on the same machine, and a call that hangs cannot hold up the next one. Every call
-//! has a deadline.
+//! One connection per call: the agent is on the same machine, and a call that hangs cannot block
+//! the next one. Every call has a deadline.
 #![forbid(unsafe_code)]
 
 mod error;
@@ -21,30 +21,30 @@ use hyper::{Method, StatusCode};
 pub use error::ClientError;
 pub use lines::Lines;
 
-/// Where the agent listens unless its configuration says otherwise.
+/// The agent's socket, unless its configuration names another.
 pub const DEFAULT_SOCKET: &str = "/run/hauberk/agent.sock";
 
-/// How long a call may take unless told otherwise.
+/// The deadline of a call, unless [`Client::with_deadline`] sets another.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Speaks to one node's agent.
+/// Calls one node's agent.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
     deadline: Duration,
 }
 
-/// What `GET /readyz` says.
+/// The answer of `GET /readyz`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
     /// The datapath is attached and proven.
     Ready,
-    /// Not yet, or no longer; the agent's words.
+    /// Not yet, or no longer, with the agent's explanation.
     NotReady(String),
 }
 
 impl Client {
-    /// A client of the agent that listens on `socket`. Nothing is opened before the first call.
+    /// A client of the agent that listens on `socket`. It connects only when a method is called.
     pub fn new(socket: impl Into<PathBuf>) -> Client {
         Client { socket: socket.into(), deadline: DEFAULT_DEADLINE }
     }
@@ -55,7 +55,7 @@ impl Client {
         Client { deadline, ..self }
     }
 
-    /// The socket this client speaks to.
+    /// The socket that this client connects to.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -71,8 +71,8 @@ impl Client {
         self.read(&format!("/v1/explain?source={source}&destination={destination}")).await
     }
 
-    /// `GET /v1/flows`: what is in the table now, or with `follow` also what comes, without end. The deadline is for the
-    /// beginning of the answer, and without `follow` for each line too.
+    /// `GET /v1/flows`: the flows in the table now; with `follow` also later events, without end.
+    /// The deadline applies to the beginning of the answer, and without `follow` also to each line.
     pub async fn flows(&self, follow: bool) -> Result<Lines<FlowRecord>, ClientError> {
         let path = if follow { "/v1/flows?follow=true" } else { "/v1/flows" };
         let response = self.call(Method::GET, path, None).await?;
@@ -99,7 +99,8 @@ impl Client {
         self.read("/v1/attachments").await
     }
 
-    /// `POST /v1/attachments`: addresses for a pod's interface; again with the same id: the same answer.
+    /// `POST /v1/attachments`: addresses for a pod's interface. The same id again gets the same
+    /// answer.
     pub async fn reserve(&self, request: &Reserve) -> Result<Reservation, ClientError> {
         let body = transport::encode(request)?;
         self.answer(Method::POST, "/v1/attachments", Some(body)).await
@@ -112,26 +113,28 @@ impl Client {
         Ok(())
     }
 
-    /// `POST /v1/attachments/adopt`: returns when the datapath holds the interface that another plugin made.
+    /// `POST /v1/attachments/adopt`: returns when the datapath holds the interface that another
+    /// plugin made.
     pub async fn adopt(&self, request: &Adopt) -> Result<Adopted, ClientError> {
         let body = transport::encode(request)?;
         self.answer(Method::POST, "/v1/attachments/adopt", Some(body)).await
     }
 
-    /// `POST /v1/attachments/failed`: the agent remembers it. One of an earlier version does not know of this.
+    /// `POST /v1/attachments/failed`: the agent remembers it. One of an earlier version does not
+    /// know of this.
     pub async fn tell_failed(&self, failed: &FailedAdd) -> Result<(), ClientError> {
         let body = transport::encode(failed)?;
         self.call(Method::POST, "/v1/attachments/failed", Some(body)).await?;
         Ok(())
     }
 
-    /// `DELETE /v1/attachments/...`: also succeeds when there was none.
+    /// `DELETE /v1/attachments/...`: also succeeds if there was no attachment.
     pub async fn detach(&self, container: &str, interface: &str) -> Result<(), ClientError> {
         self.call(Method::DELETE, &attachment_path(container, interface), None).await?;
         Ok(())
     }
 
-    /// `GET /readyz`. An agent that answers "not ready" is an answer, not an error.
+    /// `GET /readyz`. "Not ready" is an answer, not an error.
     pub async fn readiness(&self) -> Result<Readiness, ClientError> {
         match self.call(Method::GET, "/readyz", None).await {
             Ok(_) => Ok(Readiness::Ready),
@@ -187,7 +190,8 @@ fn attachment_path(container: &str, interface: &str) -> String {
     format!("/v1/attachments/{}/{}", percent_encoded(container), percent_encoded(interface))
 }
 
-/// RFC 3986: everything but unreserved characters, so that a name can neither leave its path segment nor end the query.
+/// RFC 3986: encodes everything except unreserved characters, so that a name can neither leave its
+/// path segment nor end the query.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -1,4 +1,4 @@
-//! An answer of JSON objects, one a line, read as they come.
+//! An answer of JSON objects, one per line, read as they arrive.
 
 use std::marker::PhantomData;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::ClientError;
 
-/// No line may be longer, bytes: a record is a few hundred.
+/// The longest line that is accepted, bytes: a record has a few hundred.
 const LINE_LIMIT: usize = 1 << 20;
 
 /// Records of type `T`, in the order the agent sent them.

@@ -14,9 +14,10 @@ use tokio::net::UnixStream;
 
 use crate::ClientError;
 
-/// No answer may be larger, bytes: a full map dump of the largest configured maps is a tenth of it.
+/// The largest answer that is accepted, bytes: a full dump of the largest configured maps is a
+/// tenth of it.
 const ANSWER_LIMIT: usize = 256 << 20;
-/// No error text may be larger, bytes.
+/// The largest error text that is accepted, bytes.
 const ERROR_LIMIT: usize = 64 << 10;
 
 /// Sends a request and returns the answer if its status is a success.
@@ -29,7 +30,8 @@ pub(crate) async fn call(
     let stream = UnixStream::connect(socket).await.map_err(|error| ClientError::connecting(socket, error))?;
     let broken = |source| ClientError::Broken { socket: socket.to_path_buf(), source };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    // Ends by itself when the answer has been read or dropped; its error reaches us through the answer.
+    // The task ends when the answer has been read or dropped; the answer reports the connection's
+    // error.
     tokio::spawn(async move { connection.await.ok() });
 
     let mut request = Request::builder().method(method).uri(path).header(header::HOST, "hauberk");

@@ -1,4 +1,5 @@
-//! The client against a small server on a unix socket: every endpoint's path and body, and each way to fail.
+//! The client against a small server on a unix socket: path and body of every endpoint, and every
+//! kind of error.
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! What the pure core costs in a large cluster, in time and memory: `cargo run --release -p hauberk-core --example scale`.
+//! Time and memory that the pure core needs in a large cluster:
+//! `cargo run --release -p hauberk-core --example scale`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
@@ -11,7 +12,7 @@ use hauberk_keyring::published::{PublicKey, Published, render};
 const NODES: u32 = 1_000;
 const PODS: u32 = 50_000;
 const NAMESPACES: u32 = 100;
-/// Pods that come, and go again.
+/// Pods that are added and then removed.
 const CHURN: u32 = 10_000;
 
 fn main() {

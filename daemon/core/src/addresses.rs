@@ -1,10 +1,11 @@
-//! The annotation `hauberk.io/addresses`: every address that a device of the node has, as its own agent reads them from the
-//! kernel. `status.addresses` of a Node name the few that its kubelet was told of.
+//! The annotation `hauberk.io/addresses`: every address of the node's devices, as its own agent
+//! reads them from the kernel. `status.addresses` of a Node lists only the few that its kubelet was
+//! told of.
 //!
 //! ```json
 //! {"version":1,"addresses":["192.0.2.2","192.0.2.77","2001:db8::2"]}
 //! ```
-//! Another machine wrote it: it is refused whole unless every part of it is right.
+//! Another machine writes it, so one invalid part makes the agent refuse all of it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,13 +14,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::reserved;
 
-/// The form's version that this agent writes and reads.
+/// The version of the format that this agent writes and reads.
 pub const VERSION: u64 = 1;
 
-/// No node publishes more.
+/// The most addresses that a node publishes.
 pub const MAX_COUNT: usize = 256;
 
-/// No annotation is longer, bytes: [`MAX_COUNT`] addresses of the longest form, and what is around them.
+/// The most bytes an annotation may have: enough for [`MAX_COUNT`] addresses of the longest form,
+/// with quotes and commas.
 pub const MAX_LENGTH: usize = 16 * 1024;
 
 /// Why an annotation was refused.
@@ -37,7 +39,7 @@ pub enum AddressesError {
         /// What the parser said.
         reason: String,
     },
-    /// Written by an agent of another generation.
+    /// Written by an agent with another version of the format.
     #[error(
         "it has version {version}, and this agent reads version {VERSION} only: upgrade the older of the two agents"
     )]
@@ -79,8 +81,8 @@ struct Body {
     addresses: Vec<IpAddr>,
 }
 
-/// Whether a node can have the address: neither loopback, link-local nor multicast, nor anything else that is the same
-/// everywhere.
+/// Whether a node can have the address. It cannot be loopback, link-local or multicast, or another
+/// address with the same meaning on every host.
 pub fn is_possible(address: IpAddr) -> bool {
     reserved::address(address).is_none()
 }
@@ -94,7 +96,7 @@ pub fn parse(text: &str) -> Result<BTreeSet<IpAddr>, AddressesError> {
         return Err(AddressesError::TooLong { length: text.len() });
     }
     let json = |error: serde_json::Error| AddressesError::Json { reason: error.to_string() };
-    // The version alone first: what else another version holds is not known.
+    // Reads the version alone first, because the rest of another version's format is not known.
     let head: Head = serde_json::from_str(text).map_err(json)?;
     if head.version != VERSION {
         return Err(AddressesError::Version { version: head.version });
@@ -118,12 +120,13 @@ pub fn parse(text: &str) -> Result<BTreeSet<IpAddr>, AddressesError> {
 /// Writes an annotation; [`parse`] reads it back.
 pub fn render(addresses: &BTreeSet<IpAddr>) -> String {
     let addresses = addresses.iter().copied().collect();
-    // Numbers and strings only: this cannot fail.
+    // The body has only numbers and strings, so this cannot fail.
     serde_json::to_string(&Body { version: VERSION, addresses }).unwrap_or_default()
 }
 
-/// Those of a node's addresses that are published, and how many are left out because there are more than [`MAX_COUNT`]. First
-/// come those that `comes_first` names, then the lowest: the same every time.
+/// The addresses of a node that are published, and how many are left out because there are more
+/// than [`MAX_COUNT`]. Those that `comes_first` accepts come first, then the lowest, so that the
+/// selection is always the same.
 pub fn published(addresses: &BTreeSet<IpAddr>, comes_first: impl Fn(&IpAddr) -> bool) -> (BTreeSet<IpAddr>, usize) {
     let (first, rest): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|address| comes_first(address));
     let published: BTreeSet<IpAddr> = first.into_iter().chain(rest).take(MAX_COUNT).collect();

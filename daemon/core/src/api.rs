@@ -1,22 +1,27 @@
-//! The agent's API: JSON over HTTP on a unix socket (`/run/hauberk/agent.sock`), so that `curl --unix-socket` works.
+//! The agent's API: JSON over HTTP on a unix socket (`/run/hauberk/agent.sock`), so that
+//! `curl --unix-socket` works.
 //!
 //! | method and path | body | answer |
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`] |
-//! | `GET /v1/explain?source=..&destination=..` | pod (`namespace/name`), node or address | [`Explanation`] |
+//! | `GET /v1/explain?source=..&destination=..` | | [`Explanation`] |
 //! | `GET /v1/flows` (`?follow=true`: endless) | | [`FlowRecord`], one JSON object a line |
 //! | `GET /v1/drops` | | [`Drops`] |
 //! | `GET /v1/maps` | | [`Maps`] |
 //! | `GET /v1/events` | | list of [`Event`] |
 //! | `GET /v1/attachments` | | list of [`Attachment`] |
-//! | `POST /v1/attachments` | [`Reserve`] | [`Reservation`]; again with the same id: the same answer |
-//! | `POST /v1/attachments/{container}/{interface}/attach` | [`Attach`] | 204 when the datapath holds it |
-//! | `POST /v1/attachments/adopt` | [`Adopt`] | [`Adopted`] when the datapath holds it |
+//! | `POST /v1/attachments` | [`Reserve`] | [`Reservation`]; same id again: same answer |
+//! | `POST /v1/attachments/{container}/{interface}/attach` | [`Attach`] | 204 |
+//! | `POST /v1/attachments/adopt` | [`Adopt`] | [`Adopted`] |
 //! | `POST /v1/attachments/failed` | [`FailedAdd`] | 204 |
 //! | `DELETE /v1/attachments/{container}/{interface}` | | 204, also when there was none |
 //! | `GET /healthz`, `/readyz`, `/metrics` | | text |
 //!
-//! Errors are [`ApiError`] with a 4xx or 5xx status. Times are RFC 3339 in UTC; durations say their unit in the name.
+//! The source and destination of `explain` are each a pod (`namespace/name`), a node or an address.
+//! `attach` and `adopt` answer when the datapath holds the interface.
+//!
+//! Errors are [`ApiError`] with a 4xx or 5xx status. Times are RFC 3339 in UTC; durations have
+//! their unit in the name.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -62,7 +67,7 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// Namespaces that are opted in or hold pods that are, by name.
     pub namespaces: Vec<NamespaceStatus>,
-    /// Pods attached on this node.
+    /// Number of pods attached on this node.
     pub attachments: usize,
     /// Where objects come from.
     pub source: SourceStatus,
@@ -71,7 +76,7 @@ pub struct Status {
     pub configuration: Option<ConfigurationStatus>,
 }
 
-/// Something an operator should know of.
+/// Something the operator should know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// How bad it is.
@@ -86,9 +91,9 @@ pub struct Problem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Something that must be encrypted is not, or cannot talk.
+    /// Traffic that must be encrypted is not, or cannot pass.
     Critical,
-    /// It will be, if nobody acts.
+    /// This will become critical if the operator does not act.
     Warning,
 }
 
@@ -97,7 +102,7 @@ pub enum Severity {
 pub struct TunnelStatus {
     /// `userspace`, `kernel` or `ipsec`.
     pub backend: String,
-    /// Why this backend: the configuration's word or what `auto` found.
+    /// Why this backend: the configuration chose it, or what `auto` found.
     pub backend_reason: String,
     /// Device name.
     pub device: String,
@@ -109,13 +114,15 @@ pub struct TunnelStatus {
     pub keys: Vec<KeyStatus>,
     /// Offloads in use and those the kernel refused, in words.
     pub offloads: Vec<String>,
-    /// The cipher and whose code does its work: `ChaCha20-Poly1305 (avx512)`. Empty where an agent does not say.
+    /// The cipher and its implementation: `ChaCha20-Poly1305 (avx512)`. Empty if an older agent
+    /// does not report it.
     #[serde(default)]
     pub cipher: String,
-    /// Threads that carry packets. Zero where an agent does not say.
+    /// Threads that carry packets. Zero if an older agent does not report it.
     #[serde(default)]
     pub threads: usize,
-    /// Packets and handshakes that came to another thread than their peer's and were handed over to it.
+    /// Packets and handshakes that arrived on a thread other than their peer's and were handed over
+    /// to it.
     #[serde(default)]
     pub handed_over: u64,
 }
@@ -123,7 +130,7 @@ pub struct TunnelStatus {
 /// A public key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyStatus {
-    /// Generation.
+    /// The key's epoch.
     pub epoch: u32,
     /// Base64, as WireGuard writes it.
     pub public_key: String,
@@ -150,13 +157,14 @@ pub enum PeerState {
 pub struct PeerStatus {
     /// Node name.
     pub node: String,
-    /// Its state in words.
+    /// Its state.
     pub state: PeerState,
     /// Its keys, newest epoch first.
     pub keys: Vec<KeyStatus>,
-    /// Where its sealed packets go: an address of the node, or, while that does not answer, where the node was last heard.
+    /// Where its encrypted packets go: an address of the node, or, while that does not answer,
+    /// where the node was last heard.
     pub endpoint: Option<SocketAddr>,
-    /// What it may speak for.
+    /// The addresses that it may send from and that are encrypted to it.
     pub allowed_ips: Vec<IpNet>,
     /// When the last handshake succeeded.
     pub latest_handshake: Option<Timestamp>,
@@ -178,18 +186,19 @@ pub struct NamespaceStatus {
     pub protection: Protection,
     /// Pods with addresses in the cluster.
     pub pods: usize,
-    /// Of these, opted in.
+    /// The number of these that are opted in.
     pub protected_pods: usize,
-    /// Nodes that enforce the present generation.
+    /// Nodes that enforce the present digest.
     pub converged_nodes: usize,
-    /// Nodes that must: all that have an object, whether or not an agent runs there.
+    /// Number of nodes that must: all that have an object, whether or not an agent runs there.
     pub nodes: usize,
-    /// Names of those that do not yet.
+    /// Names of the nodes that do not enforce it yet.
     pub waiting_for: Vec<String>,
-    /// Since when every node does, where that is known.
+    /// Since when every node enforces it, if known.
     #[serde(default)]
     pub since: Option<Timestamp>,
-    /// Pods whose labels opt them in and that are not protected all the same, because they are on their node's network.
+    /// Pods whose labels opt them in but that are not protected, because they are on the host
+    /// network.
     #[serde(default)]
     pub host_network: Vec<String>,
 }
@@ -203,25 +212,26 @@ pub struct SourceStatus {
     pub location: String,
     /// Whether everything has been read once.
     pub synced: bool,
-    /// When it was last readable, if it is not now.
+    /// Since when it cannot be read, if it cannot be read now.
     pub unavailable_since: Option<Timestamp>,
-    /// Why; none while it can be read, or where `hauberk events` says it.
+    /// Why it cannot be read; none while it can be read, or if `hauberk events` has the reason.
     #[serde(default)]
     pub unavailable_because: Option<String>,
-    /// Objects rejected at the moment.
+    /// Objects that are rejected at the moment.
     pub rejected: usize,
 }
 
 /// The cluster-wide part of the configuration: the object HauberkConfig named `cluster`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigurationStatus {
-    /// `object`: as the API server has it; `copy`: the last accepted object, kept by this node; `file`: this node's file alone.
+    /// `object`: from the API server; `copy`: the last accepted object, kept by this node; `file`:
+    /// only this node's file.
     pub origin: String,
-    /// The object's generation that is in force.
+    /// Generation of the object that is in force.
     pub generation: Option<i64>,
-    /// The object's generation that is refused, if the present one is.
+    /// Generation of the object that is refused, if the present one is.
     pub refused: Option<i64>,
-    /// What is wrong, the likely cause and what to do; none if all is well.
+    /// What is wrong, the likely cause and what to do; none if nothing is wrong.
     pub message: Option<String>,
 }
 
@@ -238,15 +248,15 @@ pub struct Explanation {
     pub why: String,
     /// The drop reason if refused.
     pub drop: Option<String>,
-    /// The same for a reader.
+    /// The same as a sentence for people.
     pub sentence: String,
-    /// Over which peer.
+    /// The peer that encrypted packets go through.
     pub peer: Option<String>,
-    /// With which of its keys.
+    /// The peer's key in use.
     pub peer_key: Option<KeyStatus>,
     /// Mechanism and cipher.
     pub cipher: Option<String>,
-    /// What would make packets of this flow drop from here on.
+    /// What would make packets of this flow drop from now on.
     pub would_drop: Vec<String>,
     /// When traffic between the two was last seen with this verdict.
     pub last_proven: Option<Timestamp>,
@@ -267,9 +277,10 @@ pub struct Party {
     pub node: Option<String>,
     /// How it is protected.
     pub protection: Protection,
-    /// Which label, or the lack of which object, says so.
+    /// The label, or the missing object, that decides it.
     pub rule: String,
-    /// What the labels of a pod on its node's network ask for, in vain: it has the node's address, which no label protects.
+    /// The protection that the labels of a host-network pod ask for, without effect: it has the
+    /// node's address, which no label protects.
     #[serde(default)]
     pub unmet: Option<Protection>,
 }
@@ -279,11 +290,11 @@ pub struct Party {
 pub struct FlowRecord {
     /// When it was observed.
     pub time: Timestamp,
-    /// `start`, `end`, `refused`, or `ongoing` for what is in the table.
+    /// `start`, `end`, `refused`, or `ongoing` for flows in the table.
     pub event: String,
     /// The node that observed it.
     pub node: String,
-    /// Where.
+    /// The hook where it was observed.
     pub hook: Hook,
     /// Source.
     pub source: IpAddr,
@@ -313,16 +324,16 @@ pub struct FlowRecord {
     pub packets: u64,
     /// Bytes of IP so far.
     pub bytes: u64,
-    /// Events the kernel could not deliver before this one, since the agent started.
+    /// Number of events that the kernel could not deliver before this one, since the agent started.
     pub lost_events: u64,
 }
 
 /// `GET /v1/drops`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Drops {
-    /// By reason; those at zero are left out unless they are problems.
+    /// By reason; reasons with a count of zero are left out unless they indicate a problem.
     pub reasons: Vec<DropCount>,
-    /// What was not dropped and should have been encrypted, by device.
+    /// Packets that were not dropped but should have been encrypted, by device.
     #[serde(default)]
     pub leaked: Vec<LeakCount>,
 }
@@ -330,9 +341,9 @@ pub struct Drops {
 /// Packets that left this node in the clear and should not have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeakCount {
-    /// By which device.
+    /// The device they left through.
     pub device: String,
-    /// How many were seen; of most traffic one packet in 64 is looked at.
+    /// How many were seen. For most traffic, one packet in 64 is checked.
     pub packets: u64,
 }
 
@@ -347,7 +358,7 @@ pub struct DropCount {
     pub packets: u64,
     /// What it means and what to do about it.
     pub advice: String,
-    /// Counts on healthy nodes too.
+    /// The count also rises on healthy nodes.
     #[serde(default)]
     pub expected: bool,
 }
@@ -396,7 +407,7 @@ pub struct LinkStatus {
 pub struct Event {
     /// When it was first seen.
     pub time: Timestamp,
-    /// Whether it asks for action.
+    /// Whether the operator must act.
     pub warning: bool,
     /// CamelCase, as Kubernetes events have it.
     pub reason: String,
@@ -415,7 +426,7 @@ pub struct Reserve {
     pub container: String,
     /// The interface's name inside the pod.
     pub interface: String,
-    /// The pod, where the runtime said so.
+    /// The pod, if the runtime named it.
     pub pod: Option<PodReference>,
     /// The pod's network namespace, as the runtime named it.
     pub netns: String,
@@ -432,7 +443,7 @@ pub struct PodReference {
     pub uid: Option<String>,
 }
 
-/// What the plugin shall set up. The addresses are the pod's alone until it is deleted.
+/// What the plugin must set up. The addresses belong to this pod alone until it is deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
     /// Pod addresses: /32 and /128.
@@ -451,7 +462,7 @@ pub struct Reservation {
     pub gso_max_size: u32,
 }
 
-/// `POST .../attach`: the veth exists, its host side is down.
+/// `POST .../attach`: the veth exists, and its host side is down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
     /// Interface index of the host side, in the agent's network namespace.
@@ -465,26 +476,28 @@ pub struct Attach {
 /// A pod's interface as the agent keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// What was asked.
+    /// The plugin's request.
     pub request: Reserve,
-    /// What was given.
+    /// The agent's answer.
     pub reservation: Reservation,
     /// How it was attached; none while it is only reserved.
     pub attach: Option<Attach>,
-    /// Another CNI plugin made the interface and gave the addresses ([`Adopt`]): neither is ours to take away.
+    /// Another CNI plugin made the interface and gave the addresses ([`Adopt`]): the agent removes
+    /// neither.
     #[serde(default)]
     pub adopted: bool,
-    /// It was put on record again from what the kernel held, which does not tell whose it is: the pod is the one that has its
-    /// addresses.
+    /// The agent recovered it from what the kernel held, which does not name the pod: its pod is
+    /// the one that has its addresses.
     #[serde(default)]
     pub recovered: bool,
 }
 
-/// `POST /v1/attachments/adopt`: an interface that another CNI plugin made and gave addresses. Again with the same id: what
-/// is said now counts. The pair may be up; until the answer the pod must not be started.
+/// `POST /v1/attachments/adopt`: an interface that another CNI plugin made and gave addresses. A
+/// repeated request with the same id replaces the earlier one. The pair may be up, but the pod must
+/// not start before the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopt {
-    /// Whose interface it is.
+    /// The container, interface and pod.
     pub request: Reserve,
     /// The pod's addresses, as the other plugin gave them.
     pub addresses: Vec<IpAddr>,
@@ -494,7 +507,8 @@ pub struct Adopt {
     pub attach: Attach,
 }
 
-/// `POST /v1/attachments/failed`: the plugin could not give a pod its interface, for a reason that the runtime alone would hear of.
+/// `POST /v1/attachments/failed`: the plugin could not give a pod its interface, for a reason that
+/// the runtime alone would hear of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedAdd {
     /// Whose interface it was to be.
@@ -506,6 +520,6 @@ pub struct FailedAdd {
 /// The answer to [`Adopt`]: the datapath holds the interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopted {
-    /// Largest packet inside the tunnel, bytes of IP: for the pod's routes.
+    /// Largest packet inside the tunnel, bytes of IP; the MTU for the pod's routes.
     pub route_mtu: u32,
 }

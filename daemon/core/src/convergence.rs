@@ -1,12 +1,15 @@
 //! Which nodes enforce which namespace by now.
 //!
-//! Each agent writes into its own Node object, annotation `hauberk.io/enforced`, a digest of what it enforces for its opted-in
-//! namespaces: `{"version":2,"buckets":{"0a":"0123456789abcdef"}}`. The namespaces are spread over at most 256 buckets by a hash
-//! of their names, so that the annotation is short however many there are. A namespace has converged when every node that has
-//! an object acknowledges the digest of its bucket that this node computes itself: one without an agent never does.
+//! Each agent writes a digest of what it enforces for its opted-in namespaces into its own Node
+//! object, annotation `hauberk.io/enforced`: `{"version":2,"buckets":{"0a":"0123456789abcdef"}}`. A
+//! hash of the namespace's name selects one of at most 256 buckets, so the annotation stays short
+//! for any number of namespaces. This node computes the digest of each bucket itself. A namespace
+//! has converged when every node that has an object acknowledges the same digest for its bucket. A
+//! node without an agent never does.
 //!
-//! Version 1 had one digest for each namespace, `{"version":1,"namespaces":{"payments":"0123456789abcdef"}}`. It is still read,
-//! so that agents of both versions can be in one cluster.
+//! Version 1 had one digest for each namespace,
+//! `{"version":1,"namespaces":{"payments":"0123456789abcdef"}}`. It is still read, so that agents
+//! of both versions can run in one cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,12 +22,13 @@ use crate::desired::Policy;
 use crate::model::Model;
 use crate::protection;
 
-/// The form's version that this agent writes.
+/// The version of the format that this agent writes.
 pub const VERSION: u64 = 2;
-/// The form's older version, which this agent reads too.
+/// The older version of the format, which this agent also reads.
 const BY_NAMESPACE: u64 = 1;
 
-/// No annotation is longer, bytes: what Kubernetes allows for all annotations of an object, and version 1 could need.
+/// The most bytes an annotation may have: the limit of Kubernetes for all annotations of an object.
+/// Version 1 could need that much.
 pub const MAX_LENGTH: usize = 256 * 1024;
 
 /// Why an annotation was refused.
@@ -42,7 +46,7 @@ pub enum EnforcedError {
         /// What the parser said.
         reason: String,
     },
-    /// Written by an agent of another generation.
+    /// Written by an agent with another version of the format.
     #[error(
         "it has version {version}, and this agent reads versions up to {VERSION} only: upgrade the older of the two agents"
     )]
@@ -50,7 +54,7 @@ pub enum EnforcedError {
         /// The version it has.
         version: u64,
     },
-    /// A bucket or a digest that no agent writes.
+    /// A bucket or a digest in a form that no agent writes.
     #[error("it has a bucket {bucket:?} of digest {digest:?}: these are not two and 16 hexadecimal digits")]
     Bucket {
         /// The bucket's name.
@@ -91,7 +95,7 @@ pub enum Acknowledged {
 pub struct Buckets(BTreeMap<u8, String>);
 
 impl Buckets {
-    /// Of these namespaces' digests.
+    /// The buckets of these namespaces' digests.
     pub fn of(enforced: &BTreeMap<String, String>) -> Buckets {
         let mut hashes: BTreeMap<u8, Blake2s256> = BTreeMap::new();
         for (namespace, digest) in enforced {
@@ -105,7 +109,7 @@ impl Buckets {
     }
 }
 
-/// Which bucket a namespace is in: the same on every node and in every version.
+/// The bucket of a namespace: the same on every node and in every version.
 fn bucket(namespace: &str) -> u8 {
     Blake2s256::digest(namespace.as_bytes())[0]
 }
@@ -158,11 +162,12 @@ fn read_bucket(bucket: String, digest: String) -> Result<(u8, String), EnforcedE
 pub fn render(enforced: &BTreeMap<String, String>) -> String {
     let Buckets(buckets) = Buckets::of(enforced);
     let buckets = buckets.into_iter().map(|(bucket, digest)| (format!("{bucket:02x}"), digest)).collect();
-    // Strings only: this cannot fail.
+    // The body has only a number and strings, so this cannot fail.
     serde_json::to_string(&Body { version: VERSION, buckets }).unwrap_or_default()
 }
 
-/// What this node is to acknowledge: the digest of each namespace that is opted in or holds a pod that is.
+/// What this node acknowledges: the digest of each namespace that is opted in or has an opted-in
+/// pod.
 pub fn enforced(model: &Model, policy: &Policy) -> BTreeMap<String, String> {
     summaries(model, policy)
         .into_iter()
@@ -171,12 +176,12 @@ pub fn enforced(model: &Model, policy: &Policy) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The digest to acknowledge of one namespace; none if neither it nor any of its pods is opted in.
+/// The digest to acknowledge for one namespace; none if neither it nor any of its pods is opted in.
 pub(crate) fn enforced_in(model: &Model, policy: &Policy, namespace: &str) -> Option<String> {
     summary(model, policy, namespace).filter(Summary::opted_in).map(|summary| summary.digest())
 }
 
-/// The state of each namespace that is opted in or holds a pod that is, by name.
+/// The state of each namespace that is opted in or has an opted-in pod, by name.
 pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
     let own = model.node();
     let mut nodes: Vec<&str> = model.nodes.keys().map(String::as_str).collect();
@@ -212,14 +217,14 @@ pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
         .collect()
 }
 
-/// A namespace's pods, as far as protection goes.
+/// The protection of a namespace's pods.
 struct Summary<'a> {
     protection: Protection,
     pods: usize,
     protected_pods: usize,
-    /// Pods that are protected otherwise than their namespace says, by name.
+    /// Pods whose protection differs from their namespace's, by name.
     different: Vec<(&'a str, Protection)>,
-    /// Pods that would be opted in and are on their node's network, by name.
+    /// Pods on the host network whose labels opt them in, by name.
     host_network: Vec<&'a str>,
 }
 
@@ -228,7 +233,7 @@ impl Summary<'_> {
         self.protection > Protection::None || self.protected_pods > 0
     }
 
-    /// Short, and the same on every node and in every version: what was decided, not how.
+    /// A short digest of what was decided, not how; the same on every node and in every version.
     fn digest(&self) -> String {
         let mut hash = Blake2s256::new();
         hash.update([self.protection as u8]);
@@ -246,7 +251,7 @@ fn summaries<'a>(model: &'a Model, policy: &Policy) -> BTreeMap<&'a str, Summary
     names.into_iter().filter_map(|name| Some((name, summary(model, policy, name)?))).collect()
 }
 
-/// None of a namespace that has neither an object nor a pod of its own network.
+/// None if the namespace has neither an object nor a pod with a network of its own.
 fn summary<'a>(model: &'a Model, policy: &Policy, name: &str) -> Option<Summary<'a>> {
     let namespace = model.namespace(name);
     let ruling = protection::of_namespace(policy, namespace);
@@ -261,7 +266,8 @@ fn summary<'a>(model: &'a Model, policy: &Policy, name: &str) -> Option<Summary<
         let label = pod.encryption.as_deref();
         let protection = protection::strengthen(ruling, label, policy.allow_pod_opt_out).protection;
         if pod.host_network {
-            // No label protects it, so that it is part of nothing that nodes acknowledge.
+            // No label protects a pod on the host network, so it is not part of what nodes
+            // acknowledge.
             if protection > Protection::None {
                 summary.host_network.push(&pod.name);
             }
@@ -390,7 +396,8 @@ mod tests {
 
     #[test]
     fn the_digest_is_the_same_in_every_version() {
-        // The first eight bytes of BLAKE2s of the byte 2 (`enabled`): agents of two versions must agree.
+        // The first eight bytes of BLAKE2s of the byte 2 (`enabled`): agents of two versions must
+        // compute the same.
         let world = World::three_nodes();
         let now = enforced(&world.model, &world.policy);
         assert_eq!(now["secret"], "2ca4b2f5cb29b023");
@@ -429,7 +436,8 @@ mod tests {
             all.filter(|status| !status.waiting_for.is_empty()).map(|status| status.name).collect::<Vec<_>>()
         };
         assert!(waiting(&world).is_empty());
-        // A change of one namespace waits for every node anew, and so do those that share its bucket, no others.
+        // After a change of one namespace, it and the namespaces in its bucket wait for every node
+        // again; no others do.
         world.hear(namespace("team-7", Some("permissive")));
         let waits = waiting(&world);
         assert!(waits.contains(&"team-7".to_owned()) && waits.len() < 100, "{} wait", waits.len());

@@ -1,8 +1,9 @@
 //! What this node's kernel and tunnel should hold, derived from the whole model.
 //!
-//! Objects are written by many hands and may contradict each other. Where they do, the answer is the protected one: the
-//! stricter label holds, a range that two nodes claim is nobody's, a key that two nodes publish is refused. Each such
-//! decision is an event that names the objects.
+//! Several people and programs write the objects, and these may contradict each other. Then the
+//! protected answer wins: the stricter label holds, a range that two nodes claim belongs to no
+//! node, a key that two nodes publish is refused. An event reports each such decision and names the
+//! objects.
 
 mod addresses;
 mod attachments;
@@ -32,23 +33,24 @@ pub use incremental::{Followed, Incremental};
 pub struct Policy {
     /// This node's name.
     pub node: String,
-    /// Ranges pods' addresses come from, cluster-wide.
+    /// Ranges that pods' addresses come from, cluster-wide.
     pub cluster_ranges: Vec<IpNet>,
-    /// Ranges that hold nodes: an unknown address in there is not the world.
+    /// Ranges that hold nodes: an unknown address in one of them does not count as the world.
     pub node_ranges: Vec<IpNet>,
     /// Whether a pod's label may weaken its namespace's choice.
     pub allow_pod_opt_out: bool,
-    /// How pods are protected where neither their namespace nor they have a label.
+    /// How pods are protected if neither their namespace nor they have a label.
     pub default_protection: Protection,
-    /// This node's public keys: whoever publishes one of them is refused.
+    /// This node's public keys: another node that publishes one of them is refused.
     pub own_keys: Vec<[u8; 32]>,
-    /// MTU of routes to other nodes' pods, bytes; none leaves the device's.
+    /// MTU of routes to other nodes' pods, bytes; none keeps the device's.
     pub route_mtu: Option<u32>,
-    /// Another CNI plugin routes to pods: no routes of ours to other nodes' pod ranges.
+    /// Another CNI plugin routes to pods, so the agent makes no routes to other nodes' pod ranges.
     pub chained: bool,
-    /// Every address that a device of this node has, whether its object tells it or not.
+    /// Every address of this node's devices, whether or not its object lists it.
     pub host_addresses: BTreeSet<IpAddr>,
-    /// Addresses of other nodes at which nobody answers, each with the one at which the tunnel hears that node.
+    /// Addresses of other nodes that do not answer, each with the address at which the tunnel hears
+    /// that node.
     pub detours: BTreeMap<IpAddr, IpAddr>,
 }
 
@@ -67,20 +69,22 @@ pub struct Desired {
     pub peers: BTreeMap<NodeNumber, Peer>,
     /// PEERS.
     pub peer_entries: BTreeMap<NodeNumber, layout::Peer>,
-    /// Routes to other nodes' pod ranges, and to their pods outside of those, by destination.
+    /// Routes to other nodes' pod ranges, and to pods of other nodes outside those ranges, by
+    /// destination.
     pub routes: BTreeMap<IpNet, Route>,
-    /// Destinations netfilter must not masquerade.
+    /// Destinations that netfilter must not masquerade.
     pub untranslated: BTreeSet<IpNet>,
-    /// Whether every source has been read once: until then nothing is removed and nothing weakened.
+    /// Whether every source has been read once. Until then the plan removes and weakens nothing.
     pub prune: bool,
-    /// What to acknowledge in the annotation `hauberk.io/enforced` once the plan is carried out, by namespace; none
-    /// while `prune` is false: the annotation then stays as it is.
+    /// What to acknowledge in the annotation `hauberk.io/enforced` once the plan is carried out, by
+    /// namespace. None while `prune` is false: then the annotation stays as it is.
     pub enforced: Option<BTreeMap<String, String>>,
-    /// Number of ENDPOINTS that are permissive pods'.
+    /// Number of ENDPOINTS entries of permissive pods.
     pub permissive_endpoints: usize,
-    /// Addresses that several nodes claim, so that no node has them.
+    /// Addresses that several nodes claim, so they belong to no node.
     pub contested: BTreeMap<IpAddr, Contest>,
-    /// How objects stand to each other and should not. All that hold now: what was not in here before is news.
+    /// Conflicts between objects: all that exist now. An event that was not in the previous set is
+    /// new.
     pub events: BTreeSet<NewEvent>,
 }
 
@@ -114,12 +118,12 @@ pub struct LocalPod {
     pub addresses: Vec<IpAddr>,
     /// The strictest protection of any of them.
     pub protection: Protection,
-    /// Another CNI plugin made the interface: only programs and map entries are ours.
+    /// Another CNI plugin made the interface: hauberk owns only the programs and map entries.
     pub adopted: bool,
 }
 
 impl LocalPod {
-    /// Which container, which interface inside it.
+    /// The container, and the interface inside it.
     pub fn key(&self) -> AttachmentKey {
         AttachmentKey { container: self.container.clone(), interface: self.interface.clone() }
     }
@@ -136,9 +140,11 @@ pub struct Peer {
     pub keys: Vec<(u32, [u8; 32])>,
     /// Where its tunnel listens.
     pub endpoint: Option<SocketAddr>,
-    /// Its other addresses, those of the other family first: asked as well while the endpoint does not answer.
+    /// Its other addresses, those of the other family first: the tunnel also tries them while the
+    /// endpoint does not answer.
     pub fallbacks: Vec<SocketAddr>,
-    /// What it may speak for, and what is sealed for it. No prefix is in two peers.
+    /// Its allowed IPs: the sources it may send from, and the destinations that are encrypted to
+    /// it. No prefix belongs to two peers.
     pub allowed: BTreeSet<IpNet>,
 }
 
@@ -149,12 +155,12 @@ pub struct Route {
     pub destination: IpNet,
     /// An address of that node.
     pub via: IpAddr,
-    /// MTU, bytes; none leaves the device's.
+    /// MTU, bytes; none keeps the device's.
     pub mtu: Option<u32>,
 }
 
-/// The state to reach, from scratch. Pure: the same model and policy give the same answer. Who sees the model change keeps
-/// an [`Incremental`] instead.
+/// The state to reach, computed from scratch. Pure: the same model and policy give the same answer.
+/// A caller that sees the model change keeps an [`Incremental`] instead.
 pub fn desired(model: &Model, policy: &Policy) -> Desired {
     Incremental::computed(model, policy)
 }
@@ -165,22 +171,23 @@ impl Policy {
         self.cluster_ranges.iter().any(|range| range.contains(&prefix))
     }
 
-    /// Whether the address can be a pod's alone: it is in the cluster's pod ranges, and no longer one of the ranges that hold
-    /// nodes has it.
+    /// Whether only a pod can have the address: it is in the cluster's pod ranges, and no longer
+    /// prefix of the node ranges contains it.
     fn is_for_pods(&self, address: IpAddr) -> bool {
         let longest =
             |ranges: &[IpNet]| ranges.iter().filter(|range| range.contains(&address)).map(IpNet::prefix_len).max();
         longest(&self.cluster_ranges).is_some_and(|pods| Some(pods) >= longest(&self.node_ranges))
     }
 
-    /// Whether the address can be a node's: it is in the ranges that hold nodes, or there are none of its family.
+    /// Whether a node can have the address: it is in the node ranges, or none of these is of its
+    /// family.
     fn is_for_nodes(&self, address: IpAddr) -> bool {
         let mut of_family =
             self.node_ranges.iter().filter(|range| range.addr().is_ipv4() == address.is_ipv4()).peekable();
         of_family.peek().is_none() || of_family.any(|range| range.contains(&address))
     }
 
-    /// Whether it is the same but for what is seen of this node's devices and of others' addresses.
+    /// Whether both are the same apart from `host_addresses` and `detours`.
     fn is_alike(&self, other: &Policy) -> bool {
         let settled =
             |policy: &Policy| Policy { host_addresses: BTreeSet::new(), detours: BTreeMap::new(), ..policy.clone() };
@@ -189,14 +196,15 @@ impl Policy {
 }
 
 impl Desired {
-    /// What the datapath takes an address for: its endpoint, else the longest range that holds it, else the world.
+    /// The datapath's identity for an address: that of its endpoint, else of the longest range that
+    /// holds it, else the world.
     pub fn identity(&self, address: IpAddr) -> Identity {
         let address = Address::from(address);
         let endpoint = self.endpoints.get(&address).copied();
         endpoint.unwrap_or_else(|| Ranges::new(&self.ranges).identity(address))
     }
 
-    /// Who has the address, if somebody is known to.
+    /// The owner of the address, if one is known.
     pub fn owner(&self, model: &Model, policy: &Policy, address: Address) -> Option<Owner> {
         let identity = self.endpoints.get(&address)?;
         if identity.is_node() {
@@ -205,7 +213,7 @@ impl Desired {
         claims::owner(model, policy, address)
     }
 
-    /// The nodes that claim the address, if several do and it is nobody's therefore.
+    /// The nodes that claim the address, if several do and it therefore belongs to none of them.
     pub fn contest(&self, address: IpAddr) -> Option<&Contest> {
         self.contested.get(&address).filter(|_| self.identity(address).kind() == Kind::UnknownNode)
     }

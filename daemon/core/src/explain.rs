@@ -1,4 +1,5 @@
-//! Who a name or an address is, for a reader. The verdict on two parties is `hauberk_abi::judge`'s.
+//! Resolves a name or an address to a party and describes it in words. `hauberk_abi::judge` gives
+//! the verdict on two parties.
 
 use std::net::IpAddr;
 
@@ -10,19 +11,19 @@ use crate::desired::{Desired, Owner, Policy};
 use crate::model::{Model, Pod, PodName, read_from};
 use crate::protection;
 
-/// A party: in words, and as the datapath knows it.
+/// A party: in words, and as the identity that the datapath uses.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// In words.
     pub party: Party,
-    /// As the datapath knows it once the plan is carried out.
+    /// The identity in the datapath once the plan is carried out.
     pub identity: Identity,
 }
 
-/// Why nobody could be found.
+/// Why a party could not be resolved.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    /// Neither an address, nor a pod's, nor a node's name.
+    /// It is neither an address nor the name of a known pod or node.
     #[error("{asked:?} is no address, and no pod or node of that name is known; name a pod as namespace/name")]
     NotFound {
         /// As asked.
@@ -33,7 +34,7 @@ pub enum ResolveError {
     Ambiguous {
         /// As asked.
         asked: String,
-        /// Who it could be.
+        /// The parties it could mean.
         candidates: Vec<String>,
     },
     /// The party has no address yet.
@@ -42,7 +43,7 @@ pub enum ResolveError {
         /// As asked.
         asked: String,
     },
-    /// The parties have no address of one family.
+    /// The parties have no addresses of the same family.
     #[error("{from:?} and {to:?} have no addresses of the same family: no packet goes between them")]
     NoCommonFamily {
         /// The source, as asked.
@@ -52,8 +53,8 @@ pub enum ResolveError {
     },
 }
 
-/// Both ends of a flow, with addresses of one family: pod (`namespace/name`, or its name where no other pod or node has
-/// it), node, or address.
+/// Both ends of a flow, with addresses of one family. Each end is asked for as a pod
+/// (`namespace/name`, or the bare name if no other pod or node has it), a node, or an address.
 pub fn resolve_pair(
     model: &Model,
     policy: &Policy,
@@ -70,14 +71,14 @@ pub fn resolve_pair(
     Ok((party(model, policy, desired, source, pair.0), party(model, policy, desired, destination, pair.1)))
 }
 
-/// Who is asked for, by the first address it has.
+/// The party asked for, by its first address.
 pub fn resolve(model: &Model, policy: &Policy, desired: &Desired, asked: &str) -> Result<Resolved, ResolveError> {
     let first = addresses(model, asked)?.first().copied();
     let address = first.ok_or_else(|| ResolveError::NoAddress { asked: asked.to_owned() })?;
     Ok(party(model, policy, desired, asked, address))
 }
 
-/// Every address of who is asked for; never empty.
+/// Every address of the party asked for; never empty.
 fn addresses(model: &Model, asked: &str) -> Result<Vec<IpAddr>, ResolveError> {
     if let Ok(address) = asked.parse::<IpAddr>() {
         return Ok(vec![address]);
@@ -116,7 +117,8 @@ fn by_bare_name(model: &Model, asked: &str) -> Result<Option<Vec<IpAddr>>, Resol
     }
 }
 
-/// The pod's addresses: those its interface on this node has, those its object says, or its node's.
+/// The pod's addresses: those of its interface on this node, else those of its object, else its
+/// node's.
 fn pod_addresses(model: &Model, name: &PodName) -> Option<Vec<IpAddr>> {
     let attached: Vec<IpAddr> = model
         .attachments
@@ -174,7 +176,7 @@ fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address
     Resolved { party, identity }
 }
 
-/// The pod that was asked for by its name, if it is on its node's network.
+/// The pod that was asked for by name, if it is on the host network.
 fn host_network_pod<'a>(model: &'a Model, asked: &str) -> Option<&'a Pod> {
     let pod = match asked.split_once('/') {
         Some((namespace, name)) => model.pod(&PodName { namespace: namespace.to_owned(), name: name.to_owned() }),
@@ -239,7 +241,7 @@ fn range_rule(model: &Model, desired: &Desired, address: IpAddr, identity: Ident
     }
 }
 
-/// A prefix as people write it, its length in its own family.
+/// A prefix in the usual notation, its length counted in its own family.
 pub fn prefix_in_words(prefix: Prefix) -> String {
     let family_bits = if prefix.address.is_v4() { 96 } else { 0 };
     format!("{}/{}", prefix.address, prefix.length.saturating_sub(family_bits))

@@ -1,4 +1,4 @@
-//! hauberk's pure core: no Kubernetes client, no async runtime, no eBPF, no netlink, no clock, no files.
+//! hauberk's pure core: it uses no Kubernetes client, async runtime, eBPF, netlink, clock or file.
 //!
 //! ```text
 //! source -> model -> desired -> plan -> apply -> observe
@@ -7,16 +7,16 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`model`] | the cluster as last heard of: changes go in, what they did comes out |
-//! | [`protection`] | how a pod is protected, and which label or missing object says so |
+//! | [`model`] | the cluster as the agent last read it: changes go in, their effect comes out |
+//! | [`protection`] | how a pod is protected, and which label or missing object decides it |
 //! | [`desired`] | what this node's kernel and tunnel should hold |
-//! | [`plan`] | the steps from what they hold to that, in an order that opens nothing on the way |
+//! | [`plan`] | the steps to that state, in an order that never opens anything on the way |
 //! | [`convergence`] | which nodes enforce which namespace by now |
-//! | [`missing`] | which nodes pods are on that have no object |
+//! | [`missing`] | nodes that have pods but no Node object |
 //! | [`unconnected`] | which of this node's pods have no interface |
-//! | [`explain`] | who an address or a name is, for a reader |
-//! | [`addresses`] | which addresses a node's devices have, as its agent publishes them |
-//! | [`events`] | what the operator should hear of |
+//! | [`explain`] | resolves a name or an address to a party, in words |
+//! | [`addresses`] | the annotation in which an agent publishes its devices' addresses |
+//! | [`events`] | what the operator should be told |
 //! | [`api`] | what the agent tells its clients |
 #![forbid(unsafe_code)]
 

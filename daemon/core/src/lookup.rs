@@ -1,4 +1,4 @@
-//! Longest-prefix look-up, as the kernel's trie does it.
+//! Longest-prefix match, as the kernel's trie does it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -6,7 +6,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::identity::Identity;
 
-/// Ranges, and the lengths that occur among them: a cluster has thousands of ranges of a handful of lengths.
+/// Ranges, and the prefix lengths that occur among them: a cluster has thousands of ranges but only
+/// a few lengths.
 pub(crate) struct Ranges<'a> {
     ranges: &'a BTreeMap<Prefix, Identity>,
     lengths: BTreeSet<u32>,
@@ -14,7 +15,8 @@ pub(crate) struct Ranges<'a> {
 
 impl<'a> Ranges<'a> {
     pub(crate) fn new(ranges: &'a BTreeMap<Prefix, Identity>) -> Ranges<'a> {
-        // A prefix sorts by its length first, so that each length begins right behind the last prefix of the one before.
+        // Prefixes sort by length first, so the next length begins right after the last prefix of
+        // this one.
         let mut lengths = BTreeSet::new();
         let mut next = ranges.keys().next();
         while let Some(prefix) = next {
@@ -33,7 +35,7 @@ impl<'a> Ranges<'a> {
         })
     }
 
-    /// What the datapath takes an address for that is no endpoint.
+    /// The identity that the datapath gives to an address that is no endpoint.
     pub(crate) fn identity(&self, address: Address) -> Identity {
         self.longest(address).map_or(Identity::WORLD, |(_, identity)| identity)
     }

@@ -1,5 +1,6 @@
-//! Nodes that pods are on and that have no object: nothing is known of them but these pods. Objects come in any order, so that one
-//! is missed only when that lasts: the agent decides when.
+//! Nodes that have pods but no Node object: these pods are all that is known of them. Objects
+//! arrive in any order, so such a node counts as missing only if the state lasts; the agent decides
+//! how long.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use crate::desired::Policy;
 use crate::model::{Model, PodName};
 use crate::protection;
 
-/// Pods that are named.
+/// The most pods that are listed by name.
 const NAMED: usize = 3;
 
 /// What is known of a node without an object.

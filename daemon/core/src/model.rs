@@ -1,8 +1,8 @@
-//! The cluster as last heard of. The source's changes go in one by one; nothing here knows a file or a server.
+//! The cluster as the agent last read it. Changes go in one by one, whatever source they come from.
 //!
-//! The model keeps objects as they are and decides nothing about how they stand to each other: that is
-//! [`crate::desired`]'s, from the whole of it. Two things have a history and are therefore decided here: the keys and
-//! addresses a node had before it published a broken annotation, and who had a key first.
+//! The model keeps objects as they are; [`crate::desired`] decides how they relate to each other.
+//! Two decisions depend on history and are made here: which keys and addresses a node had before it
+//! published a broken annotation, and which node had a key first.
 
 mod claims;
 mod departed;
@@ -39,12 +39,12 @@ pub use pods::Pod;
 pub const ENCRYPTION_LABEL: &str = "hauberk.io/encryption";
 /// The node annotation that publishes keys (`hauberk_keyring::published`).
 pub const KEYS_ANNOTATION: &str = "hauberk.io/keys";
-/// The node annotation that tells the addresses of its devices ([`crate::addresses`]).
+/// The node annotation that publishes the addresses of the node's devices ([`crate::addresses`]).
 pub const ADDRESSES_ANNOTATION: &str = "hauberk.io/addresses";
 /// The node annotation that acknowledges namespaces ([`crate::convergence`]).
 pub const ENFORCED_ANNOTATION: &str = "hauberk.io/enforced";
 
-/// The node annotation that names nodes which send in the clear ([`crate::plaintext`]).
+/// The node annotation that lists nodes that send in the clear ([`crate::plaintext`]).
 pub const PLAINTEXT_ANNOTATION: &str = "hauberk.io/plaintext-seen";
 
 /// A node's number in the datapath's maps: never 0 for a known node.
@@ -69,8 +69,8 @@ pub struct PodObject {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.uid`; of a static pod's mirror, the annotation `kubernetes.io/config.hash`, because that is the uid
-    /// the runtime gives the CNI plugin.
+    /// `metadata.uid`; for the mirror pod of a static pod, the annotation
+    /// `kubernetes.io/config.hash`, because the runtime gives that as the uid to the CNI plugin.
     pub uid: Option<String>,
     /// `spec.nodeName`; none while unscheduled.
     pub node: Option<String>,
@@ -106,42 +106,42 @@ pub struct AttachmentKey {
     pub interface: String,
 }
 
-/// Something the source, the CNI plugin or the tunnel said.
+/// A change reported by the source, the CNI plugin or the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A node is as given.
+    /// A node's present state.
     Node(NodeObject),
     /// The node of this name is gone.
     NodeGone(String),
-    /// A namespace is as given.
+    /// A namespace's present state.
     Namespace(NamespaceObject),
     /// The namespace of this name is gone.
     NamespaceGone(String),
-    /// A pod is as given.
+    /// A pod's present state.
     Pod(PodObject),
     /// This pod is gone.
     PodGone(PodName),
     /// A pod's interface on this node is reserved or attached.
     Attachment(Attachment),
-    /// A pod's interface on this node is no more.
+    /// A pod's interface on this node is gone.
     AttachmentGone(AttachmentKey),
-    /// The tunnel to a node can or cannot encrypt.
+    /// Whether the tunnel to a node can encrypt.
     PeerReady {
         /// The node's name.
         node: String,
         /// Whether a handshake has succeeded and has not failed since.
         ready: bool,
     },
-    /// A node had the address before this agent started; no object has been read since that says who has it.
+    /// A node had the address before this agent started; no object read since names its owner.
     AddressDeparted {
         /// The address.
         address: IpAddr,
         /// The node's name.
         node: String,
     },
-    /// An address that a node had, and that nobody has had since, may be anybody's again.
+    /// An address that a node had, and that no node has had since, is free again.
     AddressForgotten(IpAddr),
-    /// Every object there is has been told once.
+    /// The source has reported every existing object once.
     Synced,
 }
 
@@ -149,10 +149,10 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 #[must_use]
 pub struct Applied {
-    /// Whether anything is different now; if not, there is nothing to compute.
+    /// Whether anything is different now; if not, nothing needs to be computed.
     pub changed: bool,
-    /// What the operator should hear of this one object. How objects stand to each other is told by
-    /// [`crate::desired::Desired::events`].
+    /// Events about this one object. [`crate::desired::Desired::events`] has those about how
+    /// objects relate to each other.
     pub events: Vec<NewEvent>,
 }
 
@@ -174,7 +174,7 @@ impl PodOf<'_> {
     }
 }
 
-/// The cluster as last heard of by one node.
+/// The cluster as one node last read it.
 #[derive(Debug)]
 pub struct Model {
     node: String,
@@ -192,14 +192,14 @@ pub struct Model {
     generation: u64,
 }
 
-/// What changes have touched since it was last asked for.
+/// What changes have touched since the last [`Model::take_touched`].
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
     /// Nodes came or went.
     pub(crate) node_set: bool,
-    /// Anything of any node that other nodes could be concerned by.
+    /// Some node changed in a way that can matter to other nodes.
     pub(crate) nodes: bool,
-    /// Nodes whose tunnel became, or is no longer, ready.
+    /// Nodes whose tunnel became ready, or is no longer ready.
     pub(crate) ready: BTreeSet<String>,
     /// Namespaces: their labels, or any of their pods.
     pub(crate) namespaces: BTreeSet<Arc<str>>,
@@ -207,14 +207,14 @@ pub(crate) struct Touched {
     pub(crate) pods: BTreeSet<(Arc<str>, Box<str>)>,
     /// Interfaces on this node, or the pods behind them.
     pub(crate) attachments: BTreeSet<Arc<AttachmentKey>>,
-    /// Addresses somebody claims, or claimed.
+    /// Addresses that a pod or an interface claims, or claimed.
     pub(crate) addresses: BTreeSet<Address>,
 }
 
 impl Model {
-    /// Nothing heard of yet, on the node of this name.
+    /// An empty model on the node of this name.
     pub fn new(node: &str) -> Model {
-        // This node's number must not depend on whether or when its object is read: SETTINGS holds it from the start.
+        // SETTINGS holds this node's number from the start, so it must not depend on the object.
         let mut numbers = Numbers::default();
         numbers.assign(node);
         Model {
@@ -234,7 +234,7 @@ impl Model {
         }
     }
 
-    /// Puts one change in. An object that is partly wrong is taken as far as it is right, and the rest is told.
+    /// Applies one change. The valid parts of an invalid object are used; events report the rest.
     pub fn apply(&mut self, change: Change) -> Applied {
         let mut events = Vec::new();
         let changed = match change {
@@ -313,7 +313,7 @@ impl Model {
         self.generation
     }
 
-    /// Whether every object there is has been told once.
+    /// Whether the source has reported every existing object once.
     pub fn synced(&self) -> bool {
         self.synced
     }
@@ -358,19 +358,19 @@ impl Model {
         self.attachments.iter().map(|(key, attachment)| (&**key, attachment))
     }
 
-    /// The addresses of other nodes, as their objects and their devices say, with the node's name.
+    /// The addresses of other nodes, from their objects and their devices, with the node's name.
     pub fn node_addresses(&self) -> impl Iterator<Item = (IpAddr, &str)> {
         let others = self.nodes.iter().filter(|(name, _)| **name != self.node);
         others.flat_map(|(name, node)| node.addresses().into_iter().map(|address| (address, name.as_str())))
     }
 
-    /// Addresses that a node had and that may not be anybody's yet, with that node's name.
+    /// Addresses that a node had and that are not free yet, with that node's name.
     pub fn departed(&self) -> impl Iterator<Item = (IpAddr, &str)> {
         self.departed.iter()
     }
 
-    /// The pod of an interface on this node, as the runtime named it. One that was put on record again is of the only pod here
-    /// that has any of its addresses.
+    /// The pod of an interface on this node, as the runtime named it. For a recovered interface, it
+    /// is the only pod on this node that has any of its addresses.
     pub fn pod_of<'a>(&'a self, attachment: &'a Attachment) -> Option<PodOf<'a>> {
         if let Some(PodReference { namespace, name, uid }) = &attachment.request.pod {
             return Some(PodOf { namespace, name, uid: uid.as_deref() });
@@ -390,7 +390,7 @@ impl Model {
         found.map(|pod| PodOf { namespace: &pod.namespace, name: &pod.name, uid: pod.uid.as_deref() })
     }
 
-    /// What changes have touched since the last call.
+    /// Returns what changes have touched since the last call.
     pub(crate) fn take_touched(&mut self) -> Touched {
         std::mem::take(&mut self.touched)
     }
@@ -422,7 +422,7 @@ impl Model {
         true
     }
 
-    /// Takes the pod's claims back.
+    /// Removes the pod's claims.
     fn withdraw(&mut self, pod: &Arc<Pod>) {
         for address in possible(pod.own_addresses()) {
             self.claims.remove(address, Claimant::Pod(Arc::clone(pod)));
@@ -456,14 +456,14 @@ impl Model {
         true
     }
 
-    /// The pod, its namespace, and the interfaces that say they are its own.
+    /// Touches the pod, its namespace, and the interfaces whose request names the pod.
     fn touch_pod(&mut self, pod: &Pod) {
         self.touched.pods.insert((Arc::clone(&pod.namespace), pod.name.clone()));
         self.touched.namespaces.insert(Arc::clone(&pod.namespace));
         self.touch_attachments(|reference| *reference.name == *pod.name && *reference.namespace == *pod.namespace);
     }
 
-    /// The namespace, and every pod in it.
+    /// Touches the namespace, and every pod in it.
     fn touch_namespace(&mut self, name: &str) {
         self.touched.namespaces.insert(name.into());
         let mut addresses = BTreeSet::new();
@@ -477,7 +477,7 @@ impl Model {
         self.touch_attachments(|reference| reference.namespace == name);
     }
 
-    /// A pod's address, and all those of an interface that is known by it.
+    /// Touches a pod's address, and all addresses of a recovered interface that has this address.
     fn touch_address(&mut self, address: Address) {
         self.touched.addresses.insert(address);
         for claimant in self.claims.of(address) {

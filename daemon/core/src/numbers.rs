@@ -1,8 +1,9 @@
-//! Node numbers: the datapath's maps know nodes by 32 bits.
+//! Node numbers: the datapath's maps identify nodes by 32 bits.
 //!
-//! A number is a hash of the name, so that it is the same after a restart, when the pinned maps still hold the old ones.
-//! Where two names hash alike, the one that came later takes its next hash; who has a number keeps it as long as its
-//! object is there, because a number that changes hands would name two nodes in one map for a moment.
+//! A number is a hash of the node's name, so it is the same after a restart, when the pinned maps
+//! still hold the old numbers. If two names have the same hash, the later one takes its next hash.
+//! A node keeps its number as long as its object exists: if a number moved to another node, it
+//! would mean two nodes in one map for a moment.
 
 use std::collections::HashMap;
 
@@ -10,7 +11,7 @@ use blake2::{Blake2s256, Digest};
 
 use crate::model::NodeNumber;
 
-/// Who has which number.
+/// Which node has which number.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
     by_name: HashMap<String, NodeNumber>,
@@ -18,7 +19,8 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// Gives the node a number unless it has one. Returns the node that has the number it would have had.
+    /// Gives the node a number unless it has one. If its first choice was taken, returns the node
+    /// that has that number.
     pub(crate) fn assign(&mut self, name: &str) -> Option<String> {
         if self.by_name.contains_key(name) {
             return None;
@@ -66,7 +68,7 @@ pub(crate) fn hash(name: &str, attempt: u32) -> NodeNumber {
 mod tests {
     use super::*;
 
-    /// Two names that hash alike: among 77,000 names there are two as likely as not.
+    /// Two names with the same hash: among 77,000 names a collision is as likely as not.
     fn colliding() -> (String, String) {
         let mut seen = HashMap::new();
         for index in 0u32.. {

@@ -1,25 +1,27 @@
-//! Which nodes a node has lately had plaintext from that should have been encrypted, annotation `hauberk.io/plaintext-seen` of its
-//! own Node object: `{"version":1,"nodes":{"n2":{"packets":12,"last":"2026-11-28T19:07:00Z"}}}`. The node that is named reads it
-//! there. It is an alarm and decides nothing.
+//! The annotation `hauberk.io/plaintext-seen` of a node's own Node object: the nodes that recently
+//! sent it plaintext that should have been encrypted,
+//! `{"version":1,"nodes":{"n2":{"packets":12,"last":"2026-11-28T19:07:00Z"}}}`. The agent of the
+//! named node reads it there. It is an alarm and decides nothing.
 
 use std::collections::BTreeMap;
 
 use jiff::{Timestamp, Unit};
 use serde::{Deserialize, Serialize};
 
-/// The form's version that this agent writes and reads.
+/// The version of the format that this agent writes and reads.
 pub const VERSION: u64 = 1;
-/// No more nodes are named; those seen last are.
+/// The most nodes that are named; the ones seen last are kept.
 pub const MAX_NODES: usize = 64;
-/// What is longer is not read, bytes.
+/// The most bytes of an annotation that is read.
 const MAX_LENGTH: usize = 64 * 1024;
 
 /// What was seen from one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Packets, when it was written.
+    /// Number of packets at the time of writing.
     pub packets: u64,
-    /// When last, to the minute: it is not to be written all the time.
+    /// Time of the last one, rounded to the minute so that the annotation is not rewritten all the
+    /// time.
     pub last: Timestamp,
 }
 
@@ -35,13 +37,13 @@ struct Body {
 }
 
 impl Report {
-    /// So many packets, the last at this time.
+    /// This many packets, the last one at this time.
     pub fn new(packets: u64, last: Timestamp) -> Report {
         Report { packets, last: last.round(Unit::Minute).unwrap_or(last) }
     }
 }
 
-/// Reads an annotation: what was seen by node; none if it has another form.
+/// Reads an annotation: reports by node; none if it has another format.
 pub fn parse(text: &str) -> Option<BTreeMap<String, Report>> {
     if text.len() > MAX_LENGTH {
         return None;
@@ -54,12 +56,13 @@ pub fn parse(text: &str) -> Option<BTreeMap<String, Report>> {
     (body.nodes.len() <= MAX_NODES).then_some(body.nodes)
 }
 
-/// Writes an annotation; [`parse`] reads it back. Of more than [`MAX_NODES`] those seen last are named.
+/// Writes an annotation; [`parse`] reads it back. At most the [`MAX_NODES`] nodes seen last are
+/// named.
 pub fn render(nodes: &BTreeMap<String, Report>) -> String {
     let mut latest: Vec<(&String, &Report)> = nodes.iter().collect();
     latest.sort_by_key(|(_, report)| std::cmp::Reverse(report.last));
     let nodes = latest.into_iter().take(MAX_NODES).map(|(name, report)| (name.clone(), *report)).collect();
-    // Strings and numbers only: this cannot fail.
+    // The body has only strings and numbers, so this cannot fail.
     serde_json::to_string(&Body { version: VERSION, nodes }).unwrap_or_default()
 }
 

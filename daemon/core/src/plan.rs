@@ -1,9 +1,10 @@
-//! The steps from what the kernel and the tunnel hold to what they should.
+//! The steps from what the kernel and the tunnel hold to what they should hold.
 //!
-//! Order is the point. First everything that denies more, then the pods' interfaces, then tunnels and routes, then
-//! everything that denies less or is removed, and last the word that the node knows the whole cluster. A plan that
-//! breaks off anywhere leaves every address judged as before, as after, or more strictly than one of the two; the next
-//! plan goes on from there. Until the sources have been read whole, the second half is left out.
+//! The order matters: first everything that denies more, then the pods' interfaces, then tunnels
+//! and routes, then everything that denies less or is removed, and last the SYNCED flag, which says
+//! that the node knows the whole cluster. A plan that stops at any step leaves every address judged
+//! at least as strictly as before the plan or as after it; the next plan continues from there.
+//! Until the sources have been read completely, the second half is left out.
 
 mod identities;
 mod peers;
@@ -24,25 +25,26 @@ use crate::plan::identities::Order;
 
 pub use scope::Scope;
 
-/// One operation of the reconciler. Each can fail and be repeated; each leaves a state that is no more open than the one
-/// before or the one the plan leads to.
+/// One operation of the reconciler. Each can fail and be repeated. Each leaves a state that is no
+/// more open than the state before it or the state the plan leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// ENDPOINTS: this address is that party.
+    /// ENDPOINTS: this address has that identity.
     PutEndpoint(Address, Identity),
-    /// ENDPOINTS: nothing is known of this address any more; its range decides.
+    /// ENDPOINTS: no party is known to have this address any more; its range decides.
     RemoveEndpoint(Address),
-    /// RANGES: an address in here that is no endpoint is that.
+    /// RANGES: an address in this range that is no endpoint has that identity.
     PutRange(Prefix, Identity),
-    /// RANGES: forget the range.
+    /// RANGES: remove the range.
     RemoveRange(Prefix),
-    /// A pod on this node: programs on its interface, ATTACHMENTS and INTERFACES entries, host routes, neighbours.
+    /// A pod on this node: programs on its interface, ATTACHMENTS and INTERFACES entries, host
+    /// routes, neighbours.
     PutAttachment(LocalPod),
-    /// The pod's interface is no more: take away what `PutAttachment` made. A map entry or route that by now belongs to
-    /// another interface stays.
+    /// The pod's interface is gone: remove what `PutAttachment` made. A map entry or route that now
+    /// belongs to another interface stays.
     RemoveAttachment(LocalPod),
-    /// The tunnel has this peer, and no other state of it. Steps that follow each other directly may be carried out as
-    /// one batch: a prefix that moves from one peer to another is then nobody's at no time.
+    /// The tunnel has exactly this state of the peer. Consecutive steps may be carried out as one
+    /// batch, so that a prefix that moves from one peer to another always has an owner.
     PutPeer(Peer),
     /// The tunnel no longer has the peer.
     RemovePeer(NodeNumber),
@@ -50,13 +52,13 @@ pub enum Step {
     PutPeerEntry(NodeNumber, layout::Peer),
     /// PEERS: packets for this node are dropped.
     RemovePeerEntry(NodeNumber),
-    /// The main routing table: replaces a route to the same destination.
+    /// The main routing table: add the route, or replace the one to the same destination.
     PutRoute(Route),
-    /// The main routing table: away with it.
+    /// The main routing table: remove the route.
     RemoveRoute(Route),
     /// SETTINGS: whether every source has been read once.
     SetSynced(bool),
-    /// Destinations netfilter must not masquerade.
+    /// Destinations that netfilter must not masquerade.
     SetUntranslated(BTreeSet<IpNet>),
 }
 
@@ -85,15 +87,15 @@ impl fmt::Display for Step {
     }
 }
 
-/// What the kernel and the tunnel hold, as read back at start (it may hold leftovers of an older run) and as changed by
-/// every step since.
+/// What the kernel and the tunnel hold: as read back at start, with possible leftovers of an older
+/// run, and as changed by every step since.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Actual {
     /// ENDPOINTS.
     pub endpoints: BTreeMap<Address, Identity>,
     /// RANGES.
     pub ranges: BTreeMap<Prefix, Identity>,
-    /// Pods' interfaces. A leftover whose container is not known may go under any unused name.
+    /// Pods' interfaces. A leftover whose container is not known may have any unused key.
     pub attachments: BTreeMap<AttachmentKey, LocalPod>,
     /// The tunnel's peers.
     pub peers: BTreeMap<NodeNumber, Peer>,
@@ -103,17 +105,18 @@ pub struct Actual {
     pub routes: BTreeMap<IpNet, Route>,
     /// `flag::SYNCED` in SETTINGS.
     pub synced: bool,
-    /// Destinations netfilter does not masquerade.
+    /// Destinations that netfilter does not masquerade.
     pub untranslated: BTreeSet<IpNet>,
 }
 
-/// The steps from `actual` to `desired`. Carried out in order, none leaves an address weaker than both before and after.
-/// Once all are carried out, the next plan is empty.
+/// The steps from `actual` to `desired`. If they are carried out in order, no step leaves an
+/// address weaker than both before and after the plan. Once all are carried out, the next plan is
+/// empty.
 pub fn plan(actual: &Actual, desired: &Desired) -> Vec<Step> {
     plan_within(actual, desired, &Scope::everything())
 }
 
-/// The same steps, when the two differ nowhere else.
+/// The same steps, for callers who know that the two differ only within the scope.
 pub fn plan_within(actual: &Actual, desired: &Desired, scope: &Scope) -> Vec<Step> {
     let identities = identities::order(actual, desired, scope);
     let peers = if scope.has_peers() { peers::order(actual, desired, scope) } else { Order::default() };
@@ -151,8 +154,9 @@ pub fn plan_within(actual: &Actual, desired: &Desired, scope: &Scope) -> Vec<Ste
     steps
 }
 
-/// Every interface as it shall be, but none less protected than it is. An old interface that has an address or the index
-/// of a new one goes first, even before the sources are read: its removal must not take the new one's entries away.
+/// Puts every interface in its desired state, but makes none less protected than it is. An old
+/// interface that shares an address or the index with a new one is removed first, even before the
+/// sources are read: a later removal would delete the new interface's entries.
 fn put_attachments(actual: &Actual, desired: &Desired, steps: &mut Vec<Step>) {
     let mut puts = Vec::new();
     let mut addresses = BTreeSet::new();
@@ -193,7 +197,7 @@ fn weaken_attachments(actual: &Actual, desired: &Desired, steps: &mut Vec<Step>)
 }
 
 impl Actual {
-    /// Takes note that a step has been carried out.
+    /// Records that a step has been carried out.
     pub fn apply(&mut self, step: &Step) {
         match step {
             Step::PutEndpoint(address, identity) => {

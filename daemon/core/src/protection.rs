@@ -1,6 +1,7 @@
-//! How a pod is protected, and which label or missing object says so.
+//! How a pod is protected, and which label or missing object decides it.
 //!
-//! The namespace's label decides; the pod's own label can strengthen it. What is not known, or cannot be read, protects.
+//! The namespace's label decides; the pod's own label can strengthen it. A pod whose labels are not
+//! known or cannot be read is protected.
 
 use std::fmt;
 
@@ -14,40 +15,42 @@ use crate::model::{ENCRYPTION_LABEL, Model, NamespaceObject, Pod, PodName};
 pub struct Ruling {
     /// How the pod is protected.
     pub protection: Protection,
-    /// By which rule.
+    /// The rule that decided.
     pub rule: Rule,
 }
 
 /// Which label or missing object decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// Neither the namespace nor the pod has a label, and without one nobody is opted in.
+    /// Neither the namespace nor the pod has a label, and the default is no protection.
     NoLabel,
     /// Neither the namespace nor the pod has a label; the configuration opts such pods in.
     Default,
     /// The namespace's label.
     NamespaceLabel,
-    /// The namespace's label has a value nobody knows.
+    /// The namespace's label has an unknown value.
     NamespaceLabelUnknown,
     /// The pod's label, stricter than its namespace's.
     PodLabel,
     /// The pod's label, weaker than its namespace's, and the configuration lets pods opt out.
     PodOptOut,
-    /// The namespace's label, or the configuration's default: the pod's own would weaken it and is refused.
+    /// The pod's label would weaken the namespace's label or the configured default, and is
+    /// refused.
     PodOptOutRefused,
-    /// The pod's label has a value nobody knows.
+    /// The pod's label has an unknown value.
     PodLabelUnknown,
-    /// The pod's namespace has no object.
+    /// The pod's namespace has no Namespace object.
     NamespaceUnknown,
-    /// The interface is a pod's that has no object yet: a label on it could be the strictest.
+    /// The interface belongs to a pod that has no Pod object yet; its label could ask for anything,
+    /// so the strictest is assumed.
     PodUnknown,
-    /// The interface is of an earlier or later pod of the same name.
+    /// The interface belongs to an earlier or later pod of the same name.
     PodReplaced,
     /// The interface came without a pod's name.
     PodUnnamed,
 }
 
-/// What a label's value means; none if nobody knows it.
+/// The protection that a label's value asks for; none if the value is unknown.
 pub fn parse_label(value: &str) -> Option<Protection> {
     match value {
         "enabled" => Some(Protection::Enabled),
@@ -57,7 +60,7 @@ pub fn parse_label(value: &str) -> Option<Protection> {
     }
 }
 
-/// The value a label has for a protection.
+/// The label value for a protection.
 pub fn label_value(protection: Protection) -> &'static str {
     match protection {
         Protection::Enabled => "enabled",
@@ -87,7 +90,8 @@ pub fn of_pod(model: &Model, policy: &Policy, pod: &Pod) -> Ruling {
     strengthen(namespace, pod.encryption.as_deref(), policy.allow_pod_opt_out)
 }
 
-/// How the pod of an interface on this node is protected, by the name and uid the runtime gave.
+/// How the pod of an interface on this node is protected, by the name and uid that the runtime
+/// gave.
 pub fn of_attached(model: &Model, policy: &Policy, pod: Option<(&PodName, Option<&str>)>) -> Ruling {
     let enabled = |rule| Ruling { protection: Protection::Enabled, rule };
     let Some((name, uid)) = pod else { return enabled(Rule::PodUnnamed) };
@@ -98,7 +102,7 @@ pub fn of_attached(model: &Model, policy: &Policy, pod: Option<(&PodName, Option
     }
 }
 
-/// How a pod with this label is protected in such a namespace.
+/// How a pod with this label is protected in a namespace with this ruling.
 pub(crate) fn strengthen(namespace: Ruling, label: Option<&str>, allow_opt_out: bool) -> Ruling {
     let Some(value) = label.filter(|_| namespace.rule != Rule::NamespaceUnknown) else { return namespace };
     let Some(protection) = parse_label(value) else {

@@ -9,13 +9,14 @@ pub(crate) fn address(address: IpAddr) -> Option<&'static str> {
     SPACES.iter().find(|(space, _)| space.contains(&address)).map(|(_, what)| *what)
 }
 
-/// Why a range is refused: it is in, or holds, addresses nobody can have.
+/// Why a range is refused: it lies in, or contains, addresses that no pod or node can have.
 pub(crate) fn range(range: IpNet) -> Option<&'static str> {
     let overlaps = |space: &IpNet| space.contains(&range) || range.contains(space);
     SPACES.iter().find(|(space, _)| overlaps(space)).map(|(_, what)| *what)
 }
 
-/// The special-purpose registries of RFC 6890, as far as these addresses are never a party's own.
+/// The special-purpose registries of RFC 6890, those parts that can never be a pod's or node's own
+/// address.
 const SPACES: [(IpNet, &str); 11] = [
     (v4([0, 0, 0, 0], 8), "unspecified"),
     (v4([127, 0, 0, 0], 8), "loopback"),
@@ -24,9 +25,9 @@ const SPACES: [(IpNet, &str); 11] = [
     (v4([255, 255, 255, 255], 32), "broadcast"),
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "unspecified"),
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback"),
-    // A mapped address would be taken for the IPv4 address in it: hauberk_abi::address.
+    // The datapath would take a mapped address for the IPv4 address in it: hauberk_abi::address.
     (v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), "an IPv4-mapped address"),
-    // Where the agent's self-test sends: hauberk_abi::layout::probe.
+    // The agent's self-test sends to this range: hauberk_abi::layout::probe.
     (v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), "discarded (RFC 6666)"),
     (v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), "link-local"),
     (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast"),

@@ -18,7 +18,7 @@ pub(crate) fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-/// A usable public key; another for each number.
+/// A usable public key, different for each number.
 pub(crate) fn key(number: u8) -> [u8; 32] {
     let mut key = [0x11; 32];
     key[0] = number;
@@ -69,7 +69,7 @@ pub(crate) fn pod_name(name: &str) -> PodName {
     PodName { namespace: namespace.into(), name: name.into() }
 }
 
-/// An attached interface of container `container`.
+/// An attached interface of the container.
 pub(crate) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str]) -> Attachment {
     let reference = |name| {
         let PodName { namespace, name } = pod_name(name);
@@ -112,7 +112,7 @@ pub(crate) fn policy() -> Policy {
     }
 }
 
-/// A model of node `n1`, and what was told on the way.
+/// A model of node `n1`, and the events of the changes so far.
 pub(crate) struct World {
     pub(crate) model: Model,
     pub(crate) policy: Policy,
@@ -125,7 +125,8 @@ impl World {
         World { model: Model::new("n1"), policy: policy(), told: Vec::new(), incremental: Incremental::default() }
     }
 
-    /// Nodes n1 to n3, namespaces `secret` (enabled), `soft` (permissive) and `open` (no label), synced.
+    /// Nodes n1 to n3, namespaces `secret` (enabled), `soft` (permissive) and `open` (no label),
+    /// synced.
     pub(crate) fn three_nodes() -> World {
         let mut world = World::new();
         for number in 1..=3 {
@@ -138,7 +139,7 @@ impl World {
         world
     }
 
-    /// Puts the change in, and holds what is kept in step against what is computed from scratch.
+    /// Applies the change, and compares the incremental state with one computed from scratch.
     pub(crate) fn apply(&mut self, change: Change) -> bool {
         let changed = self.hear(change);
         let _ = self.follow();
@@ -146,7 +147,7 @@ impl World {
         changed
     }
 
-    /// Puts the change in, and no more.
+    /// Applies the change only.
     pub(crate) fn hear(&mut self, change: Change) -> bool {
         let applied = self.model.apply(change);
         self.told.extend(applied.events);

@@ -1,5 +1,6 @@
-//! Pods of this node that no interface connects: what they send arrives nowhere, whatever the rules say of it. An interface comes
-//! after its addresses and may go before them, so that one is missed only when that lasts: the agent decides when.
+//! Pods of this node that no interface connects: what they send arrives nowhere, whatever the rules
+//! say of it. An interface comes after its addresses and may go before them, so that one is missed
+//! only when that lasts: the agent decides when.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,11 +35,13 @@ pub struct Unconnected {
     pub protection: Protection,
 }
 
-/// Pods of this node without an interface, by what problems call them: `pod/NAMESPACE/NAME`, or `container/ID/INTERFACE` where the
-/// runtime named no pod. `exists` says of an interface index whether this node has such a device.
+/// Pods of this node without an interface, by what problems call them: `pod/NAMESPACE/NAME`, or
+/// `container/ID/INTERFACE` where the runtime named no pod. `exists` says of an interface index
+/// whether this node has such a device.
 ///
-/// A pod that ends, or whose object is not known, is not missed: nobody needs its network. Nor is a plain pod of which nothing is
-/// on record: its interface may be of a kind that cannot be hauberk's.
+/// A pod that ends, or whose object is not known, is not missed: nobody needs its network. Nor is a
+/// plain pod of which nothing is on record: its interface may be of a kind that cannot be
+/// hauberk's.
 pub fn unconnected(model: &Model, policy: &Policy, exists: impl Fn(u32) -> bool) -> BTreeMap<String, Unconnected> {
     let mut connected: BTreeSet<(PodName, &str)> = BTreeSet::new();
     let mut on_record: BTreeSet<PodName> = BTreeSet::new();
@@ -64,7 +67,8 @@ pub fn unconnected(model: &Model, policy: &Policy, exists: impl Fn(u32) -> bool)
                 Some(pod) => (subject(pod), protection::of_pod(model, policy, pod).protection),
                 None => continue,
             },
-            // A container that nobody named may have ended long ago, unless it had an interface until now.
+            // A container that nobody named may have ended long ago, unless it had an interface
+            // until now.
             None if lack == Lack::Unmade => continue,
             None => (format!("container/{key}"), protection::of_attached(model, policy, None).protection),
         };

@@ -1,4 +1,4 @@
-//! Which inner addresses belong to which peer: longest prefix first, across all peers.
+//! Which inner addresses belong to which peer: longest-prefix match across all peers.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use prefix_trie::PrefixMap;
 
 use crate::config::PeerId;
 
-/// One table for destination (whom to seal for) and source (who may have sealed).
+/// One table for destinations (which peer to encrypt to) and sources (which peer may have sent it).
 #[derive(Default)]
 pub(crate) struct AllowedIps {
     v4: PrefixMap<Ipv4Net, PeerId>,
@@ -39,7 +39,7 @@ impl AllowedIps {
         };
     }
 
-    /// Takes a prefix away from a peer; if another has it by now, nothing happens.
+    /// Removes a prefix from a peer; does nothing if another peer has it by now.
     pub(crate) fn remove(&mut self, prefix: IpNet, id: PeerId) {
         if self.owner(prefix) == Some(id) {
             match prefix {

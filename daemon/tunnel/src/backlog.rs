@@ -1,16 +1,19 @@
-//! What was read and not yet carried, when more came than can be carried at once.
+//! What was read but not yet carried, when more arrives than can be carried at once.
 //!
-//! In the order in which it came, but that small reads need not wait behind the large ones of other flows: a request beside a
-//! bulk stream leaves at once, not after the megabytes that the stream has under way. Within a flow nothing overtakes anything.
+//! Reads are carried in order of arrival, except that a small read may overtake large reads of
+//! other flows: a request next to a bulk stream leaves at once instead of waiting for megabytes of
+//! that stream. Within a flow nothing is reordered.
 
 use std::collections::VecDeque;
 
-/// What packets of one flow have in common; equal ones may be of two flows, which only costs a small packet its precedence.
+/// Identifies a flow by hashes. Two flows can compare equal; then a small packet only loses its
+/// chance to overtake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
-    /// Of both addresses.
+    /// Hash of both addresses.
     pub(crate) ends: u64,
-    /// Of protocol and ports; none where they are not known, as in fragments: then it may be any flow between the two.
+    /// Hash of protocol and ports. None if they are not known, as in fragments: then it may be any
+    /// flow between the two addresses.
     pub(crate) ports: Option<u64>,
 }
 
@@ -20,19 +23,21 @@ impl Flow {
     }
 }
 
-/// Bytes of a read that may go first: a packet or a few small ones.
+/// The most bytes of a read that may go first: a packet or a few small ones.
 const SMALL: usize = 2_048;
-/// Bytes that go first before whoever is at the front has its turn, so that many small ones do not starve the large.
+/// Bytes of small reads that may go first before the front read gets its turn, so that they do not
+/// starve the large ones.
 const MOST_AT_ONCE: usize = 16_384;
-/// Reads that may wait here: what a TCP connection has under way at most by Linux's defaults. More waits in the kernel.
+/// The most reads that wait here: as much as one TCP connection has in flight with Linux's default
+/// limits. More wait in the kernel.
 const MOST_WAITING: usize = 64;
 
-/// One read: its bytes, and what was learnt with them.
+/// One read: its bytes and the data that came with them.
 pub(crate) struct Read<T> {
     buffer: Box<[u8]>,
     length: usize,
     pub(crate) about: T,
-    /// The flows it has packets of, once asked for.
+    /// The flows of its packets, once they have been determined.
     flows: Vec<Flow>,
     is_known: bool,
 }
@@ -42,18 +47,19 @@ impl<T> Read<T> {
         &mut self.buffer[..self.length]
     }
 
-    /// Whether it may go first; to read again after it, in case something small came, does not pay.
+    /// Whether it may go first. After a small read the engine does not look for newer small ones,
+    /// because that does not pay.
     pub(crate) fn is_small(&self) -> bool {
         self.length <= SMALL
     }
 }
 
-/// The reads that wait, and buffers for more.
+/// The waiting reads, and spare buffers.
 pub(crate) struct Backlog<T> {
     size: usize,
     waiting: VecDeque<Read<T>>,
     spare: Vec<(Box<[u8]>, Vec<Flow>)>,
-    /// Bytes that went first since the front had its turn.
+    /// Bytes that went first since the front read had its turn.
     ahead: usize,
 }
 
@@ -67,7 +73,7 @@ impl<T> Backlog<T> {
         self.waiting.is_empty()
     }
 
-    /// Reads one more, if there is room. False if there is none, or there was nothing to read.
+    /// Reads once more if there is room. False if there is no room, or nothing to read.
     pub(crate) fn read<E>(&mut self, read: impl FnOnce(&mut [u8]) -> Result<Option<(usize, T)>, E>) -> Result<bool, E> {
         if self.waiting.len() >= MOST_WAITING {
             return Ok(false);
@@ -86,7 +92,8 @@ impl<T> Backlog<T> {
         }
     }
 
-    /// The next to be carried. `flows` says which flows a read has packets of; false if that cannot be known.
+    /// The next read to carry. `flows` adds the flows of a read's packets; it returns false if they
+    /// cannot be known.
     pub(crate) fn next(&mut self, mut flows: impl FnMut(&mut Read<T>, &mut Vec<Flow>) -> bool) -> Option<Read<T>> {
         let next = self.small_one(&mut flows).unwrap_or(0);
         let read = self.waiting.remove(next)?;
@@ -101,7 +108,7 @@ impl<T> Backlog<T> {
         self.spare.push((buffer, flows));
     }
 
-    /// A small read behind large ones that has no packet of any flow before it.
+    /// The position of a small read behind large ones that shares no flow with any read before it.
     fn small_one(&mut self, flows: &mut impl FnMut(&mut Read<T>, &mut Vec<Flow>) -> bool) -> Option<usize> {
         if self.ahead >= MOST_AT_ONCE || self.waiting.front().is_none_or(Read::is_small) {
             return None;
@@ -109,7 +116,7 @@ impl<T> Backlog<T> {
         (0..self.waiting.len()).find(|index| self.waiting[*index].is_small() && self.is_free(*index, flows))
     }
 
-    /// Whether a read has no packet of a flow that an earlier one has packets of.
+    /// Whether a read shares no flow with any earlier read.
     fn is_free(&mut self, index: usize, flows: &mut impl FnMut(&mut Read<T>, &mut Vec<Flow>) -> bool) -> bool {
         for read in self.waiting.range_mut(..=index).filter(|read| !read.is_known) {
             let mut known = std::mem::take(&mut read.flows);
@@ -136,7 +143,7 @@ mod tests {
         Flow { ends: u64::from(number / 4), ports: (!number.is_multiple_of(4)).then_some(u64::from(number)) }
     }
 
-    /// What was read is told by its number and its flow.
+    /// Adds a read, identified by its number and its flow.
     fn read(backlog: &mut Backlog<(usize, u8)>, length: usize, number: usize, flow: u8) -> bool {
         backlog.read(|_| Ok::<_, ()>(Some((length, (number, flow))))).unwrap()
     }
@@ -197,7 +204,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in whatever order: each goes once, none before an earlier one of its flow, and memory is bounded.
+        /// In any order of arrival, each read goes once, none overtakes an earlier one of its flow,
+        /// and memory is bounded.
         #[test]
         fn nothing_overtakes_within_a_flow_and_nothing_is_lost(
             steps in prop::collection::vec((0u8..3, prop_oneof![Just(100usize), Just(60_000)], 0u8..12), 0..400),

@@ -1,4 +1,4 @@
-//! What the agent hands to the tunnel: the device, our keys, and the peers.
+//! What the agent passes to the tunnel: the device, this node's keys, and the peers.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,11 +17,12 @@ pub struct DeviceConfig {
     pub name: String,
     /// Largest inner IP packet, in bytes.
     pub mtu: u32,
-    /// Whether the device stays when the process is gone, so that what hangs on it stays closed.
+    /// Whether the device stays when the process is gone, so that packets routed to it are dropped
+    /// instead of taking another way.
     pub persist: bool,
 }
 
-/// A peer, as the agent numbers it: stable for as long as the node exists.
+/// The agent's number for a peer: stable as long as the node exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerId(pub u32);
 
@@ -31,10 +32,10 @@ impl fmt::Display for PeerId {
     }
 }
 
-/// One of our own keys. Deliberately without `Debug`; the secret is zeroized when dropped.
+/// One of this node's keys. It has no `Debug` on purpose; the secret is zeroized when dropped.
 #[derive(Clone)]
 pub struct LocalKey {
-    /// Generation of the key; the highest one is preferred for sending.
+    /// Epoch of the key; the highest one is preferred for sending.
     pub epoch: u32,
     /// The X25519 secret.
     pub secret: StaticSecret,
@@ -43,7 +44,7 @@ pub struct LocalKey {
 /// One public key of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerKey {
-    /// Generation of the key; the highest one is preferred for sending.
+    /// Epoch of the key; the highest one is preferred for sending.
     pub epoch: u32,
     /// The X25519 public key.
     pub public: [u8; 32],
@@ -58,29 +59,29 @@ pub struct PeerConfig {
     pub name: String,
     /// One or two keys, newest epoch first.
     pub keys: Vec<PeerKey>,
-    /// Where the peer's sealed packets go. While it does not answer there, they go where it was last heard; without an endpoint,
-    /// nowhere.
+    /// Where the peer's encrypted packets go. While it does not answer there, they go where the
+    /// peer was last heard. Without an endpoint, nothing is sent.
     pub endpoint: Option<SocketAddr>,
-    /// Other addresses of the peer, those of the other family first. They are asked as well, one after the other, while the
-    /// endpoint does not answer.
+    /// Other addresses of the peer, those of the other family first. While the endpoint does not
+    /// answer, they are also tried, one after the other.
     pub fallbacks: Vec<SocketAddr>,
     /// Inner addresses that belong to this peer, as destination and as source.
     pub allowed: Vec<IpNet>,
 }
 
 impl PeerConfig {
-    /// Everywhere it may be reached, the endpoint first.
+    /// Every address at which it may be reached, the endpoint first.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.endpoint.iter().chain(&self.fallbacks).copied()
     }
 }
 
-/// One step of an incremental change. A batch of them is taken as a whole or not at all.
+/// One step of an incremental change. A batch of them is applied completely or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerChange {
     /// Adds the peer, or replaces its configuration. Sessions of keys that stay are kept.
     Put(PeerConfig),
-    /// Forgets the peer and its sessions. Unknown peers are fine.
+    /// Removes the peer and its sessions. An unknown peer is no error.
     Remove(PeerId),
     /// Adds and removes single prefixes.
     Allowed {
@@ -91,7 +92,7 @@ pub enum PeerChange {
         /// Prefixes it loses (before it gains the others).
         remove: Vec<IpNet>,
     },
-    /// Sets where the peer is reached.
+    /// Sets the peer's endpoint.
     Endpoint {
         /// The peer to change.
         id: PeerId,
@@ -100,31 +101,32 @@ pub enum PeerChange {
     },
 }
 
-/// Called on the peer's engine's thread at every change of its state: must return at once.
+/// Called on the peer's engine thread at every change of its state; must return at once.
 pub type StateCallback = Box<dyn Fn(PeerId, PeerState) + Send + Sync>;
 
 /// Everything needed to start a tunnel. No `Debug`: it holds secrets.
 pub struct TunnelConfig {
     /// The TUN device.
     pub device: DeviceConfig,
-    /// Threads that carry packets, 1 to 64. Peers are spread over them by their ids.
+    /// Threads that carry packets, 1 to 64. The peer's id selects the thread.
     pub threads: usize,
     /// UDP port to listen on, for IPv4 and IPv6.
     pub listen_port: u16,
-    /// One or two keys of ours, newest epoch first.
+    /// One or two keys of this node, newest epoch first.
     pub keys: Vec<LocalKey>,
     /// Mark on outgoing UDP packets (`SO_MARK`).
     pub fwmark: Option<u32>,
     /// Handshake messages per second and key above which senders must first prove their address
-    /// with a cookie (WireGuard paper, 5.3). Zero asks for the proof always.
+    /// with a cookie (WireGuard paper, 5.3). With zero they always must.
     pub handshake_limit_per_second: u64,
-    /// For how long after a packet the engine looks for the next one before it sleeps, while that pays: latency for CPU time.
-    /// Zero for never.
+    /// For how long after a packet the engine polls for the next one before it sleeps, as long as
+    /// that pays. It costs CPU time and saves latency. Zero means never.
     pub spin: Duration,
-    /// Whether the outer packet has the inner one's DSCP (RFC 2983, 3.1: at ingress; the inner one is never changed).
+    /// Whether the outer packet gets the inner packet's DSCP (RFC 2983, 3.1: at ingress); the inner
+    /// packet is never changed.
     pub copy_dscp: bool,
-    /// What seals and opens the packets; [`Implementation::best`] unless there is a reason.
+    /// The cipher implementation; [`Implementation::best`] unless there is a reason for another.
     pub cipher: Implementation,
-    /// Told of every change of a peer's state.
+    /// Called at every change of a peer's state.
     pub on_state: Option<StateCallback>,
 }

@@ -1,7 +1,9 @@
-//! The engines of one tunnel among themselves: which of them has what, and how one hands something to another.
+//! The engines of one tunnel: which engine has which peer, and how one engine hands work to
+//! another.
 //!
-//! Each peer is one engine's: its keys, its sessions, its counters. So nothing that packets touch is shared, and peers spread over the
-//! CPUs. The kernel brings packets to the right engine (`io::tun`, `io::udp`); what it brings to another one is handed over.
+//! Each peer belongs to one engine, with its keys, sessions and counters. So packets touch no
+//! shared state, and peers spread over the CPUs. The kernel brings packets to the right engine
+//! (`io::tun`, `io::udp`); an engine that gets a packet of another engine's peer hands it over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,20 +17,23 @@ use crate::config::PeerId;
 use crate::io::outbox::Outbox;
 use crate::protocol::Inbox;
 
-/// Most engines of a tunnel, a thread each; the bits for it in what names a session say whose it is.
+/// The most engines of a tunnel, one thread each. A session's index has bits for this many engine
+/// numbers.
 pub const MOST_ENGINES: usize = 64;
-/// What may wait for an engine: as many packets as a device's queue holds, and as many bytes as a socket's buffer.
+/// What may wait for an engine: as many packets as a device's queue holds, and as many bytes as a
+/// socket's buffer.
 const MOST_WAITING: usize = 1_000;
 const MOST_BYTES_WAITING: usize = 4 << 20;
 
-/// Bits of a peer's id by which its thread is chosen. Whoever hands packets to the device writes them to `skb->queue_mapping`, so that they
-/// reach that thread at once; that field has 16 bits, and one number of them means none.
+/// The bits of a peer's id that select its thread. The program that sends packets to the device
+/// writes them to `skb->queue_mapping`, so that the packets reach that thread at once. That field
+/// has 16 bits, and one of its values means none.
 pub const QUEUE_BITS: u32 = 0x7fff;
 
-/// Something to do with the protocol, at a time, with a way in and a way out.
+/// Work for the protocol: it gets the time, an inbox and an outbox.
 pub(crate) type Work<P> = Box<dyn FnOnce(&mut P, Instant, &mut dyn Inbox, &mut Outbox<'_>) + Send>;
 
-/// Work for an engine's thread. Runs between two turns, never in the middle of a packet.
+/// Work for an engine's thread. It runs between two turns, never in the middle of a packet.
 pub(crate) enum Command<P> {
     /// Does something with the protocol.
     Run(Work<P>),
@@ -44,21 +49,21 @@ pub(crate) struct Crew<P> {
     lines: Arc<[Line<P>]>,
 }
 
-/// The way to one engine.
+/// The channel to one engine.
 struct Line<P> {
     commands: SyncSender<Command<P>>,
     wake: Arc<EventFd>,
-    /// Bytes of what was handed over and is not done.
+    /// Bytes that were handed over and are not processed yet.
     waiting: Arc<AtomicUsize>,
 }
 
-/// The engine's end of it.
+/// The engine's end of a line.
 pub(crate) struct Orders<P> {
     pub(crate) commands: Receiver<Command<P>>,
     pub(crate) wake: Arc<EventFd>,
 }
 
-/// An engine's place in the crew.
+/// An engine's view of the crew, and its end of its line.
 pub(crate) type Place<P> = (Crew<P>, Orders<P>);
 
 impl<P> Crew<P> {
@@ -77,7 +82,7 @@ impl<P> Crew<P> {
         Ok(orders.into_iter().enumerate().map(|(own, orders)| (crew(own), orders)).collect())
     }
 
-    /// Number of the engine whose view this is.
+    /// Number of the engine that this view belongs to.
     pub(crate) fn own(&self) -> usize {
         self.own
     }
@@ -86,17 +91,19 @@ impl<P> Crew<P> {
         self.lines.len()
     }
 
-    /// The engine that has a peer, by the same bits by which the kernel chooses a queue.
+    /// The engine that has a peer, selected by the same bits that the kernel uses to choose a
+    /// queue.
     pub(crate) fn engine_of(&self, id: PeerId) -> usize {
         (id.0 & QUEUE_BITS) as usize % self.count()
     }
 
-    /// Whether a peer is this engine's.
+    /// Whether a peer belongs to this engine.
     pub(crate) fn is_own(&self, id: PeerId) -> bool {
         self.engine_of(id) == self.own
     }
 
-    /// Gives an engine something to do with `bytes` bytes, without waiting for it. False if it has ended, or too much waits for it.
+    /// Gives an engine work on `bytes` bytes, without waiting for it. False if the engine has
+    /// ended, or if too much waits for it.
     pub(crate) fn hand_over(
         &self,
         engine: usize,
@@ -119,7 +126,8 @@ impl<P> Crew<P> {
         false
     }
 
-    /// Tells an engine something, once it has room for it. False if it has ended. Not for engines, which must not wait for each other.
+    /// Sends an engine a command, waiting until there is room. False if it has ended. Engines must
+    /// not call this: they must not wait for each other.
     pub(crate) fn tell(&self, engine: usize, command: Command<P>) -> bool {
         let told = self.lines.get(engine).filter(|line| line.commands.send(command).is_ok());
         told.inspect(|line| line.wake()).is_some()
@@ -134,7 +142,7 @@ impl<P> Clone for Crew<P> {
 
 impl<P> Line<P> {
     fn wake(&self) {
-        // Fails only when it is already at its highest, that is, set.
+        // Fails only if the counter is at its maximum, and then the eventfd is set anyway.
         let _ = self.wake.write(1);
     }
 }

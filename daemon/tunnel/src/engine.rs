@@ -1,8 +1,8 @@
 //! The engine: one thread that carries packets between its queues of the device and its sockets.
 //!
-//! It runs to completion: what it takes from the [`Backlog`] it seals or opens and sends on before it takes
-//! the next. It knows no protocol and takes no decision about a packet beyond its form. What the protocol says is another
-//! engine's is handed over ([`Crew`]).
+//! It runs to completion: it encrypts or decrypts and sends each read from the [`Backlog`] before
+//! it takes the next. It knows no protocol and decides nothing about a packet beyond its form.
+//! Packets that the protocol assigns to another engine are handed over ([`Crew`]).
 
 use std::convert::Infallible;
 use std::io;
@@ -30,21 +30,22 @@ use crate::protocol::{Datagrams, Elsewhere, Inbox, Protocol};
 use crate::spin::Spin;
 use crate::stats::{Counters, TunnelDrop};
 
-/// Destination of self-test packets: in the discard prefix (RFC 6666), so no other packet has it.
-/// What reaches the tunnel with this destination is counted and goes no further.
+/// Destination of self-test packets: an address in the discard prefix (RFC 6666), which no other
+/// packet has. A packet that reaches the tunnel with this destination is counted and dropped.
 pub const SELF_TEST_DESTINATION: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0x6861, 0x7562);
 
-/// Packets per turn from each side, so that neither starves the other; a super-packet counts as all it is made of.
+/// Packets per turn from each side, so that neither starves the other; a super-packet counts as all
+/// its packets.
 const PACKETS_PER_TURN: usize = 256;
-/// Reads per turn, however little each brings; commands as well.
+/// The most reads per turn, however little each brings, and the most commands.
 const READS_PER_TURN: usize = 64;
-/// A virtio header, and the longest packet an IPv6 length field can describe.
+/// A virtio header, and the longest packet that an IPv6 length field can describe.
 const READ_BUFFER: usize = virtio::HEADER_LENGTH + ip::V6_HEADER + 65_535;
 
-/// What woke the engine.
+/// A file descriptor that woke the engine.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
-    /// One of the device's queues, by its place among the engine's.
+    /// One of the device's queues, by its position in this engine's list.
     Queue(usize),
     SocketV4,
     SocketV6,
@@ -103,7 +104,7 @@ impl<P: Protocol> Engine<P> {
             watch(socket.as_fd(), Source::SocketV6)?;
         }
         let features = queues.device().features();
-        // Without a virtio header there is nothing to join packets with.
+        // Without a virtio header, packets cannot be joined.
         let coalescer = Coalescer::new(features.vnet_header, features.vnet_header && features.uso);
         Ok(Engine {
             queues,
@@ -121,7 +122,7 @@ impl<P: Protocol> Engine<P> {
         })
     }
 
-    /// Carries packets until told to stop. An error means that none can be carried any more.
+    /// Carries packets until told to stop. After an error, none can be carried any more.
     pub(crate) fn run(mut self) -> io::Result<()> {
         loop {
             let mut events = [EpollEvent::empty(); 3 + QUEUES_PER_ENGINE];
@@ -129,7 +130,7 @@ impl<P: Protocol> Engine<P> {
             let timeout = if !self.outgoing.is_empty() || !self.incoming.is_empty() {
                 EpollTimeout::ZERO
             } else if self.spin.looks_again(now) {
-                // Whoever the packet was for, or its answer is from, may need this CPU.
+                // The receiver of the packet, or the sender of its answer, may need this CPU.
                 std::thread::yield_now();
                 EpollTimeout::ZERO
             } else {
@@ -140,7 +141,7 @@ impl<P: Protocol> Engine<P> {
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(errno.into()),
             };
-            // The one clock reading of what this turn carries.
+            // The only clock reading for the packets of this turn.
             let now = Instant::now();
             let is_ready = |source: Source| events[..ready].iter().any(|event| event.data() == source.number());
             if is_ready(Source::Commands) && !self.take_commands(now) {
@@ -161,7 +162,7 @@ impl<P: Protocol> Engine<P> {
     fn timeout(&mut self, now: Instant) -> EpollTimeout {
         let Some(deadline) = self.protocol.next_deadline() else { return EpollTimeout::NONE };
         let wait = deadline.saturating_duration_since(now);
-        // Rounded up: waking early would only mean waking twice.
+        // Rounded up: a wake-up before the deadline would need a second one.
         let wait = wait + Duration::from_micros(999);
         EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
     }
@@ -178,7 +179,7 @@ impl<P: Protocol> Engine<P> {
         Ok(())
     }
 
-    /// Device to network; how many packets.
+    /// Carries packets from the device to the network. Returns how many.
     fn send(&mut self, now: Instant) -> io::Result<usize> {
         let Engine { queues, sockets, protocol, crew, counters, batch, outgoing, .. } = self;
         let (mtu, has_header) = (queues.device().mtu(), queues.device().features().vnet_header);
@@ -188,7 +189,8 @@ impl<P: Protocol> Engine<P> {
             if packets >= PACKETS_PER_TURN {
                 break;
             }
-            // The first may be alone: then it need not wait for the answer that there is no other.
+            // The first read of a turn may be the only one: carry it before reading again, which
+            // would often find nothing.
             let mut goes_on = outgoing.is_empty() || turn > 0 && !was_small;
             while goes_on {
                 let read = outgoing.read(|buffer| Ok::<_, io::Error>(queues.read(buffer)?.map(|length| (length, ()))));
@@ -220,7 +222,7 @@ impl<P: Protocol> Engine<P> {
         Ok(packets)
     }
 
-    /// Network to device; how many packets.
+    /// Carries packets from the network to the device. Returns how many.
     fn receive(&mut self, now: Instant, ready: [bool; 2]) -> usize {
         let (mut packets, mut was_small) = (0, false);
         for turn in 0..READS_PER_TURN {
@@ -241,7 +243,7 @@ impl<P: Protocol> Engine<P> {
             outbox.flush();
             packets += count;
             if turn == 0 && count == 1 {
-                // As with what is sent: nothing it could be joined to may follow.
+                // The datagram may be the only one, so it does not wait for others to be joined to.
                 inbox.flush();
             }
             was_small = read.is_small();
@@ -252,7 +254,7 @@ impl<P: Protocol> Engine<P> {
         packets
     }
 
-    /// Takes datagrams from the sockets: all that are there and find room, or just the first.
+    /// Reads datagrams from the sockets: all that are there and fit, or only the first.
     fn take_in(&mut self, ready: [bool; 2], is_first: bool) {
         for (socket, is_ready) in [&mut self.sockets.v4, &mut self.sockets.v6].into_iter().zip(ready) {
             let Some(socket) = socket.as_mut().filter(|_| is_ready) else { continue };
@@ -264,7 +266,7 @@ impl<P: Protocol> Engine<P> {
         }
     }
 
-    /// False once told to stop.
+    /// Returns false once told to stop.
     fn take_commands(&mut self, now: Instant) -> bool {
         // Only resets the counter; its value does not matter.
         let _ = self.orders.wake.read();
@@ -287,13 +289,13 @@ impl<P: Protocol> Engine<P> {
                 Err(TryRecvError::Empty) => return true,
             }
         }
-        // There may be more: packets first.
+        // There may be more commands, but packets come first.
         let _ = self.orders.wake.write(1);
         true
     }
 }
 
-/// The way in for opened packets: joined, then written to the device.
+/// The inbox for decrypted packets: it joins them, then writes them to the device.
 struct DeviceInbox<'a> {
     device: &'a Device,
     coalescer: &'a mut Coalescer,
@@ -318,7 +320,8 @@ impl Inbox for DeviceInbox<'_> {
     }
 }
 
-/// Checks the form of what was read, and gives the packets it stands for to `seal`; how many, or which engine has to do that.
+/// Checks the form of what was read, and gives its packets to `seal`. Returns how many, or which
+/// engine must do it.
 fn seal_packet(
     mtu: usize,
     header: Option<virtio::Header>,
@@ -334,8 +337,8 @@ fn seal_packet(
         counters.see_probe();
         return Ok(1);
     }
-    // What is a fragment already was cut by a node for the device it was to leave by; nobody could make it smaller for us. The
-    // socket lets the kernel cut what is sealed.
+    // A fragment was already cut by a node to fit the device it left through, and nothing here
+    // could make it smaller. The socket lets the kernel fragment the encrypted datagram.
     let is_fragment = ip::is_fragment(packet);
     let Ok(mut segments) = Segments::new(header, &mut packet[..envelope.length]) else {
         counters.drop_packet(TunnelDrop::Malformed);
@@ -350,7 +353,8 @@ fn seal_packet(
     Ok(count)
 }
 
-/// Has another engine seal what was read. One that finds it is a third one's drops it: then peers are just being changed.
+/// Lets another engine encrypt what was read. If that engine finds that it belongs to a third one,
+/// the peers are changing at this moment, and it drops the packets.
 fn hand_over<P: Protocol>(
     crew: &Crew<P>,
     elsewhere: Elsewhere,
@@ -373,7 +377,8 @@ fn hand_over<P: Protocol>(
     }
 }
 
-/// The virtio header of what was read from the device, if it has one and that makes sense, and the packet.
+/// The packet that was read from the device and its virtio header; none if the header is missing or
+/// invalid.
 fn split_header(has_header: bool, bytes: &mut [u8]) -> (Option<virtio::Header>, &mut [u8]) {
     if !has_header {
         return (Some(virtio::Header::PLAIN), bytes);
@@ -385,13 +390,13 @@ fn split_header(has_header: bool, bytes: &mut [u8]) -> (Option<virtio::Header>, 
     (header.first_chunk().and_then(|header| virtio::Header::parse(*header)), packet)
 }
 
-/// What a read of a socket stands for.
+/// The datagrams in a read of a socket.
 fn datagrams(read: &mut Read<Received>) -> Datagrams<'_> {
     let Received { from, ecn, size, .. } = read.about;
     Datagrams { from, ecn, size, bytes: read.bytes() }
 }
 
-/// Errors on the socket (an ICMP answer, say) concern one packet, never the engine.
+/// An error on the socket, such as an ICMP answer, concerns one packet, never the engine.
 fn receive_run(socket: &mut Socket, buffer: &mut [u8]) -> Option<(usize, Received)> {
     match socket.receive(buffer) {
         Ok(run) => run.map(|run| (run.length, run)),

@@ -1,4 +1,4 @@
-//! What can go wrong, in the words of the person who has to fix it.
+//! What can go wrong, with messages for the person who has to fix it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ pub enum Error {
         /// The name that was given.
         name: String,
     },
-    /// A number of threads that no tunnel can have.
+    /// The number of threads is out of range.
     #[error("a tunnel has 1 to {most} threads, {threads} were asked for", most = crate::crew::MOST_ENGINES)]
     Threads {
-        /// What was asked for.
+        /// The number that was asked for.
         threads: usize,
     },
     /// A system call on the device failed.
@@ -33,7 +33,7 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The UDP sockets could not be had.
+    /// The UDP sockets could not be opened.
     #[error("UDP {address}: could not {step}: {source}{}", hint(.source))]
     Socket {
         /// Address of the socket.
@@ -43,7 +43,7 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The engine's own resources (epoll, eventfd, thread) could not be had.
+    /// The engine's own resources (epoll, eventfd, thread) could not be created.
     #[error("tunnel engine: could not {step}: {source}{}", hint(.source))]
     Engine {
         /// What was being done.
@@ -51,7 +51,7 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Our own keys are not one or two of different epochs.
+    /// This node's keys are not one or two keys of different epochs.
     #[error("the tunnel needs one or two local keys of different epochs, newest first; it was given {given}")]
     LocalKeys {
         /// A description of what was given, without key material.
@@ -91,7 +91,7 @@ pub enum Error {
         /// Node that wants it too.
         claimant: String,
     },
-    /// A change names a peer that was never put.
+    /// A change names a peer that does not exist.
     #[error("peer {id} is not known to the tunnel: put it before changing it")]
     UnknownPeer {
         /// The peer.
@@ -105,7 +105,7 @@ pub enum Error {
     },
 }
 
-/// The likely cause of the errors people meet, to follow the kernel's own word for it.
+/// The likely cause of common errors, appended to the kernel's message.
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => " (CAP_NET_ADMIN is needed in this network namespace)",

@@ -5,17 +5,18 @@
 //!  pods ◀─ BPF ─ TUN ◀─ coalesce ◀─ open ◀──────────  UDP ◀─ other node
 //! ```
 //!
-//! One thread carries a packet from end to end (`engine`); with several, each has its peers (`crew`). It reads super-packets of up to 64 KB
-//! from the device (`io::tun`), cuts them (`offload::segment`), has each piece sealed by the
-//! protocol (`protocol`, `wireguard`) right into a batch (`io::outbox`) that leaves in one send
-//! (`io::udp`); and the same backwards, joining what belongs together (`offload::coalesce`).
-//! `allowed` says which inner address is whose, `schedule` who is to be woken when, `spin` whether the
-//! engine sleeps until then.
+//! One thread carries a packet from end to end (`engine`); with several threads, each has its own
+//! peers (`crew`). The thread reads super-packets of up to 64 KB from the device (`io::tun`) and
+//! cuts them (`offload::segment`). The protocol (`protocol`, `wireguard`) encrypts each piece
+//! directly into a batch (`io::outbox`), which leaves in one send (`io::udp`). The other direction
+//! is the reverse, and joins packets that belong together (`offload::coalesce`). `allowed` maps
+//! inner addresses to peers, `schedule` keeps the deadlines, and `spin` decides whether the engine
+//! sleeps until the next one.
 //!
-//! The agent holds a [`Tunnel`] and knows nothing of the rest. Nothing here opens a way that the
-//! configuration did not name: no peer, no endpoint, no session means that the packet is dropped
-//! and counted ([`TunnelDrop`]).
-#![deny(unsafe_code)] // but for io::syscalls
+//! The agent holds a [`Tunnel`] and knows nothing of the rest. Nothing here sends a packet where
+//! the configuration does not allow it: without a peer, an endpoint or a session, a packet is
+//! dropped and counted ([`TunnelDrop`]).
+#![deny(unsafe_code)] // except in io::syscalls
 
 mod allowed;
 mod backlog;

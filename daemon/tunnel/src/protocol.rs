@@ -1,7 +1,7 @@
-//! What the I/O engine asks of a protocol, and what it offers in return.
+//! The interface between the I/O engine and a protocol.
 //!
-//! The engine knows packets, datagrams and time. How a packet becomes a datagram is the protocol's
-//! business: [`crate::wireguard`] today.
+//! The engine knows packets, datagrams and time. The protocol turns packets into datagrams:
+//! [`crate::wireguard`] today.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -10,12 +10,12 @@ use crate::backlog::Flow;
 use crate::io::outbox::Outbox;
 use crate::offload::segment::Segments;
 
-/// A protocol that seals IP packets into datagrams and opens them again.
+/// A protocol that encrypts IP packets into datagrams and decrypts them.
 pub(crate) trait Protocol: Send + 'static {
-    /// Seals IP packets read from the device, all of one flow, and posts what results.
+    /// Encrypts IP packets read from the device, all of one flow, and posts the datagrams.
     ///
     /// # Errors
-    /// [`Elsewhere`] if another engine has this destination; then nothing was done.
+    /// [`Elsewhere`] if another engine has this destination; then nothing has been done.
     fn seal(
         &mut self,
         now: Instant,
@@ -24,25 +24,26 @@ pub(crate) trait Protocol: Send + 'static {
         outbox: &mut Outbox<'_>,
     ) -> Result<(), Elsewhere>;
 
-    /// Opens datagrams. What they carry goes to the inbox, what they call for to the outbox.
+    /// Decrypts datagrams. Their packets go to the inbox, and answers to the outbox.
     fn open(&mut self, now: Instant, datagrams: Datagrams<'_>, inbox: &mut dyn Inbox, outbox: &mut Outbox<'_>);
 
-    /// Adds the flows of the packets in datagrams that are not opened yet. False if they cannot be known. Nothing is proved by then: it is
-    /// good for the order in which datagrams are opened, and for nothing else.
+    /// Adds the flows of the packets in datagrams that are not decrypted yet. False if the flows
+    /// cannot be known. Nothing is authenticated at this point, so they may only decide the order
+    /// in which datagrams are decrypted.
     fn flows(&mut self, datagrams: Datagrams<'_>, flows: &mut Vec<Flow>) -> bool;
 
     /// When [`Protocol::on_deadline`] wants to be called.
     fn next_deadline(&mut self) -> Option<Instant>;
 
-    /// Does what is due at `now`.
+    /// Does everything that is due at `now`.
     fn on_deadline(&mut self, now: Instant, outbox: &mut Outbox<'_>);
 }
 
-/// Packets that are another engine's to seal.
+/// Packets that another engine must encrypt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Elsewhere {
     pub(crate) engine: usize,
-    /// How many they are.
+    /// Number of packets.
     pub(crate) packets: usize,
 }
 
@@ -53,12 +54,12 @@ pub(crate) struct Datagrams<'a> {
     /// ECN code point of the packets that carried them.
     pub(crate) ecn: u8,
     pub(crate) bytes: &'a [u8],
-    /// Size of each but the last.
+    /// Size of each datagram except the last.
     pub(crate) size: usize,
 }
 
 impl<'a> Datagrams<'a> {
-    /// Each by itself; one without a payload is one as well.
+    /// Each datagram by itself; an empty payload is one datagram too.
     pub(crate) fn iter(self) -> impl Iterator<Item = Datagram<'a>> {
         let empty = self.bytes.is_empty().then_some(self.bytes);
         let all = empty.into_iter().chain(self.bytes.chunks(self.size));
@@ -75,9 +76,10 @@ pub(crate) struct Datagram<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
-/// Where opened packets go.
+/// Where decrypted packets go.
 pub(crate) trait Inbox {
-    /// Room for one opened packet: at least as long as the longest datagram. The same one until something is delivered.
+    /// Room for one decrypted packet, at least as long as the longest datagram. It stays the same
+    /// until a packet is delivered.
     fn room(&mut self) -> &mut [u8];
 
     /// Delivers the first `length` bytes of the room.

@@ -1,7 +1,7 @@
-//! Deadlines without scanning: a heap of the peers that wait for something.
+//! Deadlines without scanning: a heap of the peers that have a deadline.
 //!
-//! Knows no clock; whoever uses it passes the time in. Peers that wait for nothing are not in it,
-//! so an idle tunnel never wakes.
+//! It has no clock; the caller passes the time in. Peers without a deadline are not in it, so an
+//! idle tunnel never wakes.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -11,7 +11,7 @@ use std::time::Instant;
 /// At most one deadline per key.
 pub(crate) struct Schedule<K> {
     heap: BinaryHeap<Reverse<(Instant, K)>>,
-    /// The deadline that counts; heap entries that disagree are leftovers.
+    /// The valid deadline; heap entries with another time are leftovers.
     armed: HashMap<K, Instant>,
 }
 
@@ -20,7 +20,7 @@ impl<K: Copy + Eq + Hash + Ord> Schedule<K> {
         Schedule { heap: BinaryHeap::new(), armed: HashMap::new() }
     }
 
-    /// Wakes `key` at `at` or earlier: a deadline that is already nearer stays.
+    /// Sets a deadline for `key`; an earlier deadline stays.
     pub(crate) fn arm(&mut self, key: K, at: Instant) {
         if self.armed.get(&key).is_some_and(|armed| *armed <= at) {
             return;
@@ -29,7 +29,7 @@ impl<K: Copy + Eq + Hash + Ord> Schedule<K> {
         self.heap.push(Reverse((at, key)));
     }
 
-    /// Forgets `key`.
+    /// Removes the deadline of `key`.
     pub(crate) fn disarm(&mut self, key: K) {
         self.armed.remove(&key);
     }
@@ -40,7 +40,7 @@ impl<K: Copy + Eq + Hash + Ord> Schedule<K> {
         self.heap.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Takes out one key whose deadline has come.
+    /// Removes and returns one key whose deadline has passed.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<K> {
         self.drop_leftovers();
         let Reverse((at, key)) = *self.heap.peek()?;

@@ -1,32 +1,33 @@
-//! Whether the engine waits for the next packet awake or asleep.
+//! Whether the engine polls for the next packet or sleeps until it comes.
 //!
-//! To be woken costs more than to carry a small packet: the CPU has to be told, and to leave its idle state. When packets come one
-//! by one and soon after each other - request, answer, request - it pays to look again for a moment, leaving the CPU to whoever
-//! wants it between two looks. It does not pay when they come seldom, nor when so many come that the next turn has enough to do.
+//! A wake-up costs more than carrying a small packet: the CPU must be interrupted and leave its
+//! idle state. When packets come one by one and soon after each other (request, answer, request),
+//! it pays to poll for a moment. The engine yields the CPU between two polls. Polling does not pay
+//! when packets are rare, nor when so many come that the next turn has enough to do.
 //!
-//! Knows no clock; whoever uses it passes the time in.
+//! It has no clock; the caller passes the time in.
 
 use std::time::{Duration, Instant};
 
-/// A turn with more packets is bulk: the next may as well be a full one.
+/// A turn with more packets than this is bulk traffic: the next turn may well be a full one.
 const FEW_PACKETS: usize = 8;
-/// The most that is held against, or for, looking again.
+/// The highest score.
 const SURE: u8 = 8;
-/// For how many times that it did not pay one makes up that it did: of request and answer often only one comes soon, as long as
-/// the other end sleeps, and that one does the same.
+/// What one success adds to the score; a failure subtracts one. With request and answer, often only
+/// one of them comes soon while the other end sleeps, and the other end sees the same.
 const WORTH: u8 = 2;
-/// Out of so many times, one is tried although it did not pay lately.
+/// With a score of zero, the engine still polls once after this many turns without polling.
 const PROBE: u8 = 32;
 
-/// The habit of looking again, and how it went lately.
+/// Decides whether to poll, by how well it worked recently.
 pub(crate) struct Spin {
-    /// For how long after a packet: zero for never.
+    /// How long to poll after a packet; zero means never.
     limit: Duration,
-    /// The packet after which it looks again now.
+    /// The time of the packet after which it polls now.
     since: Option<Instant>,
-    /// How often it paid lately, less how often it did not.
+    /// Rises when polling found a packet, and falls when it did not.
     score: u8,
-    /// How often it went to sleep at once since it last tried.
+    /// Turns without polling since the last attempt.
     skipped: u8,
 }
 
@@ -35,7 +36,7 @@ impl Spin {
         Spin { limit, since: None, score: SURE / 2, skipped: 0 }
     }
 
-    /// Takes note of a turn that carried packets.
+    /// Records a turn that carried packets.
     pub(crate) fn carried(&mut self, now: Instant, packets: usize) {
         if self.since.take().is_some() {
             self.score = (self.score + WORTH).min(SURE);
@@ -51,7 +52,7 @@ impl Spin {
         }
     }
 
-    /// Whether to look again now, rather than to sleep.
+    /// Whether to poll again now instead of sleeping.
     pub(crate) fn looks_again(&mut self, now: Instant) -> bool {
         let Some(since) = self.since else { return false };
         if now.saturating_duration_since(since) < self.limit {
@@ -69,7 +70,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_micros(100);
 
-    /// How much of the time it is awake, in per cent, when single packets come at this distance.
+    /// How much of the time it is awake, in per cent, when single packets come at this interval.
     fn awake(distance: Duration, packets: usize) -> u128 {
         let mut spin = Spin::new(LIMIT);
         let mut now = Instant::now();
@@ -118,13 +119,14 @@ mod tests {
         assert!(awake > u32::from(PROBE) / 2, "{awake}");
     }
 
-    /// A client that asks again as soon as it has its answer, and what an engine on either side does to that.
+    /// A client that sends its next request as soon as it has the answer, with an engine on either
+    /// side.
     #[test]
     fn two_that_would_wait_for_each_other_wake_each_other() {
         let (step, wake) = (Duration::from_micros(10), Duration::from_micros(35));
         let mut now = Instant::now();
         let mut engines = [Spin::new(LIMIT), Spin::new(LIMIT)];
-        // Both have had nothing to do for long.
+        // Both have been idle for long.
         for spin in &mut engines {
             for _ in 0..20 {
                 spin.carried(now, 1);
@@ -143,7 +145,7 @@ mod tests {
                 }
                 engines[engine].carried(now, 1);
             }
-            // The client is woken either way.
+            // The client is always woken.
             now += step;
             trip = now - asked;
         }

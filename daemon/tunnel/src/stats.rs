@@ -1,4 +1,4 @@
-//! What the tunnel tells about itself: states, counters, reasons.
+//! The tunnel's states, counters and drop reasons.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use crate::config::PeerId;
 use crate::strangers::{Stranger, Strangers};
 
-/// Where a peer stands.
+/// The state of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerState {
     /// No session and nothing to send.
@@ -19,9 +19,9 @@ pub enum PeerState {
     },
     /// A session younger than 180 s exists.
     Established,
-    /// The last handshake was given up after 90 s; the next packet tries again.
+    /// The last handshake was given up after 90 s; the next packet starts another.
     Failed {
-        /// When it was given up.
+        /// When the tunnel gave up.
         since: SystemTime,
     },
 }
@@ -30,9 +30,10 @@ pub enum PeerState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum TunnelDrop {
-    /// No peer's allowed addresses match the destination.
+    /// No peer's allowed IPs match the destination.
     NoPeer,
-    /// Sent to a group, which is nobody's: the kernel's own chatter on the device, as a rule.
+    /// Sent to a multicast group, which belongs to no peer: usually the kernel's own traffic on the
+    /// device.
     Multicast,
     /// The peer has no configured endpoint.
     NoEndpoint,
@@ -40,25 +41,25 @@ pub enum TunnelDrop {
     QueueFull,
     /// The packet waited for a handshake that was given up.
     HandshakeFailed,
-    /// Authentication failed, or the counter was seen before.
+    /// Authentication failed, or the message counter was already received.
     ReplayOrForged,
-    /// The receiver index or the static key is nobody's we know.
+    /// The receiver index or the static key belongs to no known peer.
     UnknownSender,
-    /// A handshake sealed for a public key that is not (or no longer) ours.
+    /// A handshake for a public key that this node does not have, or no longer has.
     NotForOurKey,
-    /// The inner source address does not belong to the peer that sealed the packet.
+    /// The inner source address is not in the allowed IPs of the peer that encrypted the packet.
     SourceNotAllowed,
-    /// Not a packet that could be understood, outside or inside.
+    /// The outer or the inner packet could not be parsed.
     Malformed,
     /// Larger than the tunnel's MTU.
     Oversized,
     /// The kernel refused the decrypted packet.
     TunWriteFailed,
-    /// The kernel refused the sealed packet.
+    /// The kernel refused the encrypted packet.
     UdpSendFailed,
-    /// A handshake under load, answered with a cookie instead.
+    /// A handshake under load, answered with a cookie reply.
     UnderLoadCookie,
-    /// A handshake under load from an address that proved itself but sends too many.
+    /// A handshake under load from an address that proved itself but exceeds its rate limit.
     SourceRateLimited,
 }
 
@@ -129,21 +130,22 @@ impl DropCounts {
     }
 }
 
-/// What one peer did so far.
+/// Counters and state of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStats {
     /// The peer.
     pub id: PeerId,
     /// Its node name.
     pub name: String,
-    /// Where it stands.
+    /// Its state.
     pub state: PeerState,
-    /// Initiations sent that nobody has answered yet, whether or not there still is a session to send with; after they were given
-    /// up, until one is answered, not less than were sent then.
+    /// Initiations sent without an answer, whether or not there still is a session for sending.
+    /// After a handshake was given up, at least the number sent by then, until a handshake
+    /// succeeds.
     pub unanswered: u32,
     /// When the last handshake was completed.
     pub latest_handshake: Option<SystemTime>,
-    /// Epoch of our key in the session used for sending.
+    /// Epoch of this node's key in the session used for sending.
     pub local_epoch: Option<u32>,
     /// Epoch of the peer's key in the session used for sending.
     pub remote_epoch: Option<u32>,
@@ -151,41 +153,42 @@ pub struct PeerStats {
     pub rx_bytes: u64,
     /// Bytes of datagrams sent, handshakes included.
     pub tx_bytes: u64,
-    /// IP packets received from the peer and passed on.
+    /// IP packets received from the peer and delivered.
     pub rx_packets: u64,
-    /// IP packets sealed for the peer.
+    /// IP packets encrypted for the peer.
     pub tx_packets: u64,
-    /// Where its packets go.
+    /// Where its packets are sent.
     pub endpoint: Option<SocketAddr>,
-    /// Number of the thread that carries them: `hauberk-tun-N`.
+    /// Number of its thread: `hauberk-tun-N`.
     pub thread: usize,
     /// Packets of this peer that were dropped.
     pub drops: DropCounts,
 }
 
-/// What the whole tunnel did so far.
+/// Counters of the whole tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelStats {
-    /// Each peer, in the order of their ids.
+    /// Every peer, ordered by id.
     pub peers: Vec<PeerStats>,
-    /// Every dropped packet, those of the peers included.
+    /// Every dropped packet, including those of peers.
     pub drops: DropCounts,
-    /// Self-test packets swallowed.
+    /// Self-test packets counted and dropped.
     pub probes_seen: u64,
-    /// Packets and handshakes that reached another thread than their peer's, and were handed over to it.
+    /// Packets and handshakes that arrived on a thread other than their peer's and were handed over
+    /// to it.
     pub handed_over: u64,
-    /// Who has asked for a session with an unknown key within the last minute: eight at most.
+    /// Senders that asked for a session with an unknown key within the last minute: at most eight.
     pub strangers: Vec<Stranger>,
     /// What the kernel agreed to do in bulk.
     pub features: OffloadFeatures,
 }
 
-/// What the kernel agreed to do in bulk. Found out once, at start.
+/// What the kernel agreed to do in bulk. Determined once, at start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OffloadFeatures {
-    /// Packets carry a virtio header: without it nothing is batched on the device.
+    /// Packets have a virtio header: without it, nothing is batched on the device.
     pub vnet_header: bool,
-    /// Checksums may be left to us.
+    /// The device's packets may have partial checksums.
     pub checksum: bool,
     /// TCP super-packets of up to 64 KB.
     pub tso: bool,
@@ -197,24 +200,26 @@ pub struct OffloadFeatures {
     pub udp_gro: bool,
     /// An IPv6 socket exists. False until the sockets are open.
     pub ipv6: bool,
-    /// Packets reach the thread that has their peer at once, because the kernel knows which that is; without it, or for what the kernel
-    /// cannot know, threads hand them over. True for a single thread. False until the sockets are open.
+    /// The kernel brings packets directly to the thread that has their peer. Without this, and for
+    /// packets that the kernel cannot assign, threads hand them over. True for a single thread.
+    /// False until the sockets are open.
     pub steering: bool,
 }
 
 /// Whether the engines run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// They do.
+    /// All engines run.
     Running,
-    /// One of them ended, hence all, and nothing will pass any more.
+    /// One engine ended, so all were stopped, and no packet passes any more.
     Stopped {
         /// Why.
         reason: String,
     },
 }
 
-/// Counters that the engines' threads write and any thread reads. Packets that pass without ado touch none of them.
+/// Counters that the engines' threads write and any thread reads. A packet that passes normally
+/// touches none of them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     drops: [AtomicU64; TunnelDrop::ALL.len()],
@@ -248,7 +253,7 @@ impl Counters {
         self.handed_over.load(Ordering::Relaxed)
     }
 
-    /// A handshake came that is sealed with a key no peer has.
+    /// Records a handshake whose static key no peer has.
     pub(crate) fn note_stranger(&self, from: SocketAddr, now: Instant) {
         self.strangers.note(from, now);
     }

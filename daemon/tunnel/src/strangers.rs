@@ -1,13 +1,14 @@
-//! Senders of handshakes that are sealed with a key no peer has. One that goes on asking is a node that this one has not been told
-//! of, or the attempt of one that is no node.
+//! Senders of handshakes whose static key no peer has. A sender that keeps asking is either a node
+//! that this node has not read yet, or an intruder.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// No more are remembered. An address is easily forged, so that the oldest makes room.
+/// The most senders that are kept. Source addresses are easy to forge, so the oldest is replaced.
 const REMEMBERED: usize = 8;
-/// One that has been silent for so long begins anew. A peer with something to send asks every 5 s, for 90 s at a stretch.
+/// After this silence a sender counts as new. A peer with packets to send asks every 5 s, for up to
+/// 90 s.
 const SILENT: Duration = Duration::from_secs(60);
 
 /// A sender with an unknown key.
@@ -15,18 +16,18 @@ const SILENT: Duration = Duration::from_secs(60);
 pub struct Stranger {
     /// Where it sends from.
     pub from: SocketAddr,
-    /// When it asked first, without a long pause since.
+    /// Time of its first handshake since the last long pause.
     pub first: Instant,
-    /// When it asked last.
+    /// Time of its latest handshake.
     pub last: Instant,
 }
 
-/// Those who asked lately.
+/// Senders that asked recently.
 #[derive(Debug, Default)]
 pub(crate) struct Strangers(Mutex<Vec<Stranger>>);
 
 impl Strangers {
-    /// One has asked.
+    /// Records a handshake.
     pub(crate) fn note(&self, from: SocketAddr, now: Instant) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|stranger| now.duration_since(stranger.last) < SILENT);
@@ -42,7 +43,7 @@ impl Strangers {
         known.push(Stranger { from, first: now, last: now });
     }
 
-    /// Those who have asked within a minute.
+    /// The senders that asked within the last minute.
     pub(crate) fn list(&self, now: Instant) -> Vec<Stranger> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.iter().filter(|stranger| now.duration_since(stranger.last) < SILENT).copied().collect()

@@ -1,4 +1,4 @@
-//! The handle the agent holds: starts the engines' threads and speaks with them.
+//! The agent's handle for the tunnel: starts the engines' threads and sends them commands.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,7 +20,7 @@ use crate::io::udp::Sockets;
 use crate::stats::{Counters, Health, OffloadFeatures, TunnelStats};
 use crate::wireguard::{self, Identities, WireGuard};
 
-/// The engine that is asked what any of them could answer.
+/// The engine for questions that any engine could answer.
 const FIRST: usize = 0;
 
 /// A running tunnel. Dropping it ends it, like [`Tunnel::close`].
@@ -31,7 +31,7 @@ pub struct Tunnel {
     threads: Vec<JoinHandle<()>>,
     counters: Arc<Counters>,
     health: Arc<Mutex<Health>>,
-    /// Held while peers or keys are changed: engines must not take two changes in different order.
+    /// Held while peers or keys are changed: all engines must apply changes in the same order.
     changing: Mutex<()>,
     features: OffloadFeatures,
     handshake_limit: u64,
@@ -41,14 +41,14 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// Opens the device and the sockets in the calling thread's network namespace and starts the
-    /// engines. No peer is known yet, so nothing passes.
+    /// engines. No peer is known yet, so no packet passes.
     pub fn start(config: TunnelConfig) -> Result<Tunnel, Error> {
         let failed = |step| move |source| Error::Engine { step, source };
         let count = config.threads;
         if !(1..=MOST_ENGINES).contains(&count) {
             return Err(Error::Threads { threads: count });
         }
-        // Before anything is opened: wrong keys should not leave a device behind.
+        // Before anything is opened: invalid keys should not leave a device behind.
         let identities = Identities::new(config.keys, config.handshake_limit_per_second)?;
         let counters = Arc::new(Counters::default());
         let settings = wireguard::Settings {
@@ -60,7 +60,8 @@ impl Tunnel {
         };
         let mut devices = vec![Device::open(&config.device)?];
         let queues_steered = devices[0].steer();
-        // Flows that the kernel spreads by itself must not be spread further than need be: it may change its mind.
+        // Without steering, the kernel assigns flows to queues itself and may move one, so there
+        // are no more queues than engines.
         let queues = if queues_steered { count * QUEUES_PER_ENGINE } else { count };
         for _ in 1..queues {
             devices.push(devices[0].another()?);
@@ -87,12 +88,13 @@ impl Tunnel {
             cipher: config.cipher,
             index,
         };
-        // A queue's number is its place in the order in which they are let into traffic.
+        // A queue's number is its position in the order of attaching.
         for device in &devices {
             device.attach()?;
         }
-        // The engine that has a peer has the queue that the peer's packets come by: of both there is the rest of a division, and the
-        // queues are a multiple of the engines.
+        // A peer's packets must come through a queue of the engine that has the peer. The peer's
+        // number modulo the number of queues gives the queue, modulo the number of engines the
+        // engine; the number of queues is a multiple of the number of engines.
         let mut queues: Vec<Vec<Device>> = (0..count).map(|_| Vec::new()).collect();
         for (number, device) in devices.into_iter().enumerate() {
             queues[number % count].push(device);
@@ -117,7 +119,8 @@ impl Tunnel {
                         *health = Health::Stopped { reason };
                     }
                     drop(health);
-                    // Without one the others would carry some peers' packets and lose the rest.
+                    // If one engine has stopped, the others would carry some peers' packets and
+                    // lose the rest.
                     stop_all(&crew);
                 })
                 .map_err(failed("start its thread"))?;
@@ -128,10 +131,11 @@ impl Tunnel {
         Ok(tunnel)
     }
 
-    /// Applies the changes as a whole, or none of them; returns once the engines have, one after the other.
+    /// Applies all the changes or none of them. Returns once every engine has applied them, one
+    /// after the other.
     pub fn apply(&self, changes: Vec<PeerChange>) -> Result<(), Error> {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        // All know the same peers, so it is the same plan for all.
+        // All engines know the same peers, so the plan is the same for all.
         let plan = self.ask(FIRST, |protocol, _, _| protocol.plan(changes))??;
         for engine in 0..self.crew.count() {
             let plan = plan.clone();
@@ -140,7 +144,7 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Replaces our own keys: one or two, sessions of keys that stay are kept.
+    /// Replaces this node's keys, one or two. Sessions of keys that stay are kept.
     pub fn set_keys(&self, keys: Vec<LocalKey>) -> Result<(), Error> {
         let identities = Identities::new(keys, self.handshake_limit)?;
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -153,19 +157,20 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Starts a handshake with the peer although there is nothing to send to it, and with `anew` although it has a session, so that
-    /// it is looked for at its other addresses too. The result comes as a change of state.
+    /// Starts a handshake with the peer although there is nothing to send to it. With `anew`, also
+    /// if it has a session, so that its other addresses are tried too. The result is reported as a
+    /// change of state.
     pub fn handshake(&self, id: PeerId, anew: bool) -> Result<(), Error> {
         self.ask(self.crew.engine_of(id), move |protocol, now, outbox| protocol.greet(id, anew, now, outbox))
     }
 
-    /// What is installed, in the order of the ids; keys newest first, prefixes sorted and without host
-    /// bits, so that it compares equal to a desired state in the same form.
+    /// The installed peers, ordered by id. Keys are newest first, and prefixes sorted and without
+    /// host bits, so that the result can be compared with a desired state in the same form.
     pub fn peers(&self) -> Result<Vec<PeerConfig>, Error> {
         self.ask(FIRST, |protocol, _, _| protocol.configs())
     }
 
-    /// What happened so far.
+    /// Counters and states so far.
     pub fn stats(&self) -> Result<TunnelStats, Error> {
         let (mut peers, mut udp_gso) = (Vec::new(), true);
         for engine in 0..self.crew.count() {
@@ -180,15 +185,15 @@ impl Tunnel {
             probes_seen: self.counters.probes_seen(),
             handed_over: self.counters.handed_over(),
             strangers: self.counters.strangers(Instant::now()),
-            // A path may have turned out not to take what the kernel agreed to.
+            // A path may have refused what the kernel agreed to.
             features: OffloadFeatures { udp_gso, ..self.features },
         })
     }
 
-    /// Writes one IP packet to the device as if a peer had sent it. For the self-test alone: no
-    /// check is made of it.
+    /// Writes one IP packet to the device as if a peer had sent it. Only for the self-test: the
+    /// packet is not checked.
     pub fn inject(&self, packet: Vec<u8>) {
-        // A stopped engine shows in `health`; there is no packet to lose.
+        // `health` reports a stopped engine; this packet may be lost.
         self.crew.tell(FIRST, Command::Inject(packet));
     }
 
@@ -212,17 +217,18 @@ impl Tunnel {
         self.index
     }
 
-    /// What the kernel agreed to do in bulk when the tunnel was started; [`Tunnel::stats`] has what it does now.
+    /// What the kernel agreed to do in bulk when the tunnel started; [`Tunnel::stats`] has the
+    /// present state.
     pub fn features(&self) -> OffloadFeatures {
         self.features
     }
 
-    /// What seals and opens the packets; its name is for the status.
+    /// The cipher implementation; status shows its name.
     pub fn cipher(&self) -> Implementation {
         self.cipher
     }
 
-    /// Ends the engines. A persistent device stays, and the kernel drops what is sent into it.
+    /// Stops the engines. A persistent device stays, and the kernel drops what is sent into it.
     pub fn close(self) {
         drop(self);
     }
@@ -236,7 +242,7 @@ impl Tunnel {
         let told = self.crew.tell(
             engine,
             Command::Run(Box::new(move |protocol, now, _, outbox| {
-                // Whoever asked may have gone.
+                // The caller may no longer wait for the answer.
                 let _ = answer.send(question(protocol, now, outbox));
             })),
         );
@@ -271,9 +277,9 @@ fn stop_all(crew: &Crew<WireGuard>) {
     }
 }
 
-/// Runs the engine and says why it ended.
+/// Runs the engine and returns why it ended.
 fn run_to_the_end(engine: Engine<WireGuard>) -> String {
-    // What the engine owned is gone after a panic, so no half-done state can be seen.
+    // After a panic the engine and all it owned are gone, so no inconsistent state remains.
     match catch_unwind(AssertUnwindSafe(|| engine.run())) {
         Ok(Ok(())) => "it was closed".to_owned(),
         Ok(Err(error)) => {

@@ -63,11 +63,11 @@ fn everything_crosses_sealed_over_ipv6() {
     everything_crosses_sealed(Node::outer_v6);
 }
 
-/// Every packet that a bad wire does not lose arrives once, whatever else it does to it.
+/// Every packet that a bad wire does not lose arrives once, even if it is repeated or reordered.
 #[test]
 fn a_wire_that_loses_repeats_and_reorders_costs_no_more_than_it_loses() {
     const COUNT: u32 = 20_000;
-    /// Packets that are under way at most: fewer than any queue holds, so that only the wire loses some.
+    /// The most packets in flight: fewer than any queue holds, so that only the wire loses packets.
     const WINDOW: u64 = 128;
     let playground = Playground::new();
     let wire = BadWire::start(&playground);
@@ -113,7 +113,7 @@ fn a_wire_that_loses_repeats_and_reorders_costs_no_more_than_it_loses() {
     assert!(tcp_transfer(&playground, Node::B.inner_v4(), bytes.clone()) == bytes, "TCP was damaged");
 }
 
-/// The class of a packet shows outside only where that is asked for.
+/// The outer packet shows the traffic class only if that is configured.
 #[test]
 fn the_inner_class_is_copied_when_configured() {
     for (copy_dscp, shown) in [(false, 0x01), (true, 0xb9)] {
@@ -123,7 +123,7 @@ fn the_inner_class_is_copied_when_configured() {
         a.apply(vec![PeerChange::Put(Node::B.as_peer(Node::B.outer_v4()))]).unwrap();
         b.apply(vec![PeerChange::Put(Node::A.as_peer(Node::A.outer_v4()))]).unwrap();
         let capture = playground.capture();
-        // Expedited forwarding, and a transport that understands congestion marks.
+        // Expedited forwarding, and an ECN-capable transport.
         assert!(playground.nodes[0].succeeds(&format!("ping -c 1 -W 10 -s 700 -Q 0xb9 {}", Node::B.inner_v4())));
         let frames = capture.finish();
         let from_a = |frame: &&Vec<u8>| frame[12..14] == [8, 0] && frame[26..30] == [192, 0, 2, 1] && frame.len() > 700;
@@ -145,7 +145,7 @@ fn this_kernel_batches_everything() {
 fn a_spoofed_inner_source_is_dropped() {
     let playground = Playground::new();
     let [a, b] = connected(&playground, Node::outer_v4);
-    // Node A speaks for an address that B's table gives to nobody, then for one of B's own.
+    // Node A sends from an address that no peer has in B's table, then from one of B's own.
     for spoofed in ["10.244.7.7", "10.244.1.9"] {
         let spoofed: std::net::IpAddr = spoofed.parse().unwrap();
         playground.nodes[0].ip(&format!("addr add {spoofed}/32 dev {DEVICE}"));
@@ -183,7 +183,7 @@ fn a_wrong_key_fails_and_delivers_nothing() {
     assert!(is_silent(&receiver, Duration::from_millis(200)));
     assert_sealed(&capture.finish(), SECRET);
 
-    // The right key, put while failed: the next packet passes.
+    // The right key is installed after the failure: the next packet passes.
     a.apply(vec![PeerChange::Put(Node::B.as_peer(Node::B.outer_v4()))]).unwrap();
     sender.send(b"now").unwrap();
     receiver.set_read_timeout(Some(SOON)).unwrap();
@@ -216,19 +216,19 @@ fn peers_come_and_go_under_traffic() {
                     tunnel.apply(vec![PeerChange::Remove(id)]).unwrap();
                 }
             }
-            // The same configuration again must not disturb anything either.
+            // Applying the same configuration again must not disturb anything either.
             a.apply(vec![PeerChange::Put(Node::B.as_peer(Node::B.outer_v4()))]).unwrap();
         }
         assert!(transfer.join().unwrap() == bytes, "the stream was damaged");
         assert!(round > 10, "only {round} changes during the transfer");
     });
     for tunnel in [&a, &b] {
-        // Of the real peer's; the kernel's own multicast chatter has no peer.
+        // Drops of the real peer only; the kernel's own multicast traffic has no peer.
         assert_eq!(tunnel.stats().unwrap().peers[0].drops.total(), 0);
     }
     assert_sealed(&capture.finish(), SECRET);
 
-    // And once the real peer is gone, nothing crosses any more.
+    // Once the real peer is removed, nothing crosses any more.
     let capture = playground.capture();
     a.apply(vec![PeerChange::Remove(Node::B.id())]).unwrap();
     let (sender, receiver) = udp_sockets(&playground, Node::A.inner_v4(), Node::B.inner_v4());
@@ -244,7 +244,7 @@ fn peers_come_and_go_under_traffic() {
 fn under_load_the_sender_proves_its_address() {
     let playground = Playground::new();
     let a = Node::A.start(&playground, Node::A.config());
-    // Every handshake counts as load.
+    // With a limit of zero, every handshake counts as load.
     let b = Node::B.start(&playground, TunnelConfig { handshake_limit_per_second: 0, ..Node::B.config() });
     a.apply(vec![PeerChange::Put(Node::B.as_peer(Node::B.outer_v4()))]).unwrap();
     b.apply(vec![PeerChange::Put(Node::A.as_peer(Node::A.outer_v4()))]).unwrap();
@@ -300,7 +300,7 @@ fn a_persistent_device_stays_closed_and_can_be_taken_up_again() {
 fn an_open_device_without_a_tunnel_takes_no_packets_from_one() {
     let playground = Playground::new();
     let config = Node::A.config().device;
-    // As the agent does: open first, hang programs on it, start later, forget to drop.
+    // As the agent does: open first, attach programs, start later, and keep the first handle.
     let device = playground.nodes[0].within(move || Device::open(&config).unwrap());
     let [a, _b] = connected(&playground, Node::outer_v4);
     assert_eq!(device.index(), a.index());
@@ -407,7 +407,7 @@ fn probes_are_seen_and_injected_packets_arrive() {
 fn packets_larger_than_the_mtu_are_counted() {
     let playground = Playground::new();
     let [a, _b] = connected(&playground, Node::outer_v4);
-    // The kernel keeps to the device's MTU; only if that is changed behind our back do they come.
+    // The kernel obeys the device's MTU; larger packets come only if another program changes it.
     playground.nodes[0].ip(&format!("link set {DEVICE} mtu 1500"));
     let (sender, receiver) = udp_sockets(&playground, Node::A.inner_v4(), Node::B.inner_v4());
     sender.send(&[0; 1472]).unwrap();

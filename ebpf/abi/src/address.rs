@@ -1,11 +1,13 @@
-//! One key for both families: IPv6 as it is, IPv4 as an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2).
+//! One key type for both families: an IPv6 address is stored as it is, an IPv4 address as an
+//! IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2).
 //!
-//! A packet that carries a mapped address *on the wire* is malformed (RFC 4038 section 4.2) and never reaches a look-up, so
-//! the two families cannot be confused.
+//! A packet that carries a mapped address *on the wire* is malformed (RFC 4038 section 4.2) and
+//! never reaches a look-up, so the two families cannot be confused.
 
 /// An address of either family, as a map key (16 bytes, network order).
 ///
-/// In words, not in bytes, because BPF reads and writes memory no wider than it is aligned.
+/// It is stored as words and not as bytes, because BPF reads and writes memory in units no wider
+/// than its alignment.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Address(u32, u32, u32, u32);
@@ -18,7 +20,7 @@ const MAPPED: u32 = 0xffff_u32.to_be();
 impl Address {
     /// The unspecified IPv6 address.
     pub const UNSPECIFIED: Address = Address(0, 0, 0, 0);
-    /// The last address of all.
+    /// The highest address.
     pub const LAST: Address = Address(u32::MAX, u32::MAX, u32::MAX, u32::MAX);
 
     /// An IPv4 address in network order.
@@ -52,7 +54,7 @@ impl Address {
         Address(a, b, c, d)
     }
 
-    /// The words as they lie in memory; of an IPv4 address the last is all of it.
+    /// The words as they lie in memory. The last word of an IPv4 address holds the whole address.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
         [self.0, self.1, self.2, self.3]
@@ -77,9 +79,10 @@ impl Address {
         self.0 == 0 && self.1 == 0 && self.3 == 0 && (self.2 == 0 || self.2 == MAPPED)
     }
 
-    /// Addresses that never leave the link they are used on, and that a pod needs to speak with its own node: IPv6
-    /// link-local (fe80::/10), IPv6 multicast of interface or link scope (ff01::/16, ff02::/16), IPv4 local multicast
-    /// (224.0.0.0/24) and broadcast, and the pods' IPv4 gateway ([`GATEWAY_V4`]).
+    /// Whether the address never leaves the link it is used on. A pod needs these addresses to
+    /// speak with its own node: IPv6 link-local (fe80::/10), IPv6 multicast of interface or link
+    /// scope (ff01::/16, ff02::/16), IPv4 local multicast (224.0.0.0/24) and broadcast, and the
+    /// pods' IPv4 gateway ([`GATEWAY_V4`]).
     #[inline(always)]
     pub fn is_link_scope(&self) -> bool {
         if self.is_v4() {
@@ -90,7 +93,8 @@ impl Address {
         self.is_link_local() || ((first >> 24) == 0xff && matches!((first >> 16) & 0x0f, 1 | 2))
     }
 
-    /// IPv6 link-local (fe80::/10): whoever is on a link gives itself one.
+    /// Whether this is an IPv6 link-local address (fe80::/10). Every host on a link assigns itself
+    /// one.
     #[inline(always)]
     pub fn is_link_local(&self) -> bool {
         (u32::from_be(self.0) >> 22) == (0xfe80 >> 6)
@@ -107,7 +111,7 @@ impl Address {
     }
 }
 
-// In network order, so that a prefix's addresses are neighbours.
+// In network order, so that the addresses of a prefix sort next to each other.
 impl Ord for Address {
     fn cmp(&self, other: &Address) -> core::cmp::Ordering {
         self.words().map(u32::from_be).cmp(&other.words().map(u32::from_be))
@@ -120,18 +124,21 @@ impl PartialOrd for Address {
     }
 }
 
-/// The pods' IPv4 default gateway: a link-local address every pod interface's host side answers for.
+/// The pods' IPv4 default gateway: a link-local address that the host side of every pod interface
+/// answers for.
 pub const GATEWAY_V4: [u8; 4] = [169, 254, 1, 1];
 /// The pods' IPv6 default gateway.
 pub const GATEWAY_V6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
-/// Key of a longest-prefix map (`BPF_MAP_TYPE_LPM_TRIE`): significant bits, then the address.
+/// Key of a longest-prefix map (`BPF_MAP_TYPE_LPM_TRIE`): the number of significant bits, then the
+/// address.
 ///
-/// aya's own `lpm_trie::Key<Address>` has the same layout; this alias-free copy is for code without aya.
+/// aya's `lpm_trie::Key<Address>` has the same layout. This copy is for code that does not use aya.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Prefix {
-    /// Significant leading bits of `address`: 0..=128; an IPv4 prefix counts its 96 mapped bits.
+    /// Significant leading bits of `address`: 0..=128. For an IPv4 prefix this includes the 96 bits
+    /// of the mapping.
     pub length: u32,
     /// The network address.
     pub address: Address,
@@ -168,7 +175,7 @@ mod std_conversions {
     }
 
     impl Prefix {
-        /// The prefix `address/length`, length in the address's own family.
+        /// The prefix `address/length`. `length` counts in the address's own family.
         pub fn new(address: IpAddr, length: u8) -> Prefix {
             let mapped = if address.is_ipv4() { 96 } else { 0 };
             Prefix { length: mapped + u32::from(length), address: address.into() }

@@ -1,7 +1,7 @@
-//! Flows: what the kernel keeps of each, and what it tells the agent.
+//! Flows: what the kernel records of each flow, and what it reports to the agent.
 //!
-//! A flow is one direction of a conversation as seen at one hook. Fragments after the first have no ports and count to a
-//! flow with ports 0.
+//! A flow is one direction of a conversation as seen at one hook. Fragments after the first have no
+//! ports, so they are counted in a flow with ports 0.
 
 use crate::address::Address;
 
@@ -15,7 +15,7 @@ pub struct FlowKey {
     pub destination: Address,
     /// Source port, host order; 0 where the protocol has none.
     pub source_port: u16,
-    /// Destination port, host order; for ICMP type and code.
+    /// Destination port, host order; for ICMP, type << 8 | code.
     pub destination_port: u16,
     /// IP protocol number of the transport header.
     pub protocol: u8,
@@ -27,7 +27,8 @@ pub struct FlowKey {
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
 
-/// What is kept of a flow (56 bytes): encryption state and accounting in one entry, so that they cannot disagree.
+/// What the kernel records of a flow (56 bytes). Encryption state and accounting share one entry,
+/// so that they cannot disagree.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Flow {
@@ -39,7 +40,7 @@ pub struct Flow {
     pub packets: u64,
     /// Bytes of IP.
     pub bytes: u64,
-    /// The other node's number; 0 where there is none.
+    /// Number of the other node; 0 if there is none.
     pub node: u32,
     /// The other node's key epoch when the flow began.
     pub epoch: u32,
@@ -49,11 +50,11 @@ pub struct Flow {
     pub why: u8,
     /// A [`crate::reason::DropReason`]; 0 unless refused.
     pub drop: u8,
-    /// TCP flags seen, or-ed.
+    /// All TCP flags seen so far, or-ed together.
     pub tcp_flags: u8,
     /// Interface the packets were seen on.
     pub interface: u32,
-    /// Room for the accounting to come.
+    /// Room for accounting to come.
     pub reserved: u64,
 }
 
@@ -61,35 +62,36 @@ const _: () = assert!(size_of::<Flow>() == 56);
 
 /// A flow's packets that are not in its entry yet (96 bytes).
 ///
-/// A program that knows a flow from a moment ago gathers its packets, each CPU its own, and adds them to the entry together. Whoever
-/// reads entries has to add what is gathered: `packets` and `bytes` are what is missing, `first` is when the programs last looked at the
-/// flow anew, `last` its last packet; the rest is as in the entry.
+/// A program that remembers a recent flow first counts the flow's packets per CPU, and adds them to
+/// the entry later, all at once. A reader of the entries has to add these counts: `packets` and
+/// `bytes` are what the entry lacks, `first` is when a program last judged the flow in full,
+/// `last` is the time of its last packet. The other fields are as in the entry.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
-    /// Which flow.
+    /// The flow.
     pub key: FlowKey,
-    /// What is missing in its entry; no packets if nothing is.
+    /// What its entry lacks; `packets` is 0 if it lacks nothing.
     pub flow: Flow,
 }
 
 const _: () = assert!(size_of::<Tally>() == 96);
 
 impl Flow {
-    /// Whether both say the same of what happened to the packets.
+    /// Whether both record the same verdict.
     #[inline(always)]
     pub fn is_judged_as(&self, other: &Flow) -> bool {
         self.encryption == other.encryption && self.why == other.why && self.drop == other.drop
     }
 }
 
-/// What an event tells.
+/// What an event reports.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventKind {
-    /// First packet of a flow, or the first with another verdict.
+    /// First packet of a flow, or first packet with a different verdict.
     Start = 1,
-    /// TCP said FIN or RST.
+    /// A TCP FIN or RST was seen.
     End = 2,
     /// First refused packet of a flow.
     Refused = 3,
@@ -103,9 +105,9 @@ pub struct FlowEvent {
     pub kind: u32,
     /// Zero.
     pub reserved: u32,
-    /// Which flow.
+    /// The flow.
     pub key: FlowKey,
-    /// Its entry at that moment.
+    /// The flow's entry at that moment.
     pub flow: Flow,
 }
 

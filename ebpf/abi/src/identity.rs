@@ -1,25 +1,27 @@
-//! Who an address is. Looked up by exact address first, then by longest prefix; what neither knows is the world.
+//! The identity behind an address. It is looked up by exact address first, then by longest prefix.
+//! An address that neither look-up finds is outside the cluster (world).
 
 /// What kind of party an address belongs to.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Kind {
-    /// Outside the cluster: nothing known says otherwise.
+    /// Outside the cluster: no map says otherwise.
     #[default]
     World = 0,
     /// A pod whose protection is known.
     Pod = 1,
-    /// A node's own address (host network, agents, the node's proxy).
+    /// A node's own address (host-network pods, agents, the node's proxy).
     Node = 2,
-    /// Inside a pod range, but no pod is known to have it: treated as opted in.
+    /// Inside a pod range, but no known pod has it: treated as opted in.
     UnknownPod = 3,
-    /// Inside a range declared to hold nodes, but no node is known to have it: treated as opted in towards pods.
+    /// Inside a range declared to hold nodes, but no known node has it: treated as opted in towards
+    /// pods.
     UnknownNode = 4,
-    /// Never a real party: the agent's self-test packets carry it.
+    /// Never a real party: the agent's self-test packets have it as their address.
     Probe = 5,
 }
 
-/// How a party's traffic is protected. The order is the strength: a greater value is stricter.
+/// How a party's traffic is protected. A greater value is stricter.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
@@ -37,13 +39,13 @@ pub enum Protection {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Identity {
-    /// A [`Kind`]; what no known kind matches is an unknown pod.
+    /// A [`Kind`]; an unknown value means an unknown pod.
     pub kind: u8,
-    /// A [`Protection`]; what no known value matches is `Enabled`.
+    /// A [`Protection`]; an unknown value means `Enabled`.
     pub protection: u8,
     /// Zero.
     pub reserved: u16,
-    /// The node the party is on; 0 when nobody is known to own it.
+    /// The node the party is on; 0 if that is not known.
     pub node: u32,
 }
 
@@ -53,16 +55,16 @@ impl Identity {
     /// Outside the cluster.
     pub const WORLD: Identity = Identity::new(Kind::World, Protection::None, 0);
 
-    /// Somebody whom nobody knows: protected.
+    /// A party about which nothing is known: protected.
     pub const UNKNOWN: Identity = Identity::new(Kind::UnknownPod, Protection::Enabled, 0);
 
-    /// As one number.
+    /// Packs the identity into one number.
     #[inline(always)]
     pub const fn to_bits(self) -> u64 {
         self.kind as u64 | (self.protection as u64) << 8 | (self.node as u64) << 32
     }
 
-    /// From the number that [`to_bits`](Identity::to_bits) gave.
+    /// Unpacks a number that [`to_bits`](Identity::to_bits) returned.
     #[inline(always)]
     pub const fn from_bits(bits: u64) -> Identity {
         Identity { kind: bits as u8, protection: (bits >> 8) as u8, reserved: 0, node: (bits >> 32) as u32 }
@@ -74,7 +76,7 @@ impl Identity {
         Identity { kind: kind as u8, protection: protection as u8, reserved: 0, node }
     }
 
-    /// The kind; unknown values are unknown pods, hence protected.
+    /// The kind. An unknown value means an unknown pod, which is protected.
     #[inline(always)]
     pub fn kind(&self) -> Kind {
         match self.kind {
@@ -87,7 +89,7 @@ impl Identity {
         }
     }
 
-    /// The protection that is enforced: unknown is protected.
+    /// The protection that is enforced. An unknown value means protected.
     #[inline(always)]
     pub fn protection(&self) -> Protection {
         match (self.kind(), self.protection) {
@@ -99,19 +101,19 @@ impl Identity {
         }
     }
 
-    /// A pod, known or not.
+    /// Whether this is a pod, known or not.
     #[inline(always)]
     pub fn is_pod(&self) -> bool {
         matches!(self.kind(), Kind::Pod | Kind::UnknownPod)
     }
 
-    /// A node, known or not.
+    /// Whether this is a node, known or not.
     #[inline(always)]
     pub fn is_node(&self) -> bool {
         matches!(self.kind(), Kind::Node | Kind::UnknownNode)
     }
 
-    /// Not part of the cluster.
+    /// Whether this is outside the cluster.
     #[inline(always)]
     pub fn is_world(&self) -> bool {
         matches!(self.kind(), Kind::World)

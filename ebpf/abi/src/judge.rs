@@ -1,8 +1,9 @@
-//! The rules: who must be encrypted, who is delivered, what is dropped and why. Pure, so that the kernel, the agent's
-//! `explain` and the tests cannot disagree.
+//! The rules: which packets must be encrypted, which are delivered, which are dropped and why. They
+//! are pure functions, so that the kernel, the agent's `explain` and the tests cannot disagree.
 //!
-//! [`need`] says what two parties ask for; [`outgoing`], [`arriving_in_clear`] and [`arriving_decrypted`] say what that means
-//! for a packet that is about to leave this node, came from the wire, or came out of the tunnel.
+//! [`need`] says what two parties ask for. [`outgoing`], [`arriving_in_clear`] and
+//! [`arriving_decrypted`] say what that means for a packet that is about to leave this node, came
+//! from the wire, or came out of the tunnel.
 
 use crate::identity::{Identity, Kind, Protection};
 use crate::layout::{Peer, peer_flag};
@@ -11,51 +12,52 @@ use crate::reason::{DropReason, Encryption, Why};
 /// What a pair of parties asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
-    /// Both are on this node: nothing to encrypt.
+    /// Both parties are on this node: nothing to encrypt.
     Local,
-    /// One is outside the cluster: not ours to encrypt.
+    /// One party is outside the cluster: hauberk does not encrypt that traffic.
     World,
-    /// Neither is opted in.
+    /// Neither party is opted in.
     Clear,
     /// Encrypted or dropped.
     Encrypt(Why),
-    /// Encrypted once the peer has answered a handshake; plaintext is accepted.
+    /// Encrypted once a handshake with the peer has succeeded; plaintext is accepted.
     Prefer,
-    /// A node's address that may stand for a protected pod (somebody else translates addresses): encrypted if the peer has a
-    /// key, because it then runs hauberk and may hold such a pod.
+    /// One party is a node's address that may stand for a protected pod, because another program
+    /// translates addresses. Encrypted if the peer has a key: a peer with a key runs hauberk and
+    /// may have such a pod.
     Shelter,
 }
 
-/// What [`need`] must know of the node it decides for.
+/// What [`need`] must know about the node it decides for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
     /// This node's number.
     pub node: u32,
     /// `hostRouting: stack`.
     pub stack: bool,
-    /// The packet is marked as carrying an opted-in pod's traffic, whatever its addresses say now.
+    /// The packet is marked as traffic of an opted-in pod, whatever its addresses are now.
     pub carries_protected: bool,
 }
 
-/// A judgement: what a flow record says of a packet.
+/// The decision about a packet, as flow records show it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Verdict {
-    /// What happens to it between nodes.
+    /// What happens to the packet between nodes.
     pub encryption: Encryption,
-    /// By which rule.
+    /// The rule that decided.
     pub why: Why,
-    /// Why it is dropped; `Unspecified` unless refused.
+    /// The reason if the packet is dropped, else `Unspecified`.
     pub drop: DropReason,
 }
 
 impl Verdict {
-    /// Not dropped.
+    /// A verdict that lets the packet pass.
     #[inline(always)]
     pub const fn pass(encryption: Encryption, why: Why) -> Verdict {
         Verdict { encryption, why, drop: DropReason::Unspecified }
     }
 
-    /// Dropped.
+    /// A verdict that drops the packet.
     #[inline(always)]
     pub const fn refuse(drop: DropReason) -> Verdict {
         Verdict { encryption: Encryption::Refused, why: Why::Dropped, drop }
@@ -68,7 +70,7 @@ impl Verdict {
     }
 }
 
-/// Whether `identity` is on the node `place` speaks of.
+/// Whether `identity` is a pod or node on the node with the number `node`.
 #[inline(always)]
 pub fn is_here(identity: &Identity, node: u32) -> bool {
     identity.node == node && (identity.is_pod() || identity.is_node())
@@ -118,9 +120,11 @@ fn is_unknown(identity: &Identity) -> bool {
     matches!(identity.kind(), Kind::UnknownPod)
 }
 
-/// A packet that is about to leave this node for `destination`, whose node's tunnel is `peer`.
+/// The verdict on a packet that is about to leave this node for `destination`. `peer` is the tunnel
+/// of the destination's node.
 ///
-/// `Encrypted` means: hand it to the tunnel. `Local` and `World` packets pass.
+/// `Encrypted` means that the caller hands the packet to the tunnel. `Local` and `World` packets
+/// pass.
 #[inline(always)]
 pub fn outgoing(need: Need, destination: &Identity, peer: &Peer) -> Verdict {
     let key = peer.flags & peer_flag::KEY != 0;
@@ -140,24 +144,25 @@ pub fn outgoing(need: Need, destination: &Identity, peer: &Peer) -> Verdict {
     }
 }
 
-/// Whether a pod's answer to a packet from `source`, whose node's tunnel is `peer`, goes past the host's stack with `hostRouting:
-/// bpf`. Only then the packet may do so as well: connection tracking takes an answer without its question for invalid, or for a
-/// new connection that it masquerades.
+/// Whether, with `hostRouting: bpf`, a pod's answer to a packet from `source` bypasses the host's
+/// stack. `peer` is the tunnel of the source's node. Only then may the packet itself bypass the
+/// stack: if connection tracking sees an answer but not the packet before it, it treats the answer
+/// as invalid, or as a new connection that it masquerades.
 ///
-/// `by_uplink`: the packet came by a device by which the answer may leave without the stack.
+/// `by_uplink`: the packet came in by a device by which the answer may leave without the stack.
 #[inline(always)]
 pub fn is_answered_past_the_stack(need: Need, source: &Identity, peer: &Peer, by_uplink: bool) -> bool {
     match outgoing(need, source, peer).encryption {
-        // What is refused has no answer.
+        // A refused packet gets no answer.
         Encryption::Encrypted | Encryption::Refused => true,
         Encryption::Plain => source.is_pod() && by_uplink,
         Encryption::World | Encryption::Local => false,
     }
 }
 
-/// A packet that came from the wire in the clear.
+/// The verdict on a packet that came from the wire in the clear.
 ///
-/// `world_direct`: packets from outside the cluster may come straight to an opted-in pod's address.
+/// `world_direct`: packets from outside the cluster may be addressed directly to an opted-in pod.
 #[inline(always)]
 pub fn arriving_in_clear(
     need: Need,
@@ -167,7 +172,7 @@ pub fn arriving_in_clear(
     world_direct: bool,
 ) -> Verdict {
     match need {
-        // Its source claims to be here, yet it came from the wire.
+        // The source address is one of this node, yet the packet came from the wire.
         Need::Local if source.is_pod() || destination.is_pod() => Verdict::refuse(DropReason::Martian),
         Need::Local => Verdict::pass(Encryption::Plain, Why::NotOptedIn),
         Need::World
@@ -184,7 +189,7 @@ pub fn arriving_in_clear(
             Verdict::refuse(DropReason::PlaintextToProtected)
         }
         Need::Encrypt(_) => Verdict::refuse(DropReason::PlaintextFromProtected),
-        // A source on this node has no business on the wire, whoever it is.
+        // Packets from a pod of this node never come from the wire, whatever the pod's protection.
         Need::Prefer | Need::Clear | Need::Shelter if is_here(source, node) && source.is_pod() => {
             Verdict::refuse(DropReason::Martian)
         }
@@ -193,8 +198,9 @@ pub fn arriving_in_clear(
     }
 }
 
-/// A packet that came out of the tunnel. That its source belongs to the peer that sealed it has been checked by the
-/// tunnel; here it must at least be another node's.
+/// The verdict on a packet that came out of the tunnel. The tunnel has checked that the source
+/// belongs to the peer that sealed the packet. This check only requires that the source belongs to
+/// another node.
 #[inline(always)]
 pub fn arriving_decrypted(need: Need, source: &Identity, destination: &Identity, node: u32) -> Verdict {
     if source.node == node || source.node == 0 || !(source.is_pod() || source.is_node()) {
@@ -212,10 +218,10 @@ pub fn arriving_decrypted(need: Need, source: &Identity, destination: &Identity,
     Verdict::pass(Encryption::Encrypted, why)
 }
 
-/// Where a packet came into this node's stack.
+/// Where a packet entered this node's stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
-    /// From a pod's interface on this node, as the owner of its source address.
+    /// From a pod's interface on this node; the pod owns the source address.
     Pod,
     /// From a socket of the node itself.
     Node,
@@ -223,16 +229,16 @@ pub enum Origin {
     Tunnel,
     /// In the clear from a guarded device.
     Wire,
-    /// Likewise, and sent by a party of the cluster: its address may have been translated since.
+    /// As `Wire`, and sent by a party of the cluster: its addresses may have been translated since.
     Cluster,
-    /// By a device that has no guard.
+    /// By a device without a guard.
     Unguarded,
 }
 
-/// A packet about to enter a pod of this node.
+/// The verdict on a packet that is about to enter a pod of this node.
 ///
-/// The last word before the pod, for packets that went through the host's stack; what came from the wire in the clear
-/// has been judged there already.
+/// This is the last check before the pod, for packets that went through the host's stack. Packets
+/// that came from the wire in the clear have already been judged there.
 #[inline(always)]
 pub fn entering_pod(
     need: Need,
@@ -248,8 +254,9 @@ pub fn entering_pod(
     }
     match need {
         Need::Local if decrypted => Verdict::pass(Encryption::Encrypted, Why::Decrypted),
-        // Only a pod's interface and the node itself prove that a packet was on no wire. By any other device a pod's
-        // address is a lie; the node's own address is what masquerading gives to packets of the world.
+        // Only a pod's interface and the node itself prove that a packet was on no wire. A pod's
+        // address from any other device is spoofed. The node's own address is legitimate:
+        // masquerading gives it to packets from the world.
         Need::Local
             if (protected || source.protection() == Protection::Enabled)
                 && (matches!(origin, Origin::Unguarded)

@@ -1,8 +1,8 @@
-//! Map values that are neither identities nor flows: the node's settings, pod attachments, peers, marks.
+//! Map values other than identities and flows: the node's settings, pod attachments, peers, marks.
 
 use crate::address::Address;
 
-/// Every map's name, as pinned.
+/// The names of all maps, as pinned.
 pub mod map {
     /// Array of one [`super::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
@@ -20,9 +20,11 @@ pub mod map {
     pub const PEERS: &str = "PEERS";
     /// Array of two numbers, see [`super::generation`].
     pub const GENERATIONS: &str = "GENERATIONS";
-    /// Least-recently-used hash of [`super::Pair`] to nanoseconds: pairs whose packets netfilter translated.
+    /// Least-recently-used hash of [`super::Pair`] to nanoseconds: pairs whose packets netfilter
+    /// translated.
     pub const TRANSLATED: &str = "TRANSLATED";
-    /// Hash of [`super::AnswerKey`] to [`super::Answer`]: packets that have to be sealed because they answer what came sealed.
+    /// Hash of [`super::AnswerKey`] to [`super::Answer`]: packets that must be sealed because they
+    /// answer packets that came sealed.
     pub const SEALED: &str = "SEALED";
     /// Per-CPU array of packets by drop reason.
     pub const DROPS: &str = "DROPS";
@@ -36,7 +38,7 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
 }
 
-/// Where in the kernel a program is attached. Also the flow records' observation point.
+/// Where in the kernel a program is attached. Flow records name it as their observation point.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
@@ -75,17 +77,17 @@ impl Hook {
 pub struct Settings {
     /// This node's number; never 0.
     pub node: u32,
-    /// Interface index of the tunnel device; 0 while there is none.
+    /// Interface index of the tunnel device; 0 if there is none.
     pub tunnel: u32,
-    /// Largest packet the tunnel takes, in bytes of IP; 0 while there is none.
+    /// Largest packet that the tunnel takes, in bytes of IP; 0 if there is no tunnel.
     pub tunnel_mtu: u32,
     /// A set of [`flag`] bits.
     pub flags: u32,
     /// How far left the [`mark`] bits are shifted in `skb->mark`: 0..=28.
     pub mark_shift: u32,
-    /// A flow whose last packet is older than this many milliseconds starts anew.
+    /// Milliseconds after its last packet at which a flow counts as new.
     pub flow_idle_ms: u32,
-    /// UDP port of the tunnel, in host order; 0 while there is none.
+    /// UDP port of the tunnel, in host order; 0 if there is no tunnel.
     pub tunnel_port: u32,
     /// Zero.
     pub reserved: u32,
@@ -95,22 +97,24 @@ const _: () = assert!(size_of::<Settings>() == 32);
 
 /// Bits of [`Settings::flags`].
 pub mod flag {
-    /// `hostRouting: stack`: somebody else's netfilter may translate addresses.
+    /// `hostRouting: stack`: another program's netfilter rules may translate addresses.
     pub const STACK: u32 = 1 << 0;
-    /// Every source has been read once: an address in no range is outside the cluster.
+    /// Every source has been read once: an address that is in no range is outside the cluster.
     pub const SYNCED: u32 = 1 << 1;
-    /// `worldIngress: direct`: packets from outside the cluster may come straight to an opted-in pod's address.
+    /// `worldIngress: direct`: packets from outside the cluster may be addressed directly to an
+    /// opted-in pod.
     pub const WORLD_DIRECT: u32 = 1 << 2;
-    /// Another CNI plugin connects pods: an interface of a pod may not be known as one yet.
+    /// Another CNI plugin connects pods: a pod's interface may not be known as one yet.
     pub const CHAINED: u32 = 1 << 3;
 }
 
-/// What the programs tell each other of a packet on its way through the node, in `skb->tc_index`: it goes with the packet through
-/// routing, netfilter, fragmentation and stacked devices, and neither netfilter nor a socket can write it. Verdicts rest on it.
+/// What the programs tell each other about a packet on its way through the node, stored in
+/// `skb->tc_index`. The field stays with the packet through routing, netfilter, fragmentation and
+/// stacked devices, and neither netfilter nor a socket can write it. Verdicts rely on it.
 ///
-/// The low bits are those of [`mark`], the next ones say where the packet came from.
+/// The low bits are those of [`mark`]; the next bits say where the packet came from.
 pub mod token {
-    /// In the high byte of every token: a packet that no program has seen has none.
+    /// In the high byte of every token: a packet that no program has seen lacks it.
     pub const MAGIC: u32 = 0x6800;
     /// The bits of the magic number.
     pub const MAGIC_BITS: u32 = 0xff00;
@@ -120,22 +124,25 @@ pub mod token {
     pub const FROM_WIRE: u32 = 0x20;
     /// Out of the tunnel.
     pub const FROM_TUNNEL: u32 = 0x40;
-    /// In the clear from a guarded device, and sent by a node or pod of the cluster: it may enter no protected pod, whatever
-    /// translation does to its addresses.
+    /// In the clear from a guarded device, and sent by a node or pod of the cluster. The packet may
+    /// enter no protected pod, whatever its translated addresses are.
     pub const FROM_CLUSTER: u32 = 0x80;
 }
 
-/// Bits hauberk sets in `skb->mark`, before [`Settings::mark_shift`]: for its netfilter rules alone. Others may write marks, so
-/// verdicts rest on the [`token`].
+/// Bits that hauberk sets in `skb->mark`, before the shift by [`Settings::mark_shift`]. Only
+/// hauberk's netfilter rules read them. Other programs may write marks, so verdicts rely on the
+/// [`token`].
 pub mod mark {
-    /// Seen by `from_pod` (or `from_tunnel`): the stack carries it, hauberk judged or will judge it.
+    /// Seen by `from_pod` or `from_tunnel`: the stack carries the packet, and hauberk has judged or
+    /// will judge it.
     pub const SEEN: u32 = 1;
-    /// Carries traffic of an opted-in pod, whatever the addresses say after translation.
+    /// Traffic of an opted-in pod, whatever the addresses are after translation.
     pub const PROTECTED: u32 = 2;
-    /// Came out of the tunnel; without `SEEN`: is the node's own answer to what the tunnel cannot take.
+    /// Came out of the tunnel. Without `SEEN`: the node's own answer to a packet that is too big
+    /// for the tunnel.
     pub const DECRYPTED: u32 = 4;
-    /// Went through the IP stack (set by netfilter), or from a pod by the stack's routes: what lacks it at the uplink came
-    /// from a packet socket.
+    /// Went through the IP stack (set by netfilter), or came from a pod by the stack's routes. A
+    /// packet at the uplink without it came from a packet socket.
     pub const STACK: u32 = 8;
     /// All of them.
     pub const ALL: u32 = 15;
@@ -145,15 +152,16 @@ pub mod mark {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Attachment {
-    /// Host side of the pod's veth.
+    /// Interface index of the host side of the pod's veth.
     pub interface: u32,
-    /// The pod's own MAC address, then that of the host side: how a frame for the pod begins.
+    /// The pod's MAC address, then that of the host side: the first bytes of a frame to the pod.
     pub macs: [[u8; 6]; 2],
 }
 
 const _: () = assert!(size_of::<Attachment>() == 16);
 
-/// A pod interface on this node, by interface index (8 bytes): who speaks when a frame has no address to tell by.
+/// A pod interface on this node, by interface index (8 bytes): identifies the pod when a frame has
+/// no address to identify it by.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Interface {
@@ -173,23 +181,24 @@ pub struct Peer {
     pub epoch: u32,
 }
 
-/// Bits of a node's number by which the queue of the tunnel device is chosen, and so the thread: `skb->queue_mapping` has 16, and one
-/// number of them means none.
+/// The bits of a node's number that choose the queue of the tunnel device, and so the thread.
+/// `skb->queue_mapping` has 16 bits, and one value means "none".
 pub const QUEUE_BITS: u32 = 0x7fff;
 
 /// Bits of [`Peer::flags`].
 pub mod peer_flag {
     /// A usable key is installed: packets may be handed to the tunnel.
     pub const KEY: u32 = 1 << 0;
-    /// A handshake has succeeded and has not failed since: what is permissive is encrypted too.
+    /// A handshake has succeeded and none has failed since: permissive traffic is encrypted too.
     pub const READY: u32 = 1 << 1;
 }
 
-/// Slots of the generations: what a program remembers of a flow is void as soon as one of them is another number.
+/// Slots of the generations. What a program remembers of a flow is void as soon as one of these
+/// numbers changes.
 pub mod generation {
-    /// Written by the agent after every change of what verdicts follow from: another number each time.
+    /// Changed by the agent after every change of the data that verdicts follow from.
     pub const AGENT: u32 = 0;
-    /// Added to by programs that find out that a flow has to go another way.
+    /// Incremented by programs that find out that a flow has to go another way.
     pub const PROGRAMS: u32 = 1;
     /// How many there are.
     pub const SLOTS: u32 = 2;
@@ -205,8 +214,10 @@ pub struct Pair {
     pub destination: Address,
 }
 
-/// The answers to what came sealed, in their own direction (40 bytes). Those of pods and of TCP come from the address and port that
-/// were asked, others from anywhere: their source is [`Address::UNSPECIFIED`]. ICMP has no protocol and no ports here.
+/// The answers to packets that came sealed, in the direction of the answers (40 bytes). Answers
+/// from pods and answers over TCP come from the address and port of the request. Other answers may
+/// come from anywhere: their source is [`Address::UNSPECIFIED`]. For ICMP, protocol and ports are
+/// 0.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct AnswerKey {
@@ -224,22 +235,22 @@ pub struct AnswerKey {
 
 const _: () = assert!(size_of::<AnswerKey>() == 40);
 
-/// Where an answer has to go (16 bytes).
+/// Where an answer must go (16 bytes).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Answer {
-    /// The node whose tunnel the question came by.
+    /// The node whose tunnel the request came by.
     pub node: u32,
     /// Zero.
     pub reserved: u32,
-    /// When the last question came, nanoseconds of the coarse monotonic clock.
+    /// When the last request came, nanoseconds of the coarse monotonic clock.
     pub last: u64,
 }
 
 const _: () = assert!(size_of::<Answer>() == 16);
 
-/// An address that a pod's interface brought up, or with no address how many it did (24 bytes): each may be an entry in the node's
-/// neighbour table by now.
+/// An address that a pod's interface brought up (24 bytes): its node may have made an entry for it
+/// in its neighbour table. With the unspecified address: the number of such addresses.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct NeighbourKey {
@@ -247,31 +258,32 @@ pub struct NeighbourKey {
     pub interface: u32,
     /// [`neighbours::SOURCES`] or [`neighbours::DESTINATIONS`].
     pub kind: u32,
-    /// The address; unspecified for their number.
+    /// The address; unspecified for the counter.
     pub address: Address,
 }
 
 const _: () = assert!(size_of::<NeighbourKey>() == 24);
 
-/// Of [`NeighbourKey`].
+/// Constants of [`NeighbourKey`] and [`Brought`].
 pub mod neighbours {
-    /// How many of a kind a pod may bring up in a while.
+    /// How many addresses of a kind a pod may bring up in one time window.
     pub const ROOM: u32 = 8;
-    /// A while, as a power of two of nanoseconds (69 s): about as long as the kernel keeps an entry that nobody uses.
+    /// Length of the window, as a power of two of nanoseconds (69 s): about as long as the kernel
+    /// keeps an unused entry.
     pub const WHILE: u32 = 36;
-    /// Link-local addresses by which it speaks.
+    /// Link-local addresses from which the pod speaks.
     pub const SOURCES: u32 = 0;
-    /// Addresses on its link to which it speaks and that nobody is known to have.
+    /// On-link addresses to which the pod speaks and that no known neighbour has.
     pub const DESTINATIONS: u32 = 1;
 }
 
-/// How many a pod has brought up (8 bytes).
+/// How many addresses a pod has brought up (8 bytes).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Brought {
-    /// The number of the while in which it did.
+    /// Number of the window in which it did.
     pub when: u32,
-    /// How many; of one address, 1.
+    /// How many; 1 in the entry of a single address.
     pub count: u32,
 }
 
@@ -301,12 +313,14 @@ pub const fn counter_slot(hook: Hook, encryption: crate::reason::Encryption) -> 
     (hook as u32) * COUNTER_ROW + (encryption as u32)
 }
 
-/// The self-test's addresses, in the discard prefix 100::/64 (RFC 6666): no one else sends them.
+/// The self-test's addresses, in the discard prefix 100::/64 (RFC 6666): no other program sends
+/// them.
 pub mod probe {
-    /// Destination that must be dropped and counted by whichever program sees it.
+    /// Destination that every program must drop and count.
     pub const DROP: [u8; 16] = [0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x68, 0x61, 0x75, 0x01];
     /// Destination that `to_wire` must redirect into the tunnel, where the agent sees it.
     pub const TUNNEL: [u8; 16] = [0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x68, 0x61, 0x75, 0x62];
-    /// Destination that `to_wire` must turn round to the uplink's ingress, for `from_wire` to drop.
+    /// Destination that `to_wire` must redirect to the uplink's ingress, where `from_wire` drops
+    /// it.
     pub const TURN: [u8; 16] = [0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x68, 0x61, 0x75, 0x03];
 }

@@ -1,19 +1,19 @@
 //! What hauberk's eBPF programs and its agent share: map layouts, packet parsing and verdicts.
 //!
-//! Everything here is `no_std` and free of kernel calls, so that the same code that judges packets in the kernel is
-//! tested and fuzzed on the host. The programs in `ebpf/programs` only look things up, call [`judge`] and carry out
-//! its answer.
+//! Everything here is `no_std` and free of kernel calls, so that the code that judges packets in
+//! the kernel is also tested and fuzzed on the host. The programs in `ebpf/programs` only look
+//! things up, call [`judge`] and carry out its verdict.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`address`] | one key type for IPv4 and IPv6 addresses and prefixes |
-//! | [`identity`] | who an address is: pod, node, unknown pod, world - and how it is protected |
+//! | [`identity`] | who has an address (pod, node, unknown pod, world) and its protection |
 //! | [`packet`] | the parser: Ethernet, VLAN, IPv4, IPv6, extension headers, ports |
 //! | [`neighbour`] | what ARP and neighbour discovery say of their sender |
 //! | [`judge`] | the rules: encrypt, deliver, pass or drop, and why |
 //! | [`reason`] | drop reasons, encryption values and their reasons |
 //! | [`flow`] | flow keys, flow entries and the events sent to the agent |
-//! | [`too_big`] | the answer to what the tunnel cannot take |
+//! | [`too_big`] | the answer to a packet that is too big for the tunnel |
 //! | [`layout`] | the remaining map values: settings, attachments, peers, marks |
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
@@ -28,8 +28,9 @@ pub mod packet;
 pub mod reason;
 pub mod too_big;
 #[cfg(feature = "user")]
+#[allow(unsafe_code, reason = "see the module")]
 mod user;
 
-/// Version of every layout in this crate; part of the pin directory's name, because a pinned map keeps the shape it
-/// was made with whatever a later program expects.
+/// Version of every layout in this crate. It is part of the pin directory's name, because a pinned
+/// map keeps its original layout, whatever layout a later program expects.
 pub const LAYOUT_VERSION: u32 = 1;

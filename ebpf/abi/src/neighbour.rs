@@ -1,5 +1,5 @@
-//! What a message of ARP (RFC 826) or neighbour discovery (RFC 4861) says of its sender. Who believes it writes it into a table: so a
-//! pod may say it of its own addresses alone.
+//! What an ARP (RFC 826) or neighbour discovery (RFC 4861) message claims about its sender. A
+//! receiver writes the claim into its neighbour table, so a pod may claim only its own addresses.
 
 use crate::address::Address;
 use crate::packet::{Bytes, Fragment, Malformed, Packet};
@@ -7,13 +7,13 @@ use crate::packet::{Bytes, Fragment, Malformed, Packet};
 /// An ARP message for IPv4 on Ethernet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Arp {
-    /// Who says that it sent it.
+    /// The sender's address, as the message states it.
     pub sender: Address,
-    /// Whom it asks for or answers.
+    /// The address that the message asks for or answers to.
     pub target: Address,
 }
 
-/// Parses the ARP message at `offset`: behind the Ethernet header and its tags.
+/// Parses the ARP message at `offset`, behind the Ethernet header and its tags.
 #[inline(always)]
 pub fn parse_arp<B: Bytes>(bytes: &B, offset: u32) -> Result<Arp, Malformed> {
     let Some(message) = bytes.load::<28>(offset) else { return Err(Malformed) };
@@ -24,7 +24,8 @@ pub fn parse_arp<B: Bytes>(bytes: &B, offset: u32) -> Result<Arp, Malformed> {
 }
 
 impl Arp {
-    /// The address that has to be the sender's own: who has none yet asks whether anybody else has the one it is to get (RFC 5227).
+    /// The address that must be the sender's own. A sender that has no address yet probes whether
+    /// another host has the address it is to get (RFC 5227).
     #[inline(always)]
     pub fn claim(&self) -> Address {
         if self.sender.is_unspecified() { self.target } else { self.sender }
@@ -35,9 +36,10 @@ const ROUTER_SOLICITATION: u16 = 133;
 const NEIGHBOUR_SOLICITATION: u16 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u16 = 136;
 
-/// What the sender of a packet [of neighbour discovery](Packet::is_neighbour_discovery) whose IP header is at `offset` has to own, besides
-/// its source: the same again if there is nothing else. None if no pod may send it: as a router, in parts (RFC 6980), to groups beyond
-/// its link, behind a tag, or cut short.
+/// The address that the sender of a [neighbour discovery](Packet::is_neighbour_discovery) packet
+/// must own besides its source; the source again if there is no other. `offset` is where the IP
+/// header begins. None if no pod may send the packet: it speaks as a router, is fragmented
+/// (RFC 6980), goes to a group beyond its link, is behind a tag, or is cut short.
 #[inline(always)]
 pub fn claim<B: Bytes>(bytes: &B, offset: u32, packet: &Packet) -> Option<Address> {
     let leaves_link = packet.destination.is_multicast() && !packet.destination.is_link_scope();
@@ -49,11 +51,12 @@ pub fn claim<B: Bytes>(bytes: &B, offset: u32, packet: &Packet) -> Option<Addres
     if kind == ROUTER_SOLICITATION || (kind == NEIGHBOUR_SOLICITATION && !nobody) {
         return Some(packet.source);
     }
-    // Who has no address yet asks whether anybody else has the one it is to get (RFC 4862); nobody answers without one.
+    // A host that has no address yet probes whether another host has the one it is to get
+    // (RFC 4862). An advertisement always has a source address.
     if kind != NEIGHBOUR_SOLICITATION && (kind != NEIGHBOUR_ADVERTISEMENT || nobody) {
         return None;
     }
-    // Type, code, checksum and four bytes more, then the target.
+    // Type, code, checksum and four more bytes come before the target.
     let target = bytes.words(offset + packet.header_length + 8)?;
     Some(Address::v6_words(target))
 }

@@ -1,19 +1,21 @@
-//! The parser: from a frame's bytes to the few facts verdicts need. It never guesses: what does not add up is
-//! [`Malformed`], and the caller treats that as the protected side.
+//! The parser: it reads from a frame's bytes the few facts that verdicts need. It never guesses: an
+//! inconsistent packet is [`Malformed`], and the caller treats it as protected.
 //!
-//! It reads through [`Bytes`], so that the kernel's programs, unit tests and the fuzzer run the same code. Classification
-//! is by address alone; ports serve accounting. IPv4: RFC 791; IPv6 and its extension headers: RFC 8200.
+//! It reads through [`Bytes`], so that the eBPF programs, unit tests and the fuzzer run the same
+//! code. Classification is by address alone; ports are for accounting. IPv4: RFC 791; IPv6 and its
+//! extension headers: RFC 8200.
 
 use crate::address::Address;
 
 /// Random access to a packet's bytes.
 pub trait Bytes {
-    /// The `N` bytes at `offset`; none if the packet ends before.
+    /// The `N` bytes at `offset`; none if the packet ends before them.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
-    /// The `N` words at `offset`, as they lie there; none if the packet ends before. BPF takes a word at a time what is
-    /// aligned for it, and bytes one by one.
+    /// The `N` words at `offset`, in network order; none if the packet ends before them. BPF reads
+    /// aligned data a word at a time, and other data byte by byte.
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
-    /// The same where `offset` is one of few: what is nearly always read is worth a shorter way to it.
+    /// The same for one of a few values of `offset`. The headers that almost every packet has can
+    /// be read in a faster way.
     #[inline(always)]
     fn near<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         self.words(offset)
@@ -43,7 +45,7 @@ impl Bytes for &[u8] {
     }
 }
 
-/// The packet is truncated, contradicts itself, or has more headers than anyone sends.
+/// The packet is truncated, contradicts itself, or has more headers than real senders use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Malformed;
 
@@ -79,15 +81,17 @@ pub struct Packet {
     pub destination: Address,
     /// Bytes from the IP header on (a GSO super-packet's sum).
     pub length: u32,
-    /// What a datagram's fragments have in common (IPv4: 16 bits); 0 of an IPv6 packet that is no fragment.
+    /// The identification that a datagram's fragments share (IPv4: 16 bits); 0 for an IPv6 packet
+    /// that is no fragment.
     pub identification: u32,
-    /// Bytes from the IP header to the end of the transport header: what every GSO segment carries besides payload.
+    /// Bytes from the IP header to the end of the transport header: the bytes that every GSO
+    /// segment carries in addition to payload.
     pub header_length: u32,
     /// Source port, or 0.
     pub source_port: u16,
     /// Destination port; for ICMP type << 8 | code; or 0.
     pub destination_port: u16,
-    /// Transport protocol, after extension headers.
+    /// Transport protocol, found behind the extension headers.
     pub protocol: u8,
     /// TCP flags, or 0.
     pub tcp_flags: u8,
@@ -95,7 +99,8 @@ pub struct Packet {
     pub hop_limit: u8,
     /// Which part of a datagram.
     pub fragment: Fragment,
-    /// IPv4 options or a live IPv6 routing header: the destination address may not be the last.
+    /// Has IPv4 options or a live IPv6 routing header: the destination address may not be the final
+    /// one.
     pub detour: bool,
     /// Behind one or two VLAN tags inside the frame.
     pub tagged: bool,
@@ -130,7 +135,8 @@ impl Packet {
         self.protocol == protocol::ICMPV6 && ((130..=132).contains(&kind) || kind == 143) && self.hop_limit == 1
     }
 
-    /// An ICMP error message (RFC 792 types 3, 4, 5, 11, 12; RFC 4443 types below 128), which quotes the packet that it is about.
+    /// An ICMP error message (RFC 792 types 3, 4, 5, 11, 12; RFC 4443 types below 128). It quotes
+    /// the packet that it is about.
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
         let kind = self.destination_port >> 8;
@@ -141,20 +147,22 @@ impl Packet {
         }
     }
 
-    /// Whether an IPv6 extension header follows what has been parsed. A later fragment has payload there, whatever its protocol says.
+    /// Whether an IPv6 extension header follows the parsed headers. A later fragment has payload
+    /// there, whatever its protocol field says.
     #[inline(always)]
     pub fn is_extended(&self) -> bool {
         !self.source.is_v4() && is_extension(self.protocol) && !matches!(self.fragment, Fragment::Later)
     }
 
-    /// Whether every packet this one stands for is at most `mtu` bytes of IP; `segment` is the GSO segment's payload in
-    /// bytes, 0 if this is no super-packet.
+    /// Whether every packet this one stands for is at most `mtu` bytes of IP. `segment` is the
+    /// payload of a GSO segment in bytes; 0 if this is no super-packet.
     #[inline(always)]
     pub fn fits(&self, mtu: u32, segment: u32) -> bool {
         self.largest(segment) <= mtu
     }
 
-    /// Bytes of IP of the largest packet this one stands for; `segment` as above.
+    /// Bytes of IP of the largest packet this one stands for; `segment` as in
+    /// [`fits`](Packet::fits).
     #[inline(always)]
     pub fn largest(&self, segment: u32) -> u32 {
         if segment == 0 { self.length } else { self.header_length + segment }
@@ -167,7 +175,7 @@ const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
-/// What a frame's link header says of the rest.
+/// What a frame's link header says about the rest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Link {
     /// An IP packet.
@@ -233,7 +241,7 @@ pub fn parse_ip<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
     parse_packet(bytes, 0, u32::from(first >> 4))
 }
 
-/// What the programs do in functions of their own, with the same steps.
+/// All parsing steps in one. The programs run the same steps in separate functions.
 #[inline(always)]
 fn parse_packet<B: Bytes>(bytes: &B, offset: u32, version: u32) -> Result<Packet, Malformed> {
     let mut packet = parse_header(bytes, offset, version)?;
@@ -249,7 +257,8 @@ fn parse_packet<B: Bytes>(bytes: &B, offset: u32, version: u32) -> Result<Packet
     Ok(packet)
 }
 
-/// Parses the header at `offset` of a packet of IP's `version`, without what follows it.
+/// Parses the header at `offset` of an IP packet of this `version`, without what follows the
+/// header.
 #[inline(always)]
 pub fn parse_header<B: Bytes>(bytes: &B, offset: u32, version: u32) -> Result<Packet, Malformed> {
     match version {
@@ -262,7 +271,8 @@ pub fn parse_header<B: Bytes>(bytes: &B, offset: u32, version: u32) -> Result<Pa
 #[inline(always)]
 fn parse_v4<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
     let Some([first, second, third, source, destination]) = bytes.near(offset) else { return Err(Malformed) };
-    // Version, header length, service, length; identification, fragment; time to live, protocol, checksum.
+    // Version, header length, service, length; identification, fragment; time to live, protocol,
+    // checksum.
     let (first, second, third) = (u32::from_be(first), u32::from_be(second), u32::from_be(third));
     let header = ((first >> 24) & 0x0f) * 4;
     if first >> 28 != 4 || header < 20 {
@@ -290,7 +300,8 @@ fn parse_v4<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
     })
 }
 
-/// Extension headers followed before the packet counts as malformed; nobody sends more.
+/// The largest number of extension headers that is parsed. Packets with more count as malformed; no
+/// real sender uses more.
 pub const EXTENSION_HEADERS: u32 = 7;
 
 #[inline(always)]
@@ -302,7 +313,8 @@ fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
         return Err(Malformed);
     }
     let payload = second >> 16;
-    // A payload of 0 is a jumbogram (RFC 2675) if the packet is larger than any other could be.
+    // A payload length of 0 marks a jumbogram (RFC 2675) if the packet is larger than any other
+    // packet can be.
     let length = whole_length(
         if payload == 0 && bytes.length() > offset + 65_575 { 0 } else { payload + 40 },
         bytes.length(),
@@ -333,7 +345,7 @@ fn parse_v6<B: Bytes>(bytes: &B, offset: u32) -> Result<Packet, Malformed> {
 #[inline(always)]
 pub fn parse_extension<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) -> Result<(), Malformed> {
     let Some([first, second]) = bytes.words(offset + packet.header_length) else { return Err(Malformed) };
-    // The next header, this one's length, and what depends on its kind.
+    // The next header, the length of this one, and two bytes that depend on its kind.
     let first = u32::from_be(first);
     let (next, units, rest) = ((first >> 24) as u8, (first >> 16) & 0xff, first as u16);
     packet.header_length += match packet.protocol {
@@ -356,15 +368,15 @@ pub fn parse_extension<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) ->
     Ok(())
 }
 
-/// Hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP and shim6 headers: those that name
-/// a next one in their first byte (RFC 7045 section 2).
+/// Whether this is a hop-by-hop, routing, fragment, authentication, destination options, mobility,
+/// HIP or shim6 header: those that name the next header in their first byte (RFC 7045 section 2).
 #[inline(always)]
 fn is_extension(protocol: u8) -> bool {
     matches!(protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
 }
 
-/// Checks the length an IP header states against what is there. 0 is what the kernel writes into super-packets that are
-/// larger than the field can say ("BIG TCP").
+/// Checks the length that an IP header states against the bytes that are there. The kernel writes 0
+/// into super-packets that are larger than the field can express ("BIG TCP").
 #[inline(always)]
 fn whole_length(stated: u32, available: u32, offset: u32) -> Result<u32, Malformed> {
     let rest = available.saturating_sub(offset);
@@ -383,7 +395,8 @@ fn fragment(position: u16, more: bool) -> Fragment {
     }
 }
 
-/// Fills in ports and flags. A transport header that is cut short leaves them 0: addresses alone decide.
+/// Fills in ports and flags. If the transport header is cut short they stay 0: addresses alone
+/// decide.
 #[inline(always)]
 pub fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
     if matches!(packet.fragment, Fragment::Later) {
@@ -415,7 +428,8 @@ pub fn parse_transport<B: Bytes>(bytes: &B, offset: u32, packet: &mut Packet) {
     }
 }
 
-/// The first words of the transport header, which nearly always follows a plain IP header.
+/// The first words of the transport header. Almost always it follows an IP header without options,
+/// for which there is a faster read.
 #[inline(always)]
 fn header<const N: usize, B: Bytes>(bytes: &B, start: u32, packet: &Packet) -> Option<[u32; N]> {
     match packet.header_length {

@@ -1,5 +1,5 @@
-//! Why a packet was dropped, and why a flow was or was not encrypted. The names are stable: they appear in metrics,
-//! flow records and the CLI.
+//! Why a packet was dropped, and why a flow was or was not encrypted. The names are stable: they
+//! appear in metrics, flow records and the CLI.
 
 macro_rules! named_enum {
     ($(#[$meta:meta])* $name:ident, fallback $fallback:ident { $( $(#[$vmeta:meta])* $variant:ident = $value:literal, $text:literal; )* }) => {
@@ -17,7 +17,8 @@ macro_rules! named_enum {
                 match self { $( $name::$variant => $text, )* }
             }
 
-            /// The value a map or an event holds; a number this version does not know reads as the fallback.
+            /// The value for a number from a map or an event. A number this version does not know
+            /// becomes the fallback.
             #[inline(always)]
             pub const fn from_u8(value: u8) -> $name {
                 match value { $( $value => $name::$variant, )* _ => $name::$fallback }
@@ -34,11 +35,12 @@ macro_rules! named_enum {
 }
 
 named_enum! {
-    /// Why a packet was dropped. Each has a counter per CPU.
+    /// Why a packet was dropped. Each reason has a counter per CPU.
     DropReason, fallback Unspecified {
-        /// Not a reason: the slot of index 0 stays empty unless a newer program wrote a reason this agent does not know.
+        /// Not a reason. Its counter stays 0, unless a newer program wrote a reason this agent does
+        /// not know.
         Unspecified = 0, "unspecified";
-        /// Truncated, inconsistent lengths, or more extension headers than anyone sends.
+        /// Truncated, inconsistent lengths, or more extension headers than real senders use.
         Malformed = 1, "malformed";
         /// A pod sent from an address that is not its own.
         SpoofedSource = 2, "spoofed_source";
@@ -52,35 +54,43 @@ named_enum! {
         PlaintextFromProtected = 6, "plaintext_from_protected";
         /// Would have left this node in the clear and cannot be redirected into the tunnel.
         PlaintextLeaving = 7, "plaintext_leaving";
-        /// Decrypted, but the pod it is for is not (or no longer) here.
+        /// For a pod that is not (or no longer) there: the packet was decrypted on another node
+        /// than the pod's, would enter another pod, or would leave this node although it is for a
+        /// pod of this node.
         NotLocal = 8, "not_local";
-        /// Came through the tunnel with a source that no other node may speak for.
+        /// Came through the tunnel with a source address that no other node may use.
         TunnelSource = 9, "tunnel_source";
-        /// Neither IP nor ARP, from an opted-in pod.
+        /// Neither IP nor ARP, from or to an opted-in pod; or from one behind a VLAN tag.
         NotIp = 10, "not_ip";
-        /// Multicast or broadcast beyond the pod's link: cannot be encrypted to one peer.
+        /// Multicast or broadcast beyond the pod's link: it cannot be encrypted to one peer.
         Multicast = 11, "multicast";
-        /// From an opted-in pod to outside the cluster before the agent has learnt what is inside.
+        /// From an opted-in pod to outside the cluster, before the agent knows what is inside; or
+        /// from or to a pod before the agent has written its settings.
         NotReady = 12, "not_ready";
-        /// The agent's own probe, which must be dropped: proves that the program runs.
+        /// The agent's own probe. It must be dropped, which proves that the program runs.
         SelfTest = 13, "self_test";
         /// The kernel refused the redirection into the tunnel or the pod.
         RedirectFailed = 14, "redirect_failed";
         /// Claims to come from this node's own pods, but arrived from the wire.
         Martian = 15, "martian";
-        /// Straight from outside the cluster to an opted-in pod's address, and `worldIngress` is `translated`.
+        /// From outside the cluster directly to an opted-in pod's address, while `worldIngress` is
+        /// `translated`.
         WorldToProtected = 16, "world_to_protected";
-        /// Larger than the tunnel's MTU where nobody is left to fragment it or to tell the sender.
+        /// Larger than the tunnel's MTU. The sender is told what would have fitted, where that is
+        /// possible.
         TooBig = 17, "too_big";
-        /// A packet socket on the node sent a frame bearing a pod's address.
+        /// A packet socket on the node sent a frame with a pod's address.
         PacketSocket = 18, "packet_socket";
-        /// From an address that is not known to be this node's yet, or from outside the cluster, to a protected pod of another node.
+        /// To a protected pod of another node, from an address that is not known to be this node's
+        /// yet, or from outside the cluster.
         UnknownSource = 19, "unknown_source";
-        /// Came sealed, and there is no room to remember that its answers have to be sealed as well.
+        /// Came sealed, but there is no room to remember that its answers must be sealed as well.
         SealedFull = 20, "sealed_full";
-        /// ARP or neighbour discovery in which a pod speaks for an address that is not its own, or for a router.
+        /// ARP or neighbour discovery in which a pod claims an address that is not its own, or
+        /// speaks as a router.
         SpoofedNeighbour = 21, "spoofed_neighbour";
-        /// One more link-local address of a pod, or one more neighbour that nobody knows, than its node has room for.
+        /// One more link-local address of a pod, or one more unknown neighbour, than its node has
+        /// room for.
         NeighbourLimit = 22, "neighbour_limit";
     }
 }
@@ -91,15 +101,15 @@ pub const DROP_SLOTS: u32 = 64;
 named_enum! {
     /// What happened to a flow's packets between nodes.
     Encryption, fallback Refused {
-        /// Dropped: neither in the clear nor otherwise.
+        /// Dropped: not sent at all.
         Refused = 0, "refused";
         /// Through the tunnel.
         Encrypted = 1, "encrypted";
-        /// In the clear, because neither end asked for more.
+        /// In the clear, because neither end asked for encryption.
         Plain = 2, "plain";
         /// Never left this node's kernel.
         Local = 3, "local";
-        /// To or from outside the cluster: not ours to encrypt.
+        /// To or from outside the cluster: hauberk does not encrypt that.
         World = 4, "world";
     }
 }
@@ -125,9 +135,10 @@ named_enum! {
         SameNode = 7, "same_node";
         /// One end is outside the cluster.
         OutsideCluster = 8, "outside_cluster";
-        /// The addresses were translated on the way, or may have been: a node's address can stand for a protected pod.
+        /// The addresses were translated on the way, or may have been: a node's address can stand
+        /// for a protected pod.
         Translated = 9, "translated";
-        /// Dropped; the drop reason says why.
+        /// Dropped; the drop reason tells why.
         Dropped = 10, "dropped";
         /// Came out of the tunnel, hence sealed by the peer that owns the source.
         Decrypted = 11, "decrypted";

@@ -1,10 +1,13 @@
-//! The answer to a packet that the tunnel cannot take: ICMP "fragmentation needed" (RFC 792, RFC 1191) and ICMPv6 "packet too
-//! big" (RFC 4443 section 3.2), each quoting how the packet began.
+//! The answer to a packet that is too big for the tunnel: ICMP "fragmentation needed" (RFC 792, RFC
+//! 1191) or ICMPv6 "packet too big" (RFC 4443 section 3.2). Each quotes the beginning of the
+//! packet.
 //!
-//! Like the kernel's own answer where a tunnel is a bridge's port, it comes from the address the packet was for: the node has
-//! no address towards the sender that both are sure to take for another's.
+//! The answer comes from the packet's destination address, like the kernel's own answer where a
+//! tunnel is a bridge port. The node has no address of its own that both it and the sender are sure
+//! to take for another host's.
 
-/// Bytes of the packet that are quoted: its IP header, its ports, and what a TCP segment's checksum is not beyond.
+/// Bytes of the packet that are quoted: its IP header, its ports, and the TCP header up to and
+/// including the checksum.
 pub const QUOTE: usize = 64;
 /// Bytes in front of the quote, IPv4: headers of IP and ICMP.
 pub const HEAD_V4: usize = 28;
@@ -13,7 +16,8 @@ pub const HEAD_V6: usize = 48;
 
 const HOP_LIMIT: u8 = 64;
 
-/// Writes what comes before the quote, which is in its place already. `mtu`: what would have fitted, bytes.
+/// Writes the headers before the quote. The quote is already in its place. `mtu`: the largest
+/// packet that would have fitted, in bytes.
 #[inline(always)]
 pub fn head_v4(answer: &mut [u8; HEAD_V4 + QUOTE], mtu: u32) {
     let length = (HEAD_V4 + QUOTE) as u16;
@@ -21,7 +25,7 @@ pub fn head_v4(answer: &mut [u8; HEAD_V4 + QUOTE], mtu: u32) {
     put(answer, 2, length.to_be_bytes());
     put(answer, 4, [0; 4]);
     put(answer, 8, [HOP_LIMIT, 1, 0, 0]);
-    // Its destination is our source, and its source our destination.
+    // The quoted destination becomes the source, and the quoted source the destination.
     copy::<4, _>(answer, HEAD_V4 + 16, 12);
     copy::<4, _>(answer, HEAD_V4 + 12, 16);
     put(answer, 20, [3, 4, 0, 0, 0, 0]);
@@ -32,7 +36,7 @@ pub fn head_v4(answer: &mut [u8; HEAD_V4 + QUOTE], mtu: u32) {
     put(answer, 22, message);
 }
 
-/// The same for IPv6.
+/// The same as [`head_v4`] for IPv6.
 #[inline(always)]
 pub fn head_v6(answer: &mut [u8; HEAD_V6 + QUOTE], mtu: u32) {
     const ICMPV6: u8 = 58;

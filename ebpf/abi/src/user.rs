@@ -1,4 +1,4 @@
-//! Leave for aya to copy these types into and out of maps.
+//! Allows aya to copy these types into and out of maps.
 
 use crate::address::Address;
 use crate::flow::{Flow, FlowEvent, FlowKey, Tally};
@@ -7,8 +7,8 @@ use crate::layout::{Answer, AnswerKey, Attachment, Counter, Interface, Pair, Pee
 
 macro_rules! plain_data {
     ($($name:ty),*) => {
-        // SAFETY: each is `Copy`, `repr(C)` or `repr(transparent)`, made of integers only and without padding, so that
-        // every bit pattern is valid and every byte initialized.
+        // SAFETY: each is `Copy`, `repr(C)` or `repr(transparent)`, made of integers only and
+        // without padding, so that every bit pattern is valid and every byte initialized.
         $(unsafe impl aya::Pod for $name {})*
     };
 }

@@ -1,7 +1,9 @@
-//! Looks at what leaves a node, behind the guard, for what the guard should have kept back.
+//! Observes the packets that leave a node, behind the guard, and finds those that the guard should
+//! have stopped.
 //!
-//! It shares no code with the guard: a mistake in the guard's parser or rules must not be repeated here. It reads who is who
-//! from the maps that the guard reads, by their layout. It answers `NEXT` to every packet and changes none.
+//! It shares no code with the guard, so that it does not repeat a mistake in the guard's parser or
+//! rules. It reads identities from the maps that the guard reads, by their layout. It returns
+//! `NEXT` for every packet and changes none.
 #![no_std]
 #![no_main]
 
@@ -16,20 +18,20 @@ use aya_ebpf::{
 
 use maps::{FOUND, Found, Identity, Inside};
 
-/// The next program, or the device.
+/// The action that passes the packet to the next program, or to the device.
 const NEXT: i32 = -1;
 
-/// Of the packets that open no TCP connection, one in so many is looked at; a power of two.
+/// Of the packets that do not open a TCP connection, one in this many is checked; a power of two.
 const ONE_IN: u32 = 64;
 
-/// A device whose packets have Ethernet headers.
+/// For a device whose packets have Ethernet headers.
 #[classifier]
 pub fn observe(context: TcContext) -> i32 {
     look(&context, true);
     NEXT
 }
 
-/// A device whose packets begin with their IP header.
+/// For a device whose packets begin with their IP header.
 #[classifier]
 pub fn observe_ip(context: TcContext) -> i32 {
     look(&context, false);
@@ -55,7 +57,7 @@ fn look(context: &TcContext, ethernet: bool) {
     if (sampled || found.opens) && leaks(found, node) {
         return note(context, found);
     }
-    // What another plugin's overlay carries is in the clear too.
+    // Packets inside another plugin's overlay are in the clear too.
     let at = found.inside_at;
     let start = match found.inside {
         Inside::NOTHING => None,
@@ -68,12 +70,12 @@ fn look(context: &TcContext, ethernet: bool) {
     }
 }
 
-/// Whether the packet is one that must have been encrypted.
+/// Whether the packet should have been encrypted.
 #[inline(always)]
 fn leaks(found: &Found, node: u32) -> bool {
     let source = maps::identity(&found.leak.source);
     let destination = maps::identity(&found.leak.destination);
-    // What is for a party of this node does not leave it, whatever device leads there.
+    // A packet to a party of this node does not leave the node, whatever device it goes to.
     let arrives = destination.node == node && destination.kind != Identity::WORLD;
     (source.is_protected() || destination.is_protected())
         && source.kind != Identity::WORLD
@@ -83,7 +85,7 @@ fn leaks(found: &Found, node: u32) -> bool {
 
 #[inline(always)]
 fn note(context: &TcContext, found: &mut Found) {
-    // SAFETY: the context is the kernel's for as long as the program runs.
+    // SAFETY: the context is valid while the program runs.
     let device = unsafe { (*context.skb.skb).ifindex };
     found.leak.device = device;
     maps::count(device);
@@ -98,7 +100,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-// The kernel gives its GPL-only helpers to programs that declare a GPL-compatible license.
+// The kernel offers its GPL-only helpers to programs that declare a GPL-compatible license.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

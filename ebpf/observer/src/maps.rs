@@ -1,4 +1,4 @@
-//! The maps: three of the guard's to read, pinned, and what is the observer's own.
+//! The maps: three pinned maps of the guard, which are only read, and the observer's own.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -20,14 +20,14 @@ static RANGES: LpmTrie<Address, Identity> = LpmTrie::pinned(16_384, BPF_F_NO_PRE
 /// Leaked packets by interface index.
 #[map]
 static LEAKED: PerCpuHashMap<u32, u64> = PerCpuHashMap::with_max_entries(4_096, 0);
-/// The latest of them, by what they are.
+/// The most recent leaked packets, by addresses, ports, protocol and device.
 #[map]
 static LEAKS: LruHashMap<Leak, Noted> = LruHashMap::with_max_entries(1_024, 0);
 /// The packet at hand.
 #[map]
 pub static FOUND: PerCpuArray<Found> = PerCpuArray::with_max_entries(1, 0);
 
-/// Who an address is (8 bytes).
+/// The identity behind an address (8 bytes).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Identity {
@@ -43,10 +43,10 @@ impl Identity {
     const NODE: u8 = 2;
     const UNKNOWN_NODE: u8 = 4;
     const PROBE: u8 = 5;
-    /// `permissive`; what is greater is `enabled`.
+    /// `permissive`; a greater value is `enabled`.
     const PERMISSIVE: u8 = 1;
 
-    /// A pod that is opted in, or of which nothing is known.
+    /// Whether this is a pod that is opted in, or about which nothing is known.
     #[inline(always)]
     pub fn is_protected(&self) -> bool {
         match self.kind {
@@ -57,7 +57,7 @@ impl Identity {
     }
 }
 
-/// What a packet is known by (44 bytes).
+/// What identifies a leaked packet (44 bytes).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Leak {
@@ -69,7 +69,7 @@ pub struct Leak {
     pub protocol: u32,
 }
 
-/// How often, and when last by the monotonic clock.
+/// The number of such packets, and the time of the last on the monotonic clock.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Noted {
@@ -86,16 +86,16 @@ impl Inside {
     pub const FRAME: u32 = 2;
 }
 
-/// What was read of a packet.
+/// What was read from a packet.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Found {
     pub leak: Leak,
     /// One of [`Inside`].
     pub inside: u32,
-    /// Where that begins.
+    /// Offset where the inner packet or frame begins.
     pub inside_at: u32,
-    /// Opens a TCP connection.
+    /// The packet opens a TCP connection.
     pub opens: bool,
 }
 
@@ -108,10 +108,10 @@ pub fn node() -> u32 {
     }
 }
 
-/// Who has `address`: exactly, else by the longest range, else the world.
+/// The identity of `address`: by exact match, else by the longest range, else the world.
 #[inline(always)]
 pub fn identity(address: &Address) -> Identity {
-    // SAFETY: an entry may be replaced while it is copied; its 8 bytes are written at once.
+    // SAFETY: an entry may be replaced while it is copied; its 8 bytes are written in one store.
     if let Some(identity) = unsafe { ENDPOINTS.get(address) } {
         return *identity;
     }
@@ -126,7 +126,7 @@ pub fn count(device: u32) {
     match LEAKED.get_ptr_mut(&device) {
         // SAFETY: the value belongs to this CPU.
         Some(packets) => unsafe { *packets += 1 },
-        // A full map loses the count, and the leak is noted all the same.
+        // If the map is full the count is lost; the leak is noted all the same.
         None => drop(LEAKED.insert(&device, &1, 0)),
     }
 }
@@ -134,7 +134,7 @@ pub fn count(device: u32) {
 #[inline(always)]
 pub fn keep(leak: &Leak, now: u64) {
     match LEAKS.get_ptr_mut(leak) {
-        // SAFETY: two CPUs at once may lose one of two counts, of the same packets.
+        // SAFETY: two CPUs at the same time may lose one of two counts of the same packet key.
         Some(noted) => unsafe {
             (*noted).packets += 1;
             (*noted).last = now;

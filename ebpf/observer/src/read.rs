@@ -1,4 +1,4 @@
-//! Reads packets. What cannot be read is of no interest here: the guard drops it.
+//! Reads packets. A packet that cannot be read does not matter here: the guard drops it.
 
 use aya_ebpf::programs::TcContext;
 
@@ -19,7 +19,7 @@ const GRE: u8 = 47;
 const DESTINATION_OPTIONS: u8 = 60;
 
 const VXLAN_PORT: u16 = 4789;
-/// What Linux, and so flannel and Cilium, took before there was a number.
+/// The port that Linux, and so flannel and Cilium, used before one was assigned.
 const VXLAN_LINUX_PORT: u16 = 8472;
 const GENEVE_PORT: u16 = 6081;
 
@@ -27,7 +27,7 @@ const GENEVE_PORT: u16 = 6081;
 const SYN: u8 = 0x02;
 const SYN_AND_ACK: u8 = 0x12;
 
-/// Where the IP packet in the Ethernet frame at `at` begins, behind up to two VLAN tags.
+/// Offset of the IP packet in the Ethernet frame at `at`, behind up to two VLAN tags.
 #[inline(always)]
 pub fn after_ethernet(context: &TcContext, at: u32) -> Option<u32> {
     let mut at = at + 12;
@@ -84,7 +84,7 @@ fn read(context: &TcContext, at: u32, found: &mut Found) -> Option<()> {
         _ => return None,
     };
     found.leak.protocol = u32::from(protocol);
-    // Addresses are all that every packet has: what is not there is left out.
+    // Every packet has addresses. Ports and flags are left out if they are missing.
     if !later_fragment {
         let _ = read_transport(context, protocol, at, found);
     }
@@ -96,7 +96,8 @@ fn mapped(word: u32) -> [u32; 4] {
     [0, 0, 0xffff_u32.to_be(), word]
 }
 
-/// Protocol and place behind at most three extension headers, and whether it is a fragment other than the first.
+/// Protocol and offset behind at most three extension headers, and whether the packet is a fragment
+/// other than the first.
 #[inline(always)]
 fn behind_extensions(context: &TcContext, protocol: u8, at: u32) -> (u8, u32, bool) {
     let first = behind_extension(context, (protocol, at, false));

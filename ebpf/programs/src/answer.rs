@@ -1,11 +1,14 @@
-//! What came sealed is answered sealed, whatever the addresses say by then: a node's address may stand for a protected pod behind
-//! another node's masquerading, and the answer to it goes from node to node.
+//! The answer to a packet that came sealed is sealed too, whatever its addresses are by then. A
+//! node's address may stand for a protected pod behind another node's masquerading, and the answer
+//! to it goes from node to node.
 //!
-//! A question that came out of the tunnel is remembered, and the last guard looks up each packet that concerns no protected pod.
-//! Pods answer from the address and port that were asked, and so does TCP. A node may answer anything else from another address or
-//! port, as a UDP server with two addresses or TFTP does: all that goes to the asker's port is sealed. Fragments have no ports: the
-//! first one tells whose the others are. ICMP errors quote packets: all ICMP to an address that asked sealed is sealed,
-//! and so are a node's own errors about what was asked of one of its pods.
+//! A request that came out of the tunnel is remembered, and the last guard looks up each packet
+//! that concerns no protected pod. Pods answer from the address and port of the request, and so
+//! does TCP. For other protocols a node may answer from another address or port, as a UDP server
+//! with two addresses or TFTP does, so everything that goes to the requester's port is sealed.
+//! Fragments have no ports: the first fragment tells where the others belong. ICMP errors quote
+//! packets: all ICMP to an address that sent sealed requests is sealed, and so are a node's own
+//! errors about requests to one of its pods.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
@@ -20,23 +23,24 @@ use crate::lookup::{Skb, at_hand, ends};
 use crate::maps::{ASKED, FRAGMENTS, GENERATIONS, SEALED};
 use crate::record::{add, now};
 
-/// How old the time of the last question may be, nanoseconds, before it is written again.
+/// Age of the stored time of the last request, in nanoseconds, from which on it is written again.
 const FRESH: u64 = 1_000_000_000;
-/// TCP's flag of a connection's first segment.
+/// TCP's SYN flag: set in a connection's first segment.
 const TCP_SYN: u8 = 0x02;
-/// Its flag of every later one.
+/// TCP's ACK flag: set in every later segment.
 const TCP_ACK: u8 = 0x10;
 /// Bytes before the packet that an ICMP error quotes.
 const ICMP_HEADER: u32 = 8;
 
-/// Remembers that the answers to a packet out of `node`'s tunnel must be sealed, if their addresses alone do not say so; `of_pod` if
-/// a pod was asked. False if there is no room for it.
+/// Remembers that the answers to a packet out of `node`'s tunnel must be sealed, unless their
+/// addresses alone require that. `of_pod`: the request went to a pod. False if there is no room for
+/// the entry.
 #[inline(always)]
 pub fn remember(settings: &Settings, packet: &Packet, need: Need, node: u32, of_pod: bool) -> bool {
     if matches!(need, Need::Encrypt(_) | Need::Prefer) {
         return true;
     }
-    // A tunnel's own messages are never inside a tunnel: an answer would go in circles.
+    // A tunnel's own messages never go inside a tunnel: an answer would loop.
     let own = u32::from(packet.destination_port) == settings.tunnel_port && packet.protocol == protocol::UDP;
     if own || matches!(packet.fragment, Fragment::Later) {
         return true;
@@ -44,7 +48,7 @@ pub fn remember(settings: &Settings, packet: &Packet, need: Need, node: u32, of_
     keep(node, u32::from(of_pod)) != 0
 }
 
-/// Keeps it for the packet at hand; 0 if there is no room. Verified by itself: see [`crate`].
+/// Remembers it for the packet at hand; 0 if there is no room. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn keep(node: u32, of_pod: u32) -> u32 {
@@ -54,7 +58,8 @@ pub extern "C" fn keep(node: u32, of_pod: u32) -> u32 {
     let key = unsafe { &mut *key };
     let (here, asker) = (&packet.destination, &packet.source);
     name(key, packet.protocol, of_pod, (here, packet.destination_port), (asker, packet.source_port));
-    // The second segment of a connection answers a first one that may have gone in the clear.
+    // Only a first segment starts a new flow: a later one follows segments that may have gone in
+    // the clear.
     let new_flow = packet.protocol == protocol::TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
     if !put(key, node, new_flow) {
         return 0;
@@ -66,7 +71,8 @@ pub extern "C" fn keep(node: u32, of_pod: u32) -> u32 {
     u32::from(put(key, node, false))
 }
 
-/// The node to which the packet at hand must go sealed, if it answers what came from there sealed. Verified by itself: see [`crate`].
+/// The node to which the packet at hand must go sealed, because it answers a sealed packet from
+/// that node; 0 if there is none. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn asked() -> u32 {
@@ -89,20 +95,21 @@ pub extern "C" fn asked() -> u32 {
         key.source_port = 0;
         node = sealed_to(key);
     }
-    // Neighbour discovery belongs to the nodes' own link, and without it nothing sealed finds its way.
+    // Neighbour discovery belongs to the nodes' own link, and without it sealed packets cannot be
+    // sent.
     if node == 0 || packet.is_neighbour_discovery() {
         return 0;
     }
     if !matches!(packet.fragment, Fragment::Whole) {
         name_fragment(key, packet);
-        // A full least-recently-used map makes room.
+        // A full least-recently-used map evicts an entry.
         let _ = FRAGMENTS.insert(&*key, &node, 0);
     }
     node
 }
 
-/// Likewise for an ICMP error that this node makes about a packet that came sealed, or had to: it quotes what was in there. 0 if it
-/// may go in the clear. Verified by itself: see [`crate`].
+/// The same for an ICMP error of this node about a packet that came sealed or had to: the error
+/// quotes that packet. 0 if the error may go in the clear. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn quoted(skb: *mut __sk_buff) -> u32 {
@@ -113,7 +120,7 @@ pub extern "C" fn quoted(skb: *mut __sk_buff) -> u32 {
     };
     if are_protected(settings, &asker, &here) {
         let (_, destination) = ends();
-        // No node has this number, so that an error without a node to seal it for is refused.
+        // No node has the number `u32::MAX`: an error without a node to seal it for is refused.
         return if destination.node == 0 { u32::MAX } else { destination.node };
     }
     // SAFETY: as above.
@@ -122,17 +129,18 @@ pub extern "C" fn quoted(skb: *mut __sk_buff) -> u32 {
     sealed_to(key)
 }
 
-/// The node for which this name is remembered, or 0.
+/// The node that is remembered for this key, or 0.
 #[inline(always)]
 fn sealed_to(key: &AnswerKey) -> u32 {
-    // SAFETY: an entry may be replaced while it is read; its number is read at once.
+    // SAFETY: an entry may be replaced while it is read; its node number is read in one load.
     match unsafe { SEALED.get(key) } {
         Some(answer) => answer.node,
         None => 0,
     }
 }
 
-/// Has the later fragments of a datagram dropped whose first one was refused: no node has the number that they are to be sealed for.
+/// Makes the later fragments of a datagram be dropped after its first one was refused: they are to
+/// be sealed for `u32::MAX`, which no node has as its number.
 #[inline(always)]
 pub fn stop_fragments(packet: &Packet) {
     if matches!(packet.fragment, Fragment::Whole) {
@@ -149,7 +157,7 @@ pub fn stop_fragments(packet: &Packet) {
 fn put(key: &AnswerKey, node: u32, new_flow: bool) -> bool {
     let now = now();
     if let Some(answer) = SEALED.get_ptr_mut(key) {
-        // SAFETY: a live map value; single stores, whose last writer is as right as any.
+        // SAFETY: a live map value. The stores are single; any CPU's value is right.
         unsafe {
             if (*answer).node == node {
                 if now.saturating_sub((*answer).last) > FRESH {
@@ -162,7 +170,7 @@ fn put(key: &AnswerKey, node: u32, new_flow: bool) -> bool {
     if SEALED.insert(key, &Answer { node, reserved: 0, last: now }, 0).is_err() {
         return false;
     }
-    // Answers may have gone in the clear until now, and what is remembered of their flow says that they may.
+    // Until now answers may have gone in the clear, and programs may remember that for their flow.
     if !new_flow {
         if let Some(generation) = GENERATIONS.get_ptr_mut(generation::PROGRAMS) {
             // SAFETY: a live, aligned map value.
@@ -172,7 +180,8 @@ fn put(key: &AnswerKey, node: u32, new_flow: bool) -> bool {
     true
 }
 
-/// Names the answers from `here` to `asker`, as far as they have to come from there.
+/// Writes into `key` the answers from `here` to `asker`. The source is left open if they may come
+/// from another address or port.
 #[inline(always)]
 fn name(key: &mut AnswerKey, protocol: u8, of_pod: bool, here: (&Address, u16), asker: (&Address, u16)) {
     let (exact, icmp) = (of_pod || protocol == protocol::TCP, is_icmp(protocol));
@@ -183,7 +192,7 @@ fn name(key: &mut AnswerKey, protocol: u8, of_pod: bool, here: (&Address, u16), 
     key.protocol = if icmp { 0 } else { u32::from(protocol) };
 }
 
-/// Names what the fragments of a datagram have in common.
+/// Writes into `key` what the fragments of a datagram have in common.
 #[inline(always)]
 fn name_fragment(key: &mut AnswerKey, packet: &Packet) {
     key.source = packet.source;

@@ -1,5 +1,5 @@
-//! Where a packet goes after the address in its header: IPv4's source routes (RFC 791) and IPv6's routing headers (RFC 8200) name
-//! more addresses. The last guard looks at each of them.
+//! Where a packet goes after the address in its header. IPv4's source routes (RFC 791) and IPv6's
+//! routing headers (RFC 8200) list more addresses. The last guard looks at each of them.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
@@ -11,28 +11,30 @@ use hauberk_abi::{
 use crate::encapsulated::{are_protected, start};
 use crate::lookup::{Skb, at_hand, identity};
 
-/// Addresses that are looked at. A packet that names more is taken for a protected one.
+/// Largest number of addresses that are checked. A packet that lists more counts as protected.
 const ADDRESSES: u32 = 16;
 /// IPv4 options (IANA).
 const END: u8 = 0;
 const NOTHING: u8 = 1;
 const LOOSE: u8 = 131;
 const STRICT: u8 = 137;
-/// Bytes of options that an IPv4 header has room for.
+/// Largest number of option bytes in an IPv4 header.
 const OPTIONS: u32 = 40;
-/// IPv6's routing header, and those of its types that list whole addresses: RFC 2460, RFC 6275, RFC 8754.
+/// IPv6's routing header, and those of its types that list whole addresses: RFC 2460, RFC 6275,
+/// RFC 8754.
 const ROUTING: u8 = 43;
 const SOURCE_ROUTE: u8 = 0;
 const HOME_ADDRESS: u8 = 2;
 const SEGMENTS: u8 = 4;
 
-/// What a step through the headers has found: this bit and a list of addresses, in one number; or where to go on.
+/// The result of one step through the headers. With this bit: a list of addresses was found, packed
+/// into the same number as offset << 8 | count. Without it: where to go on.
 const FOUND: u32 = 1 << 31;
-/// In place of a list: there is one that cannot be read.
+/// Instead of a list: there is a list that cannot be read.
 const DOUBT: u32 = u32::MAX;
 
-/// 1 if the packet at hand goes to an address for which it had to be encrypted, or that cannot be told. Verified by itself, and each
-/// step as well: see [`crate`].
+/// 1 if the packet at hand is routed to an address for which it must be encrypted, or to one that
+/// cannot be read. Verified by itself, and each step as well: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leads_to_protected(skb: *mut __sk_buff) -> u32 {
@@ -72,7 +74,7 @@ pub extern "C" fn is_address_protected(skb: *mut __sk_buff, offset: u32) -> u32 
     u32::from(protected || are_protected(settings, &packet.source, &address))
 }
 
-/// The addresses of an IPv4 source route that has not been gone to its end; 0 if there is none.
+/// The addresses of an IPv4 source route that is not completed; 0 if there is none.
 #[inline(always)]
 fn source_route(skb: *mut __sk_buff) -> u32 {
     let Some((_, packet)) = at_hand() else { return DOUBT };
@@ -108,7 +110,7 @@ pub extern "C" fn read_option(skb: *mut __sk_buff, at: u32, end: u32) -> u32 {
     }
 }
 
-/// The addresses of an IPv6 routing header that has not been gone to its end.
+/// The addresses of an IPv6 routing header that is not completed.
 #[inline(always)]
 fn routing_header(skb: *mut __sk_buff) -> u32 {
     let Some((_, packet)) = at_hand() else { return DOUBT };
@@ -122,7 +124,7 @@ fn routing_header(skb: *mut __sk_buff) -> u32 {
         if step & FOUND != 0 {
             return step;
         }
-        // Where the next header is, and what it is.
+        // Offset and protocol number of the next header.
         (at, kind) = (step >> 8, step & 0xff);
         followed += 1;
     }

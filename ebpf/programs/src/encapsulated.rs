@@ -1,5 +1,6 @@
-//! Packets inside packets between nodes. A route can pack what it carries into another packet (segment routing, RFC 8986; MPLS,
-//! RFC 3032) without a device of its own, which would have a guard: the last guard looks one level deep.
+//! Packets inside packets between nodes. A route can encapsulate packets (segment routing,
+//! RFC 8986; MPLS, RFC 3032) without a device of its own that would have a guard. So the last guard
+//! looks one level deep.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
@@ -11,7 +12,7 @@ use hauberk_abi::{
 
 use crate::lookup::{Skb, at_hand, identity, place, settings};
 
-/// IP protocol numbers (IANA) of what has an IP packet in it.
+/// IP protocol numbers (IANA) of encapsulations that carry an IP packet.
 const IPV4: u8 = 4;
 const IPV6: u8 = 41;
 const GRE: u8 = 47;
@@ -20,23 +21,25 @@ const MPLS: u16 = 0x8847;
 const MPLS_MULTICAST: u16 = 0x8848;
 const BRIDGED: u16 = 0x6558;
 const ETHERNET: u32 = 14;
-/// Labels that are followed. A packet behind more of them is taken for a protected one.
+/// Largest number of MPLS labels that are followed. A packet behind more labels counts as
+/// protected.
 const LABELS: u32 = 4;
 
-/// Whether there may be an IP packet inside this one.
+/// Whether this packet may carry another IP packet.
 #[inline(always)]
 pub fn may_hold_another(packet: &Packet) -> bool {
     matches!(packet.protocol, IPV4 | IPV6 | GRE)
 }
 
-/// Where the IP header of a packet is: what the frame has beyond the packet is the link's, because no frame is padded before it gets
-/// to its driver.
+/// Offset of the packet's IP header. All bytes of the frame beyond the packet's own length are the
+/// link header, because a frame is padded only in its driver.
 #[inline(always)]
 pub fn start(bytes: &Skb<'_>, packet: &Packet) -> u32 {
     bytes.length().saturating_sub(packet.length)
 }
 
-/// 1 if there is one inside the packet at hand that had to be encrypted. Verified by itself: see [`crate`].
+/// 1 if the packet at hand carries a packet that must be encrypted. Verified by itself: see
+/// [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn hides_protected(skb: *mut __sk_buff) -> u32 {
@@ -44,7 +47,8 @@ pub extern "C" fn hides_protected(skb: *mut __sk_buff) -> u32 {
     let bytes = Skb(&TcContext::new(skb));
     let mut offset = start(&bytes, packet) + packet.header_length;
     if packet.protocol == GRE {
-        // RFC 2784, RFC 2890: flags for what is there of checksum, key and sequence number, then what is inside.
+        // RFC 2784, RFC 2890: flags that say whether checksum, key and sequence number are there,
+        // then the inner protocol.
         let Some([head]) = bytes.words(offset) else { return 0 };
         let head = u32::from_be(head);
         offset += 4 * (1 + (head >> 31 & 1) + (head >> 29 & 1) + (head >> 28 & 1));
@@ -55,7 +59,8 @@ pub extern "C" fn hides_protected(skb: *mut __sk_buff) -> u32 {
     u32::from(is_protected(&bytes, settings, offset))
 }
 
-/// 1 if a frame that is not IP is labelled, and holds a packet that had to be encrypted. Verified by itself: see [`crate`].
+/// 1 if a frame that is not IP has MPLS labels and carries a packet that must be encrypted.
+/// Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn labels_hide_protected(skb: *mut __sk_buff) -> u32 {
@@ -69,7 +74,7 @@ pub extern "C" fn labels_hide_protected(skb: *mut __sk_buff) -> u32 {
     while offset < ETHERNET + 4 * LABELS {
         let Some([label]) = bytes.words(offset) else { return 0 };
         offset += 4;
-        // The bottom of the stack.
+        // The bottom of the label stack.
         if u32::from_be(label) & 0x100 != 0 {
             return u32::from(is_protected(&bytes, settings, offset));
         }
@@ -102,7 +107,7 @@ pub fn ends_at(bytes: &Skb<'_>, offset: u32) -> Option<(Address, Address)> {
     }
 }
 
-/// Whether what is between these two has to be encrypted.
+/// Whether traffic between these two addresses must be encrypted.
 #[inline(always)]
 pub fn are_protected(settings: &Settings, source: &Address, destination: &Address) -> bool {
     matches!(judge::need(&identity(source), &identity(destination), &place(settings, 0)), Need::Encrypt(_))

@@ -1,4 +1,4 @@
-//! Who is who: the look-ups behind every verdict.
+//! The look-ups behind every verdict.
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use hauberk_abi::{
@@ -17,10 +17,11 @@ use crate::record::add;
 /// No tunnel.
 pub const NO_PEER: Peer = Peer { flags: 0, epoch: 0 };
 
-/// How far into a packet bytes are read where they lie, if that is in the packet's linear part.
+/// Offset in bytes up to which packet data is read directly, if it is in the packet's linear part.
 const NEAR: u32 = 128;
 
-/// A packet's bytes, read through the kernel's helper, which finds them wherever they are, or where they lie.
+/// A packet's bytes. They are read through the kernel's helper, which finds them wherever they are,
+/// or directly.
 pub struct Skb<'a>(pub &'a TcContext);
 
 impl Bytes for Skb<'_> {
@@ -34,15 +35,16 @@ impl Bytes for Skb<'_> {
         self.0.load::<[u32; N]>(offset as usize).ok()
     }
 
-    /// Without a call where it can be: a packet sees many. For offsets of any value the verifier would not come to an end.
+    /// Reads without a helper call where possible, because every packet needs many reads. With
+    /// offsets of any value the verifier would not finish.
     #[inline(always)]
     fn near<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         let start = self.0.data() + offset as usize;
         if offset > NEAR || start + size_of::<[u32; N]>() > self.0.data_end() {
             return self.words(offset);
         }
-        // SAFETY: it lies in the packet, which the verifier checks once more. It may lie less aligned than a word, which the
-        // verifier refuses where it matters.
+        // SAFETY: the bytes lie in the packet; the verifier checks that again. They may be less
+        // aligned than a word; the verifier refuses that where it matters.
         Some(unsafe { *(start as *const [u32; N]) })
     }
 
@@ -52,19 +54,20 @@ impl Bytes for Skb<'_> {
     }
 }
 
-/// The settings, and the packet that was put down in this run.
+/// The settings, and the packet that this program run has stored.
 #[inline(always)]
 pub fn at_hand() -> Option<(&'static Settings, &'static Packet)> {
     Some((settings()?, PACKET.get(0)?))
 }
 
-/// Who the two ends of the packet at hand are: its source, its destination.
+/// The identities of the packet at hand: its source, its destination.
 #[inline(always)]
 pub fn ends() -> (Identity, Identity) {
     (Identity::from_bits(end(0)), Identity::from_bits(end(1)))
 }
 
-/// The source (0) or the destination (1), in bits. Verified by itself: see [`crate`].
+/// The identity of the source (0) or the destination (1), as bits. Verified by itself: see
+/// [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn end(which: u32) -> u64 {
@@ -79,10 +82,10 @@ pub fn settings() -> Option<&'static Settings> {
     if settings.node == 0 { None } else { Some(settings) }
 }
 
-/// Who has `address`: exactly, else by the longest range, else the world.
+/// The identity of `address`: by exact match, else by the longest range, else the world.
 #[inline(always)]
 pub fn identity(address: &Address) -> Identity {
-    // SAFETY: an entry may be replaced while it is copied; its 8 bytes are written at once.
+    // SAFETY: an entry may be replaced while it is copied; its 8 bytes are written in one store.
     if let Some(identity) = unsafe { ENDPOINTS.get(address) } {
         return *identity;
     }
@@ -92,7 +95,7 @@ pub fn identity(address: &Address) -> Identity {
     }
 }
 
-/// The tunnel of node `number`, where that is asked for.
+/// The tunnel of node `number`, if `need` asks for one.
 #[inline(always)]
 pub fn tunnel(need: Need, number: u32) -> Peer {
     match need {
@@ -114,12 +117,12 @@ pub fn peer(number: u32) -> Peer {
 /// The pod interface that owns `address` on this node.
 #[inline(always)]
 pub fn attachment(address: &Address) -> Option<&'static Attachment> {
-    // SAFETY: entries of this map change only with the pod; a torn read would at worst misdirect one of its last packets
-    // to an interface index or MAC that was its own.
+    // SAFETY: entries of this map change only with the pod. A torn read would at worst misdirect
+    // one of the pod's last packets to an interface index or MAC address that was the pod's own.
     unsafe { ATTACHMENTS.get(address) }
 }
 
-/// How the pod behind interface `index` is protected; unknown is protected.
+/// The protection of the pod behind interface `index`; an unknown interface counts as protected.
 #[inline(always)]
 pub fn interface_protection(index: u32) -> Protection {
     // SAFETY: one byte is read.
@@ -137,14 +140,15 @@ pub fn is_pod_interface(index: u32) -> bool {
     unsafe { INTERFACES.get(&index) }.is_some()
 }
 
-/// Whether what leaves by interface `index` passes the last guard.
+/// Whether packets that leave by interface `index` pass the last guard.
 #[inline(always)]
 pub fn is_uplink(index: u32) -> bool {
     // SAFETY: only the entry's presence matters.
     unsafe { UPLINKS.get(&index) }.is_some()
 }
 
-/// Whether netfilter translates packets from `source` to `destination`, so that they must go through the stack.
+/// Whether netfilter translates packets from `source` to `destination`, so that they must go
+/// through the stack.
 #[inline(always)]
 pub fn is_translated(source: &Address, destination: &Address) -> bool {
     let pair = Pair { source: *source, destination: *destination };
@@ -166,7 +170,7 @@ pub fn remember_translated(source: &Address, destination: &Address) {
     }
 }
 
-/// What [`hauberk_abi::judge::need`] must know here.
+/// What [`hauberk_abi::judge::need`] must know about this node.
 #[inline(always)]
 pub fn place(settings: &Settings, marks: u32) -> Place {
     Place {

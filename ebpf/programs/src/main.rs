@@ -1,5 +1,5 @@
-//! hauberk's eBPF programs, all at tc. Each looks up who the two ends of a packet are, asks [`hauberk_abi::judge`], records
-//! the answer and carries it out.
+//! hauberk's eBPF programs, all attached at tc. Each program looks up the identities of a packet's
+//! two ends, asks [`hauberk_abi::judge`], records the verdict and carries it out.
 //!
 //! | program | where |
 //! |---|---|
@@ -12,16 +12,19 @@
 //!
 //! # Functions that are verified by themselves
 //!
-//! The verifier walks every path through a program. A function that is `extern "C"` and `no_mangle` is a *global* one to it
-//! (Linux 5.6, `btf_func_linkage`): it is walked once, for arguments of any value, and its result may be any number. What would be
-//! multiplied is added up: tens of thousands of instructions in place of hundreds of thousands. Linux before 6.2 needs that most:
-//! in a program with functions it takes two paths for the same only if every number in them is.
+//! The verifier walks every path through a program. A function that is `extern "C"` and `no_mangle`
+//! is a *global* function for it (Linux 5.6, `btf_func_linkage`): it is walked once, for arguments
+//! of any value, and its result may be any number. So the costs of functions add up instead of
+//! multiplying: tens of thousands of instructions instead of hundreds of thousands. Linux before
+//! 6.2 needs that most: in a program with functions it takes two states as equal only if every
+//! number in them is equal.
 //!
-//! Every function that is not inlined is a global one. Linux before 6.4 prunes a path inside a static function without marking the
-//! caller's numbers that have to be the same (commit fde2a3882bd0 marks them). It then removes branches of the caller as dead code: it
-//! removed a refusal once.
+//! Every function that is not inlined is global. Linux before 6.4 prunes a path inside a static
+//! function without marking the caller's numbers that must be equal for that (commit fde2a3882bd0
+//! marks them). It then removes branches of the caller as dead code: once it removed a refusal.
 //!
-//! Such functions are given the context and numbers. All else lies in maps: the packet at hand in `PACKET`, its flow in `SCRATCH`.
+//! Such functions take the context and numbers. All other data is in maps: the packet at hand in
+//! `PACKET`, its flow in `SCRATCH`.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -86,7 +89,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-// The kernel gives its GPL-only helpers to programs that declare a GPL-compatible license.
+// The kernel offers its GPL-only helpers to programs that declare a GPL-compatible license.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

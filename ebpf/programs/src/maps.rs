@@ -49,38 +49,40 @@ pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::pinned(crate::recent::SLOT
 #[map]
 pub static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
 
-/// Not pinned: nobody outside a program run looks at it.
+/// Not pinned: only used within a program run. The flow of the packet at hand.
 #[map]
 pub static SCRATCH: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 
-/// Not pinned, likewise: an answer under construction.
+/// Not pinned: an answer under construction.
 #[map]
 pub static ANSWER: PerCpuArray<[u8; HEAD_V6 + QUOTE]> = PerCpuArray::with_max_entries(1, 0);
 
-/// Not pinned, likewise: a question to the routes.
+/// Not pinned: a route look-up.
 #[map]
 pub static LOOKUP: PerCpuArray<crate::route::Lookup> = PerCpuArray::with_max_entries(1, 0);
 
-/// Not pinned, likewise: what was decided a moment ago.
+/// Not pinned: recent decisions.
 #[map]
 pub static RECENT: PerCpuArray<crate::recent::Recent> = PerCpuArray::with_max_entries(crate::recent::SLOTS, 0);
 
-/// Not pinned, likewise: the packet at hand.
+/// Not pinned: the packet at hand.
 #[map]
 pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
-/// Not pinned, likewise: the name of a flow that is asked for.
+/// Not pinned: the key that is looked up in `SEALED` or `FRAGMENTS`.
 #[map]
 pub static ASKED: PerCpuArray<AnswerKey> = PerCpuArray::with_max_entries(1, 0);
 
-/// Not pinned, likewise: the node to which the later fragments of a datagram must go sealed, by its identification in place of the protocol.
+/// Not pinned: the node to which the later fragments of a datagram must go sealed. The key has the
+/// datagram's identification in place of the protocol.
 #[map]
 pub static FRAGMENTS: LruHashMap<AnswerKey, u32> = LruHashMap::with_max_entries(1_024, 0);
 
-/// Not pinned, likewise: addresses that pods brought up. Interfaces come and go without a word to this map.
+/// Not pinned: addresses that pods brought up. Entries of removed interfaces are not deleted; they
+/// are evicted.
 #[map]
 pub static NEIGHBOURS: LruHashMap<NeighbourKey, Brought> = LruHashMap::with_max_entries(8_192, 0);
 
-/// Not pinned, likewise: one of them that is asked for.
+/// Not pinned: the key that is looked up in `NEIGHBOURS`.
 #[map]
 pub static NEIGHBOUR: PerCpuArray<NeighbourKey> = PerCpuArray::with_max_entries(1, 0);

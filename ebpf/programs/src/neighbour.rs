@@ -1,5 +1,6 @@
-//! What a pod may have its node write into the neighbour table, which is not large and belongs to all pods: entries for its own
-//! addresses, for some link-local ones, and for some neighbours that nobody knows.
+//! Limits what a pod can make its node write into the neighbour table. The table is small and
+//! shared by all pods. A pod gets entries for its own addresses, for some link-local ones, and for
+//! some unknown neighbours.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
@@ -20,7 +21,7 @@ use crate::record::{now, put};
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
 
-/// The action for an ARP message at `offset` of what a pod sent. Verified by itself: see [`crate`].
+/// The action for an ARP message at `offset`, sent by a pod. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn arp(skb: *mut __sk_buff, offset: u32) -> i32 {
@@ -29,8 +30,8 @@ pub extern "C" fn arp(skb: *mut __sk_buff, offset: u32) -> i32 {
     if is_own(interface(context), &arp.claim()) { pass() } else { drop(DropReason::SpoofedNeighbour) }
 }
 
-/// Why the packet at hand, which a pod sends to its link, is refused: a [`DropReason`]'s number, 0 if it is not. Verified by itself:
-/// see [`crate`].
+/// The reason to refuse the packet at hand, which a pod sends to its link: a [`DropReason`]'s
+/// number, or 0 if it is not refused. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn refuses(skb: *mut __sk_buff, interface: u32) -> u32 {
@@ -54,7 +55,8 @@ pub extern "C" fn refuses(skb: *mut __sk_buff, interface: u32) -> u32 {
     0
 }
 
-/// Whether the pod behind the interface may speak for an address on its link, likewise. It may for none.
+/// The reason, if any, why the pod behind the interface may not speak from `address` on its link: a
+/// [`DropReason`]'s number, or 0. The unspecified address is allowed.
 #[inline(always)]
 fn speaks(interface: u32, address: &Address, spoofed: u32) -> u32 {
     if address.is_unspecified() || is_own(interface, address) {
@@ -66,7 +68,8 @@ fn speaks(interface: u32, address: &Address, spoofed: u32) -> u32 {
     if has_room(interface, SOURCES, address) { 0 } else { DropReason::NeighbourLimit as u32 }
 }
 
-/// Addresses that may be anybody's on the link, but for the one that every pod's gateway has.
+/// Whether any host on the link may have the address. That excludes the address of the pods'
+/// gateway.
 #[inline(always)]
 fn may_bring_up(address: &Address) -> bool {
     address.is_link_local() && *address != Address::v6(GATEWAY_V6)
@@ -80,7 +83,7 @@ fn is_own(interface: u32, address: &Address) -> bool {
     }
 }
 
-/// 1 if there is room for the destination of the packet at hand, likewise. Verified by itself: see [`crate`].
+/// 1 if there is room for the destination of the packet at hand. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn has_room_to_ask(interface: u32) -> u32 {
@@ -88,8 +91,9 @@ pub extern "C" fn has_room_to_ask(interface: u32) -> u32 {
     u32::from(has_room(interface, DESTINATIONS, &packet.destination))
 }
 
-/// Whether there is room for one more address of this kind ([`SOURCES`] or [`DESTINATIONS`]) at the interface, or it is one of those
-/// that have it. Two CPUs at a time may count two as one.
+/// Whether the interface has room for one more address of this kind ([`SOURCES`] or
+/// [`DESTINATIONS`]), or has this address already. Two CPUs at the same time may count two
+/// addresses as one.
 #[inline(always)]
 fn has_room(interface: u32, kind: u32, address: &Address) -> bool {
     let Some(key) = NEIGHBOUR.get_ptr_mut(0) else { return false };
@@ -101,7 +105,7 @@ fn has_room(interface: u32, kind: u32, address: &Address) -> bool {
     has_room_for_named() != 0
 }
 
-/// 1 if there is for the one that is named in `NEIGHBOUR`. Verified by itself: see [`crate`].
+/// 1 if there is room for the address in `NEIGHBOUR`. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn has_room_for_named() -> u32 {
@@ -118,7 +122,7 @@ pub extern "C" fn has_room_for_named() -> u32 {
     if count >= ROOM {
         return 0;
     }
-    // A full least-recently-used map makes room.
+    // A full least-recently-used map evicts an entry.
     let _ = NEIGHBOURS.insert(&*key, &Brought { when, count: count + 1 }, 0);
     put(&mut key.address, &address);
     let _ = NEIGHBOURS.insert(&*key, &Brought { when, count: 1 }, 0);
@@ -127,7 +131,7 @@ pub extern "C" fn has_room_for_named() -> u32 {
 
 #[inline(always)]
 fn brought(key: &NeighbourKey, when: u32) -> u32 {
-    // SAFETY: two numbers are read; a torn pair counts one address more or less.
+    // SAFETY: two numbers are read; a torn pair miscounts by one address.
     match unsafe { NEIGHBOURS.get(key) } {
         Some(brought) if brought.when == when => brought.count,
         _ => 0,

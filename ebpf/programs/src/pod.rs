@@ -21,13 +21,14 @@ use crate::recent::{Memory, Recent, Undecided};
 use crate::record::{name, record};
 use crate::route;
 
-/// What a pod sends: the source is checked, then the packet goes to a local pod, into the tunnel, or up the stack.
+/// Packets that a pod sends: the source is checked, then the packet goes to a local pod, into the
+/// tunnel, or up the stack.
 #[inline(always)]
 pub fn from_pod(context: &TcContext) -> i32 {
     if settings().is_none() {
         return drop(DropReason::NotReady);
     }
-    // Whatever the pod said of its packet inside its own network namespace ends here.
+    // Discards a token that was set inside the pod's own network namespace.
     say(context, token::FROM_POD);
     match packet_of::<true>(context) {
         Ok(_) => leave_pod(skb(context)),
@@ -41,9 +42,10 @@ pub fn from_pod(context: &TcContext) -> i32 {
 pub extern "C" fn leave_pod(skb: *mut __sk_buff) -> i32 {
     let Some((settings, packet)) = at_hand() else { return drop(DropReason::NotReady) };
     let context = &TcContext::new(skb);
-    // Read once: of more than one reading the compiler makes arithmetic that the verifier refuses.
+    // Read once: from repeated reads the compiler makes arithmetic that the verifier refuses.
     let interface = interface(context);
-    // The kernel takes a tag with a priority alone for none: who sent it is asked all the same.
+    // The kernel treats a tag that has only a priority as no tag. The protection is checked all the
+    // same.
     let tagged = packet.tagged || has_tag(context);
     if tagged && interface_protection(interface) != Protection::None {
         return drop(DropReason::NotIp);
@@ -52,7 +54,7 @@ pub extern "C" fn leave_pod(skb: *mut __sk_buff) -> i32 {
         return drop(DropReason::NotReady);
     };
     let discovery = packet.is_neighbour_discovery();
-    // What neighbour discovery says is of this packet alone.
+    // The claim in a neighbour discovery message applies to this packet only.
     if !discovery && memory.holds(packet) {
         if let Some(action) = follow(context, settings, packet, &mut memory) {
             return action;
@@ -72,7 +74,8 @@ pub extern "C" fn leave_pod(skb: *mut __sk_buff) -> i32 {
     judge_from_pod(context, settings, packet, undecided)
 }
 
-/// The way that a packet of the same flow went a moment ago; none if this one is not to go it.
+/// Sends the packet the way a recent packet of the same flow went; none if this packet may not go
+/// that way.
 #[inline(always)]
 fn follow(context: &TcContext, settings: &Settings, packet: &Packet, memory: &mut Memory) -> Option<i32> {
     let may = match memory.decision.verdict.encryption {
@@ -104,15 +107,16 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
         if packet.destination.is_multicast() && protected {
             return refuse(DropReason::Multicast);
         }
-        // Until everything has been read once, "outside the cluster" is a guess; and with a detour the address is not
-        // the last one.
+        // Until every source has been read once, "outside the cluster" is a guess. With a detour
+        // the destination address is not the final one.
         if protected && (settings.flags & flag::SYNCED == 0 || packet.detour) {
             let reason = if packet.detour { DropReason::Malformed } else { DropReason::NotReady };
             return refuse(reason);
         }
         let verdict = judge::outgoing(need, &destination, &NO_PEER);
         record(Hook::FromPod, &verdict, 0, &NO_PEER);
-        // A service address looks like the world until netfilter has translated it: `to_wire` and `to_pod` judge then.
+        // A service address looks like the world until netfilter has translated it: `to_wire` and
+        // `to_pod` judge the packet then.
         marked |= mark::SEEN;
         set_marks(context, settings, marked, token::FROM_POD);
         return pass();
@@ -124,7 +128,8 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
         marked |= mark::PROTECTED;
     }
     if stack || is_translated(&packet.source, &packet.destination) {
-        // Somebody must translate the addresses back first; the guard at the uplink judges what comes out.
+        // Another program must translate the addresses back first; the guard at the uplink judges
+        // the result.
         set_marks(context, settings, marked, token::FROM_POD);
         return pass();
     }
@@ -159,7 +164,8 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
                 None => pass(),
             }
         }
-        // Too big for the tunnel: the stack fragments it or tells the sender, and `to_wire` sends on what is left.
+        // Too big for the tunnel: the stack fragments the packet or tells the sender, and `to_wire`
+        // sends on the fragments.
         _ => {
             set_marks(context, settings, marked, token::FROM_POD);
             pass()
@@ -167,8 +173,8 @@ fn judge_from_pod(context: &TcContext, settings: &Settings, packet: &Packet, und
     }
 }
 
-/// Link-scope packets reach the node's own stack and neighbours; a protected pod gets what it needs to find its gateway. So do
-/// questions to a neighbour at its own address (RFC 4861 section 7.3.3).
+/// Handles link-scope packets, which reach the node's own stack and neighbours. An opted-in pod may
+/// send what it needs to find its gateway, and unicast to a neighbour (RFC 4861 section 7.3.3).
 #[inline(always)]
 fn on_link(interface: u32, packet: &Packet, skb: *mut __sk_buff) -> i32 {
     let needed =
@@ -183,8 +189,8 @@ fn on_link(interface: u32, packet: &Packet, skb: *mut __sk_buff) -> i32 {
     pass()
 }
 
-/// Whether the destination is in this node's range and nobody is known to have it: behind another CNI plugin's bridge the node asks its
-/// neighbours for it.
+/// Whether the destination is in this node's range and no known pod has it. Behind another CNI
+/// plugin's bridge the node then asks its neighbours for the address.
 #[inline(always)]
 fn is_unknown_neighbour(settings: &Settings, destination: &Identity) -> bool {
     settings.flags & flag::CHAINED != 0
@@ -192,8 +198,8 @@ fn is_unknown_neighbour(settings: &Settings, destination: &Identity) -> bool {
         && is_here(destination, settings.node)
 }
 
-/// What a pod is about to receive by way of the stack. (Redirections into the pod do not pass here: they were judged by the
-/// program that redirected.)
+/// Packets that a pod is about to receive from the stack. (Redirections into the pod do not pass
+/// here: the redirecting program has judged them.)
 #[inline(always)]
 pub fn to_pod(context: &TcContext) -> i32 {
     if settings().is_none() {
@@ -232,7 +238,7 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
     if said & (mark::DECRYPTED | mark::SEEN) == mark::DECRYPTED
         && matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6)
     {
-        // The node's own word that a packet was too big: it came from nowhere.
+        // The node's own "too big" message: it came by no wire and no tunnel.
         return pass();
     }
     let origin = origin(context, settings, said);
@@ -247,14 +253,15 @@ fn judge_to_pod(context: &TcContext, settings: &Settings, packet: &Packet) -> i3
         return drop(verdict.drop);
     }
     if settings.flags & flag::STACK == 0 && source.is_pod() {
-        // In this mode only translated packets come this way; their replies must too.
+        // In this mode only translated packets take this way; their replies must take it too.
         remember_translated(&packet.source, &packet.destination);
     }
     pass()
 }
 
-/// Where the packet came into the node: by the device it came by, and by what an earlier program said. A token alone does not
-/// do: it stays on a packet that comes out of another one, and that may be anybody's.
+/// Where the packet entered the node, judged by the device it came by and by the token of an
+/// earlier program. The token alone is not enough: it stays on a packet that is taken out of
+/// another one, and any host may have sent that one.
 #[inline(always)]
 fn origin(context: &TcContext, settings: &Settings, said: u32) -> Origin {
     let device = came_by(context);
@@ -276,11 +283,12 @@ fn origin(context: &TcContext, settings: &Settings, said: u32) -> Origin {
     }
 }
 
-/// The IP packet in a frame at a pod's interface, or what happens to a frame that holds none.
+/// The IP packet in a frame at a pod's interface, or the action for a frame without one.
 #[inline(always)]
 fn packet_of<const FROM: bool>(context: &TcContext) -> Result<&'static Packet, i32> {
     match read::<true>(context) {
-        // The second one was turned round at a device that has become a pod's interface since.
+        // The second destination appears if a device was an uplink when the probe was turned round
+        // there, and has become a pod's interface since.
         Read::Ip(packet)
             if packet.destination == Address::v6(probe::DROP) || packet.destination == Address::v6(probe::TURN) =>
         {
@@ -300,7 +308,7 @@ fn refuse(reason: DropReason) -> i32 {
     drop(reason)
 }
 
-/// Neither IP nor ARP: nobody can encrypt it, so a protected pod does without.
+/// Neither IP nor ARP: it cannot be encrypted, so an opted-in pod may not send or receive it.
 #[inline(always)]
 fn not_ip(interface: u32) -> i32 {
     match interface_protection(interface) {

@@ -1,5 +1,6 @@
-//! Reading a packet: what the parser finds is put down where the verifier does not follow it. On its way through the parser it has
-//! seen each fact take every value there is; it would judge each combination anew, hundreds of thousands of instructions of it.
+//! Reading a packet. The parser's result is stored in a map, where the verifier does not track
+//! values. In the parser the verifier has seen every value of every fact; it would walk the rules
+//! again for each combination, hundreds of thousands of instructions in all.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::packet::{
@@ -10,7 +11,7 @@ use crate::carry::skb;
 use crate::lookup::Skb;
 use crate::maps::PACKET;
 
-/// What has come.
+/// What a frame or packet is.
 pub enum Read {
     /// IPv4 or IPv6: the packet at hand.
     Ip(&'static Packet),
@@ -53,7 +54,8 @@ fn no_link(bytes: &Skb<'_>) -> Result<Link, Malformed> {
     }
 }
 
-/// Puts down the packet whose header is at `offset`; 0 if it is malformed. Verified by itself: see [`crate`].
+/// Stores the packet whose header is at `offset`; 0 if it is malformed. Verified by itself: see
+/// [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn read_packet(skb: *mut __sk_buff, offset: u32, version: u32, tagged: u32) -> u32 {
@@ -69,8 +71,8 @@ pub extern "C" fn read_packet(skb: *mut __sk_buff, offset: u32, version: u32, ta
     read_transport(skb, offset)
 }
 
-/// Reads the extension headers of the packet at hand, whose header is at `offset`; 0 if they are malformed. Verified by itself, and
-/// each of them: see [`crate`].
+/// Reads the extension headers of the packet at hand, whose header is at `offset`; 0 if they are
+/// malformed. Verified by itself, and each step as well: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn read_extensions(skb: *mut __sk_buff, offset: u32) -> u32 {
@@ -99,7 +101,8 @@ pub extern "C" fn read_extension(skb: *mut __sk_buff, offset: u32) -> u32 {
     }
 }
 
-/// Reads the transport header of the packet at hand, whose header is at `offset`. Verified by itself: see [`crate`].
+/// Reads the transport header of the packet at hand, whose header is at `offset`. Verified by
+/// itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn read_transport(skb: *mut __sk_buff, offset: u32) -> u32 {

@@ -1,9 +1,11 @@
-//! What was decided a moment ago about a packet of the same flow, so that the next one does without most look-ups.
+//! Recent decisions per flow, so that the next packet of a flow needs few look-ups.
 //!
-//! It is void as soon as anything changes that verdicts follow from ([`generation`]), and after [`LIFETIME`] at the latest:
-//! the host's routes are not ours to watch, and an agent may die between a change and saying so. Only what is usual is
-//! remembered: packets that pass between two known parties; what is refused, translated, tagged or on a detour is looked at
-//! each time. A table for each CPU, without chains: another flow in the same slot only means asking again.
+//! A decision is void as soon as any data changes that verdicts follow from ([`generation`]), and
+//! after [`LIFETIME`] at the latest: hauberk does not watch the host's routes, and an agent may die
+//! between a change and its announcement. Only the common case is remembered: packets that pass
+//! between two known parties. Packets that are refused, translated, tagged or on a detour are
+//! judged each time. Each CPU has its own table, without chains: if another flow uses the slot, the
+//! packet is judged again.
 
 use aya_ebpf::programs::TcContext;
 use hauberk_abi::{
@@ -23,7 +25,7 @@ pub const SLOTS: u32 = 128;
 /// How long a decision is remembered, nanoseconds.
 const LIFETIME: u64 = 20_000_000;
 
-/// A decision. Its packets are gathered in the [`Tally`] of the same slot.
+/// A decision. Its packets are counted in the [`Tally`] of the same slot.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Recent {
@@ -31,19 +33,19 @@ pub struct Recent {
     generations: [u64; 2],
     until: u64,
     interface: u32,
-    /// The other end's node.
+    /// The node of the other end.
     pub node: u32,
     /// What was decided.
     pub verdict: Verdict,
-    /// The pod it goes to, if it goes straight into one.
+    /// The pod the packets go to, if they go directly into one.
     pub pod: Attachment,
-    /// The way it takes, if it leaves by the host's routes.
+    /// The way the packets take, if they leave by the host's routes.
     pub way: Way,
 }
 
-/// The slot of a packet's flow, and the moment in which the packet came.
+/// The slot of a packet's flow, and the time at which the packet came.
 pub struct Memory {
-    /// What was decided: of this flow only if it [holds](Memory::holds).
+    /// The decision in the slot: it applies to this flow only if it [holds](Memory::holds).
     pub decision: &'static mut Recent,
     tally: &'static mut Tally,
     generations: [u64; 2],
@@ -54,15 +56,16 @@ pub struct Memory {
     usual: bool,
 }
 
-/// A packet that is to be judged.
+/// A packet that must be judged.
 pub struct Undecided {
-    /// The flow's name.
+    /// The flow's key.
     pub flow: &'static mut Tally,
     memory: Memory,
 }
 
 impl Memory {
-    /// Of a packet's flow. To be asked before anything is looked up: what changes in between voids what is remembered.
+    /// The memory for a packet's flow. Call it before any look-up, so that a change in between
+    /// voids the decision that is then remembered.
     #[inline(always)]
     pub fn of(context: &TcContext, interface: u32, hook: Hook, packet: &Packet) -> Option<Memory> {
         let slot = slot(hook, packet);
@@ -73,7 +76,8 @@ impl Memory {
         Some(Memory { decision, tally, generations, now: record::now(), slot, interface, hook, usual })
     }
 
-    /// Whether what was decided still holds, for this packet too. The tally outlives the program, and may be another one's by now.
+    /// Whether the decision still holds, and for this packet. The tally is checked too: it is
+    /// pinned, so another program load may have written it.
     #[inline(always)]
     pub fn holds(&self, packet: &Packet) -> bool {
         self.usual
@@ -85,13 +89,14 @@ impl Memory {
             && is_of(&self.tally.key, self.hook, packet)
     }
 
-    /// Records a packet for which it holds.
+    /// Records a packet for which the decision holds.
     #[inline(always)]
     pub fn record(&mut self, packet: &Packet) {
         record::gather(self.tally, self.slot, self.hook, packet, &self.decision.verdict, self.now);
     }
 
-    /// Leaves what is remembered: this packet is another flow's, or is to be judged anew.
+    /// Gives up the decision in the slot: the packet belongs to another flow, or must be judged
+    /// again.
     #[inline(always)]
     pub fn leave(self, packet: &Packet) -> Option<Undecided> {
         add_gathered(self.tally, self.slot, self.now);
@@ -101,13 +106,13 @@ impl Memory {
 }
 
 impl Undecided {
-    /// The interface it is seen on.
+    /// The interface the packet is seen on.
     #[inline(always)]
     pub fn interface(&self) -> u32 {
         self.memory.interface
     }
 
-    /// Remembers a decision; where the packet goes is for the caller to add.
+    /// Remembers a decision. The caller adds where the packet goes.
     #[inline(always)]
     pub fn remember(self, verdict: &Verdict, node: u32, tunnel: &Peer) -> &'static mut Recent {
         let Undecided { flow: Tally { key, .. }, memory } = self;
@@ -126,7 +131,7 @@ impl Undecided {
     }
 }
 
-/// Spreads flows over the table. Whoever makes them collide makes them slower, nothing else.
+/// Spreads flows over the table. A sender that makes flows collide only makes them slower.
 #[inline(always)]
 fn slot(hook: Hook, packet: &Packet) -> u32 {
     let fold = |[a, b, c, d]: [u32; 4]| a ^ b ^ c ^ d;

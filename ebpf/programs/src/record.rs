@@ -20,13 +20,13 @@ use crate::recent::SLOTS;
 #[inline(always)]
 pub fn count_drop(reason: DropReason) {
     if let Some(slot) = DROPS.get_ptr_mut(reason as u32) {
-        // SAFETY: the slot belongs to this CPU, and tc programs are not preempted by one another on it.
+        // SAFETY: the slot belongs to this CPU, where tc programs do not preempt one another.
         unsafe { *slot += 1 };
     }
 }
 
-/// Names the flow of a packet and the interface it is seen on, for all that follows in this run. In a map because a program's stack is
-/// 512 bytes.
+/// Stores the key of a packet's flow and the interface it is seen on, for the rest of this program
+/// run. It is in a map because a program's stack has only 512 bytes.
 #[inline(always)]
 pub fn name(interface: u32, hook: Hook, packet: &Packet) -> Option<&'static mut Tally> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
@@ -43,22 +43,23 @@ pub fn name(interface: u32, hook: Hook, packet: &Packet) -> Option<&'static mut 
     Some(scratch)
 }
 
-/// The coarse clock, nanoseconds: it costs a seventh of the exact one.
+/// The coarse monotonic clock, nanoseconds: it costs a seventh of the exact one.
 #[inline(always)]
 pub fn now() -> u64 {
     // SAFETY: plain helper call.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Records `verdict` for the packet at hand, whose flow has its [`name`]: the counters, the flow, and an event when the flow starts,
-/// ends, changes its verdict or is first refused. `node` is the other end's, `tunnel` its tunnel.
+/// Records `verdict` for the packet at hand, whose flow key [`name`] has stored: the counters, the
+/// flow, and an event if the flow starts, ends, changes its verdict or is refused for the first
+/// time. `node` is the other end's node, `tunnel` that node's tunnel.
 #[inline(always)]
 pub fn record(hook: Hook, verdict: &Verdict, node: u32, tunnel: &Peer) {
     let verdict_bytes = u32::from_le_bytes(bytes(verdict));
     record_named(counter_slot(hook, verdict.encryption), verdict_bytes, node, tunnel.epoch);
 }
 
-/// A verdict as a flow has it: encryption, why, drop reason, nothing.
+/// A verdict as a flow entry stores it: encryption, why, drop reason, zero.
 #[inline(always)]
 fn bytes(verdict: &Verdict) -> [u8; 4] {
     [verdict.encryption as u8, verdict.why as u8, verdict.drop as u8, 0]
@@ -83,7 +84,7 @@ pub extern "C" fn record_named(slot: u32, verdict: u32, node: u32, epoch: u32) -
     account(SLOTS, now)
 }
 
-/// Says of a flow what was decided of the packet that came now.
+/// Writes the verdict on the current packet into its flow.
 #[inline(always)]
 pub fn judged(flow: &mut Flow, verdict: &Verdict, node: u32, tunnel: &Peer, now: u64) {
     set(flow, bytes(verdict), node, tunnel.epoch, now);
@@ -94,7 +95,8 @@ fn set(flow: &mut Flow, [encryption, why, drop, _]: [u8; 4], node: u32, epoch: u
     flow.first = now;
     flow.last = now;
     flow.node = node;
-    // Not joined with its neighbours where all are zero: that would be a call of `memset`, byte by byte.
+    // Volatile, so that the compiler does not merge the store with its neighbours where all are
+    // zero: that would be a call of `memset`, byte by byte.
     // SAFETY: a field of a live value.
     unsafe { (&raw mut flow.epoch).write_volatile(epoch) };
     flow.encryption = encryption;
@@ -102,7 +104,8 @@ fn set(flow: &mut Flow, [encryption, why, drop, _]: [u8; 4], node: u32, epoch: u
     flow.drop = drop;
 }
 
-/// Records a packet that goes the way of the others of its flow: it is counted, and added to the flow's entry with others.
+/// Records a packet that goes the same way as earlier packets of its flow: it is counted now, and
+/// added to the flow's entry later, together with others.
 #[inline(always)]
 pub fn gather(tally: &mut Tally, slot: u32, hook: Hook, packet: &Packet, verdict: &Verdict, now: u64) {
     count(counter_slot(hook, verdict.encryption), packet.length);
@@ -112,26 +115,26 @@ pub fn gather(tally: &mut Tally, slot: u32, hook: Hook, packet: &Packet, verdict
     if packet.protocol == protocol::TCP {
         let fresh = packet.tcp_flags & !tally.flow.tcp_flags;
         tally.flow.tcp_flags |= fresh;
-        // The flow's end is told at once, with all of its packets so far.
+        // The end of a flow is reported at once, with all of its packets so far.
         if fresh & (TCP_FIN | TCP_RST) != 0 {
             add_gathered(tally, slot, now);
         }
     }
 }
 
-/// Adds what was gathered of a flow in `slot` to its entry.
+/// Adds the counts in `slot` to the flow's entry.
 #[inline(always)]
 pub fn add_gathered(tally: &mut Tally, slot: u32, now: u64) {
     if tally.flow.packets != 0 {
         account(slot, now);
         tally.flow.packets = 0;
-        // Apart from its neighbour, as in `set`.
+        // Separate from its neighbour, as in `set`.
         // SAFETY: a field of a live value.
         unsafe { (&raw mut tally.flow.bytes).write_volatile(0) };
     }
 }
 
-/// Copies a flow's name, see [`put`].
+/// Copies a flow's key, see [`put`].
 #[inline(always)]
 pub fn put_key(slot: &mut FlowKey, key: &FlowKey) {
     put(&mut slot.source, &key.source);
@@ -143,7 +146,8 @@ pub fn put_key(slot: &mut FlowKey, key: &FlowKey) {
     slot.reserved = 0;
 }
 
-/// Copies an address word by word. Of a plain copy the compiler makes a call of `memmove`, which here goes byte by byte.
+/// Copies an address word by word. The compiler turns a plain copy into a call of `memmove`, which
+/// goes byte by byte here.
 #[inline(always)]
 pub fn put(slot: &mut Address, address: &Address) {
     let slot = (&raw mut *slot).cast::<u32>();
@@ -157,8 +161,8 @@ pub fn put(slot: &mut Address, address: &Address) {
     }
 }
 
-/// Adds packets of a flow to the table: what was gathered in `slot`, or, for [`SLOTS`], the packet at hand. Verified by itself: see
-/// [`crate`].
+/// Adds packets of a flow to its entry: the counts in `slot`, or, if that is [`SLOTS`], the packet
+/// at hand. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn account(slot: u32, now: u64) -> u32 {
@@ -169,8 +173,9 @@ pub extern "C" fn account(slot: u32, now: u64) -> u32 {
     let limit = u64::from(settings.flow_idle_ms) * 1_000_000;
     let refused = new.encryption == Encryption::Refused as u8;
     if let Some(flow) = FLOWS.get_ptr_mut(&seen.key) {
-        // SAFETY: the pointer is to a live map value. Other CPUs may write it too: counters are added to atomically, the
-        // rest are single stores whose last writer is as right as any.
+        // SAFETY: the pointer is to a live map value. Other CPUs may write it too: counters are
+        // added to atomically, and the other fields are written in single stores, where any CPU's
+        // value is right.
         unsafe {
             let idle = !gathered && new.last.saturating_sub((*flow).last) > limit;
             if (*flow).is_judged_as(new) && !idle {
@@ -189,22 +194,24 @@ pub extern "C" fn account(slot: u32, now: u64) -> u32 {
                 return 0;
             }
         }
-        // Another CPU has begun it anew since, with another verdict: these packets are of the time before.
+        // Another CPU has since restarted the entry with another verdict: these packets are older.
         if gathered {
             return 0;
         }
     } else if gathered && now.saturating_sub(new.last) > limit {
-        // It was so long ago that the agent has ended the flow, with these packets.
+        // The last packet is so old that the agent has already ended the flow, with these packets.
         return 0;
     }
-    // A full least-recently-used map makes room; a failure here loses accounting, never the verdict.
+    // A full least-recently-used map evicts an entry. A failure here loses accounting, never the
+    // verdict.
     let _ = FLOWS.insert(&seen.key, new, 0);
     tell(if refused { EventKind::Refused } else { EventKind::Start }, &seen.key, new);
     0
 }
 
-/// Adds to a counter other CPUs may add to as well. `AtomicU64::fetch_add` does not exist for this target, which has no
-/// compare-and-swap before BPF v3; adding it has always had.
+/// Adds to a counter that other CPUs may add to as well. `AtomicU64::fetch_add` does not exist for
+/// this target: it needs compare-and-swap, which BPF has only since v3. Atomic add has always been
+/// there.
 #[inline(always)]
 pub unsafe fn add(counter: *mut u64, value: u64) {
     // SAFETY: the caller passes a pointer to a live, aligned map value.
@@ -227,7 +234,8 @@ fn tell(kind: EventKind, key: &FlowKey, flow: &Flow) {
     match EVENTS.reserve::<FlowEvent>(0) {
         Some(mut entry) => {
             let event = entry.as_mut_ptr();
-            // SAFETY: the entry is reserved for a whole `FlowEvent`; every field is written before it is submitted.
+            // SAFETY: the entry is reserved for a whole `FlowEvent`, and every field is written
+            // before it is submitted.
             unsafe {
                 (&raw mut (*event).kind).write(kind as u32);
                 (&raw mut (*event).reserved).write(0);

@@ -1,5 +1,5 @@
-//! Tells the sender of a packet that the tunnel cannot take what would have fitted. Where another plugin routes to pods, no
-//! route says so before.
+//! Tells the sender of a packet that is too big for the tunnel what size would have fitted. Where
+//! another CNI plugin routes to pods, no route tells it before.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM},
@@ -19,34 +19,35 @@ use crate::record::count_drop;
 
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
-/// `BPF_ADJ_ROOM_MAC` (linux/bpf.h): room behind the Ethernet header.
+/// `BPF_ADJ_ROOM_MAC` (linux/bpf.h): makes room behind the Ethernet header.
 const BEHIND_ETHERNET: u32 = 1;
 
-/// Drops the packet, and turns it into the answer where one can be given. That comes up the stack by the tunnel device, so that
-/// translated addresses in it are translated back.
+/// Drops the packet, and turns it into the answer where possible. The answer goes up the stack from
+/// the tunnel device, so that translated addresses in it are translated back.
 #[inline(always)]
 pub fn refuse(context: &TcContext, settings: &Settings, packet: &Packet, ethernet: bool) -> i32 {
-    // Without an Ethernet header it did not come from a pod's interface, whose route would have said so before.
+    // The answer is made in place, behind an Ethernet header. A packet without one did not come
+    // from a pod's interface.
     let answerable = ethernet && !packet.tagged && !packet.detour && !has_tag(context) && settings.tunnel != 0;
     if !answerable || turn_into_answer(skb(context), u32::from(packet.source.is_v4()), settings.tunnel_mtu) == 0 {
         return drop(DropReason::TooBig);
     }
     count_drop(DropReason::TooBig);
-    // Nothing else has this bit alone.
+    // No other packet has only this bit.
     set_marks(context, settings, mark::DECRYPTED, 0);
-    // SAFETY: plain helper call. What the kernel refuses it drops.
+    // SAFETY: plain helper call. The kernel drops a packet that it does not redirect.
     unsafe { bpf_redirect(settings.tunnel, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
-/// 1 if that was done. Verified by itself: see [`crate`].
+/// Turns the packet into the answer; 1 if that succeeded. Verified by itself: see [`crate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn turn_into_answer(skb: *mut __sk_buff, v4: u32, mtu: u32) -> u32 {
     let v4 = v4 != 0;
     let Some(buffer) = ANSWER.get_ptr_mut(0) else { return 0 };
     let head = if v4 { HEAD_V4 } else { HEAD_V6 };
-    // SAFETY: the slot belongs to this CPU and to the program that runs on it; all accesses are inside its 112 bytes. Helpers
-    // are given constant lengths.
+    // SAFETY: the slot belongs to this CPU and to the program that runs on it. All accesses are
+    // inside its 112 bytes, and helpers get constant lengths.
     unsafe {
         let bytes = buffer.cast::<u8>();
         if bpf_skb_load_bytes(skb.cast(), ETHERNET, bytes.add(head).cast(), QUOTE as u32) != 0 {

@@ -1,4 +1,4 @@
-//! The hook behind the tunnel device: packets the backend decrypted.
+//! The hook behind the tunnel device: packets that the backend has decrypted.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
@@ -16,7 +16,8 @@ use crate::read::{Read, read};
 use crate::recent::Memory;
 use crate::record::record;
 
-/// Decrypted packets: straight into the pod, or up the stack where addresses may have to be translated back.
+/// Decrypted packets: they go directly into the pod, or up the stack where addresses may have to be
+/// translated back.
 #[inline(always)]
 pub fn from_tunnel(context: &TcContext) -> i32 {
     if settings().is_none() {
@@ -35,7 +36,7 @@ pub fn from_tunnel(context: &TcContext) -> i32 {
 pub extern "C" fn judge_from_tunnel(skb: *mut __sk_buff) -> i32 {
     let Some((settings, packet)) = at_hand() else { return drop(DropReason::NotReady) };
     let context = &TcContext::new(skb);
-    // The node's own word that a packet was too big. What the tunnel itself writes has no token.
+    // The node's own "too big" message. Packets that the tunnel itself writes have no token.
     if said(context) & mark::DECRYPTED != 0 {
         return pass();
     }
@@ -71,8 +72,8 @@ pub extern "C" fn judge_from_tunnel(skb: *mut __sk_buff) -> i32 {
             return carry::packet_to_pod(context, settings, pod, packet);
         }
     }
-    // The token stays on through forwarding, so that a packet translated to yet another node is still known to carry
-    // protected traffic.
+    // The token stays on the packet while the stack forwards it, so that a packet that is
+    // translated to yet another node is still known to be protected.
     let protected = source.protection() == Protection::Enabled || destination.protection() == Protection::Enabled;
     let bits = mark::DECRYPTED | mark::SEEN | if protected { mark::PROTECTED } else { 0 };
     set_marks(context, settings, bits, token::FROM_TUNNEL);

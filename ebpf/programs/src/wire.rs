@@ -1,5 +1,5 @@
-//! The two hooks on the uplinks. `to_wire` is the last guard: whoever sent a packet, it is judged here by the addresses it
-//! would cross the wire with.
+//! The two hooks on the uplinks. `to_wire` is the last guard: whatever program sent a packet, it is
+//! judged here by the addresses it would have on the wire.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hauberk_abi::{
@@ -21,17 +21,18 @@ use crate::recent::Memory;
 use crate::record::record;
 use crate::too_big;
 
-/// What concerns no pod is not ours to judge.
+/// hauberk does not judge packets that concern no pod.
 const OF_NODES: Verdict = Verdict::pass(Encryption::Plain, Why::NotOptedIn);
 
-/// What arrives: plaintext for or from opted-in pods is dropped, plaintext from pods for plain pods goes straight in. What nodes and
-/// the world send to pods goes up the stack, as pods' answers to them do.
+/// Arriving packets. Plaintext to or from opted-in pods is dropped. Plaintext from pods to plain
+/// pods goes directly into the pod. Packets from nodes and the world to pods go up the stack, as
+/// the pods' answers do.
 #[inline(always)]
 pub fn from_wire(context: &TcContext) -> i32 {
     arrived::<true>(context)
 }
 
-/// The same on a device whose packets begin with their IP header.
+/// The same as [`from_wire`] on a device whose packets begin with their IP header.
 #[inline(always)]
 pub fn from_wire_ip(context: &TcContext) -> i32 {
     arrived::<false>(context)
@@ -91,7 +92,8 @@ pub extern "C" fn judge_from_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     if verdict.is_refused() {
         return drop(verdict.drop);
     }
-    // What an error message is about went past the stack, or its addresses were translated and the message comes to the node.
+    // The packet that an error message is about bypassed the stack. If its addresses had been
+    // translated instead, the error would be addressed to the node.
     let past = || {
         let peer = tunnel(need, source.node);
         packet.is_icmp_error() || judge::is_answered_past_the_stack(need, &source, &peer, ethernet)
@@ -112,7 +114,8 @@ pub extern "C" fn judge_from_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     up_the_stack(context, in_cluster(&source))
 }
 
-/// To the stack, where addresses may be translated: who sent it is no longer seen then.
+/// Passes the packet to the stack. It may translate the addresses, and then they no longer show who
+/// sent the packet; the token does.
 #[inline(always)]
 fn up_the_stack(context: &TcContext, of_cluster: bool) -> i32 {
     if of_cluster {
@@ -121,13 +124,13 @@ fn up_the_stack(context: &TcContext, of_cluster: bool) -> i32 {
     pass()
 }
 
-/// What is about to leave: encrypted if either end asks for it, dropped if that cannot be.
+/// Leaving packets: encrypted if either end asks for it, dropped if encryption is not possible.
 #[inline(always)]
 pub fn to_wire(context: &TcContext) -> i32 {
     leaves::<true>(context)
 }
 
-/// The same on a device whose packets begin with their IP header.
+/// The same as [`to_wire`] on a device whose packets begin with their IP header.
 #[inline(always)]
 pub fn to_wire_ip(context: &TcContext) -> i32 {
     leaves::<false>(context)
@@ -138,7 +141,8 @@ fn leaves<const ETHERNET: bool>(context: &TcContext) -> i32 {
     let Some(settings) = settings() else { return pass() };
     let packet = match read::<ETHERNET>(context) {
         Read::Ip(packet) => packet,
-        // A packet that was mirrored from a device without Ethernet headers cannot be parsed here. Its token can be read.
+        // A packet that was mirrored from a device without Ethernet headers cannot be parsed here,
+        // but its token can be read.
         Read::Other if said(context) & (mark::PROTECTED | mark::DECRYPTED) != 0 => {
             return drop(DropReason::PlaintextLeaving);
         }
@@ -174,8 +178,8 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     let Some(memory) = Memory::of(context, interface(context), Hook::ToWire, packet) else {
         return drop(DropReason::NotReady);
     };
-    // What a token says is of this packet alone.
-    // An error is judged by what it quotes.
+    // A token applies to one packet only, so a packet with marks is judged by itself. So is an ICMP
+    // error: it is judged by the packet that it quotes.
     let unmarked = marked & !mark::STACK == 0 && !packet.is_icmp_error();
     if unmarked && memory.holds(packet) {
         return pass();
@@ -184,7 +188,7 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     let (source, mut destination) = ends();
     let carries = marked & mark::PROTECTED != 0;
     let mut need = judge::need(&source, &destination, &place(settings, marked));
-    // One end is a node, or was one when the other asked.
+    // One end is a node, or was one when the request came.
     if matches!(need, Need::Clear | Need::Shelter | Need::World) && !(source.is_pod() && destination.is_pod()) {
         let mut node = answer::asked();
         if node == 0 && packet.is_icmp_error() {
@@ -201,7 +205,7 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
         return refuse(Hook::ToWire, DropReason::PlaintextLeaving, node);
     }
     if !source.is_pod() && !destination.is_pod() && !carries && !matches!(need, Need::Encrypt(_)) {
-        // The next packet of the flow may hold another one, so the verdict is not remembered.
+        // The next packet of the flow may carry a different one, so the verdict is not remembered.
         if may_hold_another(packet) {
             if hides_protected(skb) == 0 {
                 return pass();
@@ -216,7 +220,7 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
         return pass();
     }
     if said & token::FROM_CLUSTER != 0 && destination.protection() == Protection::Enabled {
-        // It came in the clear for another address, and would be sealed only now.
+        // The packet came in the clear, to another address, and would be sealed only from here on.
         let node = destination.node;
         return refuse(Hook::ToWire, DropReason::PlaintextToProtected, node);
     }
@@ -225,7 +229,8 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
         if !protected && destination.protection() != Protection::Enabled && is_unadopted_here(settings, packet) {
             return pass();
         }
-        // Both ends are here, yet it leaves: its pod is gone and a default route caught it.
+        // Both ends are on this node, yet the packet leaves it: the pod is gone and a default route
+        // matched.
         return refuse(Hook::ToWire, DropReason::NotLocal, 0);
     }
     if matches!(need, Need::World) && protected {
@@ -240,16 +245,17 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
         if is_here(&destination, settings.node) {
             return refuse(Hook::ToWire, DropReason::NotLocal, 0);
         }
-        // This node's own address that is not known to be one yet, or the world's by way of this node: the packet would go
-        // from node to node in the clear.
+        // The source is this node's own address that is not known as such yet, or this node
+        // forwards a packet from the world. Either way the packet would go from node to node in the
+        // clear.
         if came_by(context) == 0 || settings.flags & flag::WORLD_DIRECT == 0 {
             let node = destination.node;
             return refuse(Hook::ToWire, DropReason::UnknownSource, node);
         }
     }
     if settings.flags & flag::STACK == 0 && marked & mark::SEEN != 0 && in_cluster(&destination) {
-        // It left its pod for the world and netfilter turned that into a party of the cluster: the reply must come the
-        // same way.
+        // The packet left its pod towards the world, and netfilter translated that destination to a
+        // party of the cluster: the reply must take the same way.
         remember_translated(&packet.source, &packet.destination);
     }
     let tunnel = tunnel(need, destination.node);
@@ -261,8 +267,9 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     match verdict.encryption {
         Encryption::Refused => drop(verdict.drop),
         Encryption::Encrypted if packet.tagged || has_tag(context) => drop(DropReason::PlaintextLeaving),
-        // A fragment that is too large was not cut by its sender, who could do nothing about it: a node's netfilter puts fragments
-        // together and cuts anew for the device they leave by. It is sealed as it is, and what is sealed is cut.
+        // The sender did not make this fragment too big, so telling the sender would not help: a
+        // node's netfilter reassembles fragments and cuts them again for the outgoing device. The
+        // fragment is sealed as it is, and the sealed packet is fragmented.
         Encryption::Encrypted
             if !packet.fits(settings.tunnel_mtu, segment(context)) && matches!(packet.fragment, Fragment::Whole) =>
         {
@@ -277,7 +284,7 @@ pub extern "C" fn judge_to_wire(skb: *mut __sk_buff, ethernet: u32) -> i32 {
     }
 }
 
-/// Straight into a pod of this node.
+/// Puts the packet directly into a pod of this node.
 #[inline(always)]
 fn to_pod(context: &TcContext, settings: &Settings, pod: &Attachment, packet: &Packet, ethernet: bool) -> i32 {
     if ethernet {
@@ -287,8 +294,8 @@ fn to_pod(context: &TcContext, settings: &Settings, pod: &Attachment, packet: &P
     }
 }
 
-/// Whether the source is a plain pod of this node whose interface is not known as one (yet): beside another CNI plugin it may
-/// speak by a device that has the guard of a wire.
+/// Whether the source is a plain pod of this node whose interface is not known as a pod's (yet).
+/// Beside another CNI plugin the pod may send through a device that has an uplink's guard.
 #[inline(always)]
 fn is_unadopted(settings: &Settings, packet: &Packet, source: &Identity) -> bool {
     settings.flags & flag::CHAINED != 0
@@ -298,7 +305,7 @@ fn is_unadopted(settings: &Settings, packet: &Packet, source: &Identity) -> bool
         && attachment(&packet.source).is_none()
 }
 
-/// Whether the destination, a pod of this node, has no interface that is known as one (yet).
+/// Whether the destination, a pod of this node, has no interface that is known as a pod's (yet).
 #[inline(always)]
 fn is_unadopted_here(settings: &Settings, packet: &Packet) -> bool {
     settings.flags & flag::CHAINED != 0 && attachment(&packet.destination).is_none()

@@ -1,4 +1,5 @@
-//! The cluster's certificate authority, the API server's certificate, and the key that signs service accounts' tokens.
+//! The cluster's certificate authority, the API server's certificate, and the key that signs
+//! service accounts' tokens.
 
 use std::fs;
 use std::net::IpAddr;
@@ -10,7 +11,7 @@ use hauberk_netns::netns::feed;
 
 use crate::tools;
 
-/// PEM files.
+/// Paths of the PEM files.
 #[derive(Clone, Debug)]
 pub struct Certificates {
     /// The authority's certificate.
@@ -26,10 +27,10 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes them in a folder, for an API server at these addresses.
+    /// Makes the files in a folder, for an API server at these addresses.
     ///
     /// # Errors
-    /// `openssl` is missing or refuses.
+    /// `openssl` is missing or fails.
     pub fn create(directory: &Path, addresses: &[IpAddr]) -> Result<Certificates> {
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         let file = |name: &str| directory.join(name);

@@ -1,4 +1,5 @@
-//! The chart as users get it: installed by helm; or rendered by it, with its custom resources put in first.
+//! The chart as users get it: installed by helm, or rendered by helm after its custom resource
+//! definitions are applied.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,14 +12,15 @@ use crate::control_plane::POD_RANGES;
 use crate::kubectl::Kubectl;
 use crate::tools;
 
-/// The namespace that everything of hauberk is in.
+/// The namespace of all of hauberk's objects.
 pub const NAMESPACE: &str = "hauberk-system";
-/// What the release is called.
+/// The name of the release.
 pub const RELEASE: &str = "hauberk";
-/// Stands for the chart's folder among helm's arguments.
+/// The placeholder for the chart's folder in helm's arguments.
 pub const CHART: &str = "deploy/chart/hauberk";
 
-/// Puts hauberk's own kinds and then everything the chart has into a cluster, with these values besides the pods' ranges.
+/// Applies hauberk's custom resource definitions and then all of the chart's objects, with these
+/// values in addition to the pods' ranges.
 pub fn install(kubectl: &Kubectl, values: &[&str]) -> Result<()> {
     let kinds = fs::read_to_string(folder().join("crds/hauberkconfigs.yaml")).context("read the custom resources")?;
     kubectl.apply(&kinds)?;
@@ -28,10 +30,11 @@ pub fn install(kubectl: &Kubectl, values: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Installs the chart as a release of helm's, as its documentation says, with these values besides the pods' ranges.
+/// Installs the chart as a helm release, as its documentation says, with these values in addition
+/// to the pods' ranges.
 ///
 /// # Errors
-/// What helm says.
+/// helm fails; the message is its own.
 pub fn install_release(kubectl: &Kubectl, values: &[&str]) -> Result<()> {
     let ranges = pod_ranges();
     let mut arguments = vec!["install", RELEASE, CHART, "--create-namespace", "--set", &ranges];
@@ -39,10 +42,11 @@ pub fn install_release(kubectl: &Kubectl, values: &[&str]) -> Result<()> {
     helm(kubectl, &arguments).map(drop)
 }
 
-/// Runs helm in hauberk's namespace, with [`CHART`] among the arguments for the chart's folder; what it printed.
+/// Runs helm in hauberk's namespace and returns its output. [`CHART`] among the arguments stands
+/// for the chart's folder.
 ///
 /// # Errors
-/// What helm says.
+/// helm fails; the message is its own.
 pub fn helm(kubectl: &Kubectl, arguments: &[&str]) -> Result<String> {
     let mut command = kubectl.netns().command(tools::built("helm")?);
     for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
@@ -59,7 +63,7 @@ pub fn helm(kubectl: &Kubectl, arguments: &[&str]) -> Result<String> {
     feed(command, "").with_context(|| format!("helm {}", arguments.join(" ")))
 }
 
-/// The chart's objects with these values (`key=value`) besides the pods' ranges.
+/// The chart's objects with these values (`key=value`) in addition to the pods' ranges.
 pub fn render(values: &[&str]) -> Result<String> {
     let mut command = Command::new(tools::built("helm")?);
     command.args(["template", "hauberk"]).arg(folder()).args(["--namespace", NAMESPACE]);

@@ -1,4 +1,5 @@
-//! The whole cluster: control plane, nodes, the wire between them and the capture on it, CoreDNS, and hauberk as users install it.
+//! The whole cluster: control plane, nodes, the wire between them and the capture on it, CoreDNS,
+//! and hauberk as users install it.
 
 use std::fmt::Display;
 use std::fs;
@@ -20,18 +21,20 @@ use crate::node::{NOT_READY_TAINT, Node, POD_IMAGE, pod_netns};
 use crate::runner::Context;
 use crate::{chart, images, session};
 
-/// What kind of cluster a test wants.
+/// The kind of cluster a test needs.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// How many nodes.
     pub nodes: usize,
-    /// Machines beside them that are on the wire and watched, and become nodes by [`Cluster::join`].
+    /// Machines that are on the wire and captured, but are no nodes yet. [`Cluster::join`] makes
+    /// them nodes.
     pub joining: usize,
-    /// The chart's values (`key=value`) if hauberk is to be installed; without, nodes stay without a network for pods.
+    /// The chart's values (`key=value`) if hauberk is to be installed. If none, nodes have no
+    /// network for pods.
     pub hauberk: Option<Vec<String>>,
     /// Whether CoreDNS runs.
     pub dns: bool,
-    /// Of the control plane; controllers and scheduler always run.
+    /// Options of the control plane. Controllers and scheduler always run.
     pub options: Options,
 }
 
@@ -44,7 +47,7 @@ impl Default for Setup {
     }
 }
 
-/// A running cluster. All of it ends with the session it is in.
+/// A running cluster. All of it ends with its session.
 pub struct Cluster {
     /// etcd, API server, controllers, scheduler.
     pub control_plane: ControlPlane,
@@ -52,16 +55,16 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// Machines on which nothing runs yet.
     pub waiting: Vec<Node>,
-    /// What crosses the wire.
+    /// The traffic on the wire.
     pub capture: Capture,
-    /// Where logs are.
+    /// The folder for logs.
     pub directory: PathBuf,
     /// The Node objects as they were before hauberk was installed.
     pub bare_nodes: Vec<Value>,
     images: Vec<PathBuf>,
 }
 
-/// Says how long each part of the bring-up took.
+/// Prints how long each part of the start took.
 struct Stopwatch(Instant);
 
 impl Stopwatch {
@@ -72,10 +75,11 @@ impl Stopwatch {
 }
 
 impl Cluster {
-    /// Brings it up and waits until nodes are ready (if they have a network) and CoreDNS serves (if it runs).
+    /// Starts a cluster and waits until nodes are ready (if they have a network) and CoreDNS serves
+    /// (if it runs).
     ///
     /// # Errors
-    /// Anything that did not work, with where to look.
+    /// A step failed; the message says where to look.
     pub fn start(context: &Context, setup: &Setup) -> Result<Cluster> {
         let mut cluster = Cluster::start_control_plane(context, setup)?;
         let mut watch = Stopwatch(Instant::now());
@@ -98,11 +102,11 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Installs hauberk as its users do, with these values (`key=value`) besides the pods' ranges, and waits until every node is
-    /// ready with it.
+    /// Installs hauberk as its users do, with these values (`key=value`) in addition to the pods'
+    /// ranges, and waits until every node is ready with it.
     ///
     /// # Errors
-    /// Helm refuses, or a node does not become ready.
+    /// Helm fails, or a node does not become ready.
     pub fn install(&self, values: &[&str]) -> Result<()> {
         let mut watch = Stopwatch(Instant::now());
         let image = images::agent()?;
@@ -115,10 +119,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes the next of the waiting machines a node of this cluster that has hauberk; waits for nothing.
+    /// Makes the next of the waiting machines a node of this cluster, with hauberk. Does not wait
+    /// until it is ready.
     ///
     /// # Errors
-    /// None is waiting, or something does not come up.
+    /// No machine is waiting, or a program does not start.
     pub fn join(&mut self) -> Result<()> {
         ensure!(!self.waiting.is_empty(), "no machine is waiting to join");
         let node = self.waiting.remove(0);
@@ -163,19 +168,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until the kubelets have said how their nodes are.
+    /// Waits until the kubelets have reported the condition of their nodes.
     fn wait_bare(&self) -> Result<Vec<Value>> {
         let has_said = |object: &Value| object["status"]["conditions"].as_array().is_some_and(|all| !all.is_empty());
         let ask = |node: &Node| self.kubectl().wait_for(&["node", node.name()], "say how it is", has_said);
         self.nodes.iter().map(ask).collect()
     }
 
-    /// The cluster's administrator.
+    /// `kubectl` as the cluster's administrator.
     pub fn kubectl(&self) -> &Kubectl {
         &self.control_plane.kubectl
     }
 
-    /// The node of that name.
+    /// The node with that name.
     ///
     /// # Errors
     /// There is none.
@@ -183,10 +188,11 @@ impl Cluster {
         self.nodes.iter().find(|node| node.name() == name).with_context(|| format!("no node {name}"))
     }
 
-    /// Waits until every node is Ready, carries no start-up taint, and its agent says it is ready.
+    /// Waits until every node is Ready and has no start-up taint, and its agent reports that it is
+    /// ready.
     ///
     /// # Errors
-    /// One never was: its object.
+    /// A node never was; the message has its object.
     pub fn wait_ready(&self) -> Result<()> {
         for node in &self.nodes {
             self.kubectl().wait_for(&["node", node.name()], "be ready for pods", is_ready)?;
@@ -195,10 +201,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until a node's agent says it is ready.
+    /// Waits until a node's agent reports that it is ready.
     ///
     /// # Errors
-    /// It never did: what it says instead.
+    /// It never did; the message has its last report.
     pub fn wait_agent(&self, node: &Node) -> Result<()> {
         eventually(format!("the agent on {} to be ready", node.name()), || {
             let (code, body) = node.agent.get("/readyz")?;
@@ -220,10 +226,10 @@ impl Cluster {
         self.kubectl().wait_for(&["deployment", "-n", namespace, deployment], "be available", available).map(drop)
     }
 
-    /// The ranges of a node's pods, IPv4 and IPv6; waits until it has them.
+    /// The pod ranges of a node, IPv4 and IPv6. Waits until it has them.
     ///
     /// # Errors
-    /// It never has.
+    /// It never gets them.
     pub fn pod_ranges(&self, node: &Node) -> Result<[String; 2]> {
         let object = self.kubectl().wait_for(&["node", node.name()], "have ranges for pods", |object| {
             object["spec"]["podCIDRs"].as_array().is_some_and(|ranges| ranges.len() == 2)
@@ -231,11 +237,11 @@ impl Cluster {
         Ok([0, 1].map(|index| object["spec"]["podCIDRs"][index].as_str().unwrap_or_default().to_owned()))
     }
 
-    /// Connects pods by a reference plugin for each node, `bridge` or `ptp`, and plain routes between the nodes: a cluster without
-    /// hauberk. Waits until the nodes are ready.
+    /// Connects pods with a reference plugin per node, `bridge` or `ptp`, and plain routes between
+    /// the nodes: a cluster without hauberk. Waits until the nodes are ready.
     ///
     /// # Errors
-    /// Something does not work.
+    /// A step fails.
     pub fn connect_plainly(&self, plugins: &[&str]) -> Result<()> {
         ensure!(plugins.len() == self.nodes.len(), "not a plugin for each of {} nodes: {plugins:?}", self.nodes.len());
         let ranges = self.nodes.iter().map(|node| self.pod_ranges(node)).collect::<Result<Vec<_>>>()?;
@@ -268,7 +274,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes the start-up taint off a node, as its agent would.
+    /// Removes the start-up taint from a node, as its agent would.
     ///
     /// # Errors
     /// The API server refuses.
@@ -276,7 +282,7 @@ impl Cluster {
         self.kubectl().run(&["taint", "node", node.name(), &format!("{NOT_READY_TAINT}-")]).map(drop)
     }
 
-    /// Makes a namespace with (or without) the encryption label; or labels one that is there.
+    /// Makes a namespace with or without the encryption label, or labels an existing one.
     ///
     /// # Errors
     /// The API server refuses.
@@ -286,7 +292,7 @@ impl Cluster {
             object["metadata"]["labels"] = json!({"hauberk.io/encryption": encryption});
         }
         self.kubectl().apply(&object.to_string())?;
-        // Pods are refused before it is there.
+        // The API server refuses pods until this account exists.
         self.kubectl().wait_for(&["serviceaccount", "-n", name, "default"], "exist", |_| true)?;
         Ok(())
     }
@@ -294,12 +300,12 @@ impl Cluster {
     /// Deletes a namespace and waits until everything in it is gone.
     ///
     /// # Errors
-    /// It does not go.
+    /// It is not deleted in time.
     pub fn delete_namespace(&self, name: &str) -> Result<()> {
         self.kubectl().run(&["delete", "namespace", name, "--timeout=300s"]).map(drop)
     }
 
-    /// Runs a pod on a node that waits to be used, and waits until it runs: traffic from and to it is sent by whoever holds
+    /// Creates an idle pod on a node and waits until it runs. The test sends its traffic through
     /// the [`Party`].
     ///
     /// # Errors
@@ -309,7 +315,7 @@ impl Cluster {
         self.party(namespace, name)
     }
 
-    /// Waits until a pod runs; it.
+    /// Waits until a pod runs, and returns it.
     ///
     /// # Errors
     /// It never does.
@@ -333,7 +339,7 @@ impl Cluster {
     /// Fails if a packet of one of `pods` crossed the wire in the clear since a moment.
     ///
     /// # Errors
-    /// It did: which frames show it. Or the capture is not whole.
+    /// A packet did; the message shows the frames. Or the capture is incomplete.
     pub fn assert_no_cleartext(&self, pods: &[&Party], since: Moment) -> Result<()> {
         let sightings = self.cleartext(pods, since)?;
         ensure!(sightings.is_empty(), "packets of protected pods in the clear: {}", analysis::list(&sightings));
@@ -343,21 +349,21 @@ impl Cluster {
     /// Frames with packets of `pods` in the clear since a moment.
     ///
     /// # Errors
-    /// The capture is not whole.
+    /// The capture is incomplete.
     pub fn cleartext(&self, pods: &[&Party], since: Moment) -> Result<Vec<Sighting>> {
         let addresses: Vec<IpAddr> = pods.iter().flat_map(|pod| pod.addresses()).collect();
         Ok(analysis::cleartext_of(&self.capture.since(since)?, &addresses))
     }
 
-    /// Takes a node down as a power cut does and up again.
+    /// Takes a node down as a power cut does, and up again.
     ///
     /// # Errors
-    /// Something does not end or does not come up.
+    /// A process does not end or does not start.
     pub fn reboot(&mut self, node: usize) -> Result<()> {
         self.nodes[node].reboot()
     }
 
-    /// Prints and writes what a person needs who asks why something does not work.
+    /// Prints and writes what is needed to find out why a test failed.
     pub fn explain(&self) {
         let say = |arguments: &[&str]| match self.kubectl().answer(arguments, "") {
             Ok(answer) => println!("$ kubectl {}\n{}{}", arguments.join(" "), answer.stdout, answer.stderr),
@@ -382,7 +388,7 @@ impl Cluster {
     }
 }
 
-/// Does something on these nodes at the same time.
+/// Runs `work` on these nodes at the same time.
 fn on_all(nodes: &[Node], work: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
     // Daemons end with the session, not with the threads that started them.
     thread::scope(|scope| {
@@ -392,7 +398,8 @@ fn on_all(nodes: &[Node], work: impl Fn(&Node) -> Result<()> + Sync) -> Result<(
     })
 }
 
-/// Puts the logs of all agents there were on a node into one file; kubelet keeps them on the node's disk.
+/// Copies the logs of all agents that ran on a node into one file. The kubelet keeps them on the
+/// node's disk.
 fn collect_agent_logs(node: &Node, to: &Path) {
     let pods = node.machine.file("/var/log/pods");
     let mut text = Vec::new();
@@ -411,14 +418,14 @@ fn collect_agent_logs(node: &Node, to: &Path) {
     fs::write(to, text).ok();
 }
 
-/// Ready, and open for pods.
+/// Whether the node is Ready and open for pods.
 pub fn is_ready(node: &Value) -> bool {
     let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
     let ready = conditions.into_iter().any(|each| each["type"] == "Ready" && each["status"] == "True");
     ready && node["spec"]["taints"].as_array().is_none_or(Vec::is_empty)
 }
 
-/// A pod on a node that does nothing by itself.
+/// An idle pod on a node.
 pub fn pod_manifest(namespace: &str, name: &str, node: &str) -> Value {
     json!({
         "apiVersion": "v1",
@@ -433,7 +440,7 @@ pub fn pod_manifest(namespace: &str, name: &str, node: &str) -> Value {
     })
 }
 
-/// CoreDNS as clusters have it: one replica, the usual Corefile, its role and its Service.
+/// CoreDNS as in most clusters: one replica, the usual Corefile, its role and its Service.
 fn dns_manifests() -> String {
     let corefile = ".:53 {
     errors

@@ -1,4 +1,5 @@
-//! etcd and Kubernetes' API server, and if asked for its controllers and scheduler, on a machine of their own.
+//! etcd and Kubernetes' API server, and if requested its controllers and scheduler, on their own
+//! machine.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,31 +22,33 @@ pub const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
 pub const POD_RANGES: [&str; 2] = ["10.244.0.0/16", "fd00:244::/48"];
 /// The cluster's DNS server.
 pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
-/// The range that machines on the wire have their addresses in.
+/// The ranges of the addresses of machines on the wire.
 pub const MACHINES: [&str; 2] = ["10.99.0.0/24", "fd00:99::/64"];
 
-/// The address of a machine on the wire: the control plane is number 1, nodes are 11 and on.
+/// The address of a machine on the wire. The control plane is number 1, nodes are 11 and higher.
 pub fn machine_addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {
     (Ipv4Addr::new(10, 99, 0, number), Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, u16::from(number)))
 }
 
-/// What a test wants of the control plane.
+/// What a test needs from the control plane.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whether the controller manager runs: ranges for nodes, endpoints of services, default service accounts, ...
+    /// Whether the controller manager runs: ranges for nodes, endpoints of services, default
+    /// service accounts, ...
     pub controllers: bool,
     /// Whether the scheduler runs.
     pub scheduler: bool,
-    /// Nodes that may come: their kubelets' tokens are made beforehand. `n1`, `n2`, ...
+    /// The number of nodes that may join, `n1`, `n2`, ...: their kubelets' tokens are made
+    /// beforehand.
     pub nodes: usize,
-    /// More users with a token of their own name: (name, groups).
+    /// More users, with their names as tokens: (name, groups).
     pub users: Vec<(String, Vec<String>)>,
     /// More arguments for the API server.
     pub api_server_arguments: Vec<String>,
 }
 
 impl Default for Options {
-    /// The API server alone, with three nodes' tokens.
+    /// The API server without controllers, with tokens for three nodes.
     fn default() -> Options {
         Options { controllers: false, scheduler: false, nodes: 3, users: Vec::new(), api_server_arguments: Vec::new() }
     }
@@ -54,31 +57,31 @@ impl Default for Options {
 /// A running control plane. Its processes end with the test's process.
 #[derive(Debug)]
 pub struct ControlPlane {
-    /// Where it runs, and its addresses on the wire.
+    /// The machine it runs on, and its addresses on the wire.
     pub party: Party,
-    /// The wire it is plugged into.
+    /// The wire that the machine is on.
     pub wire: Wire,
-    /// The cluster's administrator.
+    /// `kubectl` as the cluster's administrator.
     pub kubectl: Kubectl,
     /// etcd.
     pub etcd: Daemon,
     /// The API server.
     pub api_server: Daemon,
-    /// The controller manager, if asked for.
+    /// The controller manager, if requested.
     pub controllers: Option<Daemon>,
-    /// The scheduler, if asked for.
+    /// The scheduler, if requested.
     pub scheduler: Option<Daemon>,
-    /// What it is made of.
+    /// Its certificates and keys.
     pub certificates: Certificates,
     directory: PathBuf,
 }
 
 impl ControlPlane {
-    /// Starts it and waits until the API server is ready. Logs and files are in `directory`. There is one of them in a test's
-    /// process.
+    /// Starts a control plane and waits until the API server is ready. Logs and files are in
+    /// `directory`. A test's process has at most one.
     ///
     /// # Errors
-    /// A program is missing or does not become ready: with the end of its log.
+    /// A program is missing or does not become ready; the message has the end of its log.
     pub fn start(directory: &Path, options: &Options) -> Result<ControlPlane> {
         let started = Instant::now();
         let directory = std::path::absolute(directory).context("absolute path")?;
@@ -114,12 +117,14 @@ impl ControlPlane {
         Ok(control_plane)
     }
 
-    /// The network namespace it runs in: what asks the API server runs there, or on a machine on the wire.
+    /// The network namespace it runs in. Clients of the API server run there, or on a machine on
+    /// the wire.
     pub fn netns(&self) -> &Netns {
         &self.party.netns
     }
 
-    /// Does `work` on a thread that can reach the API server; threads it starts can as well.
+    /// Runs `work` on a thread that can reach the API server. Threads that it starts can reach it
+    /// as well.
     ///
     /// # Errors
     /// Those of `work`, and a panic in it.
@@ -127,7 +132,8 @@ impl ControlPlane {
         self.party.netns.within(work)
     }
 
-    /// The kubeconfig of `admin`, of a node (`n1`: as its kubelet) or of a user of [`Options::users`].
+    /// The kubeconfig of `admin`, of a node (`n1`: of its kubelet) or of a user of
+    /// [`Options::users`].
     pub fn kubeconfig(&self, name: &str) -> PathBuf {
         self.directory.join(format!("{name}.conf"))
     }
@@ -137,10 +143,11 @@ impl ControlPlane {
         Kubectl::new(&self.party.netns, &self.kubeconfig(name))
     }
 
-    /// Starts the API server, again after [`ControlPlane::stop_api_server`], and waits until it is ready.
+    /// Starts the API server, also after [`ControlPlane::stop_api_server`], and waits until it is
+    /// ready.
     ///
     /// # Errors
-    /// It does not become ready: with the end of its log.
+    /// It does not become ready; the message has the end of its log.
     pub fn start_api_server(&self) -> Result<()> {
         self.api_server.start()?;
         self.api_server.wait_until("be ready", || {
@@ -153,12 +160,12 @@ impl ControlPlane {
     /// Stops the API server: connections to it are refused.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn stop_api_server(&self) -> Result<()> {
         self.api_server.kill()
     }
 
-    /// Stops the API server so that it neither answers nor refuses (SIGSTOP), or lets it go on.
+    /// Stops the API server with SIGSTOP, so that it neither answers nor refuses, or continues it.
     ///
     /// # Errors
     /// It is not running.
@@ -169,10 +176,11 @@ impl ControlPlane {
         kill(nix::unistd::Pid::from_raw(id as i32), signal).context("signal to the API server")
     }
 
-    /// Empties etcd under a stopped API server: what comes back is another cluster, with the same name.
+    /// Empties etcd while the API server is stopped: what then starts is another cluster with the
+    /// same name.
     ///
     /// # Errors
-    /// The API server is running; or the file system.
+    /// The API server is running, or file access fails.
     pub fn wipe_etcd(&self) -> Result<()> {
         ensure!(self.api_server.id().is_none(), "stop the API server before etcd is wiped");
         self.etcd.kill()?;
@@ -181,7 +189,7 @@ impl ControlPlane {
         self.etcd.start()
     }
 
-    /// Where its logs and files are.
+    /// The folder for its logs and files.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -204,7 +212,7 @@ fn plug(wire: &mut Wire) -> Result<Party> {
     Ok(Party { name: "control-plane".into(), netns, v4, v6 })
 }
 
-/// Everybody's token is their name.
+/// Every user's token is the user's name.
 fn write_tokens(directory: &Path, options: &Options) -> Result<()> {
     let mut lines = vec!["admin,admin,admin,system:masters".to_owned()];
     for node in (1..=options.nodes).map(node_name) {

@@ -24,7 +24,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon that is not running yet; what it says goes to `<directory>/<name>.log`.
+    /// A daemon that is not running yet. Its output goes to `<directory>/<name>.log`.
     pub fn new(name: &str, directory: &Path, command: Command) -> Daemon {
         Daemon {
             name: name.into(),
@@ -38,7 +38,7 @@ impl Daemon {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts it; does not wait for anything.
+    /// Starts it and waits for nothing.
     ///
     /// # Errors
     /// It runs already, or cannot be run.
@@ -58,10 +58,11 @@ impl Daemon {
         options.open(&self.log).with_context(|| format!("open {}", self.log.display()))
     }
 
-    /// SIGTERM, and SIGKILL for what has not ended after a while. Also fine when it is not running.
+    /// Sends SIGTERM, and SIGKILL if it has not ended after a while. Not an error if it is not
+    /// running.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn stop(&self) -> Result<()> {
         let Some(id) = self.id() else { return Ok(()) };
         kill(Pid::from_raw(id as i32), Signal::SIGTERM).ok();
@@ -73,10 +74,10 @@ impl Daemon {
         Ok(())
     }
 
-    /// SIGKILL, wherever it is. Also fine when it is not running.
+    /// Kills it with SIGKILL, whatever it is doing. Not an error if it is not running.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn kill(&self) -> Result<()> {
         let Some(mut child) = self.process().take() else { return Ok(()) };
         child.kill().with_context(|| format!("kill {}", self.name))?;
@@ -84,12 +85,12 @@ impl Daemon {
         Ok(())
     }
 
-    /// Its process id, while it runs.
+    /// Its process id, if it was started.
     pub fn id(&self) -> Option<u32> {
         self.process().as_ref().map(Child::id)
     }
 
-    /// Its process id as seen from outside the session.
+    /// Its process id outside the session.
     ///
     /// # Errors
     /// It is not running, or the session was not begun by [`crate::session::command`].
@@ -108,7 +109,7 @@ impl Daemon {
     /// Waits until `condition` holds, as long as the program runs.
     ///
     /// # Errors
-    /// It ended, or the condition never held: with the end of its log.
+    /// The program ended, or the condition never held; the message has the end of its log.
     pub fn wait_until(&self, what: &str, mut condition: impl FnMut() -> Result<()>) -> Result<()> {
         let mut ended = None;
         let held = wait::within(2 * wait::GENEROUS, format!("{} to {what}", self.name), || {
@@ -126,7 +127,7 @@ impl Daemon {
         held.with_context(|| format!("its log ({}) ends with:\n{}", self.log.display(), self.log_tail()))
     }
 
-    /// Where its log is.
+    /// The path of its log.
     pub fn log(&self) -> &Path {
         &self.log
     }

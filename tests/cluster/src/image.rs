@@ -1,5 +1,5 @@
-//! Images for the cluster's nodes, made from files that are here: an archive as `docker save` writes it and `ctr images import`
-//! reads it.
+//! Images for the cluster's nodes, made from local files: an archive in the format of `docker
+//! save`, which `ctr images import` reads.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,19 +13,19 @@ use serde_json::json;
 /// An image of a few programs and the shared libraries they need.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Its whole name: `hauberk.test/pod:1`.
+    /// Its full name: `hauberk.test/pod:1`.
     pub name: String,
-    /// Programs: the file here, and its path in the image.
+    /// Programs: the local file, and its path in the image.
     pub programs: Vec<(PathBuf, String)>,
-    /// What is run, with the path in the image.
+    /// The command, with the path in the image.
     pub entrypoint: Vec<String>,
 }
 
 impl Image {
-    /// Writes it to a file; `scratch` is for what it is made of.
+    /// Writes the image to a file; `scratch` is for its parts.
     ///
     /// # Errors
-    /// A program is missing, or the file system's.
+    /// A program is missing, or file access fails.
     pub fn write(&self, archive: &Path, scratch: &Path) -> Result<()> {
         let (root, parts) = (scratch.join("root"), scratch.join("parts"));
         for folder in ["tmp", "etc", "proc", "sys", "dev", "run", "usr/bin", "lib64"].map(|name| root.join(name)) {
@@ -55,12 +55,13 @@ impl Image {
     }
 }
 
-/// The shared libraries of a program, and for those of glibc that look up names what they load later.
+/// The shared libraries of a program. For programs that look up names this includes the libraries
+/// that glibc loads later.
 fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut command = Command::new("ldd");
     command.arg(program);
     let output = command.output().context("run ldd")?;
-    // It refuses static programs, which need none.
+    // `ldd` fails for static programs, which need no libraries.
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(!text.contains("not found"), "{} needs libraries that are not here:\n{text}", program.display());
     let mut found: BTreeSet<PathBuf> = text

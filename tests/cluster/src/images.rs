@@ -1,4 +1,4 @@
-//! The images that the cluster's nodes are given.
+//! The images that the cluster's nodes get.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::tools;
 /// CoreDNS.
 pub const DNS_IMAGE: &str = "hauberk.test/coredns:1";
 
-/// Archives of the images that every node has: made if older than what is in them.
+/// Archives of the images that every node has. They are made again if their contents are newer.
 ///
 /// # Errors
 /// A program is not built.
@@ -36,7 +36,8 @@ pub fn archives() -> Result<Vec<PathBuf>> {
     Ok(vec![up_to_date(&pod, &folder.join("pod.tar"))?, up_to_date(&dns, &folder.join("coredns.tar"))?])
 }
 
-/// The agent's image, which `tests/cluster/tools/image` makes, or the one that `HAUBERK_IMAGE` names.
+/// The agent's image, which `tests/cluster/tools/image` makes, or the one that `HAUBERK_IMAGE`
+/// names.
 ///
 /// # Errors
 /// There is none.
@@ -56,7 +57,8 @@ fn up_to_date(image: &Image, archive: &Path) -> Result<PathBuf> {
         newest = newest.max(Some(modified(program).with_context(|| format!("{} is missing", program.display()))?));
     }
     if made.is_none() || made < newest {
-        // Several test programs may be at it: each makes its own, and the last one stays.
+        // Several test programs may do this at once: each makes its own file, and the last rename
+        // wins.
         let own = archive.with_extension(format!("{}.tar", std::process::id()));
         image.write(&own, &own.with_extension("parts"))?;
         fs::rename(&own, archive).with_context(|| format!("rename {}", own.display()))?;

@@ -1,4 +1,4 @@
-//! The cluster as its users see it: Kubernetes' own command line, with somebody's token.
+//! The cluster as its users see it: Kubernetes' own command line, with a user's token.
 
 use std::fs;
 use std::io::Write;
@@ -20,14 +20,14 @@ pub struct Kubectl {
     cache: PathBuf,
 }
 
-/// What a call printed and how it ended.
+/// A call's output and result.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// It succeeded.
+    /// Whether it succeeded.
     pub success: bool,
-    /// What it printed.
+    /// Its standard output.
     pub stdout: String,
-    /// What it complained of: a refusal by the API server is in here, in its words.
+    /// Its standard error. If the API server refused the request, its message is in here.
     pub stderr: String,
 }
 
@@ -38,7 +38,7 @@ impl Kubectl {
         Kubectl { netns: netns.clone(), kubeconfig: kubeconfig.into(), cache }
     }
 
-    /// Where it runs: what else asks the API server can run there.
+    /// The namespace it runs in. Other clients of the API server can run there too.
     pub fn netns(&self) -> &Netns {
         &self.netns
     }
@@ -48,7 +48,7 @@ impl Kubectl {
         &self.kubeconfig
     }
 
-    /// The same with somebody else's token: for service accounts and users that a test makes up.
+    /// The same with another token: for service accounts and users that a test makes.
     ///
     /// # Errors
     /// The kubeconfig cannot be read or written.
@@ -61,7 +61,7 @@ impl Kubectl {
         Ok(Kubectl::new(&self.netns, &path))
     }
 
-    /// The command with these arguments, not run yet.
+    /// The command with these arguments, not started yet.
     ///
     /// # Errors
     /// The program is not built.
@@ -71,10 +71,11 @@ impl Kubectl {
         Ok(command)
     }
 
-    /// Runs it with `input` on its standard input, and says how it ended: also for what should be refused.
+    /// Runs the command with `input` on its standard input and returns its result, also if it
+    /// fails: for requests that should be refused.
     ///
     /// # Errors
-    /// It could not be run.
+    /// The command could not be run.
     pub fn answer(&self, arguments: &[&str], input: &str) -> Result<Answer> {
         let mut command = self.command(arguments)?;
         let mut child = command
@@ -84,7 +85,7 @@ impl Kubectl {
             .spawn()
             .context("run kubectl")?;
         if let Some(mut stdin) = child.stdin.take() {
-            // A program that stops reading early says why on its standard error.
+            // A program that stops reading early prints the reason to its standard error.
             stdin.write_all(input.as_bytes()).ok();
         }
         let output = child.wait_with_output().context("wait for kubectl")?;
@@ -95,10 +96,10 @@ impl Kubectl {
         })
     }
 
-    /// Runs it; what it printed.
+    /// Runs the command and returns its output.
     ///
     /// # Errors
-    /// It failed: what it said.
+    /// The command failed; the message has its output.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         self.feed(arguments, "")
     }
@@ -109,26 +110,28 @@ impl Kubectl {
         Ok(answer.stdout)
     }
 
-    /// Runs what should be refused; the refusal, in the API server's words.
+    /// Runs a command that should be refused, and returns the API server's message.
     ///
     /// # Errors
-    /// It was accepted.
+    /// The request was accepted.
     pub fn refused(&self, arguments: &[&str], input: &str) -> Result<String> {
         let answer = self.answer(arguments, input)?;
         ensure!(!answer.success, "kubectl {} was accepted: {}", arguments.join(" "), answer.stdout.trim());
         Ok(answer.stderr)
     }
 
-    /// Runs it with `-o json`, for example `get(&["pods", "-A"])`; the answer as `T`, often [`Value`].
+    /// Runs `get` with `-o json`, for example `get(&["pods", "-A"])`. Returns the answer as `T`,
+    /// often [`Value`].
     ///
     /// # Errors
-    /// It failed, or the answer is no `T`.
+    /// The command failed, or the answer is no `T`.
     pub fn get<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {
         let text = self.run(&[&["get", "-o", "json"], arguments].concat())?;
         serde_json::from_str(&text).with_context(|| format!("kubectl get {}", arguments.join(" ")))
     }
 
-    /// Applies manifests (YAML or JSON, several documents) on the server's side, so that it validates all of them.
+    /// Applies manifests (YAML or JSON, several documents) on the server's side, so that it
+    /// validates all of them.
     ///
     /// # Errors
     /// One was refused.
@@ -136,7 +139,7 @@ impl Kubectl {
         self.feed(&["apply", "--server-side", "--force-conflicts", "-f", "-"], manifests)
     }
 
-    /// Applies manifests of which one should be refused; the refusal.
+    /// Applies manifests of which one should be refused, and returns the refusal.
     ///
     /// # Errors
     /// All were accepted.
@@ -144,8 +147,8 @@ impl Kubectl {
         self.refused(&["apply", "--server-side", "--force-conflicts", "-f", "-"], manifests)
     }
 
-    /// A new token for a service account (`namespace/name`). With a node it is bound to that Node object, as the token of a
-    /// pod running there is, and names it to the API server.
+    /// A new token for a service account (`namespace/name`). With a node, the token is bound to
+    /// that Node object and names it to the API server, like the token of a pod that runs there.
     ///
     /// # Errors
     /// There is no such account or node.
@@ -160,19 +163,19 @@ impl Kubectl {
         Ok(self.run(&arguments)?.trim().to_owned())
     }
 
-    /// Runs a command in a pod (`namespace/name`, or `namespace/kind/name`); what it printed.
+    /// Runs a command in a pod (`namespace/name`, or `namespace/kind/name`) and returns its output.
     ///
     /// # Errors
-    /// It failed: what it said.
+    /// The command failed; the message has its output.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
         let (namespace, name) = pod.split_once('/').context("a pod is namespace/name")?;
         self.run(&[&["exec", "-n", namespace, name, "--"], command].concat())
     }
 
-    /// Waits until an object satisfies a condition. `object` is what `get` is asked for.
+    /// Waits until an object satisfies a condition. `object` has the arguments for `get`.
     ///
     /// # Errors
-    /// It never did: the object as it was last.
+    /// It never did; the message has the last state of the object.
     pub fn wait_for(&self, object: &[&str], what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Value::Null;
         let found = wait::within(3 * wait::GENEROUS, format!("{} to {what}", object.join(" ")), || {
@@ -186,7 +189,7 @@ impl Kubectl {
     }
 }
 
-/// An object without what nobody reads.
+/// An object without the fields that no reader needs.
 fn brief(object: &Value) -> String {
     let mut object = object.clone();
     if let Some(metadata) = object["metadata"].as_object_mut() {

@@ -1,16 +1,18 @@
-//! A real Kubernetes cluster on one machine: etcd, the API server, the controllers and the scheduler in one network
-//! namespace, and for each node a network and a mount namespace with containerd, kubelet and kube-proxy of its own.
+//! A real Kubernetes cluster on one machine. etcd, the API server, the controllers and the
+//! scheduler run in one network namespace. Each node has a network and a mount namespace with its
+//! own containerd, kubelet and kube-proxy.
 //!
-//! It is built on [`hauberk_netns`]: the wire between the machines, the capture on it, and the traffic are the same. A pod of
-//! the cluster is a [`Party`](hauberk_netns::Party) like any other, so whatever that harness can send, pods can send here.
+//! It is built on [`hauberk_netns`]: the wire between the machines, the capture on it, and the
+//! traffic are the same. A pod of the cluster is a [`Party`](hauberk_netns::Party) like any other,
+//! so pods here can send all traffic that the other harness can send.
 //!
 //! | module | is |
 //! |---|---|
-//! | [`runner`] | which tests share a cluster, time limits, what to say after a failure |
-//! | [`session`] | the walls around a cluster: everything in it ends with one process |
+//! | [`runner`] | which tests share a cluster, time limits, what to print after a failure |
+//! | [`session`] | the isolation of a cluster: everything in it ends with one process |
 //! | [`control_plane`], [`certificates`] | etcd, API server, controllers, scheduler |
-//! | [`cluster`], [`node`], [`machine`] | all of it together; a node; the namespaces it is made of |
-//! | [`image`], [`images`] | what nodes run, without a registry |
+//! | [`cluster`], [`node`], [`machine`] | the whole cluster; a node; the namespaces it is made of |
+//! | [`image`], [`images`] | the images that nodes run, without a registry |
 //! | [`chart`] | hauberk as users install it |
 //! | [`kubectl`] | the cluster as its users see it |
 //! | [`daemon`] | a program that runs until it is stopped |
@@ -27,6 +29,7 @@ pub mod machine;
 pub mod node;
 pub mod runner;
 pub mod session;
+#[allow(unsafe_code, reason = "see the module")]
 mod syscalls;
 pub mod tools;
 

@@ -1,4 +1,5 @@
-//! A node's machine: a network and a mount namespace in which everything has its standard path, and a disk that a reboot keeps.
+//! A node's machine: a network and a mount namespace in which every program has its standard path,
+//! and a disk that survives a reboot.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -16,8 +17,8 @@ use nix::sched::{CloneFlags, unshare};
 use crate::control_plane::machine_addresses;
 use crate::{session, syscalls};
 
-/// Folders of the machine that are its own, empty at first, and survive a reboot. The rest of `/etc` is ours, with what is written
-/// there kept apart.
+/// The machine's own folders. They are empty at first and survive a reboot. The rest of `/etc` is
+/// the host's; writes to it are kept apart.
 const DISK: [&str; 6] = ["/var/lib", "/var/log", "/opt", "/etc/cni", "/etc/containerd", "/etc/kubernetes"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -26,17 +27,17 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 pub struct Machine {
     /// Its name, network namespace and addresses on the wire.
     pub party: Party,
-    /// Its `/run`, as seen from outside.
+    /// The path of its `/run` outside the machine.
     pub run: PathBuf,
     disk: PathBuf,
     mounts: Arc<File>,
 }
 
 impl Machine {
-    /// Plugs a new machine into the wire; `number` counts from 1. Its disk is a folder in `state`.
+    /// Connects a new machine to the wire; `number` counts from 1. Its disk is a folder in `state`.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn boot(wire: &mut Wire, name: &str, number: u8, state: &Path) -> Result<Machine> {
         let netns = Netns::create(name)?;
         wire.plug(&netns, "eth0", 0, 1500)?;
@@ -46,15 +47,17 @@ impl Machine {
         Machine::furnish(party, &state.join(name))
     }
 
-    /// Takes the machine down as a power cut would, and up again on the same cable. Its processes must have ended.
+    /// Takes the machine down as a power cut would, and up again on the same cable. Its processes
+    /// must have ended before.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn reboot(&mut self) -> Result<()> {
         let shelf = Netns::create(&format!("{}-cable", self.party.name))?;
         wire::move_link(&self.party.netns, "eth0", &shelf, "eth0")?;
-        // Pins are memory: with them goes what would otherwise stay attached to the cable, which is the same afterwards. The cable is
-        // out by now: what the kernel still had to send must not find it without a guard.
+        // Pins are in memory, so a power cut loses them, and with them everything that would
+        // otherwise stay attached to the cable, which is reused. The cable is unplugged first, so
+        // that packets the kernel still has to send never find it without a guard.
         // The file system's own two files cannot be removed.
         let pins = ["/sys/fs/bpf", "-mindepth", "1", "-not", "-name", "*.debug", "-delete"];
         let forget = self.command("find").args(pins).status();
@@ -92,15 +95,15 @@ impl Machine {
         Ok(Machine { party, run, disk: disk.into(), mounts })
     }
 
-    /// A command that will run on the machine.
+    /// A command that runs on the machine.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         syscalls::run_inside(&mut command, self.party.netns.file(), self.mounts.clone());
         command
     }
 
-    /// Where a file of the machine is, seen from outside: one in `/run` or in its own folders (`/var/lib`, `/var/log`, `/opt`,
-    /// `/etc/cni`, ...).
+    /// The path outside the machine of one of its files, in `/run` or in its own folders
+    /// (`/var/lib`, `/var/log`, `/opt`, `/etc/cni`, ...).
     pub fn file(&self, path: &str) -> PathBuf {
         match path.strip_prefix("/run/") {
             Some(rest) => self.run.join(rest),
@@ -108,7 +111,7 @@ impl Machine {
         }
     }
 
-    /// What `/proc/<process>/ns/mnt` of its processes links to.
+    /// The link target of `/proc/<process>/ns/mnt` for its processes.
     pub(crate) fn mount_identity(&self) -> Option<PathBuf> {
         let inode = nix::sys::stat::fstat(&*self.mounts).ok()?.st_ino;
         Some(PathBuf::from(format!("mnt:[{inode}]")))
@@ -135,7 +138,7 @@ fn on_disk(disk: &Path, path: &str) -> PathBuf {
     disk.join(path.trim_start_matches('/'))
 }
 
-/// In a mount namespace just made, which is a copy of the session's.
+/// Sets up the mounts in a new mount namespace, which is a copy of the session's.
 fn furnish_mounts(run: &Path, disk: &Path) -> Result<()> {
     let none: Option<&str> = None;
     let bind = |from: &Path, to: &str| {
@@ -151,7 +154,8 @@ fn furnish_mounts(run: &Path, disk: &Path) -> Result<()> {
         bind(&on_disk(disk, folder), folder)?;
     }
     bind(run, "/run")?;
-    // A sysfs shows the network namespace it was mounted in; what is mounted in the old one comes along.
+    // A sysfs shows the network namespace it was mounted in, so a new one is mounted. The mounts in
+    // the old one are moved.
     let shelf = Path::new("/run/cgroup");
     fs::create_dir_all(shelf).context("create /run/cgroup")?;
     bind(Path::new(CGROUPS), "/run/cgroup")?;
@@ -159,6 +163,6 @@ fn furnish_mounts(run: &Path, disk: &Path) -> Result<()> {
     bind(shelf, CGROUPS)?;
     umount2(shelf, MntFlags::MNT_DETACH).context("unmount /run/cgroup")?;
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("mount a bpffs")?;
-    // As an init system leaves it: what kubelet mounts is seen where containers were started before.
+    // As an init system sets it up: containers that already run also see what the kubelet mounts.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("make all mounts shared")
 }

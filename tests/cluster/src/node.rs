@@ -21,23 +21,23 @@ use crate::tools;
 
 /// The image that pods and their sandboxes run.
 pub const POD_IMAGE: &str = "hauberk.test/pod:1";
-/// What a new node carries until pods there are protected.
+/// The taint of a new node until pods there are protected.
 pub const NOT_READY_TAINT: &str = "hauberk.io/agent-not-ready";
-/// Where the reference CNI plugins of the system are.
+/// The folder of the system's reference CNI plugins.
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// A node of the cluster.
 #[derive(Debug)]
 pub struct Node {
-    /// What it runs on.
+    /// The machine it runs on.
     pub machine: Machine,
     /// The container runtime.
     pub containerd: Daemon,
     /// The kubelet.
     pub kubelet: Daemon,
-    /// kube-proxy, on the host as in no real cluster; what it does to packets is the same.
+    /// kube-proxy. It runs on the host, unlike in real clusters; its effect on packets is the same.
     pub proxy: Daemon,
-    /// The API of its agent; the process is a pod's.
+    /// The API of its agent. The agent's process belongs to a pod.
     pub agent: Agent,
     logs: PathBuf,
     kubeconfig: PathBuf,
@@ -52,10 +52,10 @@ impl Deref for Node {
 }
 
 impl Node {
-    /// A node on a machine; nothing runs yet.
+    /// A node on a machine, with no programs running yet.
     ///
     /// # Errors
-    /// A program is missing, or the file system's.
+    /// A program is missing, or file access fails.
     pub fn new(machine: Machine, control_plane: &ControlPlane, logs: &Path) -> Result<Node> {
         let name = machine.party.name.clone();
         let kubeconfig = control_plane.kubeconfig(&name);
@@ -80,20 +80,20 @@ impl Node {
         &self.machine.party.name
     }
 
-    /// Starts the container runtime and gives it images.
+    /// Starts the container runtime and imports images.
     ///
     /// # Errors
-    /// It does not come up, or refuses an image.
+    /// It does not start, or refuses an image.
     pub fn start_runtime(&self, images: &[PathBuf]) -> Result<()> {
         self.containerd.start()?;
         self.containerd.wait_until("answer", || self.ctr(&["version"]).map(drop))?;
         images.iter().try_for_each(|image| self.import(image))
     }
 
-    /// Gives the container runtime an image.
+    /// Imports an image into the container runtime.
     ///
     /// # Errors
-    /// It refuses it.
+    /// The runtime refuses it.
     pub fn import(&self, image: &Path) -> Result<()> {
         let path = image.display().to_string();
         self.ctr(&["images", "import", "--digests", &path]).with_context(|| format!("import {path}"))?;
@@ -109,11 +109,11 @@ impl Node {
         self.kubelet.start()
     }
 
-    /// Puts reference CNI plugins (`bridge`, `host-local`, ...) and a configuration that uses them on the node, as somebody
-    /// else's installer would.
+    /// Installs reference CNI plugins (`bridge`, `host-local`, ...) and a configuration that uses
+    /// them, as another installer would.
     ///
     /// # Errors
-    /// A plugin is not installed, or the file system's.
+    /// A plugin is not installed, or file access fails.
     pub fn install_plugins(&self, plugins: &[&str], file: &str, configuration: &Value) -> Result<()> {
         let binaries = self.machine.file("/opt/cni/bin");
         for plugin in plugins {
@@ -130,24 +130,24 @@ impl Node {
     /// Runs `ctr` on Kubernetes' containers of this node.
     ///
     /// # Errors
-    /// What it says.
+    /// It fails; the message is its own.
     pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.machine.command(tools::built("ctr")?);
         command.args(["--namespace", "k8s.io"]).args(arguments);
         feed(command, "").with_context(|| format!("ctr {} on {}", arguments.join(" "), self.name()))
     }
 
-    /// Runs a program on this node; what it printed.
+    /// Runs a program on this node and returns its output.
     ///
     /// # Errors
-    /// It failed: what it said.
+    /// The program failed; the message has its output.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let mut command = self.machine.command(program);
         command.args(arguments);
         feed(command, "").with_context(|| format!("on {}: {program} {}", self.name(), arguments.join(" ")))
     }
 
-    /// The process a container's first process is. `id` is as in a pod's status: `containerd://...`.
+    /// The id of a container's first process. `id` is as in a pod's status: `containerd://...`.
     ///
     /// # Errors
     /// It is not running.
@@ -158,7 +158,7 @@ impl Node {
         text.trim().parse().with_context(|| format!("{}: {text}", path.display()))
     }
 
-    /// The network namespace that a container is in.
+    /// The network namespace of a container.
     ///
     /// # Errors
     /// It is not running.
@@ -166,10 +166,10 @@ impl Node {
         Netns::adopt(name, &PathBuf::from(format!("/proc/{}/ns/net", self.process(id)?)))
     }
 
-    /// Everything on it ends at once, as in a power cut: daemons, containers. What it had on disk stays.
+    /// Ends all daemons and containers of the node at once, as in a power cut. Its disk is kept.
     ///
     /// # Errors
-    /// Something does not end.
+    /// A process does not end.
     pub fn cut_power(&self) -> Result<()> {
         for daemon in [&self.kubelet, &self.proxy, &self.containerd] {
             daemon.kill()?;
@@ -187,10 +187,11 @@ impl Node {
         Ok(())
     }
 
-    /// Takes it down by [`Node::cut_power`] and starts it again, with new namespaces and an empty `/run`.
+    /// Takes the node down with [`Node::cut_power`] and starts it again, with new namespaces and an
+    /// empty `/run`.
     ///
     /// # Errors
-    /// Something does not end, or does not come up.
+    /// A process does not end or does not start.
     pub fn reboot(&mut self) -> Result<()> {
         self.cut_power()?;
         self.machine.reboot()?;
@@ -201,7 +202,8 @@ impl Node {
         self.start()
     }
 
-    /// Processes in the machine's mount namespace, which are the daemons' children, and in its containers.
+    /// Processes in the machine's mount namespace, which are the daemons' children, and in its
+    /// containers.
     fn container_processes(&self, containers: &[String]) -> Vec<i32> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -255,7 +257,7 @@ fn configure(machine: &Machine, kubeconfig: &Path) -> Result<()> {
         "hostnameOverride": name,
         "clusterCIDR": POD_RANGES.join(","),
         "bindAddress": "0.0.0.0",
-        // A namespace of its own has no say about these.
+        // These settings cannot be changed in a network namespace other than the initial one.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         "nftables": {"syncPeriod": "30s", "minSyncPeriod": "100ms"},
     });
@@ -289,7 +291,7 @@ fn containerd(machine: &Machine, logs: &Path) -> Result<Daemon> {
     let program = tools::built("containerd")?;
     let tools_folder = program.parent().map(|folder| folder.display().to_string()).unwrap_or_default();
     let mut command = machine.command(&program);
-    // It starts the shim beside it, and runc.
+    // It starts the shim from its own folder, and runc.
     command.env("PATH", format!("{tools_folder}:/usr/sbin:/usr/bin:/sbin:/bin"));
     Ok(Daemon::new(&format!("containerd-{}", machine.party.name), logs, command))
 }
@@ -310,7 +312,7 @@ fn proxy(machine: &Machine, logs: &Path) -> Result<Daemon> {
     Ok(Daemon::new(&format!("kube-proxy-{}", machine.party.name), logs, command))
 }
 
-/// Names that pods' network namespaces get beside those of machines.
+/// The name of a pod's network namespace, beside the namespaces of machines.
 pub(crate) fn pod_netns(namespace: &str, name: &str) -> Result<String> {
     ensure!(!namespace.is_empty() && !name.is_empty(), "a pod has a namespace and a name");
     Ok(format!("{namespace}.{name}"))

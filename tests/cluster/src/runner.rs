@@ -1,8 +1,9 @@
-//! Which tests run where.
+//! Runs each test in its session.
 //!
-//! The test program lists its tests. Those of suites that share a cluster run one after the other in one session (see
-//! [`session`](mod@crate::session)), in which the first of them brings it up; a suite that wants something else has a session to itself. A test
-//! that does not end takes its session with it, and the next one begins a new one.
+//! The test program lists its tests. Tests of suites that share a cluster run one after the other
+//! in one session (see [`session`](mod@crate::session)); the first of them starts the cluster. A
+//! suite with other needs has its own session. A test that does not end takes its session down with
+//! it, and the next test begins a new one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,25 +25,26 @@ use crate::cluster::{Cluster, Setup};
 use crate::session;
 use crate::tools;
 
-/// Begins the line with which a session says how a test ended.
+/// Begins the line in which a session reports the result of a test.
 const VERDICT: &str = "\u{1}verdict ";
 
 /// Tests of one subject.
 #[derive(Clone, Copy)]
 pub struct Suite {
-    /// Its session's name: suites of one name share it.
+    /// The name of its session; suites with the same name share it.
     pub session: &'static str,
     /// Its tests.
     pub tests: &'static [Test],
 }
 
 impl Suite {
-    /// A suite on the cluster that most of them share. Its tests leave that cluster as they found it.
+    /// A suite on the cluster that most suites share. Its tests leave that cluster as they found
+    /// it.
     pub const fn shared(tests: &'static [Test]) -> Suite {
         Suite { session: "shared", tests }
     }
 
-    /// A suite with a session to itself, named after it.
+    /// A suite with its own session.
     pub const fn alone(session: &'static str, tests: &'static [Test]) -> Suite {
         Suite { session, tests }
     }
@@ -51,16 +53,16 @@ impl Suite {
 /// A test.
 #[derive(Clone, Copy)]
 pub struct Test {
-    /// What must hold, after the suite's name: `services::a_cluster_address_is_encrypted_both_ways`.
+    /// The suite's name and what must hold: `services::a_cluster_address_is_encrypted_both_ways`.
     pub name: &'static str,
     /// The test.
     pub run: fn(&Context) -> Result<()>,
-    /// Its session is killed after this time.
+    /// The test's session is killed after this time.
     pub limit: Duration,
 }
 
 impl Test {
-    /// A test with the usual time limit; bringing up the cluster counts.
+    /// A test with the usual time limit, which includes the start of the cluster.
     pub const fn new(name: &'static str, run: fn(&Context) -> Result<()>) -> Test {
         Test { name, run, limit: Duration::from_secs(600) }
     }
@@ -72,14 +74,14 @@ impl Test {
     }
 }
 
-/// What a test is given.
+/// What a test gets as its argument.
 pub struct Context {
     /// The test's own folder, `target/cluster/<test>`.
     pub directory: PathBuf,
     session: Arc<Session>,
 }
 
-/// What outlives a test: what its session holds.
+/// What outlives a test: the contents of its session.
 struct Session {
     directory: PathBuf,
     cluster: OnceLock<Cluster>,
@@ -87,17 +89,18 @@ struct Session {
 }
 
 impl Context {
-    /// For a program that is no test.
+    /// A context for a program that is no test.
     pub fn new(directory: &Path) -> Context {
         let session =
             Session { directory: directory.into(), cluster: OnceLock::new(), captures: Mutex::new(Vec::new()) };
         Context { directory: directory.into(), session: Arc::new(session) }
     }
 
-    /// The cluster that the session's tests share, as [`Setup`] has it by default: brought up by the first that asks.
+    /// The cluster that the session's tests share, with the default [`Setup`]. The first call
+    /// starts it.
     ///
     /// # Errors
-    /// It does not come up.
+    /// It does not start.
     pub fn cluster(&self) -> Result<&Cluster> {
         if let Some(cluster) = self.session.cluster.get() {
             return Ok(cluster);
@@ -107,12 +110,13 @@ impl Context {
         Ok(self.session.cluster.get_or_init(|| cluster))
     }
 
-    /// The session's own folder, `target/cluster/session-<name>`: logs of a cluster that tests share.
+    /// The session's own folder, `target/cluster/session-<name>`: logs of a cluster that tests
+    /// share.
     pub fn session_directory(&self) -> &Path {
         &self.session.directory
     }
 
-    /// Has a capture written to the test's folder if it fails.
+    /// Makes the runner write a capture to the test's folder if the test fails.
     pub fn watch(&self, capture: &Capture) {
         self.session.captures.lock().unwrap_or_else(PoisonError::into_inner).push(capture.clone());
     }
@@ -130,7 +134,7 @@ pub fn main(suites: &[Suite]) -> ExitCode {
         eprintln!("cluster suites cannot run: {error:#}");
         return ExitCode::FAILURE;
     }
-    // One at a time: a cluster is twenty programs.
+    // One test at a time: a cluster is twenty programs.
     arguments.test_threads = Some(1);
     let sessions: Arc<Mutex<BTreeMap<&str, Running>>> = Arc::default();
     let mut trials = Vec::new();
@@ -139,7 +143,8 @@ pub fn main(suites: &[Suite]) -> ExitCode {
             let (sessions, suite) = (sessions.clone(), *suite);
             trials.push(Trial::test(test.name, move || {
                 let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
-                // Others' clusters are not needed any more: tests come in the order of the suites.
+                // Other sessions' clusters are no longer needed: tests run in the order of the
+                // suites.
                 sessions.retain(|name, _| *name == suite.session);
                 run(&mut sessions, suite.session, test).map_err(|error| Failed::from(format!("{error:#}")))
             }));
@@ -161,7 +166,7 @@ fn prerequisites() -> Result<()> {
     Ok(())
 }
 
-/// A session's process, and what it says.
+/// A session's process and its output.
 struct Running {
     name: String,
     process: Child,
@@ -198,7 +203,7 @@ impl Drop for Running {
     }
 }
 
-/// Has a session run one test; a session that is not there is started.
+/// Runs one test in a session, which is started if necessary.
 fn run(sessions: &mut BTreeMap<&str, Running>, name: &'static str, test: &Test) -> Result<()> {
     let directory = results()?.join(test.name.replace("::", "."));
     fresh(&directory)?;
@@ -211,7 +216,7 @@ fn run(sessions: &mut BTreeMap<&str, Running>, name: &'static str, test: &Test) 
         Ok(true) => return Ok(()),
         Ok(false) => {}
         Err(_) => {
-            // It hangs or is gone: the next test starts afresh.
+            // The session hangs or is gone: the next test starts a new one.
             sessions.remove(name);
         }
     }
@@ -245,7 +250,7 @@ fn order(running: &mut Running, test: &Test, directory: &Path) -> Result<bool> {
     }
 }
 
-/// The session's process: runs the tests it is told, one after the other.
+/// The session's process: it runs the tests that it is told to run, one after the other.
 fn inside(suites: &[Suite]) -> ExitCode {
     let name = std::env::args().nth(2).unwrap_or_default();
     let Ok(directory) = session_directory(&name) else { return ExitCode::FAILURE };
@@ -265,7 +270,7 @@ fn attempt(test: &Test, context: &Context) -> bool {
     println!("{} took {:.1} s", test.name, started.elapsed().as_secs_f64());
     let Err(error) = result else { return true };
     explain(context);
-    // Last, so that it is on the screen, and in whatever shows the end of a log.
+    // Printed last, so that it is at the end of the screen and of the log.
     println!("FAILED: {error:#}");
     false
 }

@@ -1,9 +1,10 @@
-//! The walls around a cluster: network, mounts and processes of its own, so that several run beside each other and nothing is
-//! left of one, however it ends.
+//! The isolation of a cluster: its own network, mounts and processes, so that several clusters can
+//! run side by side and nothing of a cluster is left, however it ends.
 //!
-//! Three processes hold them up. The outermost asks the kernel for a process namespace and starts its first process; that one
-//! builds the sandbox, starts the third and from then on only collects orphans (container runtimes leave many); the third does
-//! the work. When any of them dies, the kernel ends everything that runs in the namespace.
+//! It consists of three processes. The outermost asks the kernel for a process namespace and starts
+//! its first process. That process builds the sandbox, starts the third one and then only collects
+//! orphans (container runtimes leave many). The third does the work. When any of them dies, the
+//! kernel ends everything in the namespace.
 
 use std::env;
 use std::ffi::OsString;
@@ -23,18 +24,19 @@ use crate::syscalls;
 
 /// Tells a process which of the three it is.
 const LEVEL: &str = "HAUBERK_CLUSTER_LEVEL";
-/// Where a session has the `/proc` of the machine around it.
+/// Where a session mounts the `/proc` of the machine around it.
 const OUTER_PROC: &str = "/run/outer-proc";
-/// Where cgroups of this machine are: one folder for each hierarchy, or the one hierarchy itself.
+/// This machine's cgroups: one folder per hierarchy, or the only hierarchy itself.
 const CGROUPS: &str = "/sys/fs/cgroup";
-/// Where a node's disk has a folder for each container that containerd has not removed, named by its id.
+/// The folder on a node's disk that has one folder, named by its id, for each container that
+/// containerd has not removed.
 const CONTAINERS: &str = "/var/lib/containerd/io.containerd.runtime.v2.task/k8s.io";
 
-/// A command that starts this program again, in walls of its own. It ends with the thread that spawns it; [`clear`] is left
-/// to do then.
+/// A command that starts this program again, isolated. It ends with the thread that spawns it;
+/// [`clear`] must be called afterwards.
 ///
 /// # Errors
-/// The program's own file cannot be named.
+/// The path of this program is not known.
 pub fn command(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Command> {
     let mut command = Command::new(env::current_exe().context("own path")?);
     command.args(arguments.into_iter().map(Into::into)).env(LEVEL, "1");
@@ -42,8 +44,9 @@ pub fn command(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Resu
     Ok(command)
 }
 
-/// To be called first in `main`, while the process has one thread. In a process that [`command`] started it goes through the
-/// levels and does `work` on the innermost; in any other it does nothing.
+/// Call this first in `main`, while the process has one thread. In a process that [`command`]
+/// started, it goes through the levels and runs `work` on the innermost one. In any other process
+/// it does nothing.
 pub fn enter(work: impl FnOnce() -> ExitCode) -> Option<ExitCode> {
     let result = match env::var(LEVEL).ok()?.as_str() {
         "1" => outermost(),
@@ -87,12 +90,13 @@ fn next(level: &str) -> Result<Child> {
     command.spawn().with_context(|| format!("start level {level} of the sandbox"))
 }
 
-/// Inside a session: the id that one of its processes has outside.
+/// Inside a session: the id of one of its processes outside the session.
 ///
 /// # Errors
 /// There is no such process.
 pub fn host_id(process: u32) -> Result<u32> {
-    // The sandbox's /proc names processes as its members do; the machine's own was kept beside it.
+    // The sandbox's /proc shows the ids inside the session. The machine's own /proc is mounted
+    // beside it.
     for entry in fs::read_dir(OUTER_PROC).with_context(|| format!("list {OUTER_PROC}"))?.flatten() {
         let Some(outer) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
@@ -106,16 +110,18 @@ pub fn host_id(process: u32) -> Result<u32> {
     bail!("no process {process} in this session")
 }
 
-/// Inside a session: the folder for what its machines have on disk; it goes with the session.
+/// Inside a session: the folder for its machines' disks. It is removed with the session.
 pub fn state(directory: &Path) -> PathBuf {
     directory.join("state")
 }
 
-/// Removes what a session that has ended leaves behind: cgroups of its containers, and what its machines had on disk. Logs stay.
+/// Removes what an ended session leaves behind: its containers' cgroups and its machines' disks.
+/// Logs stay.
 pub fn clear(directory: &Path) {
     let machines = fs::read_dir(state(directory)).into_iter().flatten().flatten();
     let containers: Vec<String> = machines.flat_map(|machine| containers(&machine.path())).collect();
-    // The kernel ends what was inside a moment after the process that held it; what is in use until then cannot be removed.
+    // The kernel ends the inner processes a moment after the process that held the namespace. Until
+    // then, what they use cannot be removed.
     let gone = || {
         remove_cgroups(&containers);
         Ok(containers.iter().all(|id| cgroups(id).is_empty()).then_some(()))
@@ -127,24 +133,24 @@ pub fn clear(directory: &Path) {
     fs::remove_dir_all(state(directory)).ok();
 }
 
-/// The containers that a machine with this disk has.
+/// The containers of a machine with this disk.
 pub fn containers(disk: &Path) -> Vec<String> {
     let folder = disk.join(CONTAINERS.trim_start_matches('/'));
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Whether a process that has this in its `/proc/<process>/cgroup` is in one of the containers.
+/// Whether a process with this text in its `/proc/<process>/cgroup` is in one of the containers.
 pub fn contains(containers: &[String], cgroup: &str) -> bool {
     containers.iter().any(|id| cgroup.contains(&in_hierarchy(id)))
 }
 
-/// Removes the cgroups of containers in which no process is any more.
+/// Removes the cgroups of containers without processes.
 pub fn remove_cgroups(containers: &[String]) {
     containers.iter().flat_map(|id| cgroups(id)).for_each(|cgroup| remove_cgroup(&cgroup));
 }
 
-/// The cgroups of a container, which are there in as many hierarchies as the machine has.
+/// The cgroups of a container: one in each hierarchy of the machine.
 fn cgroups(id: &str) -> Vec<PathBuf> {
     let inside = in_hierarchy(id);
     let hierarchies = fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -152,7 +158,8 @@ fn cgroups(id: &str) -> Vec<PathBuf> {
     all.map(|hierarchy| hierarchy.join(inside.trim_start_matches('/'))).filter(|cgroup| cgroup.exists()).collect()
 }
 
-/// Where containerd puts a container that kubelet has no cgroup for, as with `cgroupsPerQOS: false`.
+/// The path that containerd gives a container without a cgroup from the kubelet, as with
+/// `cgroupsPerQOS: false`.
 fn in_hierarchy(id: &str) -> String {
     format!("/k8s.io/{id}")
 }
@@ -163,6 +170,6 @@ fn remove_cgroup(directory: &Path) {
             remove_cgroup(&entry.path());
         }
     }
-    // What is still in use stays; the caller looks what is left.
+    // A cgroup in use stays; the caller checks what is left.
     fs::remove_dir(directory).ok();
 }

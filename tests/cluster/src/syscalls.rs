@@ -1,4 +1,4 @@
-//! What the standard library has no safe word for: work between fork and exec.
+//! A system interface that the standard library does not offer safely: work between fork and exec.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-/// Kills the command's process when the thread that spawns it ends.
+/// Makes the kernel kill the command's process when the thread that spawns it ends.
 pub(crate) fn die_with_parent(command: &mut Command) {
     let die = || set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from);
     // SAFETY: between fork and exec the closure makes one system call.
@@ -24,7 +24,7 @@ pub(crate) fn run_inside(command: &mut Command, network: Arc<File>, mounts: Arc<
         setns(&*mounts, CloneFlags::CLONE_NEWNS)?;
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes system calls with descriptors opened before; it allocates nothing and
-    // takes no lock.
+    // SAFETY: between fork and exec the closure makes system calls with descriptors opened before;
+    // it allocates nothing and takes no lock.
     unsafe { command.pre_exec(enter) };
 }

@@ -1,4 +1,4 @@
-//! Where the cluster's programs are.
+//! The paths of the cluster's programs.
 
 use std::env;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use hauberk_netns::programs;
 /// One of the programs that `tests/cluster/tools/build` makes: `kube-apiserver`, `containerd`, ...
 ///
 /// # Errors
-/// It is not built: how to build it.
+/// The program is not built; the message says how to build it.
 pub fn built(name: &str) -> Result<PathBuf> {
     let path = programs::target_directory()?.join("tools").join(name);
     if !path.is_file() {
@@ -21,7 +21,7 @@ pub fn built(name: &str) -> Result<PathBuf> {
 /// A program of the system: `etcd`, `runc`, `openssl`.
 ///
 /// # Errors
-/// It is not installed: the package that has it.
+/// The program is not installed; the message names its package.
 pub fn installed(name: &str, package: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));

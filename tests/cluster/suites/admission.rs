@@ -1,5 +1,6 @@
-//! Who may publish a key: the rule that only the agent on a node writes that node's annotations, and nothing else of it, asked
-//! of a real API server by everybody who might want to get around it.
+//! Who may publish a key. The rule is that only the agent on a node writes that node's hauberk
+//! annotations, and writes nothing else on the Node. It is tested on a real API server, for every
+//! kind of user that might get around it.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -24,13 +25,13 @@ const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const EVERYBODY: &str = "ValidatingAdmissionPolicy 'hauberk-node-annotations'";
 const AGENTS: &str = "ValidatingAdmissionPolicy 'hauberk-agent'";
 
-/// Nodes n1 and n2 with an agent's pod on each, and everybody who asks.
+/// Nodes n1 and n2 with an agent's pod on each, and the users that try to write.
 struct World {
     control_plane: ControlPlane,
-    /// With the token of the agent's pod on that node.
+    /// With the token of the agent's pod on n1; `agent2` likewise on n2.
     agent1: Kubectl,
     agent2: Kubectl,
-    /// With a token of the agents' account that is bound to nothing.
+    /// With a token of the agents' account that is bound to no pod or node.
     unbound: Kubectl,
 }
 
@@ -55,7 +56,7 @@ impl World {
             admin.apply(&node_object(node, range))?;
             admin.apply(&agent_pod(node))?;
         }
-        // Somebody who looks after nodes, as cloud controllers and autoscalers do.
+        // A user that manages nodes, as cloud controllers and autoscalers do.
         admin.apply(
             &json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "operator"},
                 "rules": [{"apiGroups": [""], "resources": ["nodes", "nodes/status"], "verbs": ["*"]}]})
@@ -72,7 +73,7 @@ impl World {
         };
         let (agent1, agent2) = (agent("n1")?, agent("n2")?);
         let unbound = admin.with_token("unbound", &admin.token(ACCOUNT, None)?)?;
-        // The API server takes a moment to act on new policies: both of them.
+        // The API server needs a moment until new policies are in force; both are checked.
         wait::eventually("the policies to be in force", || {
             let key = admin.answer(&["annotate", "node", "n1", "hauberk.io/probe=x", "--dry-run=server"], "")?;
             let label = agent1.answer(&["label", "node", "n1", "probe=x", "--dry-run=server"], "")?;
@@ -89,7 +90,7 @@ impl World {
         Ok(self.admin().get::<Value>(&["node", "n1"])?["metadata"]["annotations"]["hauberk.io/keys"].clone())
     }
 
-    /// n1 publishes this, whatever it published before.
+    /// Publishes this key on n1, whatever was published before.
     fn publish(&self, key: &str) -> Result<()> {
         self.agent1.run(&["annotate", "--overwrite", "node", "n1", &format!("hauberk.io/keys={key}")])?;
         Ok(())
@@ -129,7 +130,7 @@ fn own_agent(context: &Context) -> Result<()> {
         }
         world.agent2.run(&["annotate", "node", "n2", "hauberk.io/keys=other"])?;
 
-        // The start-up taint goes, and nothing else that is on the node.
+        // The agent may remove the start-up taint, and no other taint of the node.
         let taints = || -> Result<Vec<Value>> {
             Ok(admin.get::<Value>(&["node", "n1"])?["spec"]["taints"].as_array().cloned().unwrap_or_default())
         };
@@ -144,7 +145,7 @@ fn own_agent(context: &Context) -> Result<()> {
         let refusal = world.agent1.refused(&["patch", "node", "n1", "--type=merge", "-p", &patch], "")?;
         ensure!(refusal.contains("but remove the taint hauberk.io/agent-not-ready"), "{refusal}");
 
-        // For people to read.
+        // These annotations are for people.
         world.agent1.run(&["annotate", "namespace", "default", "hauberk.io/status=encrypted on 2/2 nodes"])?;
         world.agent1.run(&["annotate", "pod", "agent-n1", "-n", chart::NAMESPACE, "hauberk.io/status=encrypted"])?;
         Ok(())
@@ -161,7 +162,8 @@ fn nobody_else(context: &Context) -> Result<()> {
                 let arguments: Vec<&str> = before.iter().copied().chain(arguments.iter().map(String::as_str)).collect();
                 let refusal = kubectl.refused(&arguments, &input).with_context(|| format!("{who}: {way}"))?;
                 ensure!(world.keys()? == "genuine", "{who}: {way}: written all the same");
-                // The policies' own words: a refusal for some other reason would prove nothing. RBAC lets agents patch, not update.
+                // The policies' own messages: a refusal for another reason would prove nothing.
+                // RBAC lets agents patch, not update.
                 let by_policy =
                     refusal.contains(EVERYBODY) && refusal.contains("written by the hauberk agent on that node alone");
                 let is_agent = refusal.contains(AGENT) || refusal.contains(AGENTS);
@@ -180,7 +182,7 @@ fn nobody_else(context: &Context) -> Result<()> {
         let own = format!("{NODE_NAME}=n1");
         refused("another account that is on the node", admin, &["--as", "operator", "--as-user-extra", &own])?;
 
-        // The kubelet may write its Node and its status: neither way leads to the annotations.
+        // The kubelet may write its Node and its status, but in neither way the annotations.
         let kubelet = plane.kubectl_as("n1");
         let mut object: Value = admin.get(&["node", "n1"])?;
         object["metadata"]["annotations"]["hauberk.io/keys"] = json!("forged");
@@ -192,7 +194,7 @@ fn nobody_else(context: &Context) -> Result<()> {
         ensure!(refusal.contains(EVERYBODY), "{refusal}");
         ensure!(world.keys()? == "genuine", "written all the same");
 
-        // Whatever is not ours is as free as before.
+        // Fields that are not hauberk's can be written as before.
         object["metadata"]["annotations"]["hauberk.io/keys"] = json!("genuine");
         object["metadata"]["annotations"]["example.com/seen"] = json!("1");
         accepted(&kubelet, &["replace", "--raw", "/api/v1/nodes/n1/status", "-f", "-"], &object.to_string())?;
@@ -215,7 +217,7 @@ fn accepted(kubectl: &Kubectl, arguments: &[&str], input: &str) -> Result<()> {
     Ok(())
 }
 
-/// Every way to write an annotation of n1: what it is, `kubectl`'s arguments, and its input.
+/// Every way to write an annotation of n1: its description, `kubectl`'s arguments, and its input.
 fn ways(admin: &Kubectl) -> Result<Vec<(&'static str, Vec<String>, String)>> {
     let mut whole: Value = admin.get(&["node", "n1"])?;
     whole["metadata"]["annotations"]["hauberk.io/keys"] = json!("forged");
@@ -271,7 +273,7 @@ fn creation(context: &Context) -> Result<()> {
 
 fn nothing_else(context: &Context) -> Result<()> {
     with_world(context, |world| {
-        // With RBAC out of the way, what is left is the policy.
+        // With RBAC out of the way, only the policy can refuse.
         let admin = world.admin();
         let subject = format!("--serviceaccount={}", ACCOUNT.replace('/', ":"));
         admin.run(&["create", "clusterrolebinding", "too-much", "--clusterrole=cluster-admin", &subject])?;
@@ -326,7 +328,7 @@ fn refused_to_agents(world: &World) -> Result<()> {
         let refusal = world.agent1.refused(case, "")?;
         ensure!(refusal.contains(AGENTS), "{}: {refusal}", case.join(" "));
     }
-    // A token that names no node is good for nothing.
+    // A token that names no node gives no permission.
     let refusal = world.unbound.refused(&["annotate", "namespace", "kube-system", "hauberk.io/status=x"], "")?;
     ensure!(refusal.contains(AGENTS) && refusal.contains("whose token names no node"), "{refusal}");
     Ok(())

@@ -1,4 +1,5 @@
-//! The harness's own promises about the API server: if these do not hold, the suites on it prove nothing.
+//! What the harness itself guarantees about the API server. If it fails, the suites on it prove
+//! nothing.
 
 use anyhow::{Result, ensure};
 use hauberk_cluster::{Context, ControlPlane, Options, Test};
@@ -12,7 +13,8 @@ fn comes_back(context: &Context) -> Result<()> {
     kubectl.apply("{apiVersion: v1, kind: Node, metadata: {name: n1}}")?;
     kubectl.apply("{apiVersion: v1, kind: ServiceAccount, metadata: {name: agent, namespace: default}}")?;
 
-    // A bound token names the node to the API server; a kubelet may not write another node's object.
+    // A bound token names the node to the API server; a kubelet may not write another node's
+    // object.
     let token = kubectl.token("default/agent", Some("n1"))?;
     let account = kubectl.with_token("agent", &token)?;
     let me = account.run(&["auth", "whoami", "-o", "json"])?;

@@ -1,5 +1,6 @@
-//! Point 7: beside another CNI plugin on a running cluster. Node n1 has `bridge`, n2 has `ptp`, with routes between them; n3 has
-//! `bridge` behind a VXLAN as flannel makes it. Pods that were there before hauberk join by a label, as they are.
+//! Beside another CNI plugin on a running cluster. Node n1 has `bridge` and n2 has `ptp`, with
+//! routes between them; n3 has `bridge` behind a VXLAN as flannel makes it. Pods that are older
+//! than hauberk are opted in by a label, unchanged.
 
 mod exchanges;
 mod overlay;
@@ -28,18 +29,19 @@ pub const TESTS: &[Test] = &[
 
 const PLUGINS: [&str; 3] = ["bridge", "ptp", "bridge"];
 
-/// A cluster with pods on every node, in which hauberk was installed afterwards.
+/// A cluster with pods on every node. hauberk was installed after the pods.
 struct World {
     cluster: Cluster,
-    /// One pod on each node: first those of the namespace that joins.
+    /// One pod on each node, in the namespace that is opted in.
     shop: Vec<Party>,
-    /// Then those of one that does not.
+    /// One pod on each node, in a namespace that is not opted in.
     public: Vec<Party>,
-    /// Open since before hauberk, among the first: by routes and through the overlay.
+    /// Connections between pods of `shop` that are older than hauberk: by routes and through the
+    /// overlay.
     connections: Vec<TcpStreamer>,
-    /// What the nodes were before hauberk.
+    /// The state of the nodes before hauberk.
     before: Vec<Inventory>,
-    /// Containers of all these pods, before hauberk.
+    /// The containers of all these pods before hauberk.
     containers: BTreeMap<String, String>,
 }
 
@@ -81,7 +83,7 @@ impl World {
         Ok(World { cluster, shop, public, connections, before, containers })
     }
 
-    /// Has the namespace join, and waits until it has.
+    /// Opts the namespace in, and waits until that is enforced.
     fn opt_in(&self) -> Result<()> {
         label(&self.cluster, &["namespace", "shop"], Some("enabled"))?;
         println!("{}", wait_encrypted(&self.cluster, "shop")?);
@@ -133,7 +135,7 @@ fn new_pods(context: &Context) -> Result<()> {
                 Ok(Some(()))
             })?;
         }
-        // Until its agent knows that a new pod is plain, a node takes it for protected.
+        // Until a node's agent knows that a new pod is plain, it treats the pod as protected.
         eventually("what new plain pods say to go its plugins' way, and the rest to be sealed", || {
             Exchanges::among(cluster, &new.iter().collect::<Vec<_>>())?.assert_sealed_for("shop").map(Some)
         })?;
@@ -150,7 +152,7 @@ fn new_pods(context: &Context) -> Result<()> {
     })
 }
 
-/// The pods that joined talk again as they did before, and no node shows that hauberk was there.
+/// The pods that were opted in talk as before hauberk, and no node shows a trace of hauberk.
 fn uninstall(context: &Context) -> Result<()> {
     with_world(context, |world| {
         let cluster = &world.cluster;
@@ -172,7 +174,7 @@ fn uninstall(context: &Context) -> Result<()> {
     })
 }
 
-/// The container of each pod that was there before hauberk.
+/// The container of each pod that is older than hauberk.
 fn containers(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for namespace in ["shop", "public"] {

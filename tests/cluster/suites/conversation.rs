@@ -1,4 +1,4 @@
-//! Protected pods on two nodes that never stop talking while a test does things to the cluster.
+//! Protected pods on two nodes that talk without pause while a test changes the cluster.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use hauberk_netns::capture::Moment;
 use hauberk_netns::traffic::{TcpStreamer, UdpStreamer};
 use hauberk_netns::{Family, Party, wait};
 
-/// Between two messages of a stream: what is captured is kept in memory.
+/// Time between two messages of a stream. It is long because captured frames stay in memory.
 const PACE: Duration = Duration::from_millis(20);
 const BYTES: usize = 200;
-/// After a long silence TCP tries again only after as long a time once more.
+/// After a long silence TCP waits as long again before its next retransmission.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A pod on each of two nodes; connections and datagrams in both families and both directions.
+/// A pod on each of two nodes, with connections and datagrams in both families and both directions.
 pub struct Conversation<'a> {
     cluster: &'a Cluster,
-    /// Who talks.
+    /// The two pods.
     pub pods: [Party; 2],
     since: Moment,
     connections: Vec<TcpStreamer>,
@@ -45,7 +45,7 @@ impl<'a> Conversation<'a> {
         Ok(conversation)
     }
 
-    /// Waits until every stream gets through what is sent from now on.
+    /// Waits until every stream delivers data that is sent from now on.
     pub fn wait_flowing(&self, when: &str) -> Result<()> {
         let before = self.arrived();
         wait::within(PATIENCE, format!("all streams of {} to flow {when}", self.pods[0].name), || {
@@ -58,13 +58,14 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Messages that arrived, of each stream.
+    /// The number of messages that arrived, per stream.
     fn arrived(&self) -> Vec<u64> {
         let connections = self.connections.iter().map(TcpStreamer::echoed);
         connections.chain(self.datagrams.iter().map(UdpStreamer::received)).collect()
     }
 
-    /// Ends it. Fails if a connection broke on the way, or if a packet of these pods was ever in the clear.
+    /// Ends the conversation. Fails if a connection broke, or if a packet of these pods was ever in
+    /// the clear.
     pub fn end(self) -> Result<()> {
         for connection in self.connections {
             let report = connection.stop().with_context(|| self.pods[0].name.clone())?;

@@ -1,4 +1,5 @@
-//! HauberkConfig on a real API server: what is sound is taken, what is not is refused with the sentence that says why.
+//! HauberkConfig on a real API server: valid objects are accepted, invalid ones are refused with a
+//! sentence that says why.
 
 use anyhow::{Result, ensure};
 use hauberk_cluster::{Context, ControlPlane, Kubectl, Options, Test};
@@ -19,12 +20,12 @@ fn custom_resource(context: &Context) -> Result<()> {
     status(kubectl)
 }
 
-/// What the chart's values became.
+/// Checks the object that was made from the chart's values.
 fn installed(kubectl: &Kubectl) -> Result<()> {
     let object: Value = kubectl.get(&["hauberkconfig", "cluster"])?;
     ensure!(object["spec"]["clusterRanges"] == json!(hauberk_cluster::control_plane::POD_RANGES), "{object}");
     ensure!(object["spec"]["tunnel"]["port"] == 51840 && object["spec"]["hostRouting"] == "stack", "{object}");
-    // Not another word for "auto", but nothing: what the agent's file says counts.
+    // No value instead of "auto": then the agent's file decides.
     ensure!(object["spec"]["uplinks"].is_null(), "{object}");
     Ok(())
 }
@@ -47,7 +48,7 @@ fn sound(kubectl: &Kubectl) -> Result<()> {
     Ok(())
 }
 
-/// A spec, and what the refusal says of it.
+/// Tries invalid specs. Each case has a spec and the expected part of the refusal.
 fn nonsense(kubectl: &Kubectl) -> Result<()> {
     let with = |field: Value| {
         let mut spec = json!({"clusterRanges": ["10.244.0.0/16"]});
@@ -112,13 +113,13 @@ fn nonsense(kubectl: &Kubectl) -> Result<()> {
         (with(json!({"limits": {"events": 5000}})), "the ring buffer's size must be a power of two"),
         (with(json!({"log": {"level": "loud"}})), "supported values: \"error\""),
     ];
-    // As whoever installs it meets it: there is none yet.
+    // As on a first installation: no object exists yet.
     kubectl.run(&["delete", "hauberkconfig", "cluster"])?;
     for (spec, sentence) in &cases {
         let refusal = kubectl.refused(&["create", "-f", "-"], &config("cluster", spec))?;
         ensure!(refusal.contains(sentence), "{spec} should be refused with {sentence:?}, not {refusal}");
     }
-    // A field that does not exist, as a client that asks for validation is told it.
+    // A field that does not exist is reported to a client that asks for validation.
     for unknown in
         [json!({"clusterRange": ["10.0.0.0/8"]}), json!({"tunnel": {"prot": 1}}), json!({"paths": {"state": "/x"}})]
     {
@@ -126,7 +127,7 @@ fn nonsense(kubectl: &Kubectl) -> Result<()> {
         let refusal = kubectl.refused(&["create", "--validate=strict", "-f", "-"], &text)?;
         ensure!(refusal.contains("unknown field"), "{text}: {refusal}");
     }
-    // Nor does a change make of a sound one what could not be created.
+    // A change cannot turn a valid object into one that could not be created.
     kubectl.apply(&config("cluster", &with(json!({"tunnel": {"port": 4500}}))))?;
     let patch = json!({"spec": {"clusterRanges": ["0.0.0.0/0"]}}).to_string();
     let refusal = kubectl.refused(&["patch", "hauberkconfig", "cluster", "--type=merge", "-p", &patch], "")?;
@@ -140,7 +141,7 @@ fn there_is_one(kubectl: &Kubectl) -> Result<()> {
     Ok(())
 }
 
-/// Only its own subresource writes the status, whose entries are one for each node.
+/// Only the status subresource writes the status, which has one entry per node.
 fn status(kubectl: &Kubectl) -> Result<()> {
     let node = |name: &str, generation: u32| json!({"name": name, "generation": generation, "accepted": true});
     let patch = |nodes: Value| json!({"status": {"acceptedNodes": 2, "nodes": nodes}}).to_string();

@@ -1,4 +1,4 @@
-//! A pod that listens to what `hauberk-pod shout` sends, and knows from whom a word came.
+//! A pod that listens to `hauberk-pod shout` and records the senders.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -14,16 +14,16 @@ const PORT: u16 = 7777;
 
 /// Listens at both addresses of a pod until it is dropped.
 pub struct Ear {
-    /// Whose ear it is.
+    /// The pod that listens.
     pub pod: Party,
-    /// The word.
+    /// The text to listen for.
     pub marker: Marker,
     listening: Arc<AtomicBool>,
     heard: Arc<Mutex<BTreeSet<IpAddr>>>,
 }
 
 impl Ear {
-    /// Opens it, for a word that nobody has said before.
+    /// Starts listening for a unique text.
     pub fn open(pod: Party) -> Result<Ear> {
         let marker = Marker::unique();
         let ear = Ear { pod, marker, listening: Arc::new(AtomicBool::new(true)), heard: Arc::default() };
@@ -38,18 +38,18 @@ impl Ear {
         Ok(ear)
     }
 
-    /// What a container is told so that it shouts the word here.
+    /// The arguments with which a container sends the text to this pod.
     pub fn shout(&self, family: Family) -> [String; 3] {
         let target = SocketAddr::new(self.pod.address(family), PORT);
         ["shout".to_owned(), target.to_string(), self.marker.to_string()]
     }
 
-    /// From whom the word came.
+    /// The addresses that the text came from.
     pub fn heard(&self) -> BTreeSet<IpAddr> {
         locked(&self.heard).clone()
     }
 
-    /// Forgets who said it until now.
+    /// Forgets the senders so far.
     pub fn forget(&self) {
         locked(&self.heard).clear();
     }
@@ -64,7 +64,7 @@ impl Drop for Ear {
 fn listen(socket: &UdpSocket, marker: Marker, listening: &AtomicBool, heard: &Mutex<BTreeSet<IpAddr>>) {
     let mut buffer = [0; 2048];
     while listening.load(Ordering::SeqCst) {
-        // A timeout, or a pod that is being taken apart.
+        // A timeout, or the pod is being removed.
         let Ok((count, from)) = socket.recv_from(&mut buffer) else { continue };
         if marker.is_in(&buffer[..count]) {
             locked(heard).insert(from.ip());

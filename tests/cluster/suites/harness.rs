@@ -1,4 +1,4 @@
-//! The harness without hauberk: everything works on this cluster, and what is in the clear is seen.
+//! The harness without hauberk: everything works on this cluster, and the capture sees plaintext.
 
 use std::net::SocketAddr;
 
@@ -46,7 +46,7 @@ fn works(cluster: &Cluster) -> Result<()> {
     let service: Value = cluster.kubectl().get(&["service", "-n", "shop", "b"])?;
     let address = service["spec"]["clusterIP"].as_str().and_then(|text| text.parse().ok()).context("no address")?;
     let through = Exchange::new(Protocol::Tcp, Family::V4, &a, &b).via(SocketAddr::new(address, 8080), 8080);
-    // kube-proxy refuses until it has heard of the endpoint.
+    // kube-proxy refuses connections until it knows the endpoint.
     eventually("the Service to lead to its pod", || {
         let outcome = exchange(&through)?;
         ensure!(outcome.answered, "{}", outcome.said);
@@ -54,7 +54,7 @@ fn works(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// The containers of pods that were there are started again, with the addresses of a new namespace.
+/// The containers of existing pods are started again, with the addresses of a new namespace.
 fn survives_a_reboot(cluster: &mut Cluster) -> Result<()> {
     let before: Value = cluster.kubectl().get(&["pod", "-n", "shop", "b"])?;
     let count = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What a node looks like from outside the agent.
+//! The state of a node outside the agent.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use hauberk_cluster::Node;
 
-/// A line for each thing that is there.
+/// One line per object.
 pub type Inventory = BTreeSet<String>;
 
-/// Tables of netfilter that kube-proxy and kubelet make when they like.
+/// Netfilter tables that kube-proxy and the kubelet make at any time.
 const OTHERS_TABLES: [&str; 4] = ["kube-proxy", "mangle", "filter", "nat"];
 
 /// Interfaces, routes, rules, programs, pins, tables and CNI files.
@@ -27,7 +27,8 @@ pub fn inventory(node: &Node) -> Result<Inventory> {
         &["-o", "neigh", "show", "nud", "permanent"],
     ] {
         let lines = node.run("ip", arguments)?;
-        // Link-local ones come and go with the kernel's own work; the anycast ones come with forwarding, which stays on.
+        // The kernel adds and removes link-local entries by itself. Anycast entries come with
+        // forwarding, which stays on.
         let passing = ["169.254.", "fe80::", "anycast "];
         let lasting = lines.lines().filter(|line| passing.iter().all(|word| !line.contains(word)));
         found.extend(lasting.map(|line| format!("ip {}: {}", arguments.join(" "), line.trim())));
@@ -48,7 +49,7 @@ pub fn inventory(node: &Node) -> Result<Inventory> {
     Ok(found)
 }
 
-/// Programs at the interfaces, where the kernel has TCX; elsewhere their queueing disciplines are seen.
+/// Programs on the interfaces, if the kernel has TCX. Otherwise the queueing disciplines show them.
 fn programs(node: &Node, interfaces: &[String]) -> Result<Vec<String>> {
     node.party.netns.within(|| {
         let mut found = Vec::new();
@@ -63,7 +64,7 @@ fn programs(node: &Node, interfaces: &[String]) -> Result<Vec<String>> {
     })
 }
 
-/// Fails unless a node is as it was.
+/// Fails unless a node is in the same state as before.
 pub fn assert_same(node: &Node, before: &Inventory) -> Result<()> {
     let after = inventory(node)?;
     let left: Vec<&String> = after.difference(before).collect();

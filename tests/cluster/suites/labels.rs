@@ -1,4 +1,4 @@
-//! Point 3: pods that exist join and leave by a label, without a restart, and everybody can see it.
+//! Existing pods are opted in and out by a label, without a restart, and every user can see it.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn annotation(object: &Value) -> Option<&str> {
     object["metadata"]["annotations"][NAMESPACE_STATUS].as_str()
 }
 
-/// Whether packets between two pods are in the clear, shown by some sent now.
+/// Whether packets between two pods are in the clear, tested with new packets.
 pub fn is_in_the_clear(cluster: &Cluster, from: &Party, to: &Party) -> Result<bool> {
     let since = cluster.capture.sync()?;
     for family in Family::ALL {

@@ -1,5 +1,6 @@
-//! Point 4: whatever ends an agent, a kubelet or the API server, protected pods' packets are sealed or dropped, and what can go on
-//! does. Traffic flows all the time, and the wire is watched since before its pods were born.
+//! Whatever ends an agent, a kubelet or the API server, protected pods' packets are sealed or
+//! dropped, and traffic that can go on does. Traffic flows all the time, and the capture begins
+//! before its pods exist.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,9 +26,9 @@ pub const TESTS: &[Test] = &[
     Test::new("lifecycle::an_api_server_that_is_away_opens_nothing_and_stops_nothing", api_server_away),
 ];
 
-/// How long the API server is away.
+/// How long the API server does not run.
 const AWAY: Duration = Duration::from_secs(40);
-/// For a kubelet that waits before it starts a container again.
+/// Limit for a kubelet that backs off before it restarts a container.
 const RESTART: Duration = Duration::from_secs(180);
 
 fn deleted_agent(context: &Context) -> Result<()> {
@@ -40,7 +41,7 @@ fn deleted_agent(context: &Context) -> Result<()> {
     let agent = agent_pod(cluster, node)?;
     let name = agent["metadata"]["name"].as_str().context("the agent's pod has no name")?;
     cluster.kubectl().run(&["delete", "pod", "-n", NAMESPACE, name, "--wait=false"])?;
-    // A pod that comes while there is no agent waits for the next one.
+    // A new pod waits while there is no agent.
     let late = cluster.pod("shop", "late", "n1")?;
     wait_restarted(node, &before)?;
     cluster.wait_ready()?;
@@ -67,7 +68,7 @@ fn rolling_update(context: &Context) -> Result<()> {
     cluster.delete_namespace("shop")
 }
 
-/// As the kernel kills it when memory is short.
+/// As when the kernel kills the agent because memory is short.
 fn killed_agent(context: &Context) -> Result<()> {
     let cluster = context.cluster()?;
     cluster.namespace("shop", Some("enabled"))?;
@@ -99,7 +100,7 @@ fn restarted_kubelet(context: &Context) -> Result<()> {
     let before = started(node)?;
     node.kubelet.stop()?;
     let without = talk.wait_flowing("without a kubelet");
-    // Whatever happened: others need it.
+    // Restored after a failure too: other tests need it.
     node.kubelet.start()?;
     without?;
     let late = cluster.pod("shop", "late", "n2")?;
@@ -124,7 +125,7 @@ fn api_server_away(context: &Context) -> Result<()> {
 
     cluster.control_plane.stop_api_server()?;
     let meanwhile = without_api_server(cluster, &steady, node, agent, &plain);
-    // Whatever happened: others need it.
+    // Restored after a failure too: other tests need it.
     cluster.control_plane.start_api_server()?;
     meanwhile?;
 
@@ -146,7 +147,8 @@ fn api_server_away(context: &Context) -> Result<()> {
     cluster.delete_namespace("public")
 }
 
-/// What must hold meanwhile; on `restarted`, `agent` is killed and starts with nobody to ask.
+/// Checks what must hold without the API server. On `restarted`, `agent` is killed and starts
+/// without an API server.
 fn without_api_server(
     cluster: &Cluster,
     steady: &Conversation<'_>,
@@ -177,7 +179,7 @@ fn without_api_server(
         ensure!(problems.any(|problem| problem["object"] == "source"), "{}", status["problems"]);
         Ok(Some(()))
     })?;
-    // What nobody protects goes on by the datapath that stayed.
+    // Plain pods' traffic goes on through the datapath that stayed.
     assert_answered(&plain[0], &plain[1])?;
     while left.elapsed() < AWAY {
         steady.wait_flowing("without an API server")?;
@@ -188,7 +190,7 @@ fn without_api_server(
     Ok(())
 }
 
-/// The agent's pod on a node that is not on its way out.
+/// The agent's pod on a node, without pods that are terminating.
 fn agent_pod(cluster: &Cluster, node: &Node) -> Result<Value> {
     let on_node = format!("spec.nodeName={}", node.name());
     let agents = ["pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=agent", "--field-selector", &on_node];
@@ -204,12 +206,12 @@ fn agent_process(node: &Node, pod: &Value) -> Result<Pid> {
     Ok(Pid::from_raw(node.process(container)? as i32))
 }
 
-/// When the agent that answers on a node was started.
+/// The start time of the agent that answers on a node.
 fn started(node: &Node) -> Result<Value> {
     Ok(node.agent.ask::<Value>("/v1/status")?["started"].take())
 }
 
-/// Waits until another agent answers than the one that was started at `before`.
+/// Waits until an agent answers that was not started at `before`.
 fn wait_restarted(node: &Node, before: &Value) -> Result<()> {
     wait::within(RESTART, format!("a new agent on {}", node.name()), || Ok((started(node)? != *before).then_some(())))
 }
@@ -230,7 +232,7 @@ fn assert_answered(from: &Party, to: &Party) -> Result<()> {
     traffic::assert_answered(from, to, &[Protocol::Tcp])
 }
 
-/// A pod that came since `start` talks with another, and never did in the clear.
+/// Fails unless a pod that is newer than `start` can talk with another, and was never in the clear.
 fn assert_sealed(cluster: &Cluster, new: &Party, other: &Party, start: Moment) -> Result<()> {
     assert_answered(new, other)?;
     assert_answered(other, new)?;

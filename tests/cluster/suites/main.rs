@@ -23,18 +23,18 @@ use hauberk_cluster::{Suite, chart, runner};
 
 fn main() -> ExitCode {
     runner::main(&[
-        // Can the harness see a leak at all?
+        // Whether the harness can see a leak at all.
         Suite::alone("harness", harness::TESTS),
-        // The whole cluster, which these share.
+        // Suites that share the whole cluster.
         Suite::shared(nodes::TESTS),
         Suite::shared(services::TESTS),
         Suite::shared(labels::TESTS),
         Suite::shared(lifecycle::TESTS),
-        // Nodes that come, go and are left; uninstall comes last.
+        // Nodes that join, reboot and are cleaned up; uninstall comes last.
         Suite::alone("reboot", reboot::TESTS),
         Suite::alone("reboot", uninstall::TESTS),
         Suite::alone("chained", chained::TESTS),
-        // The API server alone.
+        // Suites that need only the API server.
         Suite::alone("api_server", api_server::TESTS),
         Suite::alone("admission", admission::TESTS),
         Suite::alone("custom_resource", custom_resource::TESTS),

@@ -1,4 +1,4 @@
-//! Point 2: nodes are open for pods only through hauberk, names resolve, and pods talk across nodes.
+//! Nodes are open for pods only through hauberk, names resolve, and pods talk across nodes.
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_cluster::{Context, Test};
@@ -37,7 +37,8 @@ fn names(context: &Context) -> Result<()> {
     for node in &cluster.nodes {
         let name = format!("on-{}", node.name());
         cluster.pod("names", &name, node.name())?;
-        // glibc's resolver with the resolv.conf that kubelet wrote: search domains, and the Service of CoreDNS.
+        // glibc's resolver with the resolv.conf that the kubelet wrote: search domains, and the
+        // Service of CoreDNS.
         let pod = format!("names/{name}");
         let found = cluster.kubectl().exec(&pod, &["getent", "ahostsv4", "kubernetes.default"])?;
         ensure!(found.contains("10.96.0.1"), "on {}: {found}", node.name());
@@ -47,7 +48,8 @@ fn names(context: &Context) -> Result<()> {
     cluster.delete_namespace("names")
 }
 
-/// Every pair of nodes, both ways, both families: of an opted-in namespace, and to and from one that is not.
+/// Every pair of nodes, both ways, both families: within an opted-in namespace, and to and from one
+/// that is not opted in.
 fn across_nodes(context: &Context) -> Result<()> {
     let cluster = context.cluster()?;
     let start = cluster.capture.sync()?;
@@ -76,7 +78,7 @@ fn across_nodes(context: &Context) -> Result<()> {
     }
     ensure!(failed.is_empty(), "{} of {} exchanges failed", failed.len(), exchanges.len());
     cluster.assert_no_cleartext(&protected.iter().collect::<Vec<_>>(), start)?;
-    // The capture sees what is in the clear: what plain pods told each other.
+    // The capture sees plaintext: the traffic between plain pods.
     let seen = cluster.cleartext(&plain.iter().collect::<Vec<_>>(), start)?;
     ensure!(!seen.is_empty(), "plain pods talked across nodes and the capture saw nothing");
     for namespace in ["shop", "public"] {

@@ -1,5 +1,6 @@
-//! The API server freezes, and comes back with an emptied etcd, under two real agents: nothing that was closed opens, and what was
-//! sealed goes on. There are no kubelets, which would end every pod that etcd has lost: what remains is the agents' own doing.
+//! Under two real agents, the API server freezes and comes back with an emptied etcd: nothing
+//! closed opens, and sealed traffic goes on. There are no kubelets, which would end every pod that
+//! etcd has lost; so the result depends on the agents alone.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 
 pub const TESTS: &[Test] = &[Test::new("outage::a_frozen_api_server_and_an_emptied_etcd_open_nothing", outage)];
 
-/// The agents' name to the API server.
+/// The agents' user name at the API server.
 const USER: &str = "agent";
 
 fn outage(context: &Context) -> Result<()> {
@@ -37,7 +38,7 @@ fn outage(context: &Context) -> Result<()> {
     assert_sealed(&capture, &[&a, &b])?;
 
     control_plane.freeze_api_server(true)?;
-    // Needs nobody but the agent.
+    // This needs only the agent.
     let late = one.attach("late")?;
     let frozen = assert_answered(&a, &b);
     control_plane.freeze_api_server(false)?;
@@ -46,7 +47,7 @@ fn outage(context: &Context) -> Result<()> {
     control_plane.stop_api_server()?;
     control_plane.wipe_etcd()?;
     control_plane.start_api_server()?;
-    // What is there now would open everything, if it were taken for the cluster that was.
+    // The new cluster's objects would open everything if an agent took it for the old cluster.
     namespace(&control_plane, json!({}))?;
     for host in [&one, &two] {
         wait_refuses(host)?;
@@ -57,7 +58,8 @@ fn outage(context: &Context) -> Result<()> {
     assert_answered(&b, &a).context("with an emptied etcd")?;
     assert_sealed(&capture, &[&a, &b, &late])?;
 
-    // An agent that starts now believes what it reads. Nobody it knows of is protected, and what it does not know stays closed.
+    // An agent that starts now trusts what it reads. It knows no protected pod, and unknown
+    // addresses stay closed.
     for host in [&one, &two] {
         host.agent.stop()?;
         host.agent.start()?;
@@ -72,7 +74,7 @@ fn outage(context: &Context) -> Result<()> {
     assert_sealed(&capture, &[&a, &b, &late])
 }
 
-/// A node with an agent, and nothing else of Kubernetes.
+/// A node with an agent, and no other part of Kubernetes.
 struct Host {
     name: String,
     agent: Daemon,
@@ -105,7 +107,7 @@ impl Host {
         Ok(Host { name, agent, api, plugin })
     }
 
-    /// A pod with an object, as kubelet would tell of it.
+    /// A pod with an object, as the kubelet would report it.
     fn pod(&self, control_plane: &ControlPlane, name: &str) -> Result<Party> {
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"},
             "spec": {"nodeName": self.name, "automountServiceAccountToken": false,
@@ -118,7 +120,7 @@ impl Host {
         Ok(pod)
     }
 
-    /// Only its network.
+    /// A pod's network without an object.
     fn attach(&self, name: &str) -> Result<Party> {
         let netns = Netns::create(&format!("pod-{name}"))?;
         let (container, path) = (format!("sandbox-{name}"), netns.path());
@@ -129,7 +131,7 @@ impl Host {
     }
 }
 
-/// `shop`, and what pods in it need to be accepted.
+/// Creates the namespace `shop` and the service account without which the API server refuses pods.
 fn namespace(control_plane: &ControlPlane, labels: Value) -> Result<()> {
     let shop = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
     let account =
@@ -161,7 +163,7 @@ fn wait_ready(host: &Host) -> Result<()> {
     })
 }
 
-/// Waits until the agent has seen that it is another cluster that answers, and says so.
+/// Waits until the agent has noticed that another cluster answers, and reports it.
 fn wait_refuses(host: &Host) -> Result<()> {
     wait::within(Duration::from_secs(120), format!("the agent on {} to refuse another cluster", host.name), || {
         let source = host.api.status()?.source;
@@ -175,7 +177,7 @@ fn assert_answered(from: &Party, to: &Party) -> Result<()> {
     traffic::assert_answered(from, to, &[Protocol::Tcp, Protocol::Udp])
 }
 
-/// From the first frame on.
+/// Fails if a packet of these pods was in the clear at any time.
 fn assert_sealed(capture: &Capture, pods: &[&Party]) -> Result<()> {
     let addresses: Vec<IpAddr> = pods.iter().flat_map(|pod| pod.addresses()).collect();
     let sightings = analysis::cleartext_of(&capture.since(Moment::START)?, &addresses);

@@ -1,5 +1,5 @@
-//! Points 4 and 5, on nodes that begin: one that joins with many pods waiting for it, and one that loses power and comes back with
-//! new namespaces and the pods it had. The pods send from their first moment on.
+//! Nodes that start: one that joins while many pods wait for it, and one that loses power and comes
+//! back with new namespaces and its old pods. The pods send from their first moment on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,14 +26,14 @@ pub const TESTS: &[Test] = &[
 /// Node n1 with hauberk, and a machine that becomes n2.
 pub struct World {
     pub cluster: Cluster,
-    /// What the machines were before hauberk, by name.
+    /// The state of the machines before hauberk, by name.
     pub bare: BTreeMap<String, Inventory>,
 }
 
 /// The session's tests run one after the other in one process, on one cluster.
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
 
-/// Does a test on the cluster, which the first one brings up.
+/// Runs a test on the cluster. The first call starts it.
 pub fn with_world(context: &Context, test: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
     let mut world = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     if world.is_none() {
@@ -59,7 +59,7 @@ impl World {
         Ok(World { cluster, bare })
     }
 
-    /// Both nodes are there and ready.
+    /// Makes both nodes members of the cluster and waits until they are ready.
     pub fn complete(&mut self) -> Result<()> {
         if !self.cluster.waiting.is_empty() {
             self.cluster.join()?;
@@ -68,7 +68,8 @@ impl World {
     }
 }
 
-/// Two families, pods that wait for the start-up taint to go and pods that do not: 52 pods.
+/// Kinds of pods: two families, and for each pods that wait for the start-up taint to be removed
+/// and pods that do not. `MANY` is 52 pods.
 const KINDS: usize = 4;
 const MANY: usize = 52;
 const FEW: usize = 8;
@@ -83,7 +84,7 @@ fn joining(context: &Context) -> Result<()> {
         let plain = Ear::open(cluster.pod("public", "ear", "n1")?)?;
         let start = cluster.capture.sync()?;
         gather(cluster, &ear, MANY)?;
-        // Whom nobody protects is seen: the test would see the others.
+        // The control: the capture sees a plain pod, so it would see the others.
         cluster.kubectl().apply(&shouter("public", "voice", &plain.shout(Family::V4)).to_string())?;
 
         cluster.join()?;
@@ -109,13 +110,13 @@ fn power_cut(context: &Context) -> Result<()> {
         let before = cluster.pod("shop", "stays", "n2")?;
         gather(cluster, &ear, FEW)?;
         let mut senders = wait_heard(cluster, &ear, FEW)?;
-        // Somebody who does not know that the node is down.
+        // A sender that does not know that the node is down.
         let stream = UdpStreamer::start(&ear.pod, &before, Family::V4, 200, Duration::from_millis(20))?;
         stream.wait_flowing()?;
 
         cluster.reboot(1)?;
         ear.forget();
-        // Scheduled while nothing on the node is as it was.
+        // Scheduled while nothing on the node runs as before.
         cluster.kubectl().apply(&pod_manifest("shop", "meanwhile", "n2").to_string())?;
         let restarted = |pod: &Value| {
             let container = &pod["status"]["containerStatuses"][0];
@@ -136,7 +137,7 @@ fn power_cut(context: &Context) -> Result<()> {
     })
 }
 
-/// Has so many pods made for n2, whether or not it is there.
+/// Creates this many pods for n2, whether or not the node exists.
 fn gather(cluster: &Cluster, ear: &Ear, pods: usize) -> Result<()> {
     for family in Family::ALL {
         for eager in [false, true] {
@@ -158,7 +159,7 @@ fn gather(cluster: &Cluster, ear: &Ear, pods: usize) -> Result<()> {
     })
 }
 
-/// A pod for n2 that shouts.
+/// A pod for n2 that runs `hauberk-pod shout`.
 fn shouter(namespace: &str, name: &str, shout: &[String; 3]) -> Value {
     let mut pod = pod_manifest(namespace, name, "n2");
     pod["spec"]["containers"] = json!([{"name": "pod", "image": POD_IMAGE, "imagePullPolicy": "Never", "args": shout}]);
@@ -170,7 +171,7 @@ fn crowd(cluster: &Cluster) -> Result<Vec<Value>> {
     Ok(pods["items"].as_array().cloned().unwrap_or_default())
 }
 
-/// Waits until every pod of the crowd was heard across the wire; their addresses.
+/// Waits until every pod of the crowd was heard across the wire, and returns their addresses.
 fn wait_heard(cluster: &Cluster, ear: &Ear, pods: usize) -> Result<BTreeSet<IpAddr>> {
     wait::within(Duration::from_secs(480), format!("{pods} pods to be heard"), || {
         let heard = ear.heard();
@@ -194,7 +195,7 @@ fn wait_heard(cluster: &Cluster, ear: &Ear, pods: usize) -> Result<BTreeSet<IpAd
     })
 }
 
-/// Neither the word nor a packet of those who said it was ever in the clear.
+/// Fails if the text or a packet of its senders was ever in the clear.
 fn assert_sealed(cluster: &Cluster, ear: &Ear, senders: &BTreeSet<IpAddr>, start: Moment) -> Result<()> {
     let frames = cluster.capture.since(start)?;
     let leaked = analysis::payload_of(&frames, &BTreeSet::from([ear.marker]));

@@ -1,10 +1,13 @@
-//! Point 8: one real agent in a cluster of 1,000 nodes and 50,000 pods, of which 100 a second come and go, on a real API server.
+//! One real agent in a cluster of 1,000 nodes and 50,000 pods on a real API server; 100 pods a
+//! second come and 100 go.
 //!
-//! The objects are written into etcd itself, in steps as they would change: to the API server, that is what another API server
-//! of the same cluster has written. It reads, keeps and sends them as any others, and the agent is watched from there on: its
-//! memory, its CPU time, what it asks of the API server, and how long after another client has been told of a change its own
-//! kernel map has it. The figures are printed and written to `target/bench/control-plane.json`, with how much of the machine
-//! others took meanwhile; the test fails only when something is missing or left over.
+//! The objects are written directly into etcd, in the steps in which they would change. To the API
+//! server this looks like the writes of another API server of the same cluster: it reads, keeps and
+//! sends the objects as any others. The test measures the agent from there on: its memory, its CPU
+//! time, its requests to the API server, and the time from the moment another client is told of a
+//! change until the agent's kernel map has it. The figures are printed and written to
+//! `target/bench/control-plane.json`, together with how much of the machine other programs used
+//! meanwhile. The test fails only if an entry is missing or left over.
 
 mod etcd;
 mod objects;
@@ -34,15 +37,15 @@ pub const TESTS: &[Test] = &[Test::new("scale::thousand_nodes_fifty_thousand_pod
 
 /// The node with an agent.
 const NODE: &str = "n1";
-/// The agent's name to the API server.
+/// The agent's user name at the API server.
 const USER: &str = "agent";
-/// Pods that come each second, and that go.
+/// Pods that come each second; as many go.
 const RATE: usize = 100;
-/// How long they do.
+/// How long pods come and go.
 const CHURNING: Duration = Duration::from_secs(60);
 /// Steps between a pod's phases: scheduled, running, terminating, gone.
 const STEPS: [usize; 3] = [50, 1_000, 50];
-/// Goals.
+/// The goals.
 const MEMORY_MIB: f64 = 100.0;
 const LATENCY: Duration = Duration::from_millis(100);
 
@@ -70,7 +73,7 @@ fn scale(context: &Context) -> Result<()> {
     let mut endpoints = None;
     wait_for(&agent, Duration::from_secs(240), "every pod to be in the kernel", || {
         if endpoints.is_none() {
-            // By way of the process, which has a bpffs of its own.
+            // Through the process's root, because the agent has its own bpffs.
             endpoints = Some(Endpoints::open(Path::new(&format!("/proc/{id}/root/sys/fs/bpf")))?);
         }
         let Some(endpoints) = &endpoints else { return Ok(false) };
@@ -123,7 +126,7 @@ fn goal(met: bool, goal: String) -> String {
     format!("{goal}: {}", if met { "met" } else { "missed" })
 }
 
-/// Writes the whole cluster; to be called where etcd is.
+/// Writes the whole cluster. Call it where etcd runs.
 fn load() -> Result<()> {
     let mut operations = objects::everything(NODE).peekable();
     while operations.peek().is_some() {
@@ -155,21 +158,21 @@ fn expected(pods: std::ops::Range<usize>) -> BTreeSet<[u8; 16]> {
     pods.flat_map(|number| Pod { number }.addresses()).map(endpoints::key).collect()
 }
 
-/// Waits as long as the agent runs and time is left.
+/// Waits until the condition holds, as long as there is time.
 fn wait_for(agent: &Daemon, limit: Duration, what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     wait::within(limit, what, || condition().map(|holds| holds.then_some(())))
         .with_context(|| format!("the agent's log ends with:\n{}", agent.log_tail()))
 }
 
-/// How long after a change the kernel had it, sorted.
+/// Times until the kernel had a change, sorted.
 struct Latencies {
-    /// Since another client was told by the API server.
+    /// Since the API server told another client.
     told: Vec<Duration>,
-    /// Since it was written to etcd.
+    /// Since the change was written to etcd.
     written: Vec<Duration>,
 }
 
-/// Has pods come and go, and looks when the kernel knows.
+/// Makes pods come and go, and measures when the kernel knows.
 fn churn(control_plane: &ControlPlane, endpoints: &Endpoints) -> Result<Latencies> {
     let (told, events) = channel();
     let mut watch = watch(control_plane, told)?;
@@ -188,10 +191,11 @@ fn churn(control_plane: &ControlPlane, endpoints: &Endpoints) -> Result<Latencie
     latencies
 }
 
-/// What became of an address: somebody has it, or nobody.
+/// A change of an address: whether a pod has it now.
 type Change = (IpAddr, bool, Instant);
 
-/// One step each hundredth of a second: a pod is scheduled, another gets its addresses, a third is deleted, a fourth is gone.
+/// One step each hundredth of a second: one pod is scheduled, one gets its addresses, one is
+/// deleted, one is gone.
 fn write_pods(pods: usize, wrote: &Sender<Change>) -> Result<()> {
     let started = Instant::now();
     for step in 0..pods + STEPS.iter().sum::<usize>() {
@@ -211,7 +215,7 @@ fn write_pods(pods: usize, wrote: &Sender<Change>) -> Result<()> {
         ];
         let now = Instant::now();
         for (pod, there) in [(running, true), (gone, false)] {
-            // Who listens may have given up.
+            // The receiver may have given up.
             let _ = pod.map(|pod| wrote.send((pod.addresses()[0], there, now)));
         }
         etcd::write(&operations.into_iter().flatten().collect::<Vec<_>>())?;
@@ -219,7 +223,8 @@ fn write_pods(pods: usize, wrote: &Sender<Change>) -> Result<()> {
     Ok(())
 }
 
-/// Another client of the API server: tells when it is told that a pod has its address, or is gone.
+/// Another client of the API server. It reports when it is told that a pod has its address, or is
+/// gone.
 fn watch(control_plane: &ControlPlane, told: Sender<Change>) -> Result<std::process::Child> {
     let path = format!("/api/v1/namespaces/{CHURN}/pods");
     let list: Value =
@@ -244,7 +249,7 @@ fn watch(control_plane: &ControlPlane, told: Sender<Change>) -> Result<std::proc
     Ok(child)
 }
 
-/// Follows the changes into the kernel's map until there were `count` of them.
+/// Waits until `count` changes have reached the kernel's map.
 fn look(
     endpoints: &Endpoints,
     events: &Receiver<Change>,
@@ -252,12 +257,13 @@ fn look(
     count: usize,
 ) -> Result<Latencies> {
     let deadline = Instant::now() + CHURNING + Duration::from_secs(60);
-    // A change is in the kernel, was told, or neither yet; a pod that terminates is told of, but nothing changes.
+    // A change may be in the kernel, reported to the client, or neither yet. A terminating pod is
+    // reported, but changes nothing.
     let mut pending: HashMap<(IpAddr, bool), Pending> = HashMap::new();
     let mut latencies = Latencies { told: Vec::new(), written: Vec::new() };
     while latencies.told.len() < count {
         ensure!(Instant::now() < deadline, "only {} of {count} changes came to the kernel", latencies.told.len());
-        // First who was told: whatever that was about has been written before.
+        // The client's reports are taken first: every reported change has been written before.
         let told: Vec<Change> = events.try_iter().collect();
         for (address, there, at) in writes.try_iter() {
             pending.insert((address, there), Pending { written: at, told: None, held: None });
@@ -274,7 +280,7 @@ fn look(
         }
         pending.retain(|_, change| match (change.told, change.held) {
             (Some(told), Some(held)) => {
-                // The agent may be told before the other client is.
+                // The agent may be told before the other client.
                 latencies.told.push(held.saturating_duration_since(told));
                 latencies.written.push(held.duration_since(change.written));
                 false
@@ -303,7 +309,7 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// The API server's record of who asked it.
+/// The API server's audit log.
 struct Audit {
     policy: PathBuf,
     log: PathBuf,
@@ -327,7 +333,8 @@ impl Audit {
         ]
     }
 
-    /// The agent's requests so far: one that stays open is recorded at its start and at its end.
+    /// The number of the agent's requests so far. A request that stays open is logged at its start
+    /// and at its end.
     fn requests(&self) -> Result<usize> {
         let text = fs::read_to_string(&self.log).with_context(|| format!("read {}", self.log.display()))?;
         let ids = text.lines().filter_map(|line| {
@@ -338,12 +345,12 @@ impl Audit {
     }
 }
 
-/// What has been used up to now.
+/// What has been used so far.
 struct Measured {
-    /// The agent's, seconds.
+    /// The agent's CPU time, seconds.
     cpu: f64,
     requests: usize,
-    /// All CPUs.
+    /// All CPUs of the machine.
     machine: usage::Clock,
 }
 

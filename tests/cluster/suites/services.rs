@@ -1,4 +1,5 @@
-//! Point 1: services come from the real kube-proxy, and are encrypted both ways although netfilter translates their addresses.
+//! The real kube-proxy provides services, and their traffic is encrypted both ways although
+//! netfilter translates its addresses.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +17,8 @@ pub const TESTS: &[Test] = &[
 
 const PORT: u16 = 8080;
 
-/// A protected client on n1, a plain one on n3, a protected backend on n2 and one on n1, a Service for each backend.
+/// A protected client on n1, a plain one on n3, a protected backend on n2 and one on n1, and a
+/// Service for each backend.
 struct Shop {
     clients: Vec<Party>,
     backends: Vec<(Party, Value)>,
@@ -80,7 +82,7 @@ fn cluster_addresses(context: &Context) -> Result<()> {
     close_shop(cluster)
 }
 
-/// Through every node: the one with the backend, the client's own, and a third that sends it on.
+/// Through every node: the backend's, the client's own, and a third that forwards.
 fn node_ports(context: &Context) -> Result<()> {
     let cluster = context.cluster()?;
     let start = cluster.capture.sync()?;
@@ -103,14 +105,15 @@ fn node_ports(context: &Context) -> Result<()> {
     close_shop(cluster)
 }
 
-/// All get through, and neither their payload nor a packet of a protected pod is on the wire in the clear.
+/// Fails unless all exchanges get through, and neither their payload nor a packet of a protected
+/// pod is on the wire in the clear.
 fn check(
     cluster: &Cluster,
     exchanges: &[Exchange<'_>],
     shop: &Shop,
     start: hauberk_netns::capture::Moment,
 ) -> Result<()> {
-    // One after the other: they share the backends' ports.
+    // One after the other, because they share the backends' ports.
     let mut outcomes: Vec<Outcome> = Vec::new();
     for exchange in exchanges {
         outcomes.extend(exchange_all(std::slice::from_ref(exchange))?);

@@ -1,4 +1,5 @@
-//! Point 6: uninstalled as docs/OPERATIONS.md says, hauberk leaves nodes and cluster as they were; its custom resource goes by choice.
+//! Uninstalled as docs/OPERATIONS.md says, hauberk leaves nodes and cluster as they were. Its
+//! custom resource definition is removed only if the operator does so.
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_cluster::chart::{self, CHART, NAMESPACE, RELEASE};
@@ -11,7 +12,7 @@ use crate::reboot;
 
 pub const TESTS: &[Test] = &[Test::new("uninstall::leaves_nodes_and_cluster_clean", primary)];
 
-/// With a pod on each node whose network is hauberk's.
+/// With a pod on each node that is connected by hauberk.
 fn primary(context: &Context) -> Result<()> {
     reboot::with_world(context, |world| {
         world.complete()?;
@@ -36,7 +37,7 @@ fn primary(context: &Context) -> Result<()> {
 /// "Upgrade and uninstall on Kubernetes" in docs/OPERATIONS.md, step by step.
 pub fn by_the_documentation(cluster: &Cluster) -> Result<()> {
     let kubectl = cluster.kubectl();
-    // What stays in the clean-up pods must be an image that is here.
+    // The clean-up pods' final image must be one that exists here.
     let pause = format!("pauseImage={POD_IMAGE}");
     chart::helm(kubectl, &["upgrade", RELEASE, CHART, "--reuse-values", "--set", "uninstall=true", "--set", &pause])?;
     let status = ["rollout", "status", "daemonset/hauberk-uninstall", "-n", NAMESPACE, "--timeout=300s"];
@@ -52,7 +53,7 @@ pub fn by_the_documentation(cluster: &Cluster) -> Result<()> {
         ];
         kubectl.run(&[&["annotate", "nodes", "--all"][..], &annotations].concat()).map(Some)
     })?;
-    // Up to here it stays: deleting it is the choice.
+    // It exists up to here: the operator chooses to delete it.
     kubectl.run(&["get", "crd", "hauberkconfigs.hauberk.io"])?;
     kubectl.run(&["delete", "crd", "hauberkconfigs.hauberk.io"])?;
     assert_clean(cluster)

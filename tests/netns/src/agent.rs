@@ -1,4 +1,4 @@
-//! One node's `hauberkd`: its process, and its API as any client would ask it.
+//! One node's `hauberkd`: its process, and a client of its API.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -17,7 +17,8 @@ use nix::unistd::Pid;
 
 use crate::wait::{self, GENEROUS};
 
-/// The agent of one node, running or not. One that started itself anew does not end with the thread that started it, but with this.
+/// The agent of one node, running or not. An agent that has restarted itself no longer dies with
+/// the thread that started it; dropping this value kills it.
 #[derive(Debug)]
 pub struct Agent {
     node: String,
@@ -33,7 +34,8 @@ impl Drop for Agent {
 }
 
 impl Agent {
-    /// The agent of `node` that listens at `socket`; what one that is started here says goes to `log`.
+    /// The agent of `node` that listens at `socket`. The output of an agent that is started here
+    /// goes to `log`.
     pub fn new(node: &str, socket: &Path, log: &Path) -> Agent {
         Agent { node: node.into(), socket: socket.into(), log: log.into(), process: Mutex::new(None) }
     }
@@ -42,7 +44,8 @@ impl Agent {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts it: from the test's main thread, because it dies with the thread that starts it.
+    /// Starts the agent. Call it on the test's main thread: the agent dies with the thread that
+    /// starts it.
     pub(crate) fn start(&self, mut command: Command) -> Result<()> {
         let mut process = self.process();
         ensure!(process.is_none(), "agent of {} runs already", self.node);
@@ -63,15 +66,15 @@ impl Agent {
         &self.log
     }
 
-    /// Its process id, while it runs.
+    /// The process id, if this harness started the agent.
     pub fn id(&self) -> Option<u32> {
         self.process().as_ref().map(Child::id)
     }
 
-    /// Whether the process is there.
+    /// Whether the process runs.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn is_running(&self) -> Result<bool> {
         match self.process().as_mut() {
             Some(child) => Ok(child.try_wait().context("ask for hauberkd")?.is_none()),
@@ -79,10 +82,10 @@ impl Agent {
         }
     }
 
-    /// SIGKILL, wherever it is. Also fine when it has ended by itself.
+    /// Kills the agent with SIGKILL, whatever it is doing. Not an error if it has already ended.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn kill(&self) -> Result<()> {
         let Some(mut child) = self.process().take() else { return Ok(()) };
         child.kill().with_context(|| format!("kill hauberkd on {}", self.node))?;
@@ -90,10 +93,10 @@ impl Agent {
         Ok(())
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM and waits for the end.
     ///
     /// # Errors
-    /// It does not end, or not with success.
+    /// The agent does not end, or does not exit with success.
     pub fn terminate(&self) -> Result<()> {
         let id = self.id().with_context(|| format!("no hauberkd on {}", self.node))?;
         kill(Pid::from_raw(id as i32), Signal::SIGTERM).context("SIGTERM to hauberkd")?;
@@ -102,7 +105,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits for its end.
+    /// Waits until the agent has ended.
     ///
     /// # Errors
     /// It does not end.
@@ -115,10 +118,10 @@ impl Agent {
         Ok(status)
     }
 
-    /// Asks its API: status code and body.
+    /// Sends a GET request to the agent's API: status code and body.
     ///
     /// # Errors
-    /// It does not answer.
+    /// The agent does not answer.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         let mut stream = UnixStream::connect(&self.socket)
             .with_context(|| format!("connect to the agent on {} at {}", self.node, self.socket.display()))?;
@@ -129,10 +132,10 @@ impl Agent {
         parse_answer(&answer).with_context(|| format!("answer to {path} from the agent on {}", self.node))
     }
 
-    /// Asks its API for JSON.
+    /// Asks the agent's API for JSON.
     ///
     /// # Errors
-    /// It does not answer, not with 200, or not with that type.
+    /// The agent does not answer, the status is not 200, or the body is not of this type.
     pub fn ask<T: for<'de> serde::Deserialize<'de>>(&self, path: &str) -> Result<T> {
         let (code, body) = self.get(path)?;
         ensure!(code == 200, "{path} on {}: HTTP {code}: {}", self.node, body.trim());
@@ -174,7 +177,7 @@ impl Agent {
         body.lines().filter(|line| !line.is_empty()).map(parse).collect()
     }
 
-    /// Packets dropped so far, for whatever reason.
+    /// Packets dropped so far, by reason.
     ///
     /// # Errors
     /// As [`Agent::ask`].
@@ -183,7 +186,7 @@ impl Agent {
         Ok(drops.reasons.into_iter().map(|count| (count.reason, count.packets)).collect())
     }
 
-    /// Packets dropped for a reason so far.
+    /// Packets dropped so far for one reason.
     ///
     /// # Errors
     /// As [`Agent::ask`].
@@ -192,10 +195,10 @@ impl Agent {
         Ok(drops.reasons.iter().filter(|count| count.reason == reason).map(|count| count.packets).sum())
     }
 
-    /// Waits until it is ready: datapath attached and proven.
+    /// Waits until the agent is ready: the datapath is attached and has passed the self-test.
     ///
     /// # Errors
-    /// It ended, or never became ready: with the end of its log.
+    /// The agent ended or never became ready; the message has the end of its log.
     pub fn wait_ready(&self) -> Result<()> {
         let mut ended = false;
         let ready = wait::within(GENEROUS, format!("hauberkd on {} to be ready", self.node), || {
@@ -221,7 +224,7 @@ impl Agent {
     }
 }
 
-/// Status code and body of an HTTP/1.1 answer that ended with the connection.
+/// Status code and body of an HTTP/1.1 response that ends with the connection.
 fn parse_answer(answer: &[u8]) -> Result<(u16, String)> {
     let text = String::from_utf8_lossy(answer);
     let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;

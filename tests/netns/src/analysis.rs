@@ -1,5 +1,5 @@
-//! What the frames on the wire are. Parsed with `etherparse` and searched byte by byte, so that it shares no mistake with
-//! the product's own parser.
+//! Classifies the frames on the wire. They are parsed with `etherparse` and searched byte by byte,
+//! so that no mistake of the product's own parser is repeated here.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -41,15 +41,15 @@ pub struct Packet {
     pub protocol: u8,
     /// Ports, unless the protocol has none or this is a later fragment.
     pub ports: Option<(u16, u16)>,
-    /// Part of a fragmented packet.
+    /// Whether it is part of a fragmented packet.
     pub fragment: bool,
-    /// Length that the IP header claims, bytes (0 in some GSO super-packets).
+    /// Length that the IP header states, bytes (0 in some GSO super-packets).
     pub length: usize,
     /// IPv4's "don't fragment".
     pub dont_fragment: bool,
 }
 
-/// What a frame is.
+/// The kind of a frame, and its IP packet if it has one.
 pub fn dissect(bytes: &[u8]) -> (Kind, Option<Packet>) {
     let Ok(sliced) = LaxSlicedPacket::from_ethernet(bytes) else { return (Kind::Other, None) };
     let (packet, payload_is_fragment) = match &sliced.net {
@@ -98,23 +98,24 @@ pub fn dissect(bytes: &[u8]) -> (Kind, Option<Packet>) {
         }
         _ => Kind::Clear,
     };
-    // Multicast listener reports (types 143 and 130..=132) come with a hop-by-hop header, from any host that is up.
+    // Every host that is up sends multicast listener reports (types 143 and 130..=132). They have a
+    // hop-by-hop header.
     let listener =
         matches!(&sliced.transport, Some(TransportSlice::Icmpv6(icmp)) if matches!(icmp.type_u8(), 130..=132 | 143));
     if listener { (Kind::NeighbourDiscovery, Some(packet)) } else { (kind, Some(packet)) }
 }
 
-/// A message type of WireGuard's with its three zero bytes.
+/// Whether the payload begins with a WireGuard message type and its three zero bytes.
 fn is_wireguard(payload: &[u8]) -> bool {
     matches!(payload, [1..=4, 0, 0, 0, ..])
 }
 
-/// A frame that should not have been there.
+/// A frame that should not be on the wire.
 #[derive(Clone, Debug)]
 pub struct Sighting {
     /// The frame.
     pub frame: Arc<Frame>,
-    /// What about it.
+    /// What is wrong with it.
     pub why: String,
 }
 
@@ -139,7 +140,7 @@ impl fmt::Display for Sighting {
     }
 }
 
-/// A few sightings for a message.
+/// The first few sightings, as text for a message.
 pub fn list(sightings: &[Sighting]) -> String {
     let mut text = format!("{} frames:", sightings.len());
     for sighting in sightings.iter().take(8) {
@@ -148,10 +149,12 @@ pub fn list(sightings: &[Sighting]) -> String {
     text
 }
 
-/// Frames that carry a packet from or to one of `addresses` in the clear: by their IP header, or by having the address
-/// anywhere else in what is not ciphertext (tunnels of other kinds, quoted packets in ICMP errors).
+/// Frames that carry a packet from or to one of `addresses` in the clear. They are found by their
+/// IP header, or by the address anywhere else outside ciphertext (other tunnels, quoted packets in
+/// ICMP errors).
 ///
-/// ARP and neighbour discovery are not packets from or to a pod and are left out; nothing else is.
+/// ARP and neighbour discovery are left out, because they are not packets from or to a pod. Nothing
+/// else is left out.
 pub fn cleartext_of(frames: &[Arc<Frame>], addresses: &[IpAddr]) -> Vec<Sighting> {
     let wanted: HashSet<IpAddr> = addresses.iter().copied().collect();
     let finders: Vec<(IpAddr, memmem::Finder<'_>)> = {
@@ -174,8 +177,8 @@ pub fn cleartext_of(frames: &[Arc<Frame>], addresses: &[IpAddr]) -> Vec<Sighting
                 return Some(format!("in the clear to {}", packet.destination));
             }
         }
-        // Four bytes turn up in ciphertext by chance, sixteen do not. In TCP, where TLS is, they are a packet's address only where a
-        // header is around them.
+        // Four bytes appear in ciphertext by chance, sixteen do not. TCP may carry TLS, so there an
+        // IPv4 address counts only inside an IPv4 header.
         let in_stream = packet.is_some_and(|packet| packet.protocol == TCP);
         finders
             .iter()
@@ -192,7 +195,8 @@ pub fn cleartext_of(frames: &[Arc<Frame>], addresses: &[IpAddr]) -> Vec<Sighting
 /// The protocol number of TCP.
 const TCP: u8 = 6;
 
-/// Whether four bytes are the source or the destination in an IPv4 header whose checksum is right (RFC 791).
+/// Whether the four bytes at `at` are the source or destination of an IPv4 header with a correct
+/// checksum (RFC 791).
 fn is_in_header(bytes: &[u8], at: usize) -> bool {
     [12, 16].iter().any(|offset| {
         let Some(header) = at.checked_sub(*offset).and_then(|start| bytes.get(start..)) else { return false };
@@ -206,7 +210,7 @@ fn is_in_header(bytes: &[u8], at: usize) -> bool {
     })
 }
 
-/// Frames that show one of `markers`.
+/// Frames that contain one of `markers`.
 pub fn payload_of(frames: &[Arc<Frame>], markers: &BTreeSet<Marker>) -> Vec<Sighting> {
     let seen = |frame: &Arc<Frame>| {
         let marker = Marker::all_in(&frame.bytes).intersection(markers).next().copied()?;
@@ -215,7 +219,7 @@ pub fn payload_of(frames: &[Arc<Frame>], markers: &BTreeSet<Marker>) -> Vec<Sigh
     frames.iter().filter_map(seen).collect()
 }
 
-/// Every marker that was on the wire, with one frame that shows it.
+/// Every marker that was on the wire, with one frame that contains it.
 pub fn markers(frames: &[Arc<Frame>]) -> BTreeMap<Marker, Arc<Frame>> {
     let mut seen = BTreeMap::new();
     for frame in frames {
@@ -226,7 +230,8 @@ pub fn markers(frames: &[Arc<Frame>]) -> BTreeMap<Marker, Arc<Frame>> {
     seen
 }
 
-/// Frames in the clear with this port on either side: what is left to tell by after address translation.
+/// Frames in the clear with this port on either side. After address translation the port is all
+/// that identifies the traffic.
 pub fn clear_port(frames: &[Arc<Frame>], port: u16) -> Vec<Sighting> {
     let seen = |frame: &Arc<Frame>| {
         let (kind, packet) = dissect(&frame.bytes);
@@ -237,7 +242,7 @@ pub fn clear_port(frames: &[Arc<Frame>], port: u16) -> Vec<Sighting> {
     frames.iter().filter_map(seen).collect()
 }
 
-/// How many frames of each kind there were.
+/// The number of frames of each kind.
 pub fn count(frames: &[Arc<Frame>]) -> BTreeMap<Kind, usize> {
     let mut counts = BTreeMap::new();
     for frame in frames {
@@ -298,7 +303,7 @@ mod tests {
         };
         let by_chance = IpAddr::from([10, 9, 9, 9]);
         assert_eq!(cleartext_of(&[stream(&[0, 10, 9, 9, 9, 1])], &[by_chance]).len(), 0);
-        // A packet of another pod in it, from and to.
+        // A packet of another pod inside the stream, from and to the address.
         let carried = udp((1, 2), b"payload");
         for end in [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from) {
             let mut inner = carried[14..].to_vec();

@@ -1,7 +1,8 @@
-//! Every frame on every cable of the wire, both directions, no exemption.
+//! Every frame on every cable of the wire, in both directions, without exceptions.
 //!
-//! One thread empties the rings of packet sockets on all ports. A frame between two nodes is seen twice: where it enters the
-//! bridge and where it leaves it. Nothing is filtered here: opinions are [`crate::analysis`]'s.
+//! One thread empties the rings of packet sockets on all ports. A frame between two nodes is seen
+//! twice: where it enters the bridge and where it leaves it. Nothing is filtered here;
+//! [`crate::analysis`] judges the frames.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -20,7 +21,7 @@ use pcap_file::{DataLink, TsResolution};
 use crate::netns::Netns;
 use crate::syscalls::Ring;
 
-/// More than this in one test is a mistake in the test (bytes).
+/// Limit of captured bytes. A test that captures more has a mistake.
 const LIMIT: u64 = 6 << 30;
 
 /// One frame on one cable.
@@ -28,7 +29,8 @@ const LIMIT: u64 = 6 << 30;
 pub struct Frame {
     /// Which cable: an index into [`Capture::ports`].
     pub port: usize,
-    /// From the bridge to the machine at the cable's end (else: from the machine).
+    /// True if the frame goes from the bridge to the machine at the cable's end, false if it comes
+    /// from the machine.
     pub to_machine: bool,
     /// Wall clock, nanoseconds since 1970.
     pub time_ns: u64,
@@ -36,7 +38,7 @@ pub struct Frame {
     pub bytes: Box<[u8]>,
 }
 
-/// A moment in a capture: frames from there on are later ones.
+/// A position in a capture: frames after it are later ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(usize);
 
@@ -45,7 +47,7 @@ impl Moment {
     pub const START: Moment = Moment(0);
 }
 
-/// A running capture; clones are the same one.
+/// A running capture. Clones refer to the same capture.
 #[derive(Clone)]
 pub struct Capture {
     ports: Arc<Vec<String>>,
@@ -59,7 +61,7 @@ struct Shared {
     lost: AtomicU64,
     tolerate_loss: AtomicBool,
     failure: Mutex<Option<String>>,
-    /// Rounds of "all that has crossed is here": asked for, and done.
+    /// The last requested and the last finished round of [`Capture::sync`].
     asked: AtomicU64,
     done: AtomicU64,
 }
@@ -80,7 +82,7 @@ impl Capture {
         let names = ports.iter().map(|(_, interface)| interface.clone()).collect();
         let capture = Capture { ports: Arc::new(names), shared: Arc::new(Shared::default()) };
         if rings.is_empty() {
-            // Then nobody may draw conclusions from it.
+            // Marks the capture as failed, so that no test draws conclusions from it.
             *locked(&capture.shared.failure) = Some("nothing is captured here".into());
             return Ok(capture);
         }
@@ -94,15 +96,15 @@ impl Capture {
         &self.ports
     }
 
-    /// This test overloads the wire on purpose: frames the capture itself loses do not fail it.
+    /// Tolerates frames that the capture itself loses: this test overloads the wire on purpose.
     pub fn tolerate_loss(&self) {
         self.shared.tolerate_loss.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until everything that has crossed the wire is in the capture; that moment.
+    /// Waits until everything that has crossed the wire is in the capture, and returns that moment.
     ///
     /// # Errors
-    /// The capture lost frames or broke: what it shows would prove nothing.
+    /// The capture lost frames or broke, so that it proves nothing.
     pub fn sync(&self) -> Result<Moment> {
         let round = self.shared.asked.fetch_add(1, Ordering::SeqCst) + 1;
         while self.shared.done.load(Ordering::SeqCst) < round {
@@ -142,10 +144,11 @@ impl Capture {
         self.since(Moment::START)
     }
 
-    /// Writes the frames to a pcap file. Both ends of the wire see a frame, so most are there twice.
+    /// Writes the frames to a pcap file. Most frames are in it twice, because both ends of the wire
+    /// see them.
     ///
     /// # Errors
-    /// Of the file system.
+    /// File access fails.
     pub fn write(&self, path: &Path) -> Result<()> {
         let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
         let header = PcapHeader {
@@ -183,7 +186,8 @@ impl Shared {
                 lost += lost_here;
             }
             self.lost.store(lost, Ordering::SeqCst);
-            // A ring hands over whole blocks, or after a moment: what had crossed when it was counted may still be inside.
+            // The kernel hands over a block when it is full or after a timeout, so frames that were
+            // counted may not have been handed over yet.
             while rings.iter().zip(&crossed).any(|(ring, crossed)| ring.taken() < *crossed) {
                 self.empty(&mut rings)?;
                 wait(&rings)?;
@@ -220,7 +224,7 @@ impl Shared {
     }
 }
 
-/// Until there is something to take, or a moment is over.
+/// Waits until a ring has frames, or for a short time.
 fn wait(rings: &[Ring]) -> Result<()> {
     let mut waiting: Vec<PollFd<'_>> =
         rings.iter().map(|ring| PollFd::new(ring.socket().as_fd(), PollFlags::POLLIN)).collect();
@@ -228,7 +232,7 @@ fn wait(rings: &[Ring]) -> Result<()> {
     Ok(())
 }
 
-/// The frame as it was on the cable: the kernel keeps a VLAN tag beside the bytes.
+/// The frame as it was on the cable. The kernel keeps a VLAN tag apart from the bytes.
 fn whole(bytes: &[u8], vlan: Option<u16>) -> Box<[u8]> {
     match vlan {
         Some(tag) if bytes.len() >= 12 => {

@@ -1,5 +1,5 @@
-//! A list of CNI plugins on one node, driven and remembered as libcni does: each gets the result of the one before, and the last
-//! result is kept in a file that others may read.
+//! A list of CNI plugins on one node. It is run as libcni runs it: each plugin gets the result of
+//! the one before, and the last result is kept in a file that other programs may read.
 
 use std::fs;
 use std::io::Write;
@@ -17,10 +17,10 @@ use crate::plugin;
 use crate::pod::Pod;
 use crate::programs;
 
-/// Where Debian has the reference plugins.
+/// Where Debian installs the reference plugins.
 const REFERENCE: &str = "/usr/lib/cni";
 
-/// A list of plugins and the runtime's memory.
+/// A list of plugins, and the results that the runtime keeps.
 #[derive(Clone, Debug)]
 pub struct Chain {
     node: Arc<Node>,
@@ -31,7 +31,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// On this node, remembering in its own folder.
+    /// A chain on this node that keeps results in its own folder.
     ///
     /// # Errors
     /// The reference plugins are not installed, or the folder cannot be made.
@@ -50,10 +50,10 @@ impl Chain {
         Chain { list, ..self.clone() }
     }
 
-    /// Runs a pod: its object, its namespace, ADD of every plugin.
+    /// Runs a pod: creates its object and its namespace, and calls ADD of every plugin.
     ///
     /// # Errors
-    /// Any of that failed.
+    /// Any of these steps failed.
     pub fn run(&self, manifests: &Manifests, namespace: &str, name: &str) -> Result<Pod> {
         let netns = Netns::create(&format!("{namespace}-{name}"))?;
         let mut object = manifests::pod(namespace, name, &self.node.name);
@@ -83,10 +83,10 @@ impl Chain {
         Ok(result)
     }
 
-    /// DEL of every plugin, the last first; then the result is forgotten.
+    /// Calls DEL of every plugin, the last one first, and then removes the result.
     ///
     /// # Errors
-    /// A plugin refused: the result is kept then.
+    /// A plugin refused. The result is kept then.
     pub fn delete(&self, pod: &Pod) -> Result<()> {
         let path = self.path(&pod.container);
         let kept = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
@@ -98,10 +98,10 @@ impl Chain {
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
 
-    /// CHECK of every plugin.
+    /// Calls CHECK of every plugin.
     ///
     /// # Errors
-    /// One of them found something.
+    /// A plugin reported an error.
     pub fn check(&self, pod: &Pod) -> Result<()> {
         let text = fs::read(self.path(&pod.container)).context("no result kept")?;
         let result = serde_json::from_slice::<Value>(&text)?["result"].clone();

@@ -23,12 +23,12 @@ use crate::wire::{self, Wire};
 /// The ranges all pods' addresses come from.
 pub const CLUSTER_RANGES: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
 
-/// The configuration word `hostRouting`.
+/// The values of the configuration field `hostRouting`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostRouting {
-    /// Straight from hook to pod.
+    /// Directly from hook to pod.
     Bpf,
-    /// Through the host's IP stack and its netfilter.
+    /// Through the host's IP stack and its netfilter rules.
     Stack,
 }
 
@@ -36,7 +36,7 @@ impl HostRouting {
     /// Both.
     pub const ALL: [HostRouting; 2] = [HostRouting::Bpf, HostRouting::Stack];
 
-    /// As in the configuration.
+    /// The value as the configuration spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             HostRouting::Bpf => "bpf",
@@ -45,12 +45,13 @@ impl HostRouting {
     }
 }
 
-/// What kind of cluster a test wants.
+/// The kind of cluster a test needs.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// How many nodes.
     pub nodes: usize,
-    /// Whether agents run and pods are attached by our plugin; without, the harness connects pods by plain routing.
+    /// Whether agents run and hauberk's plugin attaches pods. If not, the harness connects pods by
+    /// plain routing.
     pub hauberk: bool,
     /// Whether [`Cluster::build`] starts the agents and waits for them.
     pub start: bool,
@@ -60,9 +61,9 @@ pub struct Setup {
     pub uplink_mtu: u32,
     /// Nodes with an even number are behind a router whose far side has this MTU.
     pub narrow: Option<u32>,
-    /// Whether what crosses the wire is recorded.
+    /// Whether the traffic on the wire is captured.
     pub capture: bool,
-    /// More configuration for all agents, laid over the rest.
+    /// More configuration for all agents. It overrides the defaults.
     pub config: Value,
 }
 
@@ -81,30 +82,30 @@ impl Default for Setup {
     }
 }
 
-/// A running cluster. Nothing is torn down: all of it ends with the test's process.
+/// A running cluster. It is not torn down: all of it ends with the test's process.
 pub struct Cluster {
     /// The nodes, `n1` first.
     pub nodes: Vec<Arc<Node>>,
-    /// A host that is no node: every node's default gateway, and the world behind it.
+    /// A host that is no node: the default gateway of every node, and the world behind it.
     pub outside: Party,
-    /// The folder the agents read.
+    /// The folder that the agents read.
     pub manifests: Manifests,
-    /// What crosses the wire.
+    /// The traffic on the wire.
     pub capture: Capture,
     /// The bridges.
     pub wire: Wire,
-    /// What was asked for.
+    /// The setup it was built from.
     pub setup: Setup,
-    /// Where logs go.
+    /// The folder for logs.
     pub directory: PathBuf,
     plain_pods: AtomicU32,
 }
 
 impl Cluster {
-    /// Builds it.
+    /// Builds a cluster.
     ///
     /// # Errors
-    /// Anything that did not work, with where to look.
+    /// A step failed; the message says where to look.
     pub fn build(context: &Context, setup: Setup) -> Result<Cluster> {
         let mut wire = Wire::create(if setup.narrow.is_some() { 2 } else { 1 })?;
         let outside = build_outside(&mut wire, setup.uplink_mtu)?;
@@ -137,7 +138,7 @@ impl Cluster {
     /// Starts the agents and waits until they are ready and know each other's keys.
     ///
     /// # Errors
-    /// One of them did not get there: with the end of its log.
+    /// An agent did not become ready; the message has the end of its log.
     pub fn start(&self) -> Result<()> {
         for node in &self.nodes {
             node.start_agent()?;
@@ -145,10 +146,10 @@ impl Cluster {
         self.wait_ready()
     }
 
-    /// Waits until all agents are ready and have each other's keys.
+    /// Waits until all agents are ready and know each other's keys.
     ///
     /// # Errors
-    /// One of them did not get there.
+    /// An agent did not become ready.
     pub fn wait_ready(&self) -> Result<()> {
         for node in &self.nodes {
             node.agent.wait_ready()?;
@@ -165,10 +166,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes a namespace with (or without) the encryption label.
+    /// Makes a namespace with or without the encryption label.
     ///
     /// # Errors
-    /// Of the file system.
+    /// File access fails.
     pub fn namespace(&self, name: &str, encryption: Option<&str>) -> Result<()> {
         self.manifests.put("namespace", name, &manifests::namespace(name, encryption))
     }
@@ -186,10 +187,11 @@ impl Cluster {
         }
     }
 
-    /// Waits until every agent has every one of `pods` in its kernel maps, and no agent holds them for unknown.
+    /// Waits until every agent has all of `pods` in its kernel maps, and no agent counts them as
+    /// unknown.
     ///
     /// # Errors
-    /// One of them never did.
+    /// An agent never did.
     pub fn wait_known(&self, pods: &[&Pod]) -> Result<()> {
         for node in &self.nodes {
             wait::eventually(format!("{} to know all pods", node.name), || {
@@ -210,7 +212,7 @@ impl Cluster {
     /// Waits until the status of every agent says that a namespace is enforced everywhere.
     ///
     /// # Errors
-    /// It never did: who is waited for.
+    /// It never did; the message says which nodes are missing.
     pub fn wait_converged(&self, namespace: &str, protection: hauberk_core::api::Protection) -> Result<()> {
         for node in &self.nodes {
             wait::eventually(format!("{namespace} to be {protection:?} everywhere, says {}", node.name), || {
@@ -229,7 +231,7 @@ impl Cluster {
     /// Fails if a packet of one of `pods` crossed the wire in the clear since a moment.
     ///
     /// # Errors
-    /// It did: which frames show it. Or the capture is not whole.
+    /// A packet did; the message shows the frames. Or the capture is incomplete.
     pub fn assert_no_cleartext(&self, pods: &[&Pod], since: Moment) -> Result<()> {
         let addresses: Vec<IpAddr> = pods.iter().flat_map(|pod| pod.addresses()).collect();
         let sightings = self.cleartext(&addresses, since)?;
@@ -240,12 +242,13 @@ impl Cluster {
     /// Frames with packets of `addresses` in the clear since a moment.
     ///
     /// # Errors
-    /// The capture is not whole.
+    /// The capture is incomplete.
     pub fn cleartext(&self, addresses: &[IpAddr], since: Moment) -> Result<Vec<Sighting>> {
         Ok(analysis::cleartext_of(&self.capture.since(since)?, addresses))
     }
 
-    /// Connects nodes as any cluster without hauberk would: forwarding and a route to each other's pods.
+    /// Connects nodes as a cluster without hauberk does: forwarding, and a route to each other's
+    /// pods.
     fn route_plainly(&self) -> Result<()> {
         for node in &self.nodes {
             node.netns.sysctl("net.ipv4.ip_forward", "1")?;
@@ -326,7 +329,8 @@ fn build_node(wire: &mut Wire, setup: &Setup, context: &Context, number: u8, seg
     Node::create(party, pod_ranges, &context.directory.join("state"), &context.directory)
 }
 
-/// The host outside: on the first segment, with an address beyond it that stands for the internet.
+/// Builds the host outside: it is on the first segment and also has an address that stands for the
+/// internet.
 fn build_outside(wire: &mut Wire, mtu: u32) -> Result<Party> {
     let netns = Netns::create("outside")?;
     let (v4, v6) = segment_addresses(0, 250);

@@ -1,4 +1,5 @@
-//! Which addresses the kernel knows: the agent's map itself, past every cache of the agent.
+//! The addresses that the kernel knows, read from the agent's map itself and not from a cache of
+//! the agent.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,10 +15,10 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    /// The one that is pinned somewhere below `pins`.
+    /// Opens the map that is pinned somewhere below `pins`.
     ///
     /// # Errors
-    /// There is none, or it is not what it should be.
+    /// There is none, or it has the wrong type.
     pub fn open(pins: &Path) -> Result<Endpoints> {
         let found = find(pins, "ENDPOINTS")?;
         let data = MapData::from_pin(&found).with_context(|| format!("open {}", found.display()))?;
@@ -27,7 +28,7 @@ impl Endpoints {
     /// Whether an address is known.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn find(&self, address: IpAddr) -> Result<bool> {
         match self.map.get(&key(address), 0) {
             Ok(_) => Ok(true),
@@ -39,13 +40,13 @@ impl Endpoints {
     /// Every known address, as its [`key`].
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn keys(&self) -> Result<BTreeSet<[u8; 16]>> {
         self.map.keys().collect::<Result<_, _>>().context("read ENDPOINTS")
     }
 }
 
-/// An address as the map has it: IPv4 as `::ffff:a.b.c.d`.
+/// An address as the map's key: IPv4 as `::ffff:a.b.c.d`.
 pub fn key(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
@@ -53,7 +54,7 @@ pub fn key(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// A file of this name below a folder.
+/// Finds a file of this name below a folder.
 fn find(directory: &Path, name: &str) -> Result<PathBuf> {
     let mut folders = vec![directory.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -1,4 +1,4 @@
-//! Frames made by hand and put where they do not belong: on the wire, or into a valid tunnel.
+//! Hand-made frames, sent where they do not belong: on the wire, or into a valid tunnel.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
@@ -18,7 +18,7 @@ pub enum Forged {
     TcpSyn,
     /// An echo request.
     Echo,
-    /// A TCP reset, as leak checkers like to forget.
+    /// A TCP reset, which leak checkers tend to forget.
     TcpReset,
 }
 
@@ -66,27 +66,27 @@ pub fn frame(
     Ok(bytes)
 }
 
-/// An ARP message: a question (1) or an answer (2).
+/// An ARP message: a request (1) or a reply (2).
 pub fn arp(mac: [u8; 6], operation: u8, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let head = [0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, operation];
     [&[0xff; 6][..], &mac, &head, &mac, &sender.octets(), &[0xff; 6], &target.octets()].concat()
 }
 
-/// What a message of neighbour discovery asks for.
+/// What a neighbour discovery message asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Solicits {
-    /// The neighbour it is sent to.
+    /// The neighbour that the message is sent to.
     Neighbour,
     /// Routers.
     Router,
-    /// Nothing: it announces its sender.
+    /// Nothing: the message advertises its sender.
     Nothing,
 }
 
-/// A message of neighbour discovery with its sender's MAC address (RFC 4861).
+/// A neighbour discovery message with its sender's MAC address (RFC 4861).
 ///
 /// # Errors
-/// None that is known.
+/// No known case.
 pub fn discovery(macs: ([u8; 6], [u8; 6]), what: Solicits, source: Ipv6Addr, destination: Ipv6Addr) -> Result<Vec<u8>> {
     let (kind, target, option) = match what {
         Solicits::Neighbour => (135, Some(destination), 1),
@@ -95,7 +95,7 @@ pub fn discovery(macs: ([u8; 6], [u8; 6]), what: Solicits, source: Ipv6Addr, des
     };
     let target = target.map(|target| target.octets().to_vec()).unwrap_or_default();
     let message = [&target[..], &[option, 1], &macs.0].concat();
-    // An announcement overrides what is known.
+    // An advertisement overrides what the receiver knows.
     let flags = if what == Solicits::Nothing { [0x20, 0, 0, 0] } else { [0; 4] };
     let head = PacketBuilder::ethernet2(macs.0, macs.1).ipv6(source.octets(), destination.octets(), 255);
     let mut bytes = Vec::new();
@@ -113,26 +113,27 @@ pub fn tagged(frame: &[u8], types: &[u16]) -> Vec<u8> {
 /// How a packet socket sends a frame.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Manner {
-    /// Past the interface's queueing discipline, and the hooks there.
+    /// Bypasses the interface's queueing discipline, and with it the hooks there.
     pub bypass: bool,
     /// SO_MARK.
     pub mark: u32,
-    /// What the socket says the frame's type is; 0 leaves that to the frame.
+    /// The frame type that the socket states; 0 takes it from the frame.
     pub protocol: u16,
 }
 
-/// Sends a frame out of an interface; with `bypass`, past its queueing discipline (and the hooks there).
+/// Sends a frame out of an interface. `bypass` skips the queueing discipline and the hooks there.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub fn send(netns: &Netns, interface: &str, frame: &[u8], bypass: bool) -> Result<()> {
     send_as(netns, interface, frame, Manner { bypass, ..Manner::default() })
 }
 
-/// Sends frames out of an interface, one after the other. What a program on the way drops was sent all the same.
+/// Sends frames out of an interface, one after the other. A frame that a program on the way drops
+/// counts as sent.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub fn send_all(netns: &Netns, interface: &str, frames: &[Vec<u8>]) -> Result<()> {
     let index = netns.interface(interface)?;
     netns.within(|| {
@@ -147,10 +148,10 @@ pub fn send_all(netns: &Netns, interface: &str, frames: &[Vec<u8>]) -> Result<()
     })
 }
 
-/// As [`send`], in any manner a packet socket has.
+/// Like [`send`], with all options of a packet socket.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub fn send_as(netns: &Netns, interface: &str, frame: &[u8], manner: Manner) -> Result<()> {
     let index = netns.interface(interface)?;
     netns.within(|| {
@@ -167,7 +168,8 @@ pub fn send_as(netns: &Netns, interface: &str, frame: &[u8], manner: Manner) -> 
                 .context("PACKET_QDISC_BYPASS")?;
         }
         let sent = match nix::sys::socket::send(socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty()) {
-            // How a packet socket learns that a program on the way out dropped the frame: it was sent all right.
+            // The error means that a program on the way out dropped the frame. The socket did send
+            // it.
             Err(nix::errno::Errno::ENOBUFS) => return Ok(()),
             sent => sent,
         };
@@ -189,10 +191,10 @@ pub fn mac(netns: &Netns, interface: &str) -> Result<[u8; 6]> {
     parse_mac(links[0]["address"].as_str().unwrap_or_default())
 }
 
-/// `aa:bb:cc:dd:ee:ff`.
+/// Parses `aa:bb:cc:dd:ee:ff`.
 ///
 /// # Errors
-/// It is none.
+/// The text is no MAC address.
 pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let bytes: Result<Vec<u8>, _> = text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
     bytes.ok().and_then(|bytes| bytes.try_into().ok()).with_context(|| format!("MAC address {text:?}"))

@@ -1,4 +1,5 @@
-//! Somebody else's program on a device, which wants to be the next to the wire (or the pod) as well. It lets everything pass.
+//! A third-party program on a device that also wants to be next to the wire (or the pod). It lets
+//! everything pass.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,16 +9,16 @@ use anyhow::{Context as _, Result};
 use crate::netns::Netns;
 use crate::syscalls;
 
-/// On which way through a device.
+/// A direction through a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Into it: the first program is the next to the wire.
+    /// Into the device: the first program is next to the wire.
     In,
-    /// Out of it: the last program is the next to the wire.
+    /// Out of the device: the last program is next to the wire.
     Out,
 }
 
-/// A program that runs on a device by TCX until this is dropped.
+/// A program that TCX runs on a device until this value is dropped.
 pub struct Intruder {
     id: u32,
     device: (Netns, String),
@@ -27,10 +28,10 @@ pub struct Intruder {
 }
 
 impl Intruder {
-    /// Next to the wire.
+    /// Attaches the program next to the wire.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn attach(netns: &Netns, device: &str, way: Way) -> Result<Intruder> {
         let program = syscalls::passing_program().context("load a program")?;
         let link = link(&program, netns, device, way)?;
@@ -40,21 +41,21 @@ impl Intruder {
         Ok(Intruder { id, device: (netns.clone(), device.into()), way, program, link })
     }
 
-    /// Takes its place again.
+    /// Moves the program next to the wire again.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn push(self) -> Result<Intruder> {
-        // The kernel takes no program twice.
+        // The kernel does not attach the same program twice.
         drop(self.link);
         let link = link(&self.program, &self.device.0, &self.device.1, self.way)?;
         Ok(Intruder { link, ..self })
     }
 
-    /// Programs between it and the wire, and the others.
+    /// The number of programs between it and the wire, and of the other programs.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn others(&self) -> Result<(usize, usize)> {
         let index = self.device.0.interface(&self.device.1)?;
         let programs = self.device.0.within(|| Ok(syscalls::tcx_programs(index, kind(self.way))?))?;
@@ -70,10 +71,9 @@ fn link(program: &OwnedFd, netns: &Netns, device: &str, way: Way) -> Result<Owne
     netns.within(|| syscalls::tcx_link(program, index, kind(way), flags).context("attach a program"))
 }
 
-/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` (linux/bpf.h).
 fn kind(way: Way) -> u32 {
     match way {
-        Way::In => 46,
-        Way::Out => 47,
+        Way::In => syscalls::TCX_INGRESS,
+        Way::Out => syscalls::TCX_EGRESS,
     }
 }

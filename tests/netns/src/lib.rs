@@ -1,21 +1,22 @@
-//! Nodes and pods as network namespaces on one machine, the real programs running in them, and every frame that crossed
-//! the wire between them.
+//! Nodes and pods as network namespaces on one machine, the real programs running in them, and
+//! every frame that crossed the wire between them.
 //!
-//! A test asks the [`runner`] for a sandbox (a process of its own, with its own mount and network namespace), builds a
-//! [`Cluster`] in it, lets [`traffic`] flow and asks the [`capture`] what was on the wire. Facts come from the payload:
-//! each exchange carries a [`Marker`] that exists nowhere else, so "delivered" and "seen in the clear" need no guesses.
+//! A test asks the [`runner`] for a sandbox (its own process, with its own mount and network
+//! namespace), builds a [`Cluster`] in it, sends [`traffic`] and asks the [`capture`] what was on
+//! the wire. Payloads are the evidence: each exchange carries a unique [`Marker`], so "delivered"
+//! and "seen in the clear" need no guesses.
 //!
 //! | module | is |
 //! |---|---|
-//! | [`runner`] | one process per test, time limits, what to say after a failure |
+//! | [`runner`] | one process per test, time limits, what to print after a failure |
 //! | [`cluster`], [`node`], [`pod`], [`wire`] | the machines and the cables |
-//! | [`agent`], [`plugin`], [`manifests`] | our programs and their input |
-//! | [`chain`] | other people's CNI plugins, with ours behind them |
-//! | [`nat`] | other people's netfilter rules on the nodes |
-//! | [`endpoints`] | which addresses the kernel knows, past every cache of the agent |
+//! | [`agent`], [`plugin`], [`manifests`] | hauberk's programs and their input |
+//! | [`chain`] | other CNI plugins, with hauberk's behind them |
+//! | [`nat`] | third-party netfilter rules on the nodes |
+//! | [`endpoints`] | the addresses that the kernel knows, bypassing the agent's caches |
 //! | [`traffic`] | clients and servers of every protocol |
 //! | [`usage`] | memory and CPU time, of a process and of the machine |
-//! | [`capture`], [`analysis`] | what crossed the wire, and an opinion of it that owes nothing to the product's parser |
+//! | [`capture`], [`analysis`] | what crossed the wire, judged without the product's parser |
 
 pub mod agent;
 pub mod analysis;
@@ -37,6 +38,7 @@ pub mod programs;
 pub mod random;
 pub mod runner;
 pub mod sandbox;
+#[allow(unsafe_code, reason = "see the module")]
 mod syscalls;
 pub mod traffic;
 pub mod usage;

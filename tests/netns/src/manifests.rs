@@ -1,4 +1,5 @@
-//! The folder of Kubernetes manifests that all agents read, written as an API server with a kubelet on each node would.
+//! The folder of Kubernetes manifests that all agents read. The harness writes it as an API server
+//! and a kubelet on each node would.
 
 use std::fs;
 use std::net::IpAddr;
@@ -13,7 +14,8 @@ pub const LABEL: &str = "hauberk.io/encryption";
 /// The annotation with a node's public keys.
 pub const KEYS: &str = "hauberk.io/keys";
 
-/// A folder of manifests, one object a file. Every change is a rename: readers see the old object or the new one.
+/// A folder of manifests, one file per object. Every change is a rename: a reader sees the old
+/// object or the new one.
 #[derive(Debug)]
 pub struct Manifests {
     directory: PathBuf,
@@ -22,10 +24,10 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// An empty folder at `directory`.
+    /// Makes an empty folder at `directory`.
     ///
     /// # Errors
-    /// Of the file system.
+    /// File access fails.
     pub fn create(directory: &Path) -> Result<Manifests> {
         let staging = directory.with_extension("staging");
         for path in [directory, &staging] {
@@ -39,7 +41,7 @@ impl Manifests {
         &self.directory
     }
 
-    /// Where an object's file is.
+    /// The path of an object's file.
     pub fn path(&self, kind: &str, name: &str) -> PathBuf {
         self.directory.join(format!("{kind}-{name}.yaml"))
     }
@@ -47,16 +49,16 @@ impl Manifests {
     /// Writes an object.
     ///
     /// # Errors
-    /// Of the file system.
+    /// File access fails.
     pub fn put(&self, kind: &str, name: &str, object: &Value) -> Result<()> {
         let text = serde_yaml_ng::to_string(object).context("write YAML")?;
         self.put_text(&format!("{kind}-{name}.yaml"), &text)
     }
 
-    /// Writes a file, whatever is in it.
+    /// Writes a file with any text.
     ///
     /// # Errors
-    /// Of the file system.
+    /// File access fails.
     pub fn put_text(&self, file: &str, text: &str) -> Result<()> {
         let temporary = self.staging.join(format!("{}", self.count.fetch_add(1, Ordering::Relaxed)));
         let path = self.directory.join(file);
@@ -64,7 +66,7 @@ impl Manifests {
         fs::rename(&temporary, &path).with_context(|| format!("rename to {}", path.display()))
     }
 
-    /// Reads an object back, with what others wrote into it.
+    /// Reads an object, including what other programs wrote into it.
     ///
     /// # Errors
     /// There is none, or it is not YAML.
@@ -93,7 +95,8 @@ impl Manifests {
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
 
-    /// Sets or takes away the encryption label of a namespace, or of a pod (`namespace/pod` in the file name: `namespace-pod`).
+    /// Sets or removes the encryption label of a namespace or of a pod (for a pod, `name` is
+    /// `namespace-pod`, as in the file name).
     ///
     /// # Errors
     /// As [`Manifests::change`].
@@ -121,7 +124,8 @@ pub fn node(name: &str, addresses: &[IpAddr], pod_ranges: &[String]) -> Value {
     })
 }
 
-/// What a node's agent would publish for its only key, given in base64: the text of the annotation [`KEYS`].
+/// The value of the annotation [`KEYS`] that a node's agent publishes for its only key, given in
+/// base64.
 pub fn keys(public: &str) -> String {
     json!({"version": 1, "port": 51840, "keys": [{"epoch": 1, "publicKey": public}]}).to_string()
 }
@@ -145,7 +149,7 @@ pub fn pod(namespace: &str, name: &str, node: &str) -> Value {
     })
 }
 
-/// Gives a Pod its addresses, as kubelet does once the network is set up.
+/// Gives a Pod its addresses, as the kubelet does once the network is set up.
 pub fn set_addresses(pod: &mut Value, addresses: &[IpAddr]) {
     let list: Vec<Value> = addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
     pod["status"] = json!({"phase": "Running", "podIP": addresses[0].to_string(), "podIPs": list});

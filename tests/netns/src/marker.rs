@@ -1,4 +1,4 @@
-//! Text that exists once in the world: put into a payload, it proves where that payload went.
+//! Unique text: put into a payload, it proves where that payload went.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +12,7 @@ use crate::random::Random;
 const PREFIX: &[u8] = b"<marker:";
 const DIGITS: usize = 16;
 
-/// A payload's mark: `<marker:` and 16 hexadecimal digits and `>`.
+/// The mark of a payload: `<marker:`, 16 hexadecimal digits and `>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Marker(u64);
 
@@ -20,7 +20,7 @@ impl Marker {
     /// Bytes of a marker.
     pub const LENGTH: usize = PREFIX.len() + DIGITS + 1;
 
-    /// One that nobody had before.
+    /// A marker that was never used before.
     pub fn unique() -> Marker {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos() as u64;
@@ -28,19 +28,20 @@ impl Marker {
         Marker(Random::new(clock.wrapping_add(count << 40) ^ u64::from(std::process::id())).number())
     }
 
-    /// Its text.
+    /// The marker's text.
     pub fn bytes(self) -> [u8; Marker::LENGTH] {
         let mut bytes = [0; Marker::LENGTH];
         bytes.copy_from_slice(self.to_string().as_bytes());
         bytes
     }
 
-    /// `length` bytes full of it: however a stream is cut, a segment of twice its length holds it whole.
+    /// `length` bytes filled with the marker. However a stream is cut, a segment of twice the
+    /// marker's length contains it whole.
     pub fn fill(self, length: usize) -> Vec<u8> {
         self.bytes().iter().copied().cycle().take(length).collect()
     }
 
-    /// Whether `bytes` hold it.
+    /// Whether `bytes` contain the marker.
     pub fn is_in(self, bytes: &[u8]) -> bool {
         memmem::find(bytes, &self.bytes()).is_some()
     }

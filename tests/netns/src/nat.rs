@@ -1,4 +1,4 @@
-//! Other people's address translation on a node: what kube-proxy or an administrator would have put there.
+//! Address translation on a node, as kube-proxy or an administrator would set it up.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::node::Node;
 use crate::party::Family;
 
-/// The address of the service with this number; outside every range of pods and nodes.
+/// The address of the service with this number. It is outside every range of pods and nodes.
 pub fn service_address(family: Family, number: u8) -> IpAddr {
     match family {
         Family::V4 => IpAddr::from([10, 96, 0, number]),
@@ -15,10 +15,11 @@ pub fn service_address(family: Family, number: u8) -> IpAddr {
     }
 }
 
-/// On `node`, sends what is for `service` to `backend`, same port: for packets that pass the node and for its own.
+/// On `node`, redirects packets for `service` to the same port of `backend`: forwarded packets and
+/// the node's own.
 ///
 /// # Errors
-/// What `nft` says.
+/// `nft` fails; the message is its own.
 pub fn add_service(node: &Node, service: IpAddr, backend: IpAddr) -> Result<()> {
     let family = if service.is_ipv4() { "ip" } else { "ip6" };
     let rule = format!("{family} daddr {service} meta l4proto {{ tcp, udp }} dnat to {backend}");
@@ -30,10 +31,11 @@ pub fn add_service(node: &Node, service: IpAddr, backend: IpAddr) -> Result<()> 
     ))
 }
 
-/// On `node`, gives packets to `destination` the node's own address, as kube-proxy does for services it masquerades.
+/// On `node`, masquerades packets to `destination` with the node's own address, as kube-proxy does
+/// for some services.
 ///
 /// # Errors
-/// What `nft` says.
+/// `nft` fails; the message is its own.
 pub fn masquerade_to(node: &Node, destination: IpAddr) -> Result<()> {
     let family = if destination.is_ipv4() { "ip" } else { "ip6" };
     node.netns.nft(&format!(

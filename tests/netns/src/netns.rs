@@ -15,8 +15,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::sandbox;
 use crate::syscalls;
 
-/// A network namespace with a name under `/run/netns`; clones are the same namespace. It lives until it is removed or the
-/// test's process ends.
+/// A network namespace with a name under `/run/netns`. Clones refer to the same namespace. It lives
+/// until it is removed or the test's process ends.
 #[derive(Clone, Debug)]
 pub struct Netns {
     name: Arc<str>,
@@ -48,8 +48,8 @@ impl Netns {
         Ok(netns)
     }
 
-    /// Gives a namespace that somebody else made a name, for example `/proc/<process>/ns/net`; a name that is taken is given
-    /// to it instead.
+    /// Names a namespace that another program made, for example `/proc/<process>/ns/net`. A name
+    /// that is taken now refers to this namespace.
     ///
     /// # Errors
     /// There is no namespace at `namespace`, or the kernel refuses.
@@ -72,30 +72,30 @@ impl Netns {
         &self.name
     }
 
-    /// Its path, as a CNI runtime names it.
+    /// The namespace's path, which a CNI runtime passes to plugins.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(sandbox::NETNS).join(&*self.name)
     }
 
-    /// Takes its name away; the namespace goes when nothing uses it any more.
+    /// Removes the namespace's name. The namespace ends when nothing uses it any more.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn remove(&self) -> Result<()> {
         let path = self.path();
         umount2(&path, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", path.display()))?;
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
 
-    /// Moves the calling thread inside, for good.
+    /// Moves the calling thread into the namespace for good.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn enter(&self) -> Result<()> {
         setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter network namespace {}", self.name))
     }
 
-    /// Does `work` on a thread inside and waits for it.
+    /// Runs `work` on a thread inside the namespace and waits for it.
     ///
     /// # Errors
     /// Those of `work`, and a panic in it.
@@ -109,14 +109,14 @@ impl Netns {
         })
     }
 
-    /// A command that will run inside.
+    /// A command that runs inside the namespace.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         syscalls::run_inside(&mut command, self.file.clone(), None);
         command
     }
 
-    /// The namespace's open file: for commands that enter more than it.
+    /// The namespace's open file, for commands that enter further namespaces as well.
     pub fn file(&self) -> Arc<File> {
         self.file.clone()
     }
@@ -124,7 +124,7 @@ impl Netns {
     /// Runs lines of `ip` commands (without the word `ip`).
     ///
     /// # Errors
-    /// The first line that `ip` refuses, in its words.
+    /// `ip` refuses a line; the message is its own.
     pub fn ip(&self, lines: &str) -> Result<()> {
         let mut command = self.command("ip");
         command.args(["-batch", "-"]);
@@ -137,7 +137,7 @@ impl Netns {
     /// Loads an nftables ruleset.
     ///
     /// # Errors
-    /// What `nft` says.
+    /// `nft` fails; the message is its own.
     pub fn nft(&self, ruleset: &str) -> Result<()> {
         let mut command = self.command("nft");
         command.args(["-f", "-"]);
@@ -145,10 +145,11 @@ impl Netns {
         Ok(())
     }
 
-    /// Sets a sysctl of this namespace, for example `net.ipv4.ip_forward`; dots separate, so an interface name may have none.
+    /// Sets a sysctl of this namespace, for example `net.ipv4.ip_forward`. Dots separate, so
+    /// interface names must not contain dots.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
         self.within(|| fs::write(&path, value).with_context(|| format!("write {value} to {path}")))
@@ -167,7 +168,7 @@ impl Netns {
     /// Names of all interfaces inside.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn interfaces(&self) -> Result<Vec<String>> {
         self.within(|| {
             let list = nix::net::if_::if_nameindex().context("list interfaces")?;
@@ -176,10 +177,10 @@ impl Netns {
     }
 }
 
-/// Runs a command with `input` on its standard input; its standard output.
+/// Runs a command with `input` on its standard input and returns its standard output.
 ///
 /// # Errors
-/// It could not be run, or it failed: then with its standard error.
+/// The command cannot be run, or it fails; the message has its standard error.
 pub fn feed(mut command: Command, input: &str) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child = command
@@ -189,7 +190,7 @@ pub fn feed(mut command: Command, input: &str) -> Result<String> {
         .spawn()
         .with_context(|| format!("run {program}: is it installed?"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that stops reading early says why on its standard error.
+        // A program that stops reading early prints the reason to its standard error.
         stdin.write_all(input.as_bytes()).ok();
     }
     let output = child.wait_with_output().with_context(|| format!("wait for {program}"))?;

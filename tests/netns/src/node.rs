@@ -1,4 +1,4 @@
-//! A node: a network namespace with an uplink, an agent, and the folders that belong to it alone.
+//! A node: a network namespace with an uplink, an agent, and its own folders.
 
 use std::ffi::CString;
 use std::ffi::OsStr;
@@ -30,9 +30,9 @@ pub struct Node {
     pub plugin: Plugin,
     /// Its IPv4 and IPv6 ranges for pods.
     pub pod_ranges: Vec<String>,
-    /// `/run/<name>`: sockets.
+    /// `/run/<name>`: the folder for sockets.
     pub run: PathBuf,
-    /// What survives a reboot: keys, attachments.
+    /// The folder for data that survives a reboot: keys, attachments.
     pub state: PathBuf,
     config: PathBuf,
 }
@@ -53,7 +53,7 @@ impl Node {
         for directory in [run.clone(), run.join("wireguard"), state.clone()] {
             fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         }
-        // The agent refuses to keep private keys where others may look.
+        // The agent refuses to keep private keys in a folder that other users can read.
         fs::set_permissions(&state, Permissions::from_mode(0o700))
             .with_context(|| format!("chmod 0700 {}", state.display()))?;
         let socket = run.join("agent.sock");
@@ -78,10 +78,10 @@ impl Node {
         &self.config
     }
 
-    /// Writes the agent's configuration: the node's own paths, with `extra` laid over.
+    /// Writes the agent's configuration: the node's own paths, overridden by `extra`.
     ///
     /// # Errors
-    /// Of the file system.
+    /// File access fails.
     pub fn configure(&self, manifests: &Path, extra: &Value) -> Result<()> {
         let mut config = json!({
             "node": self.name,
@@ -100,7 +100,8 @@ impl Node {
         fs::write(&self.config, text).with_context(|| format!("write {}", self.config.display()))
     }
 
-    /// A command on this node: in its network namespace, with its `/sys`, its bpffs and its WireGuard sockets.
+    /// A command on this node: in its network namespace, with its `/sys`, its bpffs and its
+    /// WireGuard sockets.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let mounts = NodeMounts {
@@ -111,21 +112,22 @@ impl Node {
         command
     }
 
-    /// Runs a command on this node; what it printed.
+    /// Runs a command on this node and returns its output.
     ///
     /// # Errors
-    /// It failed: what it said.
+    /// The command fails; the message has its output.
     pub fn run(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<String> {
         let mut command = self.command(program);
         command.args(arguments);
         feed(command, "").with_context(|| format!("on {}: {}", self.name, arguments.join(" ")))
     }
 
-    /// Detaches one of the agent's programs as anybody may who has `CAP_NET_ADMIN`; `pin` is its link's name among the pins. On
-    /// kernels without TCX there is no link: it is the filter of preference 1.
+    /// Detaches one of the agent's programs, as any program with `CAP_NET_ADMIN` may. `pin` is the
+    /// name of its pinned link. On kernels without TCX there is no link, and the program is the
+    /// filter of preference 1.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn detach_program(&self, pin: &str) -> Result<()> {
         let path = format!("{}/{}/v1/links/{pin}", sandbox::BPF, self.name);
         if !Path::new(&path).exists() {
@@ -137,7 +139,21 @@ impl Node {
         syscalls::detach_link(&path).with_context(|| format!("detach {pin}"))
     }
 
-    /// Starts the agent; does not wait for it.
+    /// Detaches the last program at the egress of a device, as another program may. With TCX it
+    /// detaches the program's link, otherwise it removes the whole queueing discipline.
+    ///
+    /// # Errors
+    /// There is no such program, a system call fails, or `tc` fails.
+    pub fn detach_last(&self, device: &str) -> Result<()> {
+        let index = self.netns.interface(device)?;
+        let detached = self.netns.within(|| Ok(syscalls::detach_last_tcx(index, syscalls::TCX_EGRESS)?))?;
+        if detached.is_none() {
+            self.run("tc", &["qdisc", "del", "dev", device, "clsact"])?;
+        }
+        Ok(())
+    }
+
+    /// Starts the agent without waiting for it.
     ///
     /// # Errors
     /// It is not built or cannot be run.
@@ -171,7 +187,7 @@ impl Node {
     }
 }
 
-/// Lays `top` over `bottom`: objects are merged, anything else is replaced.
+/// Overrides `bottom` with `top`: objects are merged, any other value is replaced.
 fn overlay(bottom: &mut Value, top: &Value) {
     match (bottom, top) {
         (Value::Object(bottom), Value::Object(top)) => {

@@ -1,4 +1,4 @@
-//! Whoever can talk: a network namespace and its address of each family.
+//! A party of an exchange: a network namespace and its address of each family.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -38,9 +38,9 @@ impl fmt::Display for Family {
 /// A pod, a node or a host outside, as traffic sees it.
 #[derive(Clone, Debug)]
 pub struct Party {
-    /// For messages.
+    /// The name in messages.
     pub name: String,
-    /// Where its sockets are.
+    /// The namespace of its sockets.
     pub netns: Netns,
     /// Its IPv4 address.
     pub v4: Ipv4Addr,
@@ -49,10 +49,10 @@ pub struct Party {
 }
 
 impl Party {
-    /// A party with an address of each family among those given.
+    /// A party that takes its address of each family from `addresses`.
     ///
     /// # Errors
-    /// A family has none.
+    /// A family has no address.
     pub fn new(name: String, netns: Netns, addresses: &[IpAddr]) -> Result<Party> {
         let v4 = addresses.iter().find_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None });
         let v6 = addresses.iter().find_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None });

@@ -1,4 +1,5 @@
-//! `hauberk-cni` on one node, driven as a container runtime drives it: environment and standard input in, JSON out.
+//! `hauberk-cni` on one node, called as a container runtime calls it: environment and standard
+//! input in, JSON out.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -16,13 +17,13 @@ use crate::programs;
 #[derive(Clone, Debug)]
 pub struct Plugin {
     netns: Netns,
-    /// The network configuration, as a runtime's `*.conf` has it.
+    /// The network configuration, as in a runtime's `*.conf`.
     pub config: Value,
-    /// Where it is written for runtimes that read files.
+    /// The folder it is written to, for runtimes that read files.
     pub config_directory: PathBuf,
 }
 
-/// What the plugin is asked about.
+/// The pod and interface that a call is about.
 #[derive(Clone, Debug)]
 pub struct Attachment<'a> {
     /// The runtime's id of the sandbox.
@@ -31,11 +32,11 @@ pub struct Attachment<'a> {
     pub netns: &'a Path,
     /// Interface name inside the pod.
     pub interface: &'a str,
-    /// `namespace/name`, unless the runtime does not say.
+    /// `namespace/name`, if the runtime states it.
     pub pod: Option<(&'a str, &'a str)>,
 }
 
-/// The plugin's answer.
+/// The plugin's response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// Whether it exited with 0.
@@ -47,7 +48,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The result, or the error as one sentence.
+    /// The result, or the error in one sentence.
     ///
     /// # Errors
     /// The plugin refused.
@@ -58,10 +59,11 @@ impl Answer {
 }
 
 impl Plugin {
-    /// On the node of this network namespace, with the agent that listens at `socket`; its configuration is written below `run`.
+    /// The plugin on the node of this network namespace, with the agent that listens at `socket`.
+    /// Its configuration is written below `run`.
     ///
     /// # Errors
-    /// The file system's.
+    /// File access fails.
     pub fn new(party: &Party, run: &Path, socket: &Path) -> Result<Plugin> {
         let config = json!({
             "cniVersion": "1.1.0", "name": "hauberk", "type": "hauberk-cni", "socket": socket, "timeoutSeconds": 30
@@ -76,7 +78,8 @@ impl Plugin {
     /// Runs the plugin.
     ///
     /// # Errors
-    /// It is not built, could not be run, or printed something that is not JSON. A refusal is an [`Answer`].
+    /// The plugin is not built, could not be run, or printed something that is not JSON. A refusal
+    /// is an [`Answer`].
     pub fn run(&self, verb: &str, attachment: Option<&Attachment<'_>>, config: &Value) -> Result<Answer> {
         let program = programs::ours("hauberk-cni")?;
         let mut command: Command = self.netns.command(&program);
@@ -117,7 +120,7 @@ impl Plugin {
         Ok(Answer { success: output.status.success(), output: value, errors })
     }
 
-    /// ADD; the result.
+    /// Calls ADD and returns the result.
     ///
     /// # Errors
     /// The plugin refused.
@@ -125,7 +128,7 @@ impl Plugin {
         self.run("ADD", Some(attachment), &self.config)?.into_result().context("CNI ADD")
     }
 
-    /// DEL.
+    /// Calls DEL.
     ///
     /// # Errors
     /// The plugin refused.
@@ -135,10 +138,10 @@ impl Plugin {
     }
 }
 
-/// Addresses in a CNI result.
+/// The addresses in a CNI result.
 ///
 /// # Errors
-/// There are none, or they are no addresses.
+/// There are none, or they cannot be parsed.
 pub fn addresses(result: &Value) -> Result<Vec<IpAddr>> {
     let list = result["ips"].as_array().with_context(|| format!("no ips in the CNI result {result}"))?;
     list.iter()

@@ -1,4 +1,5 @@
-//! A pod: a network namespace that the CNI plugin (or, without hauberk, the harness) connected to its node.
+//! A pod: a network namespace that the CNI plugin connected to its node. Without hauberk the
+//! harness connects it.
 
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -36,17 +37,17 @@ impl Deref for Pod {
 }
 
 impl Pod {
-    /// Does what kubelet and a container runtime do for a new pod: writes the object, makes a network namespace, calls ADD,
-    /// writes the addresses into the object.
+    /// Does what the kubelet and a container runtime do for a new pod: writes the object, makes a
+    /// network namespace, calls ADD, writes the addresses into the object.
     ///
     /// # Errors
-    /// Any of that failed.
+    /// Any of these steps failed.
     pub fn run(node: &Arc<Node>, manifests: &Manifests, namespace: &str, name: &str) -> Result<Pod> {
         let netns = Netns::create(&format!("{namespace}-{name}"))?;
         Pod::run_in(netns, node, manifests, namespace, name)
     }
 
-    /// As [`Pod::run`], in a network namespace where something may be running already.
+    /// Like [`Pod::run`], in a network namespace where programs may already run.
     ///
     /// # Errors
     /// As [`Pod::run`].
@@ -82,7 +83,7 @@ impl Pod {
         format!("{}-{}", self.namespace, self.name)
     }
 
-    /// DEL, as the runtime calls it when the pod ends.
+    /// Calls DEL, as the runtime does when the pod ends.
     ///
     /// # Errors
     /// The plugin refused.
@@ -92,10 +93,10 @@ impl Pod {
         self.node.plugin.delete(&Attachment { container: &self.container, netns: &path, interface: "eth0", pod })
     }
 
-    /// Ends the pod: DEL, then the object goes, then the namespace.
+    /// Ends the pod: calls DEL, removes the object, then the namespace.
     ///
     /// # Errors
-    /// Any of that failed.
+    /// Any of these steps failed.
     pub fn delete(&self, manifests: &Manifests) -> Result<()> {
         self.detach()?;
         manifests.remove("pod", &self.file())?;

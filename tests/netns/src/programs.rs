@@ -1,10 +1,10 @@
-//! Where the programs under test and the programs they are tested with are.
+//! The paths of the programs under test and of the programs they are tested with.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-/// The cargo target directory's profile folder this test was built into (`target/debug`).
+/// The profile folder of the cargo target directory that this test was built into (`target/debug`).
 fn profile_directory() -> Result<PathBuf> {
     let test = std::env::current_exe().context("own path")?;
     let directory = test.parent().context("own directory")?;
@@ -16,15 +16,15 @@ fn profile_directory() -> Result<PathBuf> {
 /// The cargo target directory.
 ///
 /// # Errors
-/// This program is in no such directory.
+/// This program is not in a target directory.
 pub fn target_directory() -> Result<PathBuf> {
     Ok(profile_directory()?.parent().context("target directory")?.to_owned())
 }
 
-/// One of our programs: `hauberkd`, `hauberk`, `hauberk-cni`.
+/// One of hauberk's programs: `hauberkd`, `hauberk`, `hauberk-cni`.
 ///
 /// # Errors
-/// It is not built: how to build it.
+/// The program is not built; the message says how to build it.
 pub fn ours(name: &str) -> Result<PathBuf> {
     let directory = match std::env::var_os("HAUBERK_BIN_DIR") {
         Some(directory) => PathBuf::from(directory),
@@ -36,7 +36,7 @@ pub fn ours(name: &str) -> Result<PathBuf> {
 /// One of the programs that `tests/netns/tools/build` makes.
 ///
 /// # Errors
-/// It is not built: how to build it.
+/// The program is not built; the message says how to build it.
 pub fn tool(name: &str) -> Result<PathBuf> {
     existing(target_directory()?.join("tools").join(name), "run tests/netns/tools/build")
 }

@@ -1,15 +1,16 @@
-//! Randomness that can be repeated: every test that rolls dice prints its seed and takes it back from `SEED`.
+//! Repeatable randomness: every test with random choices prints its seed and accepts it back in
+//! `SEED`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// SplitMix64 (Steele, Lea and Flood 2014): short, and good enough to pick moments.
+/// SplitMix64 (Steele, Lea and Flood 2014): short, and good enough to choose moments.
 #[derive(Clone, Debug)]
 pub struct Random {
     state: u64,
 }
 
 impl Random {
-    /// From the environment's `SEED`, or from the clock; prints which.
+    /// A generator seeded from the environment's `SEED`, or from the clock. Prints the seed.
     pub fn from_environment() -> Random {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos() as u64;
         let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(clock);
@@ -17,7 +18,7 @@ impl Random {
         Random { state: seed }
     }
 
-    /// From a seed.
+    /// A generator with this seed.
     pub fn new(seed: u64) -> Random {
         Random { state: seed }
     }

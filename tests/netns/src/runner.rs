@@ -1,7 +1,8 @@
 //! One process per test.
 //!
-//! The test program lists its tests, and for each starts itself again with `--inside NAME`. That process moves into a
-//! sandbox before it has a second thread, runs the test and ends; its namespaces, agents and mounts end with it.
+//! The test program lists its tests, and for each test starts itself again with `--inside NAME`.
+//! That process moves into a sandbox before it has a second thread, runs the test and ends. Its
+//! namespaces, agents and mounts end with it.
 
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,11 +24,11 @@ use crate::syscalls;
 /// A test.
 #[derive(Clone, Copy)]
 pub struct Test {
-    /// What must hold, after the suite's name: `matrix::bpf_every_pair_every_protocol`.
+    /// The suite's name and what must hold: `matrix::bpf_every_pair_every_protocol`.
     pub name: &'static str,
     /// The test.
     pub run: fn(&Context) -> Result<()>,
-    /// It is killed after this time.
+    /// The test is killed after this time.
     pub limit: Duration,
 }
 
@@ -44,7 +45,7 @@ impl Test {
     }
 }
 
-/// What a test is given.
+/// What a test gets as its argument.
 pub struct Context {
     /// The test's own folder, `target/netns/<test>`: logs, manifests, captures.
     pub directory: PathBuf,
@@ -53,31 +54,33 @@ pub struct Context {
 }
 
 impl Context {
-    /// For a program that is no test: what it builds leaves its logs in `directory`.
+    /// A context for a program that is no test. What the program builds keeps its logs in
+    /// `directory`.
     pub fn new(directory: PathBuf) -> Context {
         Context { directory, captures: Mutex::default(), nodes: Mutex::default() }
     }
 
-    /// Has a capture written to the folder if the test fails.
+    /// Makes the runner write this capture to the folder if the test fails.
     pub(crate) fn watch(&self, capture: &Capture) {
         self.captures.lock().unwrap_or_else(PoisonError::into_inner).push(capture.clone());
     }
 
-    /// Has what the agents on these nodes drop told if the test fails.
+    /// Makes the runner print what the agents on these nodes have dropped if the test fails.
     pub(crate) fn attend(&self, nodes: &[Arc<Node>]) {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(nodes);
     }
 
-    /// `target/netns`, where results that outlive a test go.
+    /// `target/netns`, for results that outlive a test.
     pub fn results(&self) -> PathBuf {
         self.directory.parent().map(PathBuf::from).unwrap_or_default()
     }
 }
 
-/// Moves this process into a sandbox, for programs other than tests. Call it while the process has one thread.
+/// Moves this process into a sandbox, for programs other than tests. Call it while the process has
+/// one thread.
 ///
 /// # Errors
-/// The kernel refuses: usually not root.
+/// The kernel refuses: usually the user is not root.
 pub fn sandboxed(directory: &Path) -> Result<Context> {
     sandbox::enter()?;
     fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
@@ -106,7 +109,7 @@ fn outside(tests: &[Test]) -> ExitCode {
         eprintln!("netns suites cannot run: {error:#}");
         return ExitCode::FAILURE;
     }
-    // More at once would only make each wait longer: every test runs several programs.
+    // More tests at once would only make each wait longer: every test runs several programs.
     arguments.test_threads.get_or_insert(2);
     let trials =
         tests.iter().copied().map(|test| Trial::test(test.name, move || start(&test).map_err(failed))).collect();
@@ -175,7 +178,8 @@ fn keeps() -> bool {
     std::env::var("KEEP").is_ok_and(|value| value == "1")
 }
 
-/// The child: sandbox, test, and after a failure everything one needs to look into it.
+/// The child: enters the sandbox, runs the test, and prints what is needed to investigate a
+/// failure.
 fn run_inside(test: &Test) -> ExitCode {
     let directory = PathBuf::from(std::env::var_os("HAUBERK_TEST_DIRECTORY").unwrap_or_default());
     let context = Context::new(directory);
@@ -201,7 +205,7 @@ fn explain(context: &Context) {
         }
     }
     for node in context.nodes.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        // An agent that does not run is no further news.
+        // That an agent does not run is reported elsewhere.
         if let Ok((_, drops)) = node.agent.get("/v1/drops") {
             println!("dropped on {}: {}", node.name, drops.trim());
         }

@@ -1,4 +1,5 @@
-//! The walls around one test: mounts and network of its own, made before any thread exists and gone with the process.
+//! The isolation of one test: its own mounts and network, made before any thread exists. They end
+//! with the process.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +10,10 @@ use nix::sched::{CloneFlags, unshare};
 
 /// The sandbox's bpffs, which every node sees at `/sys/fs/bpf`.
 pub(crate) const BPF: &str = "/run/bpf";
-/// Where network namespaces have their names, as `ip netns` has it.
+/// The folder of named network namespaces, as `ip netns` uses it.
 pub(crate) const NETNS: &str = "/run/netns";
 
-/// Moves this process into a sandbox. To be called while it has one thread.
+/// Moves this process into a sandbox. Call it while the process has one thread.
 ///
 /// # Errors
 /// No privilege, or a mount that the kernel refuses.
@@ -27,7 +28,7 @@ pub fn enter() -> Result<()> {
         fs::create_dir_all(directory).with_context(|| format!("create {directory}"))?;
     }
     mount(Some("bpf"), BPF, Some("bpf"), MsFlags::empty(), none).context("mount a bpffs of our own")?;
-    // `ip netns exec` wants a mount point there that it may share.
+    // `ip netns exec` needs a mount point there that it may share.
     mount(Some(NETNS), NETNS, none, MsFlags::MS_BIND, none).context("make /run/netns a mount point")?;
     if !Path::new("/var/run").exists() {
         fs::create_dir_all("/var/run").context("create /var/run")?;

@@ -1,4 +1,5 @@
-//! What the standard library and `nix` have no safe word for: work between fork and exec, packet sockets.
+//! System calls that the standard library and `nix` do not offer safely: work between fork and
+//! exec, packet sockets.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// Mounts that make one machine's file system look like a node's: `/sys` of its network namespace, the sandbox's bpffs,
-/// and its own `/run/wireguard`, where `wg` looks for sockets.
+/// Mounts that make one machine's file system look like a node's: `/sys` of its network namespace,
+/// the sandbox's bpffs, and the node's own `/run/wireguard`, where `wg` looks for sockets.
 pub(crate) struct NodeMounts {
     /// The sandbox's bpffs.
     pub bpf: CString,
@@ -22,8 +23,8 @@ pub(crate) struct NodeMounts {
     pub wireguard: CString,
 }
 
-/// Runs `command` in `netns`. It is killed when the thread that spawned it ends: spawn what shall live from the test's
-/// main thread.
+/// Runs `command` in `netns`. The kernel kills it when the thread that spawned it ends: spawn
+/// long-lived programs from the test's main thread.
 pub(crate) fn run_inside(command: &mut Command, netns: Arc<File>, mounts: Option<NodeMounts>) {
     let enter = move || -> io::Result<()> {
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
@@ -38,12 +39,12 @@ pub(crate) fn run_inside(command: &mut Command, netns: Arc<File>, mounts: Option
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes system calls with strings and descriptors prepared before; it
-    // allocates nothing and takes no lock.
+    // SAFETY: between fork and exec the closure makes system calls with strings and descriptors
+    // prepared before; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(enter) };
 }
 
-/// Kills the command's process when the thread that spawns it ends.
+/// Makes the kernel kill the command's process when the thread that spawns it ends.
 pub(crate) fn die_with_parent(command: &mut Command) {
     let die = || nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(io::Error::from);
     // SAFETY: between fork and exec the closure makes one system call.
@@ -53,15 +54,16 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 /// A raw packet socket on one interface, for every ethertype, both directions.
 ///
 /// # Errors
-/// What the kernel says: usually missing privilege or an interface that is gone.
+/// A system call fails: usually the privilege is missing or the interface is gone.
 pub(crate) fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
     packet_socket_of(interface, libc::ETH_P_ALL as u16)
 }
 
-/// A raw packet socket on one interface, for one ethertype. What it sends is said to be of that type, whatever it is.
+/// A raw packet socket on one interface, for one ethertype. Frames it sends are labelled with that
+/// type, whatever their content.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub(crate) fn packet_socket_of(interface: u32, protocol: u16) -> io::Result<OwnedFd> {
     let socket = unbound_packet_socket()?;
     bind_packet_socket(&socket, interface, protocol)?;
@@ -74,7 +76,7 @@ fn unbound_packet_socket() -> io::Result<OwnedFd> {
     if raw < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: `raw` is a descriptor that was just opened and that nobody else owns.
+    // SAFETY: `raw` is a descriptor that was just opened and that has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
@@ -93,7 +95,7 @@ fn bind_packet_socket(socket: &OwnedFd, interface: u32, protocol: u16) -> io::Re
 /// Sets an integer socket option that `nix` has no name for.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub(crate) fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let length = size_of::<i32>() as libc::socklen_t;
     // SAFETY: the pointer is to an i32 of that length, alive during the call.
@@ -107,23 +109,25 @@ pub(crate) struct Received<'a> {
     pub bytes: &'a [u8],
     /// Wall clock, nanoseconds since 1970.
     pub time_ns: u64,
-    /// Sent by this side of the cable (else: received by it).
+    /// True if this side of the cable sent the frame, false if it received it.
     pub outgoing: bool,
-    /// A VLAN tag the kernel took out of the bytes.
+    /// A VLAN tag that the kernel took out of the bytes.
     pub vlan: Option<u16>,
-    /// Did not fit.
+    /// The frame did not fit.
     pub truncated: bool,
 }
 
-/// Blocks of a ring, and bytes of a block. A block is handed over after a moment however little is in it, so their number
-/// is what a starved reader lives on; one must hold the largest super-packet.
+/// The number of blocks in a ring, and the bytes of a block. The kernel hands over a block after a
+/// short time even if it is almost empty, so a slow reader needs many blocks. One block must hold
+/// the largest super-packet.
 const BLOCKS: usize = 512;
 const BLOCK: usize = 1 << 18;
 /// A block that is not full is handed over after this many milliseconds.
 const RETIRE: u32 = 4;
 
-/// A packet socket with a ring the kernel copies each frame into at the moment it passes (TPACKET_V3). Reading from the
-/// socket instead would show frames as they are later: what receives them after us may rewrite the very same memory.
+/// A packet socket with a ring (TPACKET_V3): the kernel copies each frame into the ring at the
+/// moment it passes. Reading from the socket instead could show a changed frame, because a later
+/// receiver may rewrite the same memory.
 pub(crate) struct Ring {
     socket: OwnedFd,
     memory: *mut u8,
@@ -133,14 +137,14 @@ pub(crate) struct Ring {
     lost: u64,
 }
 
-// SAFETY: the memory belongs to this value alone, wherever it is moved to.
+// SAFETY: the memory belongs to this value alone, in whatever thread it is.
 unsafe impl Send for Ring {}
 
 impl Ring {
     /// Starts capturing on an interface of the calling thread's network namespace.
     ///
     /// # Errors
-    /// What the kernel says: usually missing privilege or too little memory.
+    /// A system call fails: usually the privilege is missing or there is too little memory.
     pub(crate) fn open(interface: u32) -> io::Result<Ring> {
         let socket = unbound_packet_socket()?;
         set_option(&socket, libc::SOL_PACKET, libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V3 as i32)?;
@@ -166,7 +170,8 @@ impl Ring {
             return Err(io::Error::last_os_error());
         }
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping of the ring just made, of its whole size; the result is checked.
+        // SAFETY: a new mapping of the ring that was just made, of its whole size; the result is
+        // checked.
         let memory = unsafe {
             libc::mmap(std::ptr::null_mut(), BLOCK * BLOCKS, access, libc::MAP_SHARED, socket.as_raw_fd(), 0)
         };
@@ -178,7 +183,7 @@ impl Ring {
         Ok(ring)
     }
 
-    /// The socket, to wait on.
+    /// The socket, to poll it.
     pub(crate) fn socket(&self) -> &OwnedFd {
         &self.socket
     }
@@ -188,10 +193,11 @@ impl Ring {
         self.taken
     }
 
-    /// Asks the kernel for its count: (frames that are or were in the ring, frames for which there was no room).
+    /// Asks the kernel for its counts: (frames that are or were in the ring, frames for which there
+    /// was no room).
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub(crate) fn count(&mut self) -> io::Result<(u64, u64)> {
         // SAFETY: all zeroes is a valid tpacket_stats_v3.
         let mut statistics: libc::tpacket_stats_v3 = unsafe { mem::zeroed() };
@@ -209,7 +215,7 @@ impl Ring {
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
-        // The kernel counts from zero after each call, and the lost ones twice.
+        // The kernel's counters restart at zero after each call, and it counts lost frames in both.
         self.lost += u64::from(statistics.tp_drops);
         self.offered += u64::from(statistics.tp_packets);
         Ok((self.offered - self.lost, self.lost))
@@ -218,8 +224,8 @@ impl Ring {
     /// Takes all frames of the blocks that have been handed over.
     pub(crate) fn take(&mut self, mut each: impl FnMut(Received<'_>)) {
         loop {
-            // SAFETY: `next` is below the number of blocks, so the block lies within the mapping; a block starts with its
-            // descriptor.
+            // SAFETY: `next` is below the number of blocks, so the block lies within the mapping; a
+            // block starts with its descriptor.
             let block = unsafe { self.memory.add(self.next * BLOCK) };
             // SAFETY: as above; the status word is shared with the kernel and read atomically.
             let status = unsafe {
@@ -229,7 +235,8 @@ impl Ring {
             if status.load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
                 return;
             }
-            // SAFETY: the block is ours until its status is set back; nobody else writes to it.
+            // SAFETY: the block belongs to this process until its status is set back; no other
+            // writer exists.
             let bytes = unsafe { std::slice::from_raw_parts(block, BLOCK) };
             self.taken += walk(bytes, &mut each);
             status.store(libc::TP_STATUS_KERNEL, Ordering::Release);
@@ -245,7 +252,7 @@ impl Drop for Ring {
     }
 }
 
-/// Hands over every frame of a block; how many there are.
+/// Passes every frame of a block to `each` and returns their number.
 fn walk(block: &[u8], each: &mut impl FnMut(Received<'_>)) -> u64 {
     let descriptor: libc::tpacket_block_desc = structure(block, 0);
     // SAFETY: version 3 rings have this member of the union; that is what was asked for.
@@ -271,7 +278,8 @@ fn walk(block: &[u8], each: &mut impl FnMut(Received<'_>)) -> u64 {
 /// Reads a C structure at an offset of a block.
 fn structure<T: Copy>(block: &[u8], offset: usize) -> T {
     let bytes = &block[offset..offset + size_of::<T>()];
-    // SAFETY: the slice has the structure's size; the kernel's structures read here have no invalid bit patterns.
+    // SAFETY: the slice has the structure's size; the kernel's structures read here have no invalid
+    // bit patterns.
     unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }
 
@@ -280,10 +288,14 @@ const PROG_LOAD: libc::c_long = 5;
 const PROG_QUERY: libc::c_long = 16;
 const LINK_CREATE: libc::c_long = 28;
 
-/// A tc program that answers "next" to every packet.
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` (linux/bpf.h).
+pub(crate) const TCX_INGRESS: u32 = 46;
+pub(crate) const TCX_EGRESS: u32 = 47;
+
+/// A tc program that returns "next" for every packet.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub(crate) fn passing_program() -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Load {
@@ -294,7 +306,7 @@ pub(crate) fn passing_program() -> io::Result<OwnedFd> {
         rest: [u64; 3],
         name: [u8; 16],
     }
-    // r0 = -1; exit. Code and registers, then the constant.
+    // r0 = -1; exit. Each number has the code and registers, then the constant.
     let instructions: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
     let mut load = Load {
         kind: 3,
@@ -304,66 +316,103 @@ pub(crate) fn passing_program() -> io::Result<OwnedFd> {
         rest: [0; 3],
         name: *b"somebody_elses\0\0",
     };
-    // SAFETY: the attribute is whole, and what it points to outlives the call.
+    // SAFETY: the attribute is complete, and the memory it points to outlives the call.
     let raw = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw mut load, size_of::<Load>()) };
     owned(raw)
 }
 
-/// Has a program run on an interface by TCX until the link is closed. `flags`: 0 behind all others, 8 before them.
+/// Attaches a program to an interface by TCX until the link is closed. `flags`: 0 behind all
+/// others, 8 before them.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub(crate) fn tcx_link(program: &OwnedFd, interface: u32, kind: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut create = [program.as_raw_fd() as u32, interface, kind, flags, 0, 0, 0, 0];
-    // SAFETY: the attribute is whole and points to nothing.
+    // SAFETY: the attribute is complete and points to nothing.
     owned(unsafe { libc::syscall(libc::SYS_bpf, LINK_CREATE, &raw mut create, size_of_val(&create)) })
 }
 
 /// The ids of the programs that TCX runs on an interface, in their order.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub(crate) fn tcx_programs(interface: u32, kind: u32) -> io::Result<Vec<u32>> {
+    Ok(tcx(interface, kind)?.into_iter().map(|(program, _)| program).collect())
+}
+
+/// Detaches the last program that TCX runs on the interface. None if no program is there.
+///
+/// # Errors
+/// A system call fails.
+pub(crate) fn detach_last_tcx(interface: u32, kind: u32) -> io::Result<Option<u32>> {
+    /// `BPF_LINK_GET_FD_BY_ID` (linux/bpf.h).
+    const GET: libc::c_long = 30;
+    let Some((program, link)) = tcx(interface, kind)?.pop() else { return Ok(None) };
+    let mut get = [link, 0, 0, 0];
+    // SAFETY: the attribute is complete and points to nothing.
+    let link = owned(unsafe { libc::syscall(libc::SYS_bpf, GET, &raw mut get, size_of_val(&get)) })?;
+    detach(&link)?;
+    Ok(Some(program))
+}
+
+/// The ids of the programs that TCX runs on the interface and of their links, in the order in which
+/// they run.
+fn tcx(interface: u32, kind: u32) -> io::Result<Vec<(u32, u32)>> {
     #[repr(C)]
     struct Query {
         head: [u32; 4],
         ids: u64,
         count: u32,
         padding: u32,
-        rest: [u64; 4],
+        flags: u64,
+        links: u64,
+        rest: [u64; 2],
     }
-    let mut ids = [0u32; 64];
-    let (head, count) = ([interface, kind, 0, 0], ids.len() as u32);
-    let mut query = Query { head, ids: ids.as_mut_ptr() as u64, count, padding: 0, rest: [0; 4] };
-    // SAFETY: the attribute is whole, and the buffer it points to has room for `count` ids and outlives the call.
+    let (mut ids, mut links) = ([0u32; 64], [0u32; 64]);
+    let mut query = Query {
+        head: [interface, kind, 0, 0],
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        padding: 0,
+        flags: 0,
+        links: links.as_mut_ptr() as u64,
+        rest: [0; 2],
+    };
+    // SAFETY: the attribute is complete. The buffers it points to have room for `count` ids each
+    // and outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(ids.into_iter().take(query.count as usize).collect())
+    Ok(ids.into_iter().zip(links).take(query.count as usize).collect())
 }
 
 fn owned(raw: libc::c_long) -> io::Result<OwnedFd> {
     if raw < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a descriptor that was just opened and that nobody else owns.
+    // SAFETY: a descriptor that was just opened and that has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(raw as i32) })
 }
 
-/// Detaches the program of a pinned link, whoever has a handle of it.
+/// Detaches the program of a pinned link, even while another process has a handle to the link.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub(crate) fn detach_link(pin: &std::ffi::CStr) -> io::Result<()> {
-    /// `BPF_OBJ_GET` and `BPF_LINK_DETACH` (linux/bpf.h).
+    /// `BPF_OBJ_GET` (linux/bpf.h).
     const GET: libc::c_long = 7;
-    const DETACH: libc::c_long = 34;
     let mut get = [pin.as_ptr() as u64, 0];
-    // SAFETY: the attribute is whole, and the path it points to outlives the call.
+    // SAFETY: the attribute is complete, and the path it points to outlives the call.
     let link = owned(unsafe { libc::syscall(libc::SYS_bpf, GET, &raw mut get, size_of_val(&get)) })?;
+    detach(&link)
+}
+
+fn detach(link: &OwnedFd) -> io::Result<()> {
+    /// `BPF_LINK_DETACH` (linux/bpf.h).
+    const DETACH: libc::c_long = 34;
     let mut detach = link.as_raw_fd() as u32;
-    // SAFETY: the attribute is whole and points to nothing.
+    // SAFETY: the attribute is complete and points to nothing.
     let result = unsafe { libc::syscall(libc::SYS_bpf, DETACH, &raw mut detach, size_of_val(&detach)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,4 +1,4 @@
-//! What a process and what this machine have used, as `/proc` tells it (proc(5)).
+//! What a process and this machine have used, as `/proc` reports it (proc(5)).
 
 use std::fs;
 use std::thread;
@@ -9,10 +9,10 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::wait;
 
-/// A line of a process's memory, KiB: `VmRSS` or another one in `/proc/<process>/status`.
+/// A memory field of a process, KiB: `VmRSS` or another one in `/proc/<process>/status`.
 ///
 /// # Errors
-/// It has ended, or there is no such line.
+/// The process has ended, or there is no such field.
 pub fn memory(process: u32, field: &str) -> Result<u64> {
     let path = format!("/proc/{process}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("read {path}: has it ended?"))?;
@@ -34,10 +34,10 @@ pub fn cpu(process: u32) -> Result<f64> {
     Ok(ticks as f64 / ticks_per_second()?)
 }
 
-/// Waits until a process has nothing left to do.
+/// Waits until a process is idle.
 ///
 /// # Errors
-/// It has ended, or goes on for a minute.
+/// The process has ended, or is still busy after a minute.
 pub fn settle(process: u32) -> Result<()> {
     wait::within(Duration::from_secs(60), "the process to come to rest", || {
         let before = cpu(process)?;
@@ -50,7 +50,7 @@ fn ticks_per_second() -> Result<f64> {
     Ok(sysconf(SysconfVar::CLK_TCK).context("sysconf")?.context("CLK_TCK")? as f64)
 }
 
-/// What all CPUs together have done so far.
+/// A reading of the time of all CPUs together.
 #[derive(Clone, Copy)]
 pub struct Clock {
     busy: u64,
@@ -59,19 +59,19 @@ pub struct Clock {
     all: u64,
 }
 
-/// What happened between two readings.
+/// The difference between two readings.
 #[derive(Clone, Copy, Debug)]
 pub struct Spent {
     /// CPU seconds in which something ran, over all CPUs.
     pub busy_seconds: f64,
-    /// Per cent of the time in which there was nothing to do.
+    /// Percentage of the time in which the CPUs were idle.
     pub idle_percent: f64,
-    /// Per cent of the time that the host took away.
+    /// Percentage of the time that the host took away.
     pub steal_percent: f64,
 }
 
 impl Clock {
-    /// Now.
+    /// Reads the current values.
     ///
     /// # Errors
     /// `/proc/stat` is not as documented.
@@ -87,7 +87,7 @@ impl Clock {
         Ok(Clock { busy, idle, stolen, all: busy + idle + iowait + stolen })
     }
 
-    /// What happened since.
+    /// The difference from this reading to now.
     ///
     /// # Errors
     /// As [`Clock::read`].
@@ -95,10 +95,10 @@ impl Clock {
         Clock::read()?.since(self)
     }
 
-    /// What happened from another reading to this one.
+    /// The difference from another reading to this one.
     ///
     /// # Errors
-    /// The system does not know its own ticks.
+    /// The length of a tick is not known.
     pub fn since(self, before: Clock) -> Result<Spent> {
         let share = |part: u64| 100.0 * part as f64 / (self.all - before.all).max(1) as f64;
         Ok(Spent {

@@ -1,4 +1,4 @@
-//! Waiting for things to become true, with deadlines that only a hung program meets.
+//! Waits for conditions, with deadlines that only a hung program reaches.
 
 use std::fmt::Display;
 use std::thread::sleep;
@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Long enough for a loaded machine to do anything a test waits for.
+/// Long enough for a loaded machine to do anything that a test waits for.
 pub const GENEROUS: Duration = Duration::from_secs(60);
 
-/// Asks `condition` until it holds, for at most [`GENEROUS`].
+/// Evaluates `condition` until it holds, for at most [`GENEROUS`].
 ///
 /// # Errors
-/// It never held: the message says `what` was waited for and what the condition last said.
+/// It never held. The message names `what` was waited for and the condition's last error.
 pub fn eventually<T>(what: impl Display, condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     within(GENEROUS, what, condition)
 }
 
-/// Asks `condition` until it holds, for at most `limit`.
+/// Evaluates `condition` until it holds, for at most `limit`.
 ///
 /// # Errors
 /// As [`eventually`].

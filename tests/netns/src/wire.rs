@@ -1,4 +1,5 @@
-//! The wire: bridges in a namespace of their own, one cable per machine, and optionally a router with a narrower side.
+//! The wire: bridges in their own namespace, one cable per machine, and optionally a router with a
+//! narrower side.
 
 use anyhow::Result;
 
@@ -16,7 +17,7 @@ impl Wire {
     /// A wire with `segments` bridges, which are not connected to each other.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn create(segments: usize) -> Result<Wire> {
         let wire = Wire { netns: Netns::create("wire")?, ports: Vec::new() };
         (0..segments).try_for_each(|segment| wire.add_segment(segment))?;
@@ -26,19 +27,21 @@ impl Wire {
     /// Adds a bridge that is connected to no other.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn add_segment(&self, segment: usize) -> Result<()> {
-        // A bridge that snoops multicast may withhold neighbour discovery; one with an address would be a machine itself.
+        // A bridge that snoops multicast may withhold neighbour discovery. A bridge with an address
+        // would be a machine itself.
         self.netns.ip(&format!(
             "link add wire{segment} type bridge mcast_snooping 0 forward_delay 0
              link set wire{segment} addrgenmode none mtu 9000 up"
         ))
     }
 
-    /// Plugs `interface` of `machine` into a segment. Both ends of the cable have `mtu`; the machine's end has no address.
+    /// Plugs `interface` of `machine` into a segment. Both ends of the cable have `mtu`; the
+    /// machine's end has no address.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// A system call fails.
     pub fn plug(&mut self, machine: &Netns, interface: &str, segment: usize, mtu: u32) -> Result<()> {
         let port = match interface {
             "eth0" => format!("w-{}", machine.name()),
@@ -54,7 +57,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Where a capture has to listen.
+    /// The interfaces where a capture must listen.
     pub fn ports(&self) -> &[(Netns, String)] {
         &self.ports
     }
@@ -63,7 +66,7 @@ impl Wire {
 /// Moves an interface into another namespace under another name.
 ///
 /// # Errors
-/// What the kernel says.
+/// A system call fails.
 pub fn move_link(from: &Netns, name: &str, to: &Netns, new_name: &str) -> Result<()> {
     from.ip(&format!("link set {name} netns {} name {new_name}", to.path().display()))
 }

@@ -1,4 +1,5 @@
-//! Whose an address is: every one that a device of a node has is the node's, and what several claim is given to none.
+//! Ownership of addresses: every address on a device of a node belongs to the node, and an address
+//! that several nodes claim belongs to none.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -55,7 +56,8 @@ impl Cast {
         Ok(Cast { cluster, protected, plain })
     }
 
-    /// The first node by the addresses that its object does not name, once every node knows them.
+    /// The first node under the addresses that its object does not name, once every node knows
+    /// them.
     fn first_node_by_more(&self) -> Result<Party> {
         let node = &self.cluster.nodes[0];
         let [v4, v6] = MORE;
@@ -64,19 +66,20 @@ impl Cast {
         Ok(Party { name: "n1 by its second address".into(), v4: v4.parse()?, v6: v6.parse()?, ..node.party.clone() })
     }
 
-    /// Whoever has those addresses outside of the cluster.
+    /// The host outside the cluster under those addresses.
     fn outside_by(&self, by: &Party) -> Party {
         Party { name: "the address outside".into(), netns: self.cluster.outside.netns.clone(), ..by.clone() }
     }
 
-    /// They go from the first node to a host that is no node.
+    /// Moves the addresses from the first node to a host that is no node.
     fn move_outside(&self) -> Result<()> {
         let [v4, v6] = MORE;
         self.cluster.nodes[0].netns.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
         self.cluster.outside.netns.ip(&format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad"))
     }
 
-    /// Is answered if there is time for it, else not. What the protected pod asks is never in the clear.
+    /// Expects an answer if `seconds` are enough for one, else none. A protected pod's packets are
+    /// never in the clear.
     fn ask(&self, from: &Party, server: &Party, seconds: u64) -> Result<()> {
         for family in Family::ALL {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -96,7 +99,7 @@ impl Cast {
         for node in &self.cluster.nodes {
             for address in MORE {
                 eventually(format!("{} to {} {address}", node.name, if there { "know" } else { "forget" }), || {
-                    // Elsewhere it is closed for a while.
+                    // On other nodes the address stays closed for a while.
                     let of_node = endpoint(node, address)?.is_some_and(|value| !value.contains("unknown node"));
                     Ok((of_node == there).then_some(()))
                 })?;
@@ -106,7 +109,7 @@ impl Cast {
     }
 }
 
-/// What a node's map says of an address.
+/// The entry for an address in a node's map.
 fn endpoint(node: &Node, address: &str) -> Result<Option<String>> {
     let maps: Maps = node.agent.ask("/v1/maps")?;
     let endpoints = maps.maps.iter().find(|map| map.name == "ENDPOINTS");
@@ -131,7 +134,7 @@ fn the_node_itself(context: &Context, host_routing: HostRouting) -> Result<()> {
     let published =
         cast.cluster.manifests.read("node", "n1")?["metadata"]["annotations"]["hauberk.io/addresses"].clone();
     ensure!(MORE.iter().all(|address| published.as_str().is_some_and(|text| text.contains(address))), "{published}");
-    // Taken off the device, they are withdrawn.
+    // Addresses that are removed from the device are withdrawn.
     let [v4, v6] = MORE;
     cast.cluster.nodes[0].netns.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
     cast.wait_endpoints(false)
@@ -171,7 +174,7 @@ fn contested_and_asked_for(context: &Context) -> Result<()> {
     ensure!(problems.iter().all(named), "{problems:?}");
     let explained = here.agent.explain(client.v4.into(), server.v4.into())?.sentence;
     ensure!(explained.contains("n1 and n2 have"), "{explained}");
-    // The second one gives it up.
+    // The second node gives the address up.
     cluster.nodes[1].netns.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
     eventually("no problem", || Ok(of_addresses()?.is_empty().then_some(())))?;
     here.netns.ip("neigh flush dev eth0")?;
@@ -181,7 +184,8 @@ fn contested_and_asked_for(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[&client], Moment::START)
 }
 
-/// A virtual address moves to where nobody knows it, and a node's object is deleted while the node lives.
+/// A virtual address moves to a host that no node knows, and a node's object is deleted while the
+/// node runs.
 fn departed(context: &Context, host_routing: HostRouting) -> Result<()> {
     let cast = Cast::build(context, host_routing)?;
     let Cast { cluster, protected: [_, client], plain } = &cast;
@@ -193,7 +197,7 @@ fn departed(context: &Context, host_routing: HostRouting) -> Result<()> {
     cast.wait_endpoints(false)?;
     cluster.nodes[1].netns.ip("neigh flush dev eth0")?;
     ask(client, &outside, 2)?;
-    // Plain pods may.
+    // Plain pods may reach it.
     ask(plain, &outside, 20)?;
     let node = &cluster.nodes[0];
     ask(client, &node.party, 20)?;
@@ -205,7 +209,8 @@ fn departed(context: &Context, host_routing: HostRouting) -> Result<()> {
     ask(client, &node.party, 2)
 }
 
-/// The second node's agent is restarted, and away when the first node's addresses move to where nobody knows them.
+/// The second node's agent is restarted, and is not running when the first node's addresses move to
+/// a host that no node knows.
 fn departed_over_restarts(context: &Context) -> Result<()> {
     let cast = Cast::build(context, HostRouting::Bpf)?;
     let Cast { cluster, protected: [_, client], plain } = &cast;
@@ -238,7 +243,7 @@ fn departed_over_restarts(context: &Context) -> Result<()> {
     })?;
     restart()?;
     cast.ask(client, &outside, 2)?;
-    // A damaged file costs only itself.
+    // A damaged file loses only its own entry.
     node.agent.kill()?;
     fs::write(&kept, "{")?;
     restart()?;
@@ -246,7 +251,7 @@ fn departed_over_restarts(context: &Context) -> Result<()> {
     cast.ask(client, &cluster.nodes[0].party, 20)
 }
 
-/// As an address translator does that has more than one address to choose from.
+/// An address translator may have several addresses to choose from.
 fn translated(context: &Context) -> Result<()> {
     let cast = Cast::build(context, HostRouting::Stack)?;
     let by = cast.first_node_by_more()?;
@@ -283,7 +288,7 @@ fn translated(context: &Context) -> Result<()> {
     cast.cluster.assert_no_cleartext(&[client], Moment::START)
 }
 
-/// Waits for an event of a reason that names all of these objects.
+/// Waits for an event with this reason that names all of these objects.
 fn wait_event(node: &Node, reason: &str, objects: &[&str]) -> Result<()> {
     eventually(format!("{} to tell {reason} of {objects:?}", node.name), || {
         let events = node.agent.events()?;
@@ -294,7 +299,8 @@ fn wait_event(node: &Node, reason: &str, objects: &[&str]) -> Result<()> {
     })
 }
 
-/// What a stranger with a valid key seals in another's name is not delivered.
+/// Fails if a packet that a stranger with a valid key seals under another party's address is
+/// delivered.
 fn refuses(stranger: &Stranger, claimed: &Party, victim: &Pod) -> Result<()> {
     let inside = Capture::start(&[(victim.netns.clone(), "eth0".into())])?;
     stranger.claim(claimed)?;
@@ -314,7 +320,7 @@ fn refuses(stranger: &Stranger, claimed: &Party, victim: &Pod) -> Result<()> {
     stranger.disclaim(claimed)
 }
 
-/// Conversations of protected pods go on, and sealed.
+/// Fails unless the protected pods still talk, encrypted.
 fn go_on(cast: &Cast) -> Result<()> {
     let [a, b] = &cast.protected;
     for (from, to) in [(a, b), (b, a)] {
@@ -356,7 +362,7 @@ fn two_nodes_one_address(context: &Context) -> Result<()> {
         }
     })?;
     wait_event(&cast.cluster.nodes[0], "AddressConflict", &["Node/n2", "Node/stranger"])?;
-    // Closed, and its tunnel still works.
+    // The address is closed, and the tunnel of its node still works.
     for family in Family::ALL {
         let one = Exchange::new(Protocol::Udp, family, a, &other.party).patience(Duration::from_millis(500));
         let outcome = exchange(&one)?;

@@ -1,5 +1,6 @@
-//! What came sealed is answered sealed: masquerading puts a node's address in a protected pod's place, and what answers it may be a node
-//! as well, so that the addresses of an answer say nothing.
+//! Answers to sealed packets are sealed. Masquerading replaces a protected pod's address by its
+//! node's, and the answering party may be a node as well, so that the addresses of an answer do not
+//! show that it must be sealed.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub const TESTS: &[Test] = &[
     Test::new("answers::nodes_that_asked_in_the_clear_are_answered_in_the_clear", control),
 ];
 
-/// Ports of services: what is left to tell a translated packet by.
+/// Ports of services: after translation the port is all that identifies a packet.
 const FIRST_PORT: u16 = 23000;
 
 struct Playground {
@@ -30,7 +31,8 @@ struct Playground {
     plain: Pod,
 }
 
-/// A protected pod on the first node, whose every service is masqueraded, and a plain pod on the second.
+/// A protected pod on the first node, which masquerades all of its services, and a plain pod on the
+/// second.
 fn build(context: &Context, host_routing: HostRouting) -> Result<Playground> {
     let cluster = Cluster::build(context, Setup { host_routing, ..Setup::default() })?;
     cluster.namespace("payments", Some("enabled"))?;
@@ -40,7 +42,7 @@ fn build(context: &Context, host_routing: HostRouting) -> Result<Playground> {
     Ok(Playground { cluster, client, plain })
 }
 
-/// A service of the first node for each backend, masqueraded as kube-proxy does it.
+/// A service of the first node for one backend, masqueraded as by kube-proxy.
 fn service(cluster: &Cluster, number: u8, backend: IpAddr) -> Result<IpAddr> {
     let service = nat::service_address(Family::of(backend), number);
     nat::add_service(&cluster.nodes[0], service, backend)?;
@@ -48,14 +50,14 @@ fn service(cluster: &Cluster, number: u8, backend: IpAddr) -> Result<IpAddr> {
     Ok(service)
 }
 
-/// The API server's own service has this shape: its backends are nodes.
+/// The API server's own service is like this: its backends are nodes.
 fn services(context: &Context, host_routing: HostRouting) -> Result<()> {
     let Playground { cluster, client, plain } = &build(context, host_routing)?;
     let mut exchanges = Vec::new();
     for family in Family::ALL {
         for (number, backend) in [(1, &cluster.nodes[1].party), (2, &plain.party)] {
             let service = service(cluster, number, backend.address(family))?;
-            // The last one is answered in fragments.
+            // The answer to the last one is fragmented.
             for (protocol, bytes) in [(Protocol::Tcp, 400), (Protocol::Udp, 400), (Protocol::Udp, 4000)] {
                 let port = FIRST_PORT + exchanges.len() as u16;
                 let one = Exchange::new(protocol, family, client, backend).via(SocketAddr::new(service, port), port);
@@ -95,14 +97,15 @@ fn services(context: &Context, host_routing: HostRouting) -> Result<()> {
     cluster.assert_no_cleartext(&[client], Moment::START)
 }
 
-/// A port that is closed: the node's kernel answers with an error that quotes the question.
+/// A closed port: the node's kernel answers with an error that quotes the request.
 fn errors(context: &Context) -> Result<()> {
     let Playground { cluster, client, .. } = &build(context, HostRouting::Stack)?;
     for family in Family::ALL {
         let service = service(cluster, 1, cluster.nodes[1].address(family))?;
         let marker = Marker::unique();
         let refused = |socket: &UdpSocket| -> Result<bool> {
-            // The kernel quotes 28 bytes of IPv4 and UDP headers at least, Linux the rest as well.
+            // The kernel must quote at least 28 bytes of IPv4 and UDP headers; Linux also quotes
+            // the rest.
             let sent = socket.send(&marker.fill(200));
             Ok(matches!(sent, Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused))
         };
@@ -115,7 +118,8 @@ fn errors(context: &Context) -> Result<()> {
         let seen = analysis::markers(&cluster.capture.all()?);
         ensure!(!seen.contains_key(&marker), "{family}: the question, or the error that quotes it, is in the clear");
     }
-    // All of ICMP to the asker is sealed now, but for what finds neighbours: nodes go on reaching each other.
+    // Now all ICMP to the client is sealed except neighbour discovery: nodes still reach each
+    // other.
     for node in &cluster.nodes {
         node.run("ip", &["-6", "neigh", "flush", "dev", "eth0"])?;
     }
@@ -128,7 +132,8 @@ fn errors(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The pod's node answers in its place, as with a network policy's reject. The asker is a node, or a pod behind its masquerading.
+/// The pod's node answers in its place, as a network policy's reject does. The client is a node, or
+/// a pod behind its node's masquerading.
 fn errors_about_pods(context: &Context) -> Result<()> {
     let Playground { cluster, client, plain } = &build(context, HostRouting::Stack)?;
     let protected = cluster.pod("payments", "b", 1)?;
@@ -165,7 +170,8 @@ fn errors_about_pods(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[client, &protected], Moment::START)
 }
 
-/// A server bound to every address answers from the node's first one though asked at its second, and TFTP from a new port.
+/// A server bound to every address answers from the node's first address although it was asked at
+/// the second. A TFTP server answers from a new port.
 fn from_elsewhere(context: &Context) -> Result<()> {
     let Playground { cluster, client, .. } = &build(context, HostRouting::Stack)?;
     let (asker, server) = (&cluster.nodes[0], &cluster.nodes[1]);
@@ -200,7 +206,7 @@ fn from_elsewhere(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[client], Moment::START)
 }
 
-/// Nodes among themselves are left alone, and a flow beside one that is sealed stays as it is.
+/// Traffic between nodes is left alone, and a flow beside a sealed one does not change.
 fn control(context: &Context) -> Result<()> {
     let Playground { cluster, client, .. } = &build(context, HostRouting::Stack)?;
     let nodes: [&Party; 2] = [&cluster.nodes[0].party, &cluster.nodes[1].party];

@@ -1,5 +1,5 @@
-//! Point 2: the edges of a pod's life. It may send from its first microsecond, before anyone knows it, after it has been
-//! deleted, and somebody else may get its address.
+//! The edges of a pod's life. A pod may send from its first microsecond, before any agent knows it,
+//! and after it has been deleted, and another pod may get its address.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ fn cluster(context: &Context, host_routing: HostRouting) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Sends without pause, from the moment there is any way to.
+/// Sends without pause from the moment there is a route.
 struct Eager {
     marker: Marker,
     sent: Arc<AtomicU64>,
@@ -99,7 +99,7 @@ fn first_microsecond(context: &Context, host_routing: HostRouting) -> Result<()>
     Ok(())
 }
 
-/// Attached, but neither its own node nor any other has an object for it: nobody knows whether it is opted in.
+/// The pod is attached, but no node has an object for it: no agent knows whether it is opted in.
 fn without_object(context: &Context) -> Result<()> {
     let cluster = cluster(context, HostRouting::Bpf)?;
     let plain = cluster.pod("public", "plain", 1)?;
@@ -157,7 +157,7 @@ fn deleted_while_it_sends(context: &Context) -> Result<()> {
                 stream.wait_flowing()?;
             }
         }
-        // The object goes while the pod still runs and sends, as when an API server loses it.
+        // The object is removed while the pod still runs and sends, as when an API server loses it.
         cluster.manifests.remove("pod", &pod.file())?;
         let drops = || -> Result<u64> {
             Ok(cluster
@@ -189,7 +189,7 @@ fn deleted_while_it_sends(context: &Context) -> Result<()> {
 
 fn address_reused(context: &Context) -> Result<()> {
     let cluster = cluster(context, HostRouting::Bpf)?;
-    // A range with room for few pods, so that addresses come round soon.
+    // The range has room for few pods, so that addresses are reused soon.
     let (sink, plain) = (cluster.pod("payments", "sink", 1)?, cluster.pod("public", "plain", 1)?);
     let first = cluster.pod("payments", "first", 0)?;
     cluster.wait_known(&[&first, &sink, &plain])?;
@@ -215,7 +215,8 @@ fn address_reused(context: &Context) -> Result<()> {
     println!("to the address, through its change of hands: {report:?}");
     let shown = analysis::payload_of(&cluster.capture.all()?, &markers);
     ensure!(shown.is_empty(), "payload for a protected pod in the clear: {}", analysis::list(&shown));
-    // The new owner is not opted in: with a plain peer it talks in the clear, with a protected one it does not.
+    // The new owner is not opted in: with a plain peer it talks in the clear, with a protected one
+    // it does not.
     eventually("the new owner's traffic to be plain", || {
         let since = cluster.capture.sync()?;
         let one = Exchange::new(Protocol::Udp, Family::V4, &second, &plain).patience(Duration::from_secs(3));

@@ -1,5 +1,6 @@
-//! Beside another CNI plugin: the reference plugins `bridge` and `ptp`, reached by routes or through a VXLAN as flannel makes it.
-//! Opted-in pods' packets are sealed and never in the VXLAN; plain pods keep the other plugin's way.
+//! Beside another CNI plugin: the reference plugins `bridge` and `ptp`, with routes between nodes
+//! or a VXLAN as flannel makes it. Opted-in pods' packets are sealed and never in the VXLAN; plain
+//! pods' packets take the other plugin's way.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,7 +52,7 @@ const OVERLAY: &str = "flannel.1";
 const VXLAN_PORT: u16 = 8472;
 const VXLAN_MTU: u32 = 1450;
 
-/// A cluster that another plugin connects.
+/// A cluster whose pods another plugin connects.
 pub(crate) struct Playground {
     pub(crate) cluster: Cluster,
     underlay: Underlay,
@@ -59,7 +60,7 @@ pub(crate) struct Playground {
 }
 
 impl Playground {
-    /// Connected, with agents that are configured but do not run yet.
+    /// A connected cluster with agents that are configured but not started.
     pub(crate) fn build(context: &Context, plugin: Plugin, underlay: Underlay, masquerade: bool) -> Result<Playground> {
         let setup = Setup { host_routing: HostRouting::Stack, start: false, ..Setup::default() };
         let cluster = Cluster::build(context, setup)?;
@@ -83,7 +84,7 @@ impl Playground {
         self.cluster.start()
     }
 
-    /// Waits until the agents guard so many pods' interfaces.
+    /// Waits until the agents guard this many pod interfaces.
     pub(crate) fn wait_adopted(&self, counts: [usize; 2]) -> Result<()> {
         for (node, count) in self.cluster.nodes.iter().zip(counts) {
             eventually(format!("{count} attachments on {}", node.name), || {
@@ -97,7 +98,8 @@ impl Playground {
         Ok(())
     }
 
-    /// Fails unless plain packets crossed the wire as the other plugin sends them.
+    /// Fails unless plain packets crossed the wire in the form in which the other plugin sends
+    /// them.
     fn assert_in_the_clear(&self, frames: &[Arc<Frame>], exchange: &Exchange<'_>, outcome: &Outcome) -> Result<()> {
         let seen = analysis::markers(frames);
         for marker in [outcome.request, outcome.reply] {
@@ -135,7 +137,7 @@ fn hauberk(node: &Node) -> Value {
     json!({"type": "hauberk-cni", "socket": node.socket(), "chained": true, "timeoutSeconds": 30})
 }
 
-/// Without hauberk at the end, as before it was installed.
+/// The chain without hauberk's plugin, as before its installation.
 fn without_hauberk(chain: &Chain) -> Chain {
     let mut chain = chain.clone();
     chain.list["plugins"].as_array_mut().and_then(Vec::pop);
@@ -155,7 +157,7 @@ fn agent(chain: &Chain, node: &Node) -> Value {
     })
 }
 
-/// What flannel's daemon, or somebody with routes, does on a node.
+/// Connects a node as flannel's daemon does, or with routes.
 fn connect(node: &Node, index: usize, nodes: &[Arc<Node>], underlay: Underlay) -> Result<()> {
     node.netns.sysctl("net.ipv4.ip_forward", "1")?;
     node.netns.sysctl("net.ipv6.conf.all.forwarding", "1")?;
@@ -196,7 +198,7 @@ fn make_overlay(node: &Node, index: usize, nodes: &[Arc<Node>]) -> Result<()> {
     Ok(())
 }
 
-/// The first address of the node's pod range, as flannel takes it.
+/// The first address of the node's pod range, which flannel uses.
 fn overlay_addresses(index: usize) -> (Ipv4Addr, Ipv6Addr) {
     let number = index as u8 + 1;
     (Ipv4Addr::new(10, 244, number, 0), Ipv6Addr::new(0xfd00, 0x10, 0x244, u16::from(number), 0, 0, 0, 0))
@@ -255,7 +257,8 @@ fn every_pair(context: &Context, plugin: Plugin, underlay: Underlay, masquerade:
         let crosses = across.iter().any(|(client, server)| {
             pods[client].party.name == exchange.client.name && pods[server].party.name == exchange.server.name
         });
-        // Behind their node's address plain pods' packets could be protected ones, and are sealed: nothing to see then.
+        // Behind their node's address plain pods' packets could be protected ones, so they are
+        // sealed, and nothing is visible.
         if is_plain && crosses && masquerade {
             continue;
         }
@@ -268,7 +271,7 @@ fn every_pair(context: &Context, plugin: Plugin, underlay: Underlay, masquerade:
         if [outcome.request, outcome.reply].iter().any(|marker| seen.contains_key(marker)) {
             wrong.push(format!("{exchange}: its payload is on the wire in the clear"));
         }
-        // The other plugin masquerades what its pods send; not what is sealed.
+        // The other plugin masquerades its pods' packets, but not sealed ones.
         let expected = exchange.client.address(exchange.family);
         let protected = exchange.client.name.starts_with("payments");
         if exchange.protocol != Protocol::Icmp && protected && outcome.seen_client != Some(expected) {
@@ -314,7 +317,7 @@ fn world_and_node(context: &Context) -> Result<()> {
     let host = |index: usize| {
         let node = &cluster.nodes[index];
         let (v4, v6) = overlay_addresses(index);
-        // As the kernel chooses it: the overlay's address is the one that the route has.
+        // The kernel chooses the overlay's address as the source, because the route has it.
         Party { name: format!("{} by its overlay", node.name), netns: node.netns.clone(), v4, v6 }
     };
     let hosts = [host(0), host(1)];
@@ -351,7 +354,7 @@ fn world_and_node(context: &Context) -> Result<()> {
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n  "));
-    // What pods say to the world is not sealed; what was said to nodes and pods is.
+    // Pods' packets to the world are not sealed; those to nodes and pods are.
     let frames = cluster.capture.all()?;
     let outside: Vec<IpAddr> = cluster.outside.addresses().into();
     let pods: Vec<IpAddr> = [&a, &b].iter().flat_map(|pod| pod.addresses()).collect();
@@ -367,7 +370,8 @@ fn world_and_node(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The API server's own service: its backends are nodes, and the other plugin's masquerading makes a node of the client as well.
+/// The API server's own service: its backends are nodes, and the other plugin's masquerading makes
+/// the client a node as well.
 fn host_network(context: &Context) -> Result<()> {
     let playground = Playground::build(context, Plugin::Bridge, Underlay::Vxlan, true)?;
     playground.start()?;
@@ -432,11 +436,12 @@ fn adoption(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[a, b], since)?;
     let torn = cluster.nodes[0].agent.events()?.into_iter().any(|event| event.message.contains("net-torn-eth0"));
     ensure!(torn, "nobody was told of the torn result");
-    // It goes without DEL, as when the runtime crashes: with its namespace, which lives on while the test holds it, its interface.
+    // The pod ends without DEL, as when the runtime crashes. The namespace lives on while the test
+    // holds it, so the interface is deleted.
     short.netns.ip("link del eth0")?;
     short.netns.remove()?;
     playground.wait_adopted([1, 1])?;
-    // The agent's restart takes over what is there, and notices what went meanwhile.
+    // A restarted agent takes over what exists, and notices what disappeared meanwhile.
     cluster.nodes[1].agent.kill()?;
     playground.chains[1].delete(b)?;
     cluster.nodes[1].start_agent()?;
@@ -447,7 +452,7 @@ fn adoption(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[a, b], since)
 }
 
-/// Pods that came before hauberk think that the path takes what the VXLAN takes.
+/// Pods that are older than hauberk assume the VXLAN's MTU for the path.
 fn sizes(context: &Context) -> Result<()> {
     let playground = Playground::build(context, Plugin::Bridge, Underlay::Vxlan, false)?;
     let cluster = &playground.cluster;
@@ -470,7 +475,7 @@ fn sizes(context: &Context) -> Result<()> {
         for (from, to) in [(&a, &b), (&b, &a)] {
             let report = bulk_tcp(from, to, family, 8 << 20)?;
             println!("{} -> {} {family}: {:?}", from.party.name, to.party.name, report.duration);
-            // Without "don't fragment" the sender learns it, and cuts its packets smaller.
+            // Without "don't fragment" the sender learns the MTU and makes its packets smaller.
             let one = Exchange::new(Protocol::Fragments, family, from, to);
             let outcome = exchange(&one)?;
             ensure!(outcome.answered, "{one}: {outcome:?}");
@@ -479,12 +484,12 @@ fn sizes(context: &Context) -> Result<()> {
     ensure!(cluster.nodes[0].agent.drops("too_big")? > 0, "what was too big was not counted");
     let flows = cluster.nodes[0].agent.flows()?;
     let invented = flows.iter().find(|flow| flow.encryption == "encrypted" && is_too_big(flow));
-    // What says "too big" came from the node, through no tunnel.
+    // The "too big" message came from the node, through no tunnel.
     ensure!(invented.is_none(), "the node's own answer is told as another's encrypted packet: {invented:?}");
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
 }
 
-/// Type and code of ICMP are where others have their destination port.
+/// The record has ICMP's type and code in the place of a destination port.
 fn is_too_big(flow: &FlowRecord) -> bool {
     matches!((flow.protocol.as_str(), flow.destination_port), ("icmp", 0x0304) | ("icmpv6", 0x0200))
 }
@@ -544,7 +549,7 @@ fn installer(context: &Context) -> Result<()> {
     };
     let list = installed("ptp")?;
     ensure!(list["name"] == "net" && binaries.join("hauberk-cni").is_file(), "{list}");
-    // A pod by what was installed.
+    // A pod with the installed configuration.
     let chain = playground.chains[0].with_list(list);
     let a = chain.run(&cluster.manifests, "payments", "a")?;
     let b = playground.pod("payments", "b", 1)?;
@@ -553,7 +558,7 @@ fn installer(context: &Context) -> Result<()> {
     let outcome = exchange(&Exchange::new(Protocol::Tcp, Family::V4, &a, &b))?;
     ensure!(outcome.answered, "{outcome:?}");
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
-    // The other plugin is upgraded; somebody removes ours.
+    // The other plugin is upgraded, and hauberk's configuration is removed.
     fs::write(&others, alone.list.to_string().replace("1450", "1400"))?;
     installed("1400")?;
     fs::remove_file(&own)?;

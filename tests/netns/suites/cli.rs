@@ -1,4 +1,4 @@
-//! What an operator sees: `hauberk` against real agents.
+//! What an operator sees: the `hauberk` command against real agents.
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
@@ -7,7 +7,8 @@ use serde_json::Value;
 
 pub const TESTS: &[Test] = &[Test::new("cli::shows_what_is_true", shows)];
 
-/// A pod of an opted-in namespace that has its node's address: named, with the reason, and its plaintext fails `explain`.
+/// A pod of an opted-in namespace that has its node's address is named with the reason, and
+/// `explain` reports its plaintext as a failure.
 fn on_the_nodes_network(cluster: &Cluster) -> Result<()> {
     let (node, other) = (&cluster.nodes[0], &cluster.nodes[1]);
     let mut object = manifests::pod("payments", "proxy", &other.name);

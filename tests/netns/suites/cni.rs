@@ -1,4 +1,5 @@
-//! The CNI plugin with the real agent: many at once, no agent, and the CNI project's own driver.
+//! The CNI plugin with the real agent: many calls at once, no agent, and the CNI project's own
+//! driver.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -66,7 +67,7 @@ fn many(context: &Context) -> Result<()> {
             let path = netns.path();
             let pod = Some(("payments", name));
             let attachment = Attachment { container: name, netns: &path, interface: "eth0", pod };
-            // A runtime that is told to try again does.
+            // A runtime repeats the call when it is told to try again.
             eventually(format!("DEL of {name}"), || {
                 let answer = node.plugin.run("DEL", Some(&attachment), &node.plugin.config)?;
                 if answer.output["code"] == 11 {
@@ -78,7 +79,7 @@ fn many(context: &Context) -> Result<()> {
             Ok(())
         };
         let started = Instant::now();
-        // Every other pod's namespace is gone before DEL comes, as after a crash of the runtime.
+        // Every other pod's namespace is gone before DEL, as after a crash of the runtime.
         let deleted: Vec<Result<()>> = thread::scope(|scope| {
             let one = |(number, (name, netns)): (usize, (&String, &Netns))| {
                 if number % 2 == 1 {
@@ -128,7 +129,7 @@ fn verbs(context: &Context) -> Result<()> {
     ensure!(supported.contains(&json!("1.1.0")), "VERSION: {version}");
     plugin.run("STATUS", None, &plugin.config)?.into_result().context("STATUS")?;
     let result = plugin.add(&attachment)?;
-    // CHECK is told what ADD answered.
+    // CHECK gets the result of ADD.
     let mut checked = plugin.config.clone();
     checked["prevResult"] = result.clone();
     plugin.run("CHECK", Some(&attachment), &checked)?.into_result().context("CHECK")?;
@@ -138,7 +139,7 @@ fn verbs(context: &Context) -> Result<()> {
         !plugin.run("CHECK", Some(&attachment), &checked)?.success,
         "CHECK does not see that the addresses are gone"
     );
-    // GC: the runtime knows of no attachment any more.
+    // GC: the runtime no longer knows any attachment.
     let mut collected = plugin.config.clone();
     collected["cni.dev/valid-attachments"] = json!([]);
     plugin.run("GC", None, &collected)?.into_result().context("GC")?;
@@ -160,7 +161,7 @@ fn verbs(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// `cnitool` reads the configuration from a folder and finds the plugin by its name, as a runtime does.
+/// `cnitool` reads the configuration from a folder and finds the plugin by name, as a runtime does.
 fn cnitool(context: &Context) -> Result<()> {
     let cluster = cluster(context)?;
     let node = &cluster.nodes[0];
@@ -209,7 +210,7 @@ fn restart_keeps(context: &Context) -> Result<()> {
     let pods: Vec<Pod> =
         (0..5).map(|number| cluster.pod("payments", &format!("kept{number}"), 0)).collect::<Result<_>>()?;
     node.agent.kill()?;
-    // While no agent runs, one pod's namespace goes away.
+    // One pod's namespace is removed while no agent runs.
     pods[0].netns.remove()?;
     drop(pods[0].clone());
     node.start_agent()?;

@@ -1,4 +1,5 @@
-//! Point 4: whatever is missing or wrong, protected packets are dropped, counted and explained; tunnels that exist go on.
+//! Whatever is missing or wrong, protected packets are dropped, counted and explained, and existing
+//! tunnels go on.
 
 use std::fs;
 use std::time::Duration;
@@ -26,7 +27,8 @@ pub const TESTS: &[Test] = &[
     Test::new("denial::malformed_objects_reject_only_themselves", malformed_objects),
 ];
 
-/// Three nodes: trouble is made between the first and the third, while the second shows that nobody else suffers.
+/// Three nodes. Faults are made between the first and the third; the second shows that other nodes
+/// are not affected.
 struct Playground {
     cluster: Cluster,
     a: Pod,
@@ -59,7 +61,7 @@ impl Playground {
         Ok(())
     }
 
-    /// Nothing gets through from `a` to `c`.
+    /// Fails if anything gets through from `a` to `c`.
     fn is_denied(&self) -> Result<()> {
         for family in Family::ALL {
             for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
@@ -75,13 +77,13 @@ impl Playground {
         self.cluster.assert_no_cleartext(&[&self.a, &self.b, &self.c], Moment::START)
     }
 
-    /// Drops on the first node, whatever the reason.
+    /// Drops on the first node, for any reason.
     fn drops(&self) -> Result<u64> {
         Ok(self.cluster.nodes[0].agent.all_drops()?.values().sum())
     }
 
-    /// The first agent has started and knows nobody: drops are counted under traffic, the status has a problem to tell,
-    /// nothing is in the clear.
+    /// The first agent has started and knows no other node: drops are counted under traffic, the
+    /// status reports a problem, and nothing is in the clear.
     fn is_closed(&self) -> Result<()> {
         let agent = &self.cluster.nodes[0].agent;
         eventually("the agent to answer", || Ok(agent.status().is_ok().then_some(())))?;
@@ -119,7 +121,7 @@ fn published(key: &[u8; 32]) -> String {
     manifests::keys(&BASE64.encode(key))
 }
 
-/// A well-formed public key that belongs to nobody here.
+/// A well-formed public key that no node here owns.
 fn stranger(seed: u8) -> [u8; 32] {
     let secret = x25519_dalek::StaticSecret::from([seed; 32]);
     x25519_dalek::PublicKey::from(&secret).to_bytes()
@@ -149,7 +151,7 @@ fn no_key(context: &Context) -> Result<()> {
     ensure!(code != 0, "`hauberk status` ends with success although protected pods cannot talk:\n{printed}");
     bystander.wait_flowing()?;
     bystander.stop()?;
-    // The agent publishes its key again, and all is well.
+    // The agent publishes its key again, and traffic recovers.
     playground.cluster.nodes[2].start_agent()?;
     playground.works(&playground.a, &playground.c)?;
     playground.assert_tight()
@@ -230,7 +232,7 @@ fn changed_key(context: &Context) -> Result<()> {
     let before = playground.annotation("n3")?;
     node.agent.terminate()?;
     let mut removed = 0;
-    // The node's keys are lost, as with a disk; its attachments are not.
+    // The node's keys are lost, as with a disk. Its attachments are kept.
     for entry in walk(&node.state)? {
         let name = entry.strip_prefix(&node.state).unwrap_or(&entry);
         if name.to_string_lossy().contains("key") && entry.is_file() {
@@ -264,7 +266,7 @@ fn walk(directory: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
 
 fn blocked_handshakes(context: &Context) -> Result<()> {
     let playground = Playground::build(context)?;
-    // Before any tunnel exists between the first and the third.
+    // Before there is any tunnel between the first and the third node.
     playground.cluster.nodes[2].netns.nft(
         "table inet block {
             chain input { type filter hook input priority filter; policy accept; udp dport 51840 drop; }
@@ -293,7 +295,8 @@ fn folder_gone(context: &Context) -> Result<()> {
     })?;
     bystander.wait_flowing()?;
     playground.works(&playground.a, &playground.c)?;
-    // An agent that starts without the folder knows nobody: nothing gets out, and that is counted.
+    // An agent that starts without the folder knows no other node: nothing gets out, and the drops
+    // are counted.
     playground.cluster.nodes[0].agent.kill()?;
     playground.cluster.nodes[0].start_agent()?;
     playground.is_closed()?;
@@ -333,7 +336,7 @@ fn folder_empty(context: &Context) -> Result<()> {
     playground.assert_tight()
 }
 
-/// Objects arrive one by one, those that protect last.
+/// Objects arrive one by one; the protecting objects arrive last.
 fn folder_slow(context: &Context) -> Result<()> {
     let playground = Playground::build(context)?;
     let bystander = playground.bystander()?;
@@ -363,7 +366,8 @@ fn folder_slow(context: &Context) -> Result<()> {
     playground.assert_tight()
 }
 
-/// The same pods and namespaces are there, and the namespaces are not opted in; the nodes have other names.
+/// The folder has the same pods and namespaces, but the namespaces are not opted in and the nodes
+/// have other names.
 fn folder_foreign(context: &Context) -> Result<()> {
     let playground = Playground::build(context)?;
     let bystander = playground.bystander()?;
@@ -390,7 +394,7 @@ fn folder_foreign(context: &Context) -> Result<()> {
     bystander.wait_flowing()?;
     playground.works(&playground.a, &playground.c)?;
     playground.assert_tight()?;
-    // An agent that starts with it takes nothing of it either.
+    // An agent that starts with this folder accepts none of it either.
     playground.cluster.nodes[0].agent.kill()?;
     playground.cluster.nodes[0].start_agent()?;
     playground.is_closed()?;

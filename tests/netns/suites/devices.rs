@@ -1,5 +1,6 @@
-//! Every device of a node is guarded or shut, whether or not it is an uplink, and what guards it is read back from the kernel.
-//! The second cable between the nodes is no uplink by any list: each test sends pods' packets by it and listens there.
+//! Every device of a node has a guard or is shut, whether or not it is an uplink, and the guard is
+//! read back from the kernel. The second cable between the nodes is not listed as an uplink: each
+//! test sends pods' packets through it and captures there.
 
 use std::fs;
 use std::net::IpAddr;
@@ -40,7 +41,8 @@ struct Field {
 const CABLE: &str = "eth1";
 
 impl Field {
-    /// With `hostRouting: stack`: there the host's routes decide by which device a pod's packet leaves.
+    /// Builds it with `hostRouting: stack`, where the host's routes choose the device by which a
+    /// pod's packet leaves.
     fn build(context: &Context) -> Result<Field> {
         let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, ..Setup::default() })?;
         let cable = plug(&cluster, CABLE)?;
@@ -54,7 +56,8 @@ impl Field {
         Ok(Field { cluster, a, b, cable })
     }
 
-    /// Tries to talk both ways in both families, and fails if anything of the pods crosses either wire in the clear.
+    /// Tries exchanges both ways in both families. Fails if a packet of the pods crosses either
+    /// wire in the clear.
     fn talk(&self, patience: Duration) -> Result<Vec<Outcome>> {
         let mut outcomes = Vec::new();
         for family in Family::ALL {
@@ -83,7 +86,7 @@ impl Field {
     }
 }
 
-/// A cable between the first two nodes, and what it carries to the second.
+/// A cable between the first two nodes, and a capture on both of its ends.
 fn plug(cluster: &Cluster, name: &str) -> Result<Capture> {
     let (n1, n2) = (&cluster.nodes[0], &cluster.nodes[1]);
     n1.netns.ip(&format!("link add {name} type veth peer name cable"))?;
@@ -95,11 +98,12 @@ fn plug(cluster: &Cluster, name: &str) -> Result<Capture> {
              link set {name} up"
         ))?;
     }
-    // What arrives is seen by a packet socket before any program drops it.
+    // A packet socket sees an arriving frame before any program drops it.
     Capture::start(&[(n1.netns.clone(), name.to_owned()), (n2.netns.clone(), name.to_owned())])
 }
 
-/// Has both nodes send what is for the other's pods by the second cable, with lines of `ip` that name the range and the next hop.
+/// Routes each node's packets for the other's pods through the second cable. `lines` returns `ip`
+/// lines for a range and a next hop.
 fn by_the_cable(cluster: &Cluster, lines: impl Fn(&str, &str) -> String) -> Result<()> {
     for (here, there, last) in [(0, 1, 2), (1, 0, 1)] {
         let hops = [format!("172.30.0.{last}"), format!("fd00:30::{last}")];
@@ -128,7 +132,8 @@ fn peer_by_another_card(context: &Context) -> Result<()> {
     let setup = Setup { host_routing: HostRouting::Stack, start: false, ..Setup::default() };
     let cluster = Cluster::build(context, setup)?;
     let cable = plug(&cluster, CABLE)?;
-    // The nodes' addresses are on eth0, and so are the default routes; the way to each other is neither.
+    // eth0 has the nodes' addresses and the default routes. The cable to the other node has
+    // neither.
     for (here, there, last) in [(0, 1, 2), (1, 0, 1)] {
         let (v4, v6) = (cluster.nodes[there].v4, cluster.nodes[there].v6);
         cluster.nodes[here].netns.ip(&format!(
@@ -206,7 +211,7 @@ fn bridge_with_a_port(context: &Context) -> Result<()> {
     for (here, there) in [(0, 1), (1, 0)] {
         let node = &cluster.nodes[here];
         node.netns.ip(&format!("addr flush dev {CABLE}\nlink set {CABLE} master cni0"))?;
-        // The other node's pods are neighbours on the bridge by now.
+        // Makes the other node's pods neighbours on the bridge.
         for range in &cluster.nodes[there].pod_ranges {
             node.netns.ip(&format!("route replace {range} dev cni0 metric 1"))?;
         }
@@ -240,13 +245,14 @@ fn detached(context: &Context) -> Result<()> {
         wait_back(node, &before)?;
         stream.wait_flowing()?;
     }
-    // Each of them alone leaves the others in the way.
+    // If only one of them is removed, the others still block packets.
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
     for folder in ["links", "maps"] {
         let before = pins(node)?;
         node.run("sh", &["-c", &format!("rm -r /sys/fs/bpf/{}/v*/{folder}", node.name)])?;
         if folder == "links" {
-            // Who removes a link's only handle detaches it: not so those of devices' guards, which the agent holds.
+            // Removing the only handle of a link detaches it. The agent holds its own handles for
+            // the guards of devices.
             wait_told(node, &format!("pod interface/{pod}"))?;
         }
         wait_back(node, &before)?;
@@ -275,7 +281,7 @@ fn detached(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[&a, &b], since)
 }
 
-/// Waits until everything is pinned again that was, and the node is ready.
+/// Waits until everything is pinned again as before, and the node is ready.
 fn wait_back(node: &Node, before: &str) -> Result<()> {
     eventually("what was removed to be back", || {
         let after = pins(node)?;
@@ -286,7 +292,7 @@ fn wait_back(node: &Node, before: &str) -> Result<()> {
     node.agent.wait_ready()
 }
 
-/// Waits until the node is not ready because of this.
+/// Waits until the node is not ready because of this object.
 fn wait_told(node: &Node, object: &str) -> Result<()> {
     eventually(format!("{} to say that {object} is not as it should be", node.name), || {
         let status = node.agent.status()?;
@@ -309,7 +315,7 @@ fn uninstall_refused(context: &Context) -> Result<()> {
     let output = uninstall(&program)?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && said.contains("stop it first"), "{said}");
-    // Nothing answers for a moment, and the agent is there all the same.
+    // The agent runs although its socket does not answer.
     fs::remove_file(node.socket()).context("remove the agent's socket")?;
     let output = uninstall(&program)?;
     let said = String::from_utf8_lossy(&output.stderr);
@@ -403,7 +409,8 @@ fn ours_taken(context: &Context) -> Result<()> {
     field.assert_answered()
 }
 
-/// `paths.pins` is another one by now, and nothing was uninstalled: the earlier programs stand before the new ones.
+/// `paths.pins` is another one by now, and nothing was uninstalled: the earlier programs stand
+/// before the new ones.
 fn pinned_elsewhere(context: &Context) -> Result<()> {
     let cluster = Cluster::build(context, Setup::default())?;
     let node = &cluster.nodes[0];

@@ -1,5 +1,5 @@
-//! Kernels without TCX get the programs as filters on a clsact queueing discipline: the same promises, taken over by the
-//! next agent and removed by uninstall like links.
+//! On kernels without TCX the programs are filters on a clsact queueing discipline. They give the
+//! same guarantees; the next agent takes them over and uninstall removes them, like links.
 
 use anyhow::{Result, ensure};
 use hauberk_core::api::Severity;
@@ -14,7 +14,7 @@ pub const TESTS: &[Test] = &[
     Test::new("fallback::an_old_ingress_discipline_gives_way_or_shuts_its_device", old_discipline),
 ];
 
-/// A filter that lets every packet pass, and asks no other one.
+/// A filter that lets every packet pass and skips all other filters.
 const PASS_ALL: [&str; 3] = ["bpf", "bytecode", "1,6 0 0 4294967295,"];
 
 fn clsact(context: &Context) -> Result<()> {
@@ -43,7 +43,7 @@ fn clsact(context: &Context) -> Result<()> {
         Ok(())
     };
     talk()?;
-    // The next agent replaces the filters, it does not add to them.
+    // The next agent replaces the filters and adds none.
     node.agent.kill()?;
     node.start_agent()?;
     node.agent.wait_ready()?;
@@ -52,7 +52,7 @@ fn clsact(context: &Context) -> Result<()> {
     ensure!(filters.matches("name to_wire").count() == 1, "one filter was wanted:\n{filters}");
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
 
-    // Killed, it leaves the leak detector's filters.
+    // A killed agent leaves the leak detector's filters.
     node.agent.kill()?;
     let config = node.config().to_string_lossy().into_owned();
     node.run(programs::ours("hauberkd")?, &["--config", &config, "uninstall"])?;
@@ -63,7 +63,7 @@ fn clsact(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// With `hostRouting: stack`: there the last guard alone keeps pods' packets off the wire.
+/// With `hostRouting: stack`, where only the last guard keeps pods' packets off the wire.
 fn preceded(context: &Context) -> Result<()> {
     let config = json!({ "attach": "clsact" });
     let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, config, ..Setup::default() })?;
@@ -87,7 +87,7 @@ fn preceded(context: &Context) -> Result<()> {
             Ok(events.iter().any(|event| event.reason == "Restored" && told(&event.message)).then_some(()))
         })?;
     }
-    // What comes after the guard on the way out cannot be helped.
+    // A filter that runs after the guard on the way out cannot be prevented, only reported.
     let told = || eventually("what comes behind to be told", || warned(node));
     told()?;
     let since = cluster.capture.sync()?;

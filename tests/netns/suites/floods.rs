@@ -1,4 +1,4 @@
-//! What one pod may take of what belongs to all: the node's neighbour table.
+//! How much one pod may use of a shared resource: the node's neighbour table.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,10 +17,11 @@ pub const TESTS: &[Test] = &[
     Test::new("floods::bridge_a_pod_cannot_fill_the_neighbour_table", behind_a_bridge),
 ];
 
-/// Addresses of each kind. With all kinds together they are more than the kernel's tables hold.
+/// Addresses of each kind. All kinds together are more than the kernel's tables hold.
 const MANY: u16 = 200;
-/// What the table may grow by: eight link-local addresses by which the pod speaks, eight to which, and as many again if a minute ends
-/// meanwhile; and what the others' traffic needs.
+/// Entries by which the table may grow: eight link-local addresses from which the pod speaks, eight
+/// to which it speaks, as many again if a new minute begins meanwhile, and what the other pods'
+/// traffic needs.
 const ROOM: usize = 48;
 
 fn own(context: &Context, host_routing: HostRouting) -> Result<()> {
@@ -33,7 +34,8 @@ fn own(context: &Context, host_routing: HostRouting) -> Result<()> {
     let host = node.netns.interfaces()?;
     let host = host.iter().find(|name| name.starts_with("hbk")).context("no pod's interface")?;
     let mac = inject::mac(&node.netns, host)?;
-    // Every pod's gateway has these; its MAC address does not matter, as the frame comes to it in any case.
+    // Every pod's gateway has these addresses. The MAC address does not matter, because the frame
+    // reaches the gateway in any case.
     flood(&cluster, &evil, &pods, [[0xff; 6], mac], ["169.254.1.1".parse()?, "fe80::1".parse()?])
 }
 
@@ -54,7 +56,7 @@ fn behind_a_bridge(context: &Context) -> Result<()> {
     flood(&playground.cluster, &evil, &pods, [mac, mac], gateways)
 }
 
-/// Has one pod say everything that could be written into its node's neighbour table.
+/// Makes one pod send everything that could become an entry of its node's neighbour table.
 fn flood(cluster: &Cluster, evil: &Pod, pods: &[Pod; 3], macs: [[u8; 6]; 2], gateways: [IpAddr; 2]) -> Result<()> {
     let node = &cluster.nodes[0];
     cluster.wait_known(&[evil, &pods[0], &pods[1], &pods[2]])?;
@@ -112,7 +114,7 @@ fn frames(node: &Node, evil: &Pod, mac: [u8; 6], gateways: [IpAddr; 2]) -> Resul
     Ok(frames)
 }
 
-/// The others' traffic: on the node and to another one.
+/// The other pods' traffic: on the node and to another node.
 fn talk(cluster: &Cluster, pods: &[Pod; 3]) -> Result<()> {
     let [a, a2, b] = pods;
     let mut exchanges = Vec::new();
@@ -131,7 +133,7 @@ fn talk(cluster: &Cluster, pods: &[Pod; 3]) -> Result<()> {
 fn neighbours(node: &Node) -> Result<Vec<String>> {
     let text = node.run("ip", &["-j", "neigh", "show", "nud", "all"])?;
     let entries: Vec<Value> = serde_json::from_str(&text).context("parse `ip -j neigh`")?;
-    // What multicast is sent to stands there as well, and is nobody's.
+    // The table also lists destinations of multicast, which are no neighbours.
     let real = entries.iter().filter(|entry| !entry["state"].to_string().contains("NOARP"));
     Ok(real.map(|entry| format!("{} {}", entry["dev"], entry["dst"])).collect())
 }

@@ -1,5 +1,5 @@
-//! The harness proves itself: without hauberk, the capture shows every payload in the clear. A capture that could not see
-//! a leak would make every other suite worthless.
+//! Proof of the harness: without hauberk the capture shows every payload in the clear. If the
+//! capture could not see a leak, every other suite would be worthless.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! Who begins a connection with a pod: what comes by the host's stack is answered by it, so that connection tracking sees both
-//! directions or none.
+//! Connections to a pod: a connection that arrives through the host's stack is also answered
+//! through it, so that connection tracking sees both directions or none.
 
 use anyhow::{Result, ensure};
 use hauberk_netns::capture::Moment;
@@ -16,7 +16,7 @@ pub const TESTS: &[Test] = &[
     Test::new("ingress::stack_a_strict_firewall_sees_whole_connections", |context| strict(context, HostRouting::Stack)),
 ];
 
-/// By pods' own addresses, as a router does that has routes to them.
+/// Connections to pods' own addresses, through a router that has routes to them.
 fn from_the_world(context: &Context, host_routing: HostRouting) -> Result<()> {
     let config = json!({"worldIngress": "direct"});
     let cluster = Cluster::build(context, Setup { host_routing, config, ..Setup::default() })?;
@@ -47,7 +47,8 @@ fn from_the_world(context: &Context, host_routing: HostRouting) -> Result<()> {
     Ok(())
 }
 
-/// With the rule that administrators write first: what connection tracking cannot place is dropped.
+/// With a rule that many administrators begin with: packets that connection tracking calls invalid
+/// are dropped.
 fn strict(context: &Context, host_routing: HostRouting) -> Result<()> {
     let cluster = Cluster::build(context, Setup { host_routing, ..Setup::default() })?;
     let [a, b, c, d] = pods(&cluster)?;

@@ -1,4 +1,5 @@
-//! Point 5: what comes from the wire in the clear, or through the tunnel with somebody else's address, is never delivered.
+//! A packet that comes from the wire in the clear, or through the tunnel with another party's
+//! address, is never delivered.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -45,7 +46,7 @@ impl Playground {
     }
 }
 
-/// A forged frame and what it is, for messages.
+/// A forged frame, and its description for messages.
 struct Attempt {
     what: String,
     marker: Marker,
@@ -61,7 +62,7 @@ fn attempts(macs: &[(&str, [u8; 6])], sources: &[(&str, IpAddr)], victim: IpAddr
                 let frame = inject::frame(([2, 0, 0, 0, 0, 9], *mac), *source, victim, forged, 7, &marker.fill(64))?;
                 let what = format!("{forged:?} from {source_name} {source} to {victim}, {mac_name}");
                 attempts.push(Attempt { what: what.clone(), marker, frame: frame.clone() });
-                // The same behind a VLAN tag, and cut short.
+                // The same frame behind a VLAN tag, and truncated.
                 let mut tagged = frame[..12].to_vec();
                 tagged.extend_from_slice(&[0x81, 0, 0, 5]);
                 tagged.extend_from_slice(&frame[12..]);
@@ -104,14 +105,15 @@ fn from_the_wire(context: &Context, host_routing: HostRouting) -> Result<()> {
     let mut all = Vec::new();
     for family in Family::ALL {
         all.extend(attempts(&macs, &sources, victim.address(family))?);
-        // To a plain pod, but from one that is protected: nobody who is protected speaks in the clear.
+        // To a plain pod, but from a protected one: protected pods never send in the clear.
         let claimed = [("a remote protected pod", playground.protected[1].address(family))];
         all.extend(attempts(&macs, &claimed, playground.plain[0].address(family))?);
     }
     for attempt in &all {
         inject::send(&cluster.wire.netns, "w-n1", &attempt.frame, false)?;
     }
-    // The control: the same frames, between plain pods, do arrive; so the others could have.
+    // The control: the same frames between plain pods arrive, so the others could have arrived as
+    // well.
     for family in Family::ALL {
         let marker = Marker::unique();
         let (source, target) = (playground.plain[1].address(family), playground.plain[0].address(family));
@@ -144,7 +146,7 @@ fn from_the_wire(context: &Context, host_routing: HostRouting) -> Result<()> {
     Ok(())
 }
 
-/// A machine with a valid key and its own pod range, run by somebody else.
+/// A machine with a valid key and its own pod range, run by an attacker.
 fn spoofed_inside_tunnel(context: &Context) -> Result<()> {
     let playground = Playground::build(context, HostRouting::Bpf)?;
     let (cluster, victim) = (&playground.cluster, &playground.protected[0]);
@@ -188,7 +190,8 @@ fn spoofed_inside_tunnel(context: &Context) -> Result<()> {
     evil.works_with(victim)
 }
 
-/// Root on a node can send any frame; not one that speaks for a protected pod, queueing discipline or not.
+/// Root on a node can send any frame, but none from a protected pod's address, with or without the
+/// queueing discipline.
 fn packet_sockets(context: &Context) -> Result<()> {
     let playground = Playground::build(context, HostRouting::Bpf)?;
     let (cluster, speaker) = (&playground.cluster, &playground.protected[0]);
@@ -222,7 +225,7 @@ fn packet_sockets(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// What a packet socket sends from a node, and what to call it.
+/// Frames that a packet socket sends from a node, with descriptions.
 fn forgeries(playground: &Playground, tags: &[u16]) -> Result<Vec<(Marker, String, Vec<u8>)>> {
     let (cluster, speaker) = (&playground.cluster, &playground.protected[0]);
     let next_hop = inject::mac(&cluster.nodes[1].netns, "eth0")?;
@@ -250,7 +253,7 @@ fn assert_kept(cluster: &Cluster, sent: &[(Marker, String)]) -> Result<()> {
     Ok(())
 }
 
-/// Where the agent's mark bits are if the configuration does not say.
+/// The agent's default position of its mark bits.
 const MARK_SHIFT: u32 = 20;
 
 fn forged_marks(context: &Context) -> Result<()> {
@@ -299,8 +302,8 @@ fn forged_protocol(context: &Context) -> Result<()> {
     assert_kept(&playground.cluster, &sent)
 }
 
-/// The node's address moves to a bridge that has the uplink for its port: what processes on the node send to plain pods of
-/// other nodes, and only that, goes on.
+/// The node's address moves to a bridge that has the uplink as a port. Traffic from processes on
+/// the node to plain pods of other nodes goes on, and nothing else.
 fn through_a_bridge(context: &Context) -> Result<()> {
     let setup = Setup { host_routing: HostRouting::Stack, start: false, ..Setup::default() };
     let cluster = Cluster::build(context, setup)?;

@@ -1,4 +1,5 @@
-//! Point 9: other people's WireGuard talks to our node, other people's `wg` reads our tunnel.
+//! Other WireGuard implementations talk to a hauberk node, and the stock `wg` tool reads its
+//! tunnel.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -26,40 +27,43 @@ pub const TESTS: &[Test] = &[
     Test::new("interop::stock_wg_reads_and_may_not_write", stock_wg),
 ];
 
-/// Somebody else's WireGuard in user space, which makes the device `wg0`.
+/// Another WireGuard implementation in user space, which makes the device `wg0`.
 pub struct Implementation {
     program: &'static str,
     arguments: &'static [&'static str],
     environment: &'static [(&'static str, &'static str)],
 }
 
-/// The reference.
+/// The reference implementation.
 pub const WIREGUARD_GO: Implementation = Implementation {
     program: "wireguard-go",
     arguments: &["--foreground", "wg0"],
     environment: &[("LOG_LEVEL", "verbose"), ("WG_PROCESS_FOREGROUND", "1")],
 };
 
-/// The one whose library is our gate. The user it would become does not exist here.
+/// The implementation whose library also checks MACs and cookies in hauberk's tunnel. It does not
+/// drop its privileges, because the user for that does not exist here.
 pub const BORINGTUN_CLI: Implementation = Implementation {
     program: "boringtun-cli",
     arguments: &["--foreground", "--disable-drop-privileges", "--verbosity", "debug", "wg0"],
     environment: &[],
 };
 
-/// A machine that runs such a one, configured by hand with `wg`, and has a Node object and a range of pods.
+/// A machine that runs another implementation. It is configured by hand with `wg`, and has a Node
+/// object and a pod range.
 pub struct Stranger {
     /// Its namespace, with a pod's addresses.
     pub party: Party,
 }
 
-/// Its number among the nodes.
+/// The machine's number among the nodes.
 const NUMBER: u8 = 9;
-/// The port all tunnels here use: `wg set` takes any other as well, but the capture knows tunnels by it.
+/// The port of all tunnels here. `wg set` would take any other, but the capture recognises tunnels
+/// by this port.
 const PORT: u16 = 51840;
 
 impl Stranger {
-    /// Plugs it in and introduces it to the cluster.
+    /// Connects the machine to the wire and to the cluster.
     pub fn join(context: &Context, cluster: &Cluster, implementation: &Implementation) -> Result<Stranger> {
         let netns = Netns::create("stranger")?;
         let mut wire = cluster.wire.clone();
@@ -116,7 +120,7 @@ impl Stranger {
         Ok(Stranger { party })
     }
 
-    /// Has an exchange with a pod, as itself.
+    /// Fails unless it can talk with a pod under its own address.
     pub fn works_with(&self, pod: &Pod) -> Result<()> {
         for family in Family::ALL {
             let one = Exchange::new(Protocol::Udp, family, &self.party, pod);
@@ -126,13 +130,13 @@ impl Stranger {
         Ok(())
     }
 
-    /// Takes somebody else's addresses.
+    /// Adds another party's addresses to itself.
     pub fn claim(&self, other: &Party) -> Result<()> {
         let netns = &self.party.netns;
         netns.ip(&format!("addr add {}/32 dev lo\naddr add {}/128 dev lo nodad", other.v4, other.v6))
     }
 
-    /// Gives them back.
+    /// Removes them again.
     pub fn disclaim(&self, other: &Party) -> Result<()> {
         self.party.netns.ip(&format!("addr del {}/32 dev lo\naddr del {}/128 dev lo", other.v4, other.v6))
     }

@@ -1,4 +1,5 @@
-//! Programs of others that come between the guard and the wire, or the pod: the guard takes its place back, and does not fight for ever.
+//! Third-party programs that come between the guard and the wire, or the pod: the guard takes its
+//! place back, but does not fight for ever.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,8 @@ pub const TESTS: &[Test] = &[
     Test::new("intruders::who_takes_it_every_time_is_told_of_and_left_there", fight),
 ];
 
-/// Waits until ours is next to the wire again, and alone: the former copy has gone. At the way out of devices the leak detector is there.
+/// Waits until hauberk's programs are next to the wire again and no old copy is left. On the way
+/// out of a device the leak detector is one of them.
 fn wait_alone(intruder: &Intruder, ours: usize) -> Result<()> {
     eventually("the guard to have its place back", || {
         let others = intruder.others()?;
@@ -32,7 +34,7 @@ fn place_back(context: &Context) -> Result<()> {
     let node = &cluster.nodes[0];
     let interfaces = node.netns.interfaces()?;
     let pod = interfaces.iter().find(|name| name.starts_with("hbk")).context("no pod's interface")?;
-    // Twice each: the second time it is the other copy's turn.
+    // Twice each, because the programs alternate between two copies.
     for _ in 0..2 {
         for (device, way, ours, object, hook) in [
             ("eth0", Way::Out, 2, "device/eth0".to_owned(), "to_wire"),
@@ -46,7 +48,7 @@ fn place_back(context: &Context) -> Result<()> {
             eventually("it to be told", || Ok((restored(node, &object, hook)? > before).then_some(())))?;
         }
     }
-    // What runs there by now is the next agent's to take over.
+    // The next agent takes over what runs now.
     let intruder = Intruder::attach(&node.netns, "eth0", Way::Out)?;
     wait_alone(&intruder, 2)?;
     node.agent.kill()?;
@@ -61,7 +63,7 @@ fn place_back(context: &Context) -> Result<()> {
     crate::leaks::accuse_no_one(&cluster)
 }
 
-/// How often it was told that the program has its place again.
+/// How many events say that the program has its place again.
 fn restored(node: &Node, object: &str, hook: &str) -> Result<usize> {
     let events = node.agent.events()?;
     let told = events.iter().filter(|event| {
@@ -91,7 +93,7 @@ fn fight(context: &Context) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    // The leak detector moves behind it as well.
+    // The leak detector moves behind it as well, so there are more moves than of the guard alone.
     ensure!((5..20).contains(&pushed), "pushed aside {pushed} times");
     std::thread::sleep(Duration::from_secs(3));
     ensure!(given_up()?, "the problem is not told any more");

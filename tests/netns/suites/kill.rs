@@ -1,4 +1,4 @@
-//! Point 3: an agent killed at any moment leaves nothing open, and traffic recovers.
+//! An agent that is killed at any moment leaves nothing open, and traffic recovers.
 
 use std::thread;
 use std::time::Duration;
@@ -16,7 +16,8 @@ pub const TESTS: &[Test] = &[
     Test::new("kill::before_every_operation_of_a_first_start", first_start).limit(300),
 ];
 
-/// Protected pods on two nodes and a plain one on the second, with traffic in every direction that is protected.
+/// Protected pods on two nodes and a plain pod on the second, with traffic in every protected
+/// direction.
 struct Playground {
     cluster: Cluster,
     a: Pod,
@@ -52,7 +53,7 @@ impl Playground {
         self.cluster.assert_no_cleartext(&[&self.a, &self.b], since)
     }
 
-    /// Everything works after all.
+    /// Fails unless everything works in the end.
     fn assert_whole(&self) -> Result<()> {
         let mut exchanges = Vec::new();
         for family in Family::ALL {
@@ -76,7 +77,7 @@ fn random_moments(context: &Context) -> Result<()> {
     let mut checked = Moment::START;
     for kill in 1..=KILLS {
         let node = &playground.cluster.nodes[random.below(2) as usize];
-        // Half of the kills hit the start-up of the agent started after the one before.
+        // Half of the kills hit an agent that is still starting after the kill before.
         let recovers = kill % 2 == 0;
         if recovers {
             node.agent.wait_ready().with_context(|| format!("before kill {kill}"))?;
@@ -105,8 +106,9 @@ fn random_moments(context: &Context) -> Result<()> {
     playground.assert_whole()
 }
 
-/// The agent kills itself before its n-th kernel operation, for every n until it has none left. Each start finds what the
-/// one before left half done, has a label to enforce, and a pod to attach that sends at once.
+/// The agent kills itself before its n-th kernel operation, for every n until no operation is left.
+/// Each start finds the half-done work of the one before, has a label to enforce, and a pod to
+/// attach that sends at once.
 fn every_operation(context: &Context) -> Result<()> {
     let program = programs::tool("hauberkd-fault-injection")?;
     let playground = Playground::build(context)?;
@@ -136,7 +138,8 @@ fn every_operation(context: &Context) -> Result<()> {
         let mut died = false;
         let added = thread::scope(|scope| {
             let adding = scope.spawn(|| node.plugin.run("ADD", Some(&attachment), &config));
-            // An agent that dies cannot answer: what its death left is looked at, and a new one answers instead.
+            // An agent that dies cannot answer. The state after its death is checked, and a new
+            // agent answers instead.
             while !(adding.is_finished() && node.agent.get("/readyz").is_ok_and(|(code, _)| code == 200)) {
                 if !node.agent.is_running()? {
                     ensure!(!died, "hauberkd ended without fault injection:\n{}", node.agent.log_tail());
@@ -187,8 +190,8 @@ fn every_operation(context: &Context) -> Result<()> {
     playground.assert_whole()
 }
 
-/// A new node joins, and its agent dies before every operation of its first start in turn, with nobody to tidy up between.
-/// A protected pod elsewhere talks to the node all the while.
+/// A new node joins, and its agent dies before each operation of its first start in turn, without
+/// any cleanup in between. A protected pod elsewhere talks to the node all the time.
 fn first_start(context: &Context) -> Result<()> {
     let program = programs::tool("hauberkd-fault-injection")?;
     let cluster = Cluster::build(context, Setup { start: false, ..Setup::default() })?;
@@ -218,7 +221,8 @@ fn first_start(context: &Context) -> Result<()> {
     }
     println!("killed before each of {deaths} operations");
     ensure!(deaths > 10, "only {deaths} operations: is hauberkd-fault-injection built with its feature?");
-    // What the node's own sockets sent before it had a guard is plaintext to a protected pod: dropped by that pod's node.
+    // Packets that the node's own sockets sent before the node had a guard are plaintext to a
+    // protected pod. That pod's node drops them.
     let before_guard = [streams[1].marker, streams[3].marker].into();
     let frames = cluster.capture.all()?;
     let from_pod = frames

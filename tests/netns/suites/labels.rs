@@ -1,4 +1,4 @@
-//! Point 6: pods join and leave by a label, while they talk.
+//! Pods are opted in and out by a label while they talk.
 
 use std::time::{Duration, Instant};
 
@@ -74,11 +74,12 @@ fn toggled(context: &Context, host_routing: HostRouting, times: usize) -> Result
     for connection in connections {
         println!("{:?}", connection.stop()?);
     }
-    // What was on its way while the label changed accuses no one.
+    // Packets in flight while the label changed must not be reported as leaks.
     crate::leaks::accuse_no_one(&cluster)
 }
 
-/// The way a migration goes: nothing, permissive, enabled, and back, under connections that stay up.
+/// The steps of a migration: no label, permissive, enabled, and back, with connections that stay
+/// up.
 fn permissive_to_enabled(context: &Context) -> Result<()> {
     let cluster = Cluster::build(context, Setup::default())?;
     cluster.namespace("shop", None)?;
@@ -119,7 +120,7 @@ fn permissive_to_enabled(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Who writes pods must not undo who owns the policy.
+/// A user who may write pods must not be able to undo the namespace's policy.
 fn no_opt_out(context: &Context) -> Result<()> {
     let cluster = Cluster::build(context, Setup::default())?;
     cluster.namespace("payments", Some("enabled"))?;
@@ -137,7 +138,7 @@ fn no_opt_out(context: &Context) -> Result<()> {
     stream.wait_flowing()?;
     stream.stop()?;
     cluster.assert_no_cleartext(&[&a], hauberk_netns::capture::Moment::START)?;
-    // The other way round it works: a pod may ask for more than its namespace does.
+    // The other direction is allowed: a pod may ask for more protection than its namespace.
     cluster.manifests.label("pod", &b.file(), Some("enabled"))?;
     let c = cluster.pod("public", "c", 0)?;
     eventually("pod b to be protected", || {

@@ -1,33 +1,39 @@
-//! The leak detector and the cross-check on the wire: they see leaks that are made on purpose, name who sends, and see nothing
-//! where there is nothing.
+//! The leak detector and the cross-check on the wire: they see deliberate leaks, name the sender,
+//! and report nothing where there is no leak.
 //!
-//! A leak has to be made where the agent cannot mend it. It is stopped, then, while its guard is taken away; or the payload lies
-//! in an overlay that a program of the node makes itself, in packets between nodes' addresses, which the guard lets pass.
+//! A leak must be made where the agent cannot repair it. So the agent is stopped while its guard is
+//! removed, or the payload is in an overlay that a program of the node makes itself, in packets
+//! between nodes' addresses, which the guard lets pass.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hauberk_core::api::{Drops, Problem, Severity};
+use hauberk_netns::capture::Moment;
 use hauberk_netns::inject::{self, Forged};
 use hauberk_netns::{
     Cluster, Context, Family, HostRouting, Marker, Node, Pod, Setup, Test, analysis, eventually, wait::within,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 pub const TESTS: &[Test] = &[
     Test::new("leaks::what_leaves_without_the_guard_is_seen_and_both_nodes_say_so", without_the_guard),
     Test::new("leaks::a_node_that_is_seen_to_send_in_the_clear_is_named_on_both", forged_on_the_wire),
+    Test::new("leaks::a_detector_that_is_detached_comes_back_and_is_told_of", |context| detached(context, "auto")),
+    Test::new("leaks::a_detector_whose_clsact_goes_comes_back_and_is_told_of", |context| detached(context, "clsact")),
 ];
 
-/// Longer than the agent waits between two looks at what the observer has counted.
+/// Longer than the interval at which the agent reads the observer's counts.
 const TO_BE_COUNTED: Duration = Duration::from_secs(6);
 
 /// IANA's port for VXLAN.
 const VXLAN: u16 = 4789;
 
-/// Fails unless the leak detector on each node has counted nothing so far, and counts one leak that is made now.
+/// Fails unless the leak detector on each node has counted nothing so far, and counts one leak that
+/// is made now.
 pub fn sees_nothing_but_one(cluster: &Cluster, protected: &Pod, elsewhere: &Pod) -> Result<()> {
     for (from, to) in [(0, 1), (1, 0)] {
         let (node, peer) = (&cluster.nodes[from], &cluster.nodes[to]);
@@ -42,7 +48,8 @@ pub fn sees_nothing_but_one(cluster: &Cluster, protected: &Pod, elsewhere: &Pod)
         let datagram = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &frame].concat();
         let address = node.address(Family::V4);
         let mut sent = 0;
-        // What leaves within two seconds of a change is held against no one: then it is sent again.
+        // Packets within two seconds after a change are not reported. In that case the packet is
+        // sent again.
         let leaked = eventually(format!("{} to see the leak", node.name), || {
             node.netns.within(|| {
                 let socket = UdpSocket::bind(SocketAddr::new(address, 0)).context("bind")?;
@@ -63,7 +70,7 @@ pub fn sees_nothing_but_one(cluster: &Cluster, protected: &Pod, elsewhere: &Pod)
     Ok(())
 }
 
-/// Fails if a node accuses another, or itself.
+/// Fails if a node reports a leak of another node or of itself.
 pub fn accuse_no_one(cluster: &Cluster) -> Result<()> {
     for node in &cluster.nodes {
         let events = node.agent.events()?;
@@ -89,7 +96,8 @@ impl Playground {
         Ok(Playground { cluster, a, b })
     }
 
-    /// Frames in the clear from a pod to another, of every kind, by this device of a machine.
+    /// Sends frames of every kind in the clear from one pod to another, by this device of a
+    /// machine.
     fn send(
         &self,
         netns: &hauberk_netns::netns::Netns,
@@ -106,7 +114,8 @@ impl Playground {
     }
 }
 
-/// The guard and the rules are taken away while the agent cannot put them back. The observer is there still.
+/// The guard and the rules are removed while the agent cannot restore them. The observer is still
+/// there.
 fn without_the_guard(context: &Context) -> Result<()> {
     let playground = Playground::build(context)?;
     let cluster = &playground.cluster;
@@ -146,7 +155,31 @@ fn without_the_guard(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// What n2 would send if it had no guard, put on n1's cable.
+/// With TCX the detector's own link is detached. Otherwise the queueing discipline is removed, with
+/// everything on it.
+fn detached(context: &Context, attach: &str) -> Result<()> {
+    let cluster = Cluster::build(context, Setup { config: json!({ "attach": attach }), ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
+    cluster.wait_known(&[&a, &b])?;
+    for node in &cluster.nodes[..2] {
+        eventually("the observer to be attached", || sample(node, "leaked", "device=\"eth0\""))?;
+        let told = |problem: &Problem| problem.message.contains("detached it from eth0");
+        ensure!(!node.agent.status()?.problems.iter().any(told), "{} tells of it before it happened", node.name);
+        node.detach_last("eth0")?;
+        eventually("the detached detector to be told of", || {
+            let event = node.agent.events()?.into_iter().find(|event| {
+                event.objects.contains(&"device/eth0".to_owned())
+                    && event.message.contains("leak detector had been detached")
+            });
+            Ok((event.is_some() && node.agent.status()?.problems.iter().any(told)).then_some(()))
+        })?;
+    }
+    cluster.assert_no_cleartext(&[&a, &b], Moment::START)?;
+    sees_nothing_but_one(&cluster, &a, &b)
+}
+
+/// Frames that n2 would send without a guard, injected on n1's cable.
 fn forged_on_the_wire(context: &Context) -> Result<()> {
     let playground = Playground::build(context)?;
     let cluster = &playground.cluster;
@@ -162,7 +195,7 @@ fn forged_on_the_wire(context: &Context) -> Result<()> {
     let object = cluster.manifests.read("node", "n1")?;
     let text = object["metadata"]["annotations"]["hauberk.io/plaintext-seen"].as_str().context("no annotation")?;
     ensure!(text.starts_with(r#"{"version":1,"nodes":{"n2":{"packets":"#), "{text}");
-    // An alarm decides nothing, and the accused has not leaked.
+    // An alarm changes no verdict, and the reported node has not leaked.
     ensure!(n1.agent.status()?.ready && n2.agent.status()?.ready, "an accusation made a node not ready");
     ensure!(n2.agent.ask::<Drops>("/v1/drops")?.leaked.is_empty(), "n2 has leaked");
     Ok(())
@@ -179,7 +212,7 @@ fn problem(node: &Node, mut is_it: impl FnMut(&Problem) -> bool) -> Result<Probl
     })
 }
 
-/// The value of `hauberk_NAME_packets_total` with this label, if it is there.
+/// The value of `hauberk_NAME_packets_total` with this label, if there is one.
 fn sample(node: &Node, name: &str, label: &str) -> Result<Option<u64>> {
     let (_, text) = node.agent.get("/metrics")?;
     let line = text.lines().find(|line| line.starts_with(&format!("hauberk_{name}_packets_total{{{label}}}")));

@@ -1,5 +1,6 @@
-//! The netns suites: what must hold on real packets. One file per subject, in the order in which one would doubt it:
-//! can the harness see a leak at all, does every pair talk as the policy says, and then everything that can go wrong.
+//! The netns suites: what must hold on real packets. There is one file per subject, in order of
+//! doubt: first whether the harness can see a leak at all, then whether every pair talks as the
+//! policy says, then everything that can go wrong.
 
 mod addresses;
 mod answers;

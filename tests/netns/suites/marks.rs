@@ -1,4 +1,5 @@
-//! Others write packets' marks as well: whatever they write, hauberk's verdicts do not rest on it.
+//! Other programs write packets' marks as well. Whatever they write, hauberk's verdicts do not
+//! depend on it.
 
 use std::net::SocketAddr;
 
@@ -15,15 +16,16 @@ pub const TESTS: &[Test] = &[
     Test::new("marks::stack_lost_before_the_last_guard", |context| rewritten(context, HostRouting::Stack, LATE)),
 ];
 
-/// As wg-quick and VPCs' CNI plugins restore a connection's mark. No connection has one, so every mark is wiped out.
+/// Rules that restore a connection's mark, as wg-quick and VPCs' CNI plugins have. No connection
+/// has a mark, so every packet's mark is cleared.
 const LOST: [(&str, &str); 3] = [
     ("prerouting priority mangle", "meta mark set ct mark"),
     ("output priority mangle", "meta mark set ct mark"),
     ("postrouting priority mangle", "meta mark set ct mark"),
 ];
-/// After all of hauberk's own rules.
+/// A rule that runs after all of hauberk's own rules.
 const LATE: [(&str, &str); 1] = [("postrouting priority 300", "meta mark set 0")];
-/// Every bit of a mark, hauberk's among them.
+/// Rules that set every bit of a mark, including hauberk's.
 const FORGED: [(&str, &str); 2] =
     [("prerouting priority raw", "meta mark set 0xffffffff"), ("postrouting priority 300", "meta mark set 0xffffffff")];
 
@@ -39,7 +41,8 @@ fn rewrite(node: &Node, rules: &[(&str, &str)]) -> Result<()> {
     node.netns.nft(&format!("table inet others {{\n{}\n}}", chains.join("\n")))
 }
 
-/// Every protected pair still talks, directly and through a masqueraded service, and nothing of it is in the clear.
+/// Every protected pair still talks, directly and through a masqueraded service, and none of its
+/// packets are in the clear.
 fn rewritten(
     context: &Context,
     host_routing: HostRouting,
@@ -71,7 +74,7 @@ fn rewritten(
                 exchanges.push(Exchange::new(protocol, family, &a, backend).via(SocketAddr::new(service, port), port));
             }
         }
-        // The kubelet's probes and a pod beside it.
+        // The kubelet's probes, and a pod on the same node.
         exchanges.push(Exchange::new(Protocol::Tcp, family, &cluster.nodes[0], &a));
         exchanges.push(Exchange::new(Protocol::Udp, family, &c, &a));
     }

@@ -1,5 +1,5 @@
-//! Point 1: every pair of parties, every protocol, both families, both ways through the node, directly and through a
-//! service address that netfilter translates.
+//! Every pair of parties, every protocol, both families, both values of `hostRouting`, directly and
+//! through a service address that netfilter translates.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = &[
     Test::new("matrix::stack_pods_reach_the_world_through_their_node", |context| world(context, HostRouting::Stack)),
 ];
 
-/// What a party is to the policy.
+/// The role of a party in the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
     Protected,
@@ -73,7 +73,8 @@ impl Cast {
         Ok(cast)
     }
 
-    /// Waits until permissive traffic is encrypted both ways: from then on the peers count as ready.
+    /// Waits until permissive traffic is encrypted both ways: from then on the peers count as
+    /// ready.
     fn warm_up(&self) -> Result<()> {
         for (from, to) in [(0, 1), (1, 0)] {
             eventually("permissive traffic to be encrypted", || {
@@ -109,7 +110,8 @@ impl Cast {
         pairs
     }
 
-    /// Fails if anything of an opted-in pod crossed the wire in the clear, from the test's first moment on.
+    /// Fails if a packet of an opted-in pod crossed the wire in the clear since the start of the
+    /// test.
     fn assert_protected(&self) -> Result<()> {
         let protected: Vec<&Pod> =
             self.pods.iter().filter(|(role, _)| *role == Role::Protected).map(|(_, pod)| pod).collect();
@@ -122,13 +124,13 @@ fn is_sealed(client: Role, server: Role, host_routing: HostRouting) -> bool {
     use Role::{Node, Permissive, Plain, Protected};
     match (client, server) {
         (Protected | Permissive, _) | (_, Protected | Permissive) => true,
-        // A node's address may stand for a protected pod that netfilter hid behind it.
+        // A node's address may stand for a protected pod whose address netfilter replaced.
         (Node, Plain) | (Plain, Node) => host_routing == HostRouting::Stack,
         (Node, Node) | (Plain, Plain) => false,
     }
 }
 
-/// One line per cell that is not as it should be.
+/// Adds one line per exchange that is not as it should be.
 fn judge(
     exchange: &Exchange<'_>,
     outcome: &Outcome,
@@ -195,7 +197,7 @@ fn every_pair(context: &Context, host_routing: HostRouting) -> Result<()> {
     crate::leaks::sees_nothing_but_one(&cast.cluster, here, there)
 }
 
-/// Ports of services: what is left to tell a translated packet by.
+/// Ports of services: after translation the port is all that identifies a packet.
 const FIRST_PORT: u16 = 21000;
 
 fn through_service(context: &Context, host_routing: HostRouting) -> Result<()> {
@@ -225,7 +227,7 @@ fn through_service(context: &Context, host_routing: HostRouting) -> Result<()> {
     let mut wrong = Vec::new();
     for ((exchange, outcome), sealed) in exchanges.iter().zip(&outcomes).zip(&sealed) {
         judge(exchange, outcome, *sealed, &seen, &mut wrong);
-        // SYN and FIN carry no payload: the port tells whether they were seen.
+        // SYN and FIN have no payload: the port shows whether they were seen.
         if *sealed && let Some(sighting) = analysis::clear_port(&frames, exchange.port).first() {
             wrong.push(format!("{exchange}: {sighting}"));
         }
@@ -234,7 +236,8 @@ fn through_service(context: &Context, host_routing: HostRouting) -> Result<()> {
     cast.assert_protected()
 }
 
-/// As kube-proxy masquerades: the backend sees the client's node. Neither request nor reply may show.
+/// Masqueraded as by kube-proxy: the backend sees the client's node. Neither request nor reply may
+/// be visible.
 fn masqueraded_service(context: &Context) -> Result<()> {
     let cast = Cast::build(context, HostRouting::Stack)?;
     let mut exchanges = Vec::new();
@@ -317,7 +320,8 @@ fn same_node(context: &Context, host_routing: HostRouting) -> Result<()> {
     Ok(())
 }
 
-/// Pods behind their node's address; what they say outside is in the clear, and the flow says `world`.
+/// Pods behind their node's address: their packets to the outside are in the clear, and the flow
+/// says `world`.
 fn world(context: &Context, host_routing: HostRouting) -> Result<()> {
     let cast = Cast::build(context, host_routing)?;
     let outside = &cast.cluster.outside;

@@ -1,4 +1,5 @@
-//! Point 7: sizes. What fits arrives; what does not is answered, never lost in silence, and never in the clear.
+//! Sizes: a packet that fits arrives. A packet that is too big is answered, never lost silently,
+//! and never in the clear.
 
 use std::time::Duration;
 
@@ -44,14 +45,15 @@ impl Playground {
 fn boundary(context: &Context, host_routing: HostRouting) -> Result<()> {
     let playground = Playground::build(context, Setup { host_routing, ..Setup::default() })?;
     let mtu = playground.route_mtu(0)?;
-    // RFC 8200's headers: 40 bytes of IPv6, 8 of UDP, 32 of WireGuard and its tag, on Ethernet's 1500.
+    // 40 bytes of IPv6 (RFC 8200), 8 of UDP, 32 of WireGuard with its tag, on Ethernet's 1500.
     ensure!((1280..=1420).contains(&mtu), "route MTU {mtu} cannot be right for an uplink of 1500");
     println!("route MTU {mtu}");
     let nodes: Vec<Party> = playground.cluster.nodes.iter().map(|node| node.party.clone()).collect();
     let (a, b) = (&playground.a.party, &playground.b.party);
     for (from, to) in [(a, b), (b, a), (a, &nodes[1]), (&nodes[1], a)] {
-        // The stack routes what is for a pod, and answers. What is for a node it routes with the uplink's MTU, and what comes
-        // from a node's own sockets they have chosen themselves: too big is then only counted.
+        // The stack routes packets for a pod, and answers. It routes packets for a node with the
+        // uplink's MTU, and a node's own sockets choose the size themselves: "too big" is then only
+        // counted.
         let is_answered = [a, b].iter().all(|pod| pod.name == from.name || pod.name == to.name);
         for family in Family::ALL {
             for size in mtu - 2..=mtu + 2 {
@@ -79,7 +81,8 @@ fn boundary(context: &Context, host_routing: HostRouting) -> Result<()> {
     playground.cluster.assert_no_cleartext(&[&playground.a, &playground.b], Moment::START)
 }
 
-/// The second node is behind a router with a narrower side, of which the first node's uplink knows nothing.
+/// The second node is behind a router with a narrower side. The first node's uplink does not know
+/// that MTU.
 fn smaller_path(context: &Context) -> Result<()> {
     for narrow in [1400] {
         let playground = Playground::build(context, Setup { narrow: Some(narrow), ..Setup::default() })?;
@@ -94,7 +97,7 @@ fn smaller_path(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// While agents and pods run, and nothing else happens that an agent would hear of.
+/// The MTU shrinks while agents and pods run, without any other change that an agent would notice.
 fn become_smaller(context: &Context, host_routing: HostRouting) -> Result<()> {
     let playground = Playground::build(context, Setup { host_routing, ..Setup::default() })?;
     let Playground { cluster, a, b } = &playground;

@@ -1,4 +1,5 @@
-//! Programs of others on a node that the operator has to be told of, because only they can make it right.
+//! Other programs on a node that the operator must be told about, because only the operator can
+//! correct them.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -60,7 +61,8 @@ fn all_answer(pairs: &[(&Party, &Party)]) -> Result<()> {
     pairs.iter().try_for_each(|(from, to)| assert_answered(from, to, &[Protocol::Tcp, Protocol::Udp]))
 }
 
-/// As Docker and libvirt have it: a bridge of the node's own, whose containers know no pod's address.
+/// As with Docker and libvirt: the node has another bridge, whose containers do not know any pod's
+/// address.
 fn containers(context: &Context, host_routing: HostRouting) -> Result<()> {
     let (cluster, [a, c, b]) = three_pods(
         context,
@@ -87,7 +89,8 @@ fn containers(context: &Context, host_routing: HostRouting) -> Result<()> {
     Ok(())
 }
 
-/// As the CNI project's plugin `bandwidth` limits what a pod sends: by an `ifb` device.
+/// As the CNI project's plugin `bandwidth` limits the traffic that a pod sends: with an `ifb`
+/// device.
 fn shared_queue(context: &Context) -> Result<()> {
     let (cluster, [a, c, b]) = three_pods(context, HostRouting::Stack, "link add queue0 type ifb\nlink set queue0 up")?;
     let node = &cluster.nodes[0];
@@ -98,7 +101,8 @@ fn shared_queue(context: &Context) -> Result<()> {
         let arguments = format!("filter add dev {name} parent ffff: {redirect}");
         node.run("tc", &arguments.split(' ').collect::<Vec<_>>())?;
     }
-    // "Sent BYTES bytes PACKETS pkt (...)": a few of neighbour discovery may have passed already.
+    // "Sent BYTES bytes PACKETS pkt (...)": some neighbour discovery packets may have passed
+    // already.
     let queued = || -> Result<u64> {
         let text = node.run("tc", &["-s", "qdisc", "show", "dev", "queue0"])?;
         let words: Vec<&str> = text.split_whitespace().collect();
@@ -112,7 +116,8 @@ fn shared_queue(context: &Context) -> Result<()> {
     leaks::accuse_no_one(&cluster)
 }
 
-/// As virtual machines' hosts have it: the card is a port, and the bridge has the node's addresses.
+/// As on hosts of virtual machines: the network card is a port of a bridge, and the bridge has the
+/// node's addresses.
 fn bridge_above_uplink(context: &Context, host_routing: HostRouting) -> Result<()> {
     let (cluster, [a, c, b]) = three_pods(
         context,
@@ -134,7 +139,8 @@ fn bridge_above_uplink(context: &Context, host_routing: HostRouting) -> Result<(
     Ok(())
 }
 
-/// As traffic is copied to a collector: what the tunnel device carries is in the clear, and has no Ethernet header.
+/// As traffic is copied to a collector: packets on the tunnel device are in the clear and have no
+/// Ethernet header.
 fn mirror(context: &Context) -> Result<()> {
     let (cluster, [a, _, b]) = three_pods(context, HostRouting::Stack, "link show")?;
     for node in &cluster.nodes {
@@ -161,7 +167,8 @@ fn mirror(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A node asks at another one's port that stands for a protected pod there: that cannot be known before it arrives.
+/// A node sends to a port of another node that is translated to a protected pod there. The sender
+/// cannot know that before the packet arrives.
 fn port_of_another_node(context: &Context) -> Result<()> {
     let (cluster, [_, _, b]) = three_pods(context, HostRouting::Stack, "link show")?;
     let [n1, n2] = [&cluster.nodes[0], &cluster.nodes[1]];
@@ -187,7 +194,8 @@ fn port_of_another_node(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// As kube-proxy makes a nodePort for all clients: the backend sees the address of the node that was asked.
+/// As kube-proxy makes a nodePort for all clients: the backend sees the address of the node that
+/// received the request.
 fn masqueraded_port(context: &Context, host_routing: HostRouting) -> Result<()> {
     let (cluster, [_, c, b]) = three_pods(context, host_routing, "link show")?;
     let [n1, n2] = [&cluster.nodes[0], &cluster.nodes[1]];
@@ -220,7 +228,7 @@ fn masqueraded_port(context: &Context, host_routing: HostRouting) -> Result<()> 
             ensure!(answered.answered, "{protocol:?} {family:?}: {answered:?}");
             for from in [&n1.party, &c.party] {
                 let outcome = ask(from, &b, 30080, 3)?;
-                // What a pod asks is sealed where the stack carries it.
+                // A pod's request is sealed if the stack carries it.
                 let sealed = from.name == c.party.name && host_routing == HostRouting::Stack;
                 ensure!(outcome.answered == sealed, "{} {protocol:?} {family:?}: {outcome:?}", from.name);
                 ensure!(sealed || !outcome.delivered, "{} {protocol:?} {family:?}: {outcome:?}", from.name);
@@ -245,19 +253,19 @@ fn masqueraded_port(context: &Context, host_routing: HostRouting) -> Result<()> 
     Ok(())
 }
 
-/// What the status says of netfilter.
+/// The problems in the status that concern netfilter.
 fn problems(node: &Node) -> Result<Vec<Problem>> {
     Ok(node.agent.status()?.problems.into_iter().filter(|problem| problem.object == "netfilter").collect())
 }
 
-/// What `hauberkd check` says.
+/// The output of `hauberkd check`.
 fn check(node: &Node) -> Result<String> {
     let hauberkd = hauberk_netns::programs::ours("hauberkd")?;
     let check = node.command(hauberkd).arg("--config").arg(node.config()).arg("check").output()?;
     Ok(String::from_utf8_lossy(&check.stdout).into_owned())
 }
 
-/// As Docker, ufw and firewalld leave a node: what no rule accepts is dropped.
+/// As Docker, ufw and firewalld configure a node: packets that no rule accepts are dropped.
 fn firewall(context: &Context, chain: &str, hook: &str) -> Result<()> {
     let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, ..Setup::default() })?;
     cluster.namespace("payments", Some("enabled"))?;
@@ -270,7 +278,7 @@ fn firewall(context: &Context, chain: &str, hook: &str) -> Result<()> {
     };
     ensure!(talk(Duration::from_secs(20))?, "no answer without a firewall");
     ensure!(problems(node)?.is_empty(), "{:?}", problems(node)?);
-    // The tunnel's own packets are let in, as every guide says.
+    // The tunnel's own packets are accepted, as every guide recommends.
     node.netns.nft(&format!(
         "table ip filter {{
            chain {chain} {{ type filter hook {hook} priority 0; policy drop; iifname \"eth0\" udp dport 51840 accept
@@ -302,7 +310,8 @@ fn firewall(context: &Context, chain: &str, hook: &str) -> Result<()> {
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
 }
 
-/// As Docker and ufw leave a node: a policy, and what belongs to a connection that is there is accepted.
+/// As Docker and ufw configure a node: a drop policy, and packets of existing connections are
+/// accepted.
 fn forward_policy(context: &Context) -> Result<()> {
     let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, ..Setup::default() })?;
     cluster.namespace("payments", Some("enabled"))?;
@@ -331,7 +340,7 @@ fn forward_policy(context: &Context) -> Result<()> {
     let outcome = exchange(&Exchange::new(Protocol::Udp, Family::V4, &a, &b).patience(Duration::from_millis(300)))?;
     ensure!(!outcome.answered, "answered through a firewall that drops it");
     let node = &cluster.nodes[0];
-    // Half of it is not enough, and the status does not say it was.
+    // Half of the rules is not enough: the status drops that half and still names the other.
     node.run("iptables", &["-I", "FORWARD", "-i", "hauberk0", "-j", "ACCEPT"])?;
     eventually("the status to be without that half", || {
         let half = problems(node)?.iter().any(|problem| {

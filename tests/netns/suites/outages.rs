@@ -1,4 +1,5 @@
-//! What others do to a node's network while the agent runs: it comes back by itself, without a restart.
+//! Other programs change a node's network while the agent runs: it recovers by itself, without a
+//! restart.
 
 use std::fs;
 use std::io::Write as _;
@@ -53,7 +54,8 @@ impl Field {
         Ok(field)
     }
 
-    /// Protected and plain pods talk across nodes, and the first node with its own pods, in both families.
+    /// Waits until protected and plain pods talk across nodes, and the first node talks with its
+    /// own pods, in both families.
     fn wait_talking(&self) -> Result<()> {
         let [a, b, c, d] = &self.pods;
         let host: &Party = &self.cluster.nodes[0];
@@ -66,7 +68,7 @@ impl Field {
     }
 }
 
-/// A protected and a plain pod on each of two nodes: the protected ones first.
+/// A protected and a plain pod on each of two nodes; the protected ones come first.
 pub(crate) fn pods(cluster: &Cluster) -> Result<[Pod; 4]> {
     cluster.namespace("payments", Some("enabled"))?;
     cluster.namespace("public", None)?;
@@ -80,7 +82,7 @@ pub(crate) fn pods(cluster: &Cluster) -> Result<[Pod; 4]> {
     Ok(pods)
 }
 
-/// Gives the first node back what an administrator or a daemon would.
+/// Restores on the first node what an administrator or a daemon would restore.
 fn give_back(node: &Node) -> Result<()> {
     node.netns.ip(&format!(
         "addr replace {}/24 dev eth0
@@ -117,7 +119,7 @@ fn link_down(context: &Context) -> Result<()> {
     node.agent.wait_ready()
 }
 
-/// As a network card that is unplugged, or given to a container for a moment.
+/// As with a network card that is unplugged, or given to a container for a moment.
 fn taken_away(context: &Context) -> Result<()> {
     let field = Field::build(context)?;
     let node = &field.cluster.nodes[0];
@@ -195,7 +197,8 @@ fn address_on_no_device(context: &Context) -> Result<()> {
     cluster.namespace("payments", Some("enabled"))?;
     let node = &cluster.nodes[0];
     cluster.pod("payments", "before", 0)?;
-    // As behind a cloud's address translation: the node is known by an address that it does not have.
+    // As behind a cloud's address translation: the node is known by an address that it does not
+    // have.
     cluster.manifests.change("node", &node.name, |object| {
         object["status"]["addresses"] = json!([{"type": "InternalIP", "address": "198.51.100.77"}]);
     })?;
@@ -362,7 +365,8 @@ fn full_disk(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// As a stale Node object has it: the tunnel finds the peer where it is heard, and the routes to its pods follow.
+/// As with a stale Node object: the tunnel finds the peer at the address it sends from, and the
+/// routes to its pods follow.
 fn silent_address(context: &Context) -> Result<()> {
     let field = Field::with(context, Setup { host_routing: HostRouting::Stack, ..Setup::default() })?;
     let [n1, n2] = [&field.cluster.nodes[0], &field.cluster.nodes[1]];
@@ -389,7 +393,7 @@ fn silent_address(context: &Context) -> Result<()> {
         ensure!(named()?, "{problems:?}");
         Ok(Some(()))
     })?;
-    // Of the other family neither the object nor the tunnel names an address.
+    // For the other family neither the object nor the tunnel has a working address.
     wait_answered(&Exchange::new(Protocol::Tcp, Family::V4, b, a))?;
     ensure!(named()?, "the address is not told of any more, though nobody answers there");
     field.cluster.manifests.change("node", &n1.name, |changed| {
@@ -399,7 +403,7 @@ fn silent_address(context: &Context) -> Result<()> {
     eventually("the status to be without it", || Ok((!named()?).then_some(())))
 }
 
-/// Nodes on two networks. The switch of the first one stops carrying anything, its links stay up.
+/// Nodes on two networks. The switch of the first network stops forwarding, but its links stay up.
 fn dead_network(context: &Context, host_routing: HostRouting) -> Result<()> {
     let mut cluster = Cluster::build(context, Setup { start: false, host_routing, ..Setup::default() })?;
     cluster.wire.add_segment(1)?;
@@ -434,7 +438,7 @@ fn dead_network(context: &Context, host_routing: HostRouting) -> Result<()> {
         Ok(())
     };
     carries("nomaster")?;
-    // The kernel would believe for up to a minute that its neighbours are there.
+    // Otherwise the kernel would consider its neighbours reachable for up to a minute.
     for node in [n1, n2] {
         node.run("ip", &["neigh", "flush", "dev", "eth0"])?;
         node.run("ip", &["-6", "neigh", "flush", "dev", "eth0"])?;

@@ -1,4 +1,5 @@
-//! Who has not opted in: the way of plain pods' packets between nodes, which with `hostRouting: bpf` is past the host's stack.
+//! Pods that are not opted in: the way of their packets between nodes, which bypasses the host's
+//! stack with `hostRouting: bpf`.
 
 use std::fs;
 use std::time::Duration;
@@ -15,7 +16,7 @@ pub const TESTS: &[Test] = &[
     Test::new("plain::bpf_says_what_the_stack_would", what_cannot_go_on_is_answered),
 ];
 
-/// Time to live that Linux gives its packets.
+/// The time to live that Linux gives its packets.
 const BORN_WITH: u8 = 64;
 
 fn build(context: &Context, host_routing: HostRouting) -> Result<(Cluster, Pod, Pod)> {
@@ -44,7 +45,7 @@ fn past_the_stack(context: &Context) -> Result<()> {
         let through = forwarded(node)? - before;
         ensure!(through == 0, "{through} packets went through the stack of {}", node.name);
     }
-    // It is one hop all the same.
+    // The way still counts as one hop.
     let mut seen = [0; 2];
     for frame in cluster.capture.since(Moment::START)? {
         let Some((family, left)) = time_to_live(&frame, &a, &b) else { continue };
@@ -91,7 +92,7 @@ fn what_cannot_go_on_is_answered(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Packets that a node's stack has forwarded, of both families.
+/// Number of packets that a node's stack has forwarded, of both families.
 fn forwarded(node: &Party) -> Result<u64> {
     node.netns.within(|| {
         let v6 = fs::read_to_string("/proc/thread-self/net/snmp6").context("read the counters of IPv6")?;
@@ -106,7 +107,7 @@ fn forwarded(node: &Party) -> Result<u64> {
     })
 }
 
-/// Hops that a packet between the two pods, of which family, has left.
+/// The family and the remaining hops of a packet between the two pods.
 fn time_to_live(frame: &Frame, a: &Pod, b: &Pod) -> Option<(Family, u8)> {
     let (_, packet) = hauberk_netns::analysis::dissect(&frame.bytes);
     let packet = packet?;

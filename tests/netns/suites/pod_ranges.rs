@@ -1,4 +1,5 @@
-//! The node's own pod range comes late, and changes, while the agent runs: what follows from it follows without a restart.
+//! The node's own pod range is set late, and changes, while the agent runs: all consequences follow
+//! without a restart.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,12 +17,14 @@ pub const TESTS: &[Test] = &[
     Test::new("pod_ranges::one_that_changes_stack", |context| changed(context, HostRouting::Stack)),
 ];
 
-/// From one to the other, as soon as the agents have followed. Returns by which address the other end was spoken to.
+/// Talks from one to the other as soon as the agents have followed. Returns the client address that
+/// the server saw.
 fn talk(from: &Party, to: &Party, family: Family) -> Result<Option<IpAddr>> {
     Ok(wait_answered(&Exchange::new(Protocol::Tcp, family, from, to))?.seen_client)
 }
 
-/// All of them talk with each other across nodes, and the world sees their node's address.
+/// Fails unless all of them talk with each other across nodes, and the world sees their node's
+/// address.
 fn all_talk(cluster: &Cluster, here: &[&Pod], there: &[&Pod]) -> Result<()> {
     for family in Family::ALL {
         for (one, other) in here.iter().flat_map(|one| there.iter().map(move |other| (*one, *other))) {
@@ -59,7 +62,7 @@ fn late(context: &Context) -> Result<()> {
         ensure!(found, "{problems:?}");
         Ok(Some(()))
     })?;
-    // The plugin waits for a range as long as it may, and then says what it waited for.
+    // The plugin waits for a range until its time limit, and then says what it waited for.
     let mut config = node.plugin.config.clone();
     config["timeoutSeconds"] = json!(1);
     let netns = Netns::create("early")?;
@@ -98,7 +101,7 @@ fn changed(context: &Context, host_routing: HostRouting) -> Result<()> {
 
     let ranges = ["10.244.101.0/24".to_owned(), "fd00:10:244:101::/64".to_owned()];
     set_ranges(&cluster, 0, &ranges)?;
-    // Those that are there keep their addresses, also while nobody has followed yet.
+    // Existing pods keep their addresses, also while no agent has followed yet.
     all_talk(&cluster, &[&a, &c], &[&b, &d])?;
     let mut number = 0;
     let a2 = eventually("a new pod to have an address of the new range", || {
@@ -115,7 +118,7 @@ fn changed(context: &Context, host_routing: HostRouting) -> Result<()> {
     cluster.wait_known(&pods.each_ref())?;
     let [a, c, b, d, a2, c2] = &pods;
     all_talk(&cluster, &[a, c, a2, c2], &[b, d])?;
-    // A restart changes nothing of that.
+    // A restart does not change that.
     let node = &cluster.nodes[0];
     node.agent.terminate()?;
     node.start_agent()?;
@@ -126,7 +129,7 @@ fn changed(context: &Context, host_routing: HostRouting) -> Result<()> {
         Ok(routes.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
     };
     ensure!(routes(1)?.contains(&a.v4.to_string()), "no route to the pod that stayed: {:?}", routes(1)?);
-    // The route to a pod that kept its address goes with it.
+    // The route to a pod that kept its address is removed with the pod.
     let address = a.v4.to_string();
     a.detach()?;
     cluster.manifests.remove("pod", "payments-a")?;

@@ -1,5 +1,5 @@
-//! Point 8, and the rest of an agent's life: restarts under streams, SIGTERM that leaves the guard in place, uninstall
-//! that leaves nothing, a state folder that is lost.
+//! The rest of an agent's life: restarts under streams, SIGTERM that leaves the guard in place,
+//! uninstall that leaves nothing, a state folder that is lost.
 
 use std::fs;
 use std::time::Duration;
@@ -105,7 +105,7 @@ fn stopped_agent(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
 }
 
-/// The agent of the first node is killed and starts with nothing of its own but what is in the kernel.
+/// Kills the first node's agent and starts it without its state; it has only what is in the kernel.
 fn lose_state(cluster: &Cluster) -> Result<()> {
     let node = &cluster.nodes[0];
     node.agent.kill()?;
@@ -114,7 +114,8 @@ fn lose_state(cluster: &Cluster) -> Result<()> {
     cluster.wait_ready()
 }
 
-/// Waits until each is answered: others learn a new key of a node a moment after its agent is ready.
+/// Waits until each pair's exchange is answered: other nodes learn a node's new key a moment after
+/// its agent is ready.
 fn wait_answered(pairs: &[(&Pod, &Pod)]) -> Result<()> {
     for (from, to) in pairs {
         for family in Family::ALL {
@@ -135,7 +136,7 @@ fn lost_state(context: &Context) -> Result<()> {
     let (c, d) = (cluster.pod("public", "c", 0)?, cluster.pod("public", "d", 1)?);
     cluster.wait_known(&[&c, &d])?;
     let node = &cluster.nodes[0];
-    // One whose result the runtime keeps.
+    // An attachment whose result the runtime keeps.
     let netns = Netns::create("kept")?;
     let path = netns.path();
     let kept = Attachment { container: "kept", netns: &path, interface: "eth0", pod: Some(("payments", "kept")) };
@@ -186,7 +187,7 @@ fn unknown_interface(context: &Context) -> Result<()> {
     let node = &cluster.nodes[0];
     let held: Vec<Held> = node.agent.ask("/v1/attachments")?;
     let name = held.first().context("no attachment")?.reservation.host_interface.clone();
-    // Whose it is stands there alone, once the state is lost.
+    // Once the state is lost, only this alias says which pod the interface belongs to.
     node.netns.ip(&format!("link set {name} alias somebody"))?;
     lose_state(&cluster)?;
     let told = || -> Result<bool> {
@@ -209,7 +210,7 @@ fn unknown_interface(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[&a, &b, &late], Moment::START)
 }
 
-/// What a node looks like from outside the agent.
+/// The state of a node outside the agent.
 fn inventory(cluster: &Cluster, node: usize) -> Result<Vec<String>> {
     let node = &cluster.nodes[node];
     let mut found = node.netns.interfaces()?;
@@ -246,7 +247,8 @@ fn uninstall(context: &Context) -> Result<()> {
             chain input { type filter hook input priority 0; policy accept; }
         }",
     )?;
-    // Every node of a cluster forwards; others rely on that too, so it is nobody's to switch off.
+    // Every node of a cluster forwards. Other programs rely on that too, so uninstall must not
+    // switch it off.
     node.netns.sysctl("net.ipv4.ip_forward", "1")?;
     node.netns.sysctl("net.ipv6.conf.all.forwarding", "1")?;
     node.netns.ip("route add 198.51.100.0/24 via 172.18.0.250")?;
@@ -266,7 +268,7 @@ fn uninstall(context: &Context) -> Result<()> {
     let left: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
     let lost: Vec<&String> = before.iter().filter(|line| !after.contains(line)).collect();
     ensure!(left.is_empty() && lost.is_empty(), "left behind: {left:#?}\nremoved, though not ours: {lost:#?}");
-    // Twice is as good as once.
+    // A second uninstall does no harm.
     node.run(&program, &["--config", &config, "uninstall"])?;
     Ok(())
 }

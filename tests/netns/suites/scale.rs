@@ -1,5 +1,6 @@
-//! Point 10: a thousand peers and twenty thousand pods from the folder, and ten thousand namespaces. The figures are printed and
-//! written to `target/netns/scale.json`; the limits are far from what a healthy agent needs.
+//! A thousand peers and twenty thousand pods from the folder, and ten thousand namespaces. The
+//! figures are printed and written to `target/netns/scale.json`. The limits are far above what a
+//! healthy agent needs.
 
 use std::fs;
 use std::net::IpAddr;
@@ -26,7 +27,8 @@ pub const TESTS: &[Test] = &[
 const PEERS: usize = 1000;
 const PODS: usize = 20_000;
 const NAMESPACES: usize = 10_000;
-/// What a node publishes of itself, bytes: Kubernetes allows 256 KiB for all annotations of an object.
+/// Limit of what a node publishes about itself, bytes: Kubernetes allows 256 KiB for all
+/// annotations of an object.
 const ANNOTATIONS: usize = 16 * 1024;
 
 fn scale(context: &Context) -> Result<()> {
@@ -80,7 +82,7 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// The `number`th pod's IPv4 address: twenty pods on each of the thousand nodes.
+/// The `number`th pod's IPv4 address. There are twenty pods on each of the thousand nodes.
 fn pod_address(number: usize) -> IpAddr {
     let (node, pod) = (number % PEERS, number / PEERS + 2);
     IpAddr::from([10, 245 + (node / 256) as u8, (node % 256) as u8, pod as u8])
@@ -120,7 +122,7 @@ fn write_objects(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// From the rename of a new pod's file to its entry in the kernel, sorted.
+/// Times from the rename of a new pod's file to its entry in the kernel, sorted.
 fn change_latencies(cluster: &Cluster, endpoints: &Endpoints) -> Result<Vec<Duration>> {
     let mut latencies = Vec::new();
     for number in 0..20u8 {
@@ -158,7 +160,7 @@ fn namespaces(context: &Context) -> Result<()> {
     cluster.wait_known(&[&a, &b])?;
     all_converged(&cluster, NAMESPACES)?;
     println!("ready and converged within {:?}", started.elapsed());
-    // One of many changes, and everybody acknowledges that.
+    // One of many namespaces changes, and every node acknowledges that.
     let changed = Instant::now();
     cluster.manifests.label("namespace", "team-9999", Some("enabled"))?;
     cluster.wait_converged("team-9999", Protection::Enabled)?;

@@ -1,5 +1,6 @@
-//! Frames by a device of the node that leads neither to another node nor to a pod: a container bridge, a second card, a lab's cable.
-//! Whatever source they claim, a protected pod does not get them.
+//! Frames from a device of the node that leads neither to another node nor to a pod: a container
+//! bridge, a second card, a lab's cable. Whatever source they claim, a protected pod does not
+//! receive them.
 
 use std::net::IpAddr;
 
@@ -14,7 +15,7 @@ pub const TESTS: &[Test] = &[
     Test::new("strangers::stack_do_not_reach_protected_pods", |context| strangers(context, HostRouting::Stack)),
 ];
 
-/// A machine on a cable of its own to the node.
+/// A machine on its own cable to the node.
 fn stranger(node: &Node) -> Result<Netns> {
     let stranger = Netns::create("stranger")?;
     node.netns.ip("link add lab0 type veth peer name cable
@@ -37,7 +38,7 @@ fn strangers(context: &Context, host_routing: HostRouting) -> Result<()> {
     cluster.wait_known(&[&a, &a2, &b, &c])?;
     let node = &cluster.nodes[0];
     let stranger = stranger(node)?;
-    // It is known to the node by now, whatever that makes of it.
+    // By now the node knows the device, whatever it decides about it.
     let right = inject::mac(&node.netns, "lab0")?;
     let inside = Capture::start(&[(a.netns.clone(), "eth0".into()), (c.netns.clone(), "eth0".into())])?;
     let mut sent = Vec::new();
@@ -61,7 +62,7 @@ fn strangers(context: &Context, host_routing: HostRouting) -> Result<()> {
                 sent.push((marker, format!("{forged:?} from {name} {source}")));
             }
         }
-        // The control: a plain pod gets what comes from the stranger's own address.
+        // The control: a plain pod receives a frame from the stranger's own address.
         let marker = Marker::unique();
         let frame =
             inject::frame(([2, 0, 0, 0, 0, 9], right), own, c.address(family), Forged::Udp, 7, &marker.fill(64))?;

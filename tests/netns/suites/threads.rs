@@ -1,5 +1,5 @@
-//! Several threads in one tunnel: each peer is one thread's, the kernel brings packets to the right one, and who is flooded with packets
-//! costs the others none.
+//! Several threads in one tunnel: each peer belongs to one thread, the kernel delivers packets to
+//! the right one, and a peer that is flooded with packets does not affect the others.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 const THREADS: usize = 4;
-/// Handshakes are handed over, a few for each peer; packets would be by the thousand.
+/// Handshakes are handed over between threads, a few for each peer. Packets would be thousands.
 const MOST_HANDED_OVER: u64 = 40;
 
 fn build(context: &Context, host_routing: HostRouting, threads: usize) -> Result<(Cluster, Vec<Pod>)> {
@@ -30,7 +30,7 @@ fn build(context: &Context, host_routing: HostRouting, threads: usize) -> Result
     Ok((cluster, pods))
 }
 
-/// The threads that `node` has for the others, in their order.
+/// The threads that serve `others` on `node`, in the same order.
 fn threads_of(node: &Node, others: &[&str]) -> Result<Vec<usize>> {
     let peers = node.agent.status()?.peers;
     let thread = |name: &&str| peers.iter().find(|peer| peer.node == **name).and_then(|peer| peer.thread);
@@ -65,12 +65,12 @@ fn at_once(context: &Context, host_routing: HostRouting) -> Result<()> {
     cluster.assert_no_cleartext(&pods.iter().collect::<Vec<_>>(), Moment::START)
 }
 
-/// With one thread for all, it is the device's queues that keep them apart.
+/// With one thread for all peers, the device's queues keep the peers apart.
 fn flooded(context: &Context, threads: usize) -> Result<()> {
     let (cluster, pods) = build(context, HostRouting::Bpf, threads)?;
     cluster.capture.tolerate_loss();
     let node = &cluster.nodes[0];
-    // Their numbers' rests by four are 0, 3 and 1: three queues, or three threads.
+    // The nodes' numbers modulo four are 0, 3 and 1: three queues, or three threads.
     let of = threads_of(node, &["n2", "n3", "n4"])?;
     let expected = if threads == 1 { [0, 0, 0] } else { [0, 3, 1] };
     ensure!(of == expected, "the nodes are on other threads than this test takes them to be: {of:?}");

@@ -1,5 +1,5 @@
-//! Peers that are not where, or when, their configuration says: behind a translation of addresses, cut off in one address family,
-//! back from a time that has not come yet.
+//! Peers that do not match their configuration in place or time: behind address translation, cut
+//! off in one address family, or with a clock that was set back.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ pub const TESTS: &[Test] = &[
     Test::new("whereabouts::a_clock_that_was_set_back_over_a_restart", clock),
 ];
 
-/// Two nodes with a protected pod each. `prepare` is done before the agents start.
+/// Two nodes with a protected pod each. `prepare` runs before the agents start.
 fn playground(context: &Context, prepare: impl FnOnce(&Cluster) -> Result<()>) -> Result<(Cluster, Pod, Pod)> {
     let cluster = Cluster::build(context, Setup { start: false, ..Setup::default() })?;
     prepare(&cluster)?;
@@ -55,7 +55,7 @@ fn one_family(context: &Context) -> Result<()> {
     wait_talking(&a, &b)?;
     wait_talking(&b, &a)?;
     endpoint_is(false)?;
-    // From the start as well.
+    // The same when the agent starts in this state.
     cluster.nodes[0].agent.kill()?;
     cluster.nodes[0].start_agent()?;
     cluster.nodes[0].agent.wait_ready()?;
@@ -65,7 +65,8 @@ fn one_family(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
 }
 
-/// As a router in front of a node does it: what the node sends has another port, and what is sent to its own port gets lost.
+/// As a router in front of a node does: packets from the node get another source port, and packets
+/// to the node's own port are lost.
 fn translate(node: &Node) -> Result<()> {
     node.netns.nft(&format!(
         "table ip translated {{
@@ -95,7 +96,7 @@ fn behind_nat(context: &Context) -> Result<()> {
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)
 }
 
-/// The library that shows a process another time: Debian's `libfaketime`.
+/// The library that shows a process a different time: Debian's `libfaketime`.
 fn fake_time() -> Result<String> {
     let folders = fs::read_dir("/usr/lib")?.flatten();
     let mut libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
@@ -112,7 +113,8 @@ fn clock(context: &Context) -> Result<()> {
     node.start_agent_from(&programs::ours("hauberkd")?, &tomorrow)?;
     node.agent.wait_ready()?;
     wait_talking(&a, &b)?;
-    // The peer has heard a handshake of tomorrow. The clock is put right while the agent is away.
+    // The peer has seen a handshake with tomorrow's timestamp. The clock is corrected while the
+    // agent does not run.
     node.agent.kill()?;
     node.start_agent()?;
     node.agent.wait_ready()?;

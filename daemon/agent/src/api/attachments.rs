@@ -1,4 +1,5 @@
-//! The CNI plugin's calls: reserve, attach, release. Each is answered when the kernel holds what was asked for.
+//! The CNI plugin's calls: reserve, attach, release. Each is answered once the kernel holds what
+//! was asked for.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::{Context, Refusal};
 use crate::attachments::{AttachmentError, Keeper, check_names};
 use crate::reconcile::Input;
 
-/// Nobody is kept waiting for the disk longer; the plugin asks again.
+/// How long a caller waits for the disk at most; the plugin asks again.
 const DISK: Duration = Duration::from_secs(3);
 
 pub(super) async fn list(State(context): State<Context>) -> Json<Vec<Attachment>> {
@@ -27,7 +28,8 @@ pub(super) async fn reserve(
 ) -> Result<Json<Reservation>, Refusal> {
     let world = context.world.clone();
     let reservation = change(&context, move |keeper| {
-        // Only addresses somebody is known to have matter. The world is not held while the disk is waited for.
+        // Only addresses of known owners matter. The world is not locked while this waits for the
+        // disk.
         let claimed = |address| world.read().desired.endpoints.contains_key(&Address::from(address));
         let reservation = keeper.reserve(&request, claimed)?;
         let attach = keeper.find(&request.container, &request.interface).and_then(|known| known.attach);
@@ -56,7 +58,7 @@ pub(super) async fn attach(
     Ok(attached)
 }
 
-/// Answered with the tunnel's MTU, hence only once there is a tunnel.
+/// The answer has the tunnel's MTU, so it comes only once there is a tunnel.
 pub(super) async fn adopt(
     State(context): State<Context>,
     Json(request): Json<Adopt>,
@@ -96,7 +98,7 @@ pub(super) async fn release(
     Path((container, interface)): Path<(String, String)>,
 ) -> Result<StatusCode, Refusal> {
     let key = AttachmentKey { container: container.clone(), interface: interface.clone() };
-    // The kernel lets go before the address is free for another pod.
+    // The kernel drops the interface before its address is free for another pod.
     let (input, answer) = Input::release(key.clone());
     context.inputs.send(input).await.map_err(|_| stopping())?;
     wait(answer).await?;
@@ -109,8 +111,9 @@ pub(super) async fn release(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Changes what is on record and tells the reconciler of it. What has begun is done to its end, even if the disk takes so long
-/// that nobody waits for it any more: what is on record is always told, and in the order in which it came there.
+/// Changes the records and tells the reconciler. A change that has begun is completed, even if the
+/// disk takes so long that the caller gives up: every record is told, in the order in which the
+/// records changed.
 async fn change<T: Send + 'static>(
     context: &Context,
     change: impl FnOnce(&mut Keeper) -> Result<(T, Vec<Input>), AttachmentError> + Send + 'static,

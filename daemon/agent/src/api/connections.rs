@@ -1,8 +1,10 @@
-//! Who may be connected, and for how long: each connection is an open file, and the agent needs its files to protect pods.
+//! How many clients may be connected, and for how long: each connection is an open file, and the
+//! agent needs its files to protect pods.
 //!
-//! hyper closes a connection on which no whole request came for a while. What is here bounds how many there are. On the unix
-//! socket, which is root's alone, more have to wait. On TCP anybody can connect: there the address that has the most connections
-//! loses its oldest one, so that connections kept open by one do not keep another from its answer.
+//! hyper closes a connection on which no complete request arrives for a while. This module limits
+//! the number of connections. On the unix socket, which only root can use, further clients wait. On
+//! TCP any host can connect, so the address with the most connections loses its oldest one:
+//! connections that one client keeps open do not keep another from its answer.
 
 use std::io;
 use std::net::IpAddr;
@@ -20,26 +22,27 @@ use tracing::debug;
 /// The largest request without its body, bytes.
 const REQUEST_BYTES: usize = 16 << 10;
 
-/// The bounds of a listener.
+/// The limits of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// Connections at a time.
     pub(super) connections: usize,
-    /// For how long a whole request may be waited for, be it the first or another one.
+    /// How long to wait for a complete request, the first or a later one.
     pub(super) request: Duration,
-    /// After how long a connection takes no further request, and once more as long until it is cut off; none for never.
+    /// The age at which a connection takes no further request. At twice this age it is cut off.
+    /// None for never.
     pub(super) lifetime: Option<Duration>,
 }
 
-/// A listener whose connections can be told apart.
+/// A listener that can tell connections apart by their origin.
 pub(super) trait Bounded: Listener {
-    /// Where the other end is, if connections from there may displace each other.
+    /// The other end's address, if connections from there may displace each other.
     fn from(address: &Self::Addr) -> Option<IpAddr>;
 }
 
 impl Bounded for TcpListener {
     fn from(address: &Self::Addr) -> Option<IpAddr> {
-        // Who has one IPv6 address has a network of them.
+        // A host with one IPv6 address usually has a whole /64.
         Some(match address.ip().to_canonical() {
             IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
             v4 => v4,
@@ -58,7 +61,7 @@ pub(super) async fn serve<L: Bounded>(mut listener: L, router: Router, bounds: B
     let mut tasks = JoinSet::new();
     let mut open = Open::default();
     loop {
-        // axum's listeners wait and try again when accepting fails, as when files run out.
+        // axum's listeners wait and retry when accepting fails, for example when files run out.
         let (stream, address) = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(ended) = tasks.join_next_with_id() => {
@@ -174,10 +177,10 @@ mod tests {
         socket.connect(to).await.unwrap()
     }
 
-    /// All that comes until the connection is closed.
+    /// Everything that arrives until the connection is closed.
     async fn rest(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
         let mut text = Vec::new();
-        // One that was cut off has its last bytes reset.
+        // A connection that was cut off may reset its last bytes.
         let _ = stream.read_to_end(&mut text).await;
         String::from_utf8_lossy(&text).into_owned()
     }
@@ -199,7 +202,8 @@ mod tests {
             assert!(ask(&mut connect("127.0.0.2", to).await).await.ends_with("well\n"));
             assert!(ask(&mut connect("127.0.0.1", to).await).await.ends_with("well\n"));
         }
-        // This process has both ends: all of the clients', and of the agent's the bounded ones (and files of other tests).
+        // This process has both ends: all of the clients', and a limited number of the agent's (and
+        // files of other tests).
         let mut displaced = 0;
         for stream in idle.drain(..192) {
             let mut stream = stream;
@@ -244,7 +248,7 @@ mod tests {
         kept.write_all(b"GET / HTTP/1.1\r\nhost: node\r\n\r\n").await.unwrap();
         assert!(!rest(&mut silent).await.contains("200"));
         assert!(!rest(&mut slow).await.contains("200"));
-        // It had its answer, and no further request came.
+        // It got its answer, and no further request came.
         assert!(rest(&mut kept).await.ends_with("well\n"));
     }
 
@@ -255,7 +259,7 @@ mod tests {
         let to = start(Router::new().route("/", endless), bounds).await;
         let mut stream = connect("127.0.0.1", to).await;
         stream.write_all(b"GET / HTTP/1.1\r\nhost: node\r\n\r\n").await.unwrap();
-        // Nothing is read before the agent has given up.
+        // The client does not read before the agent has given up.
         while stream.write_all(b"GET / HTTP/1.1\r\nhost: node\r\n\r\n").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -284,7 +288,7 @@ mod tests {
         }
         let mut waiting = UnixStream::connect(&path).await.unwrap();
         let answer = tokio::spawn(async move { ask(&mut waiting).await });
-        // None of the others was displaced for it.
+        // No other connection was displaced for it.
         assert!(ask(held.last_mut().unwrap()).await.ends_with("well\n"));
         assert!(answer.await.unwrap().ends_with("well\n"));
     }

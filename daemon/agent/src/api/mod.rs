@@ -1,5 +1,5 @@
-//! The agent's API: JSON over HTTP on a unix socket, and `/metrics`, `/healthz` and `/readyz` on TCP as well. The types and
-//! paths are `hauberk_core::api`'s.
+//! The agent's API: JSON over HTTP on a unix socket; `/metrics`, `/healthz` and `/readyz` also on
+//! TCP. `hauberk_core::api` has the types and paths.
 
 mod attachments;
 mod connections;
@@ -29,21 +29,22 @@ use crate::observe::status::Facts;
 use crate::reconcile::Input;
 use crate::world::Shared;
 
-/// On the unix socket are the CNI plugin, one process for each pod that comes or goes, and people who follow flows.
+/// The unix socket's clients are the CNI plugin, one process for each pod that starts or ends, and
+/// users who follow flows.
 const LOCAL: Bounds = Bounds { connections: 256, request: Duration::from_secs(10), lifetime: None };
-/// On TCP are scrapers and the kubelet.
+/// The TCP clients are scrapers and the kubelet.
 const METRICS: Bounds =
     Bounds { connections: 64, request: Duration::from_secs(10), lifetime: Some(Duration::from_secs(60)) };
 
-/// Between looks at the socket's path.
+/// Between checks of the socket's path.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What answers are made of.
+/// What the answers are made from.
 #[derive(Clone)]
 pub struct Context {
-    /// What is known.
+    /// The shared state.
     pub world: Shared,
-    /// The maps, to look at.
+    /// The maps, for reading.
     pub eyes: Eyes,
     /// Flow records.
     pub flows: FlowLog,
@@ -51,13 +52,13 @@ pub struct Context {
     pub facts: Arc<Facts>,
     /// Pods' interfaces on record.
     pub attachments: Attachments,
-    /// To the reconciler.
+    /// The reconciler's input.
     pub inputs: mpsc::Sender<Input>,
-    /// Where things are pinned.
+    /// Where maps and links are pinned.
     pub pins: Pins,
 }
 
-/// A socket could not be offered.
+/// A socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiStartError {
     /// The unix socket.
@@ -80,7 +81,8 @@ pub enum ApiStartError {
     },
 }
 
-/// Binds the unix socket, for the owner alone. One that an earlier agent left is replaced; one that answers is not.
+/// Binds the unix socket, for the owner alone. It replaces a socket that an earlier agent left, but
+/// not one that answers.
 ///
 /// # Errors
 /// [`ApiStartError::Unix`].
@@ -106,10 +108,11 @@ pub async fn answers(path: &Path) -> Option<String> {
     tokio::net::UnixStream::connect(path).await.is_ok().then(|| path.display().to_string())
 }
 
-/// Answers on the unix socket until the process ends. A socket that was removed from its path is bound anew there.
+/// Answers on the unix socket until the process ends. If the socket is removed from its path, it is
+/// bound again there.
 ///
 /// # Errors
-/// Of the listener.
+/// The listener's.
 pub async fn serve(listener: UnixListener, path: PathBuf, context: Context) -> std::io::Result<()> {
     let attachment = "/v1/attachments/{container}/{interface}";
     let router = health(context.clone()).merge(
@@ -138,7 +141,7 @@ pub async fn serve(listener: UnixListener, path: PathBuf, context: Context) -> s
     }
 }
 
-/// Waits until the socket that is there now is not there any more.
+/// Waits until the present socket is gone from the path.
 async fn removed(path: &Path) {
     let now = || std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
     let bound = now();
@@ -157,7 +160,7 @@ async fn bind_again(path: &Path) -> UnixListener {
     }
 }
 
-/// Answers on TCP, where everybody may ask: only what everybody may know.
+/// Answers on TCP, where any host may ask, so only with what any host may know.
 ///
 /// # Errors
 /// [`ApiStartError::Tcp`].

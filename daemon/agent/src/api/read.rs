@@ -1,4 +1,4 @@
-//! Questions: nothing here changes anything.
+//! Read requests: nothing here changes anything.
 
 use std::convert::Infallible;
 
@@ -40,7 +40,8 @@ pub(super) struct Follow {
     follow: bool,
 }
 
-/// What is remembered of starts and refusals, then what is in the table; or all that comes from now on.
+/// Without `follow`: the remembered records and the flows in the table. With it: the remembered
+/// records, then all new ones.
 pub(super) async fn flows(State(context): State<Context>, Query(query): Query<Follow>) -> Result<Response, Refusal> {
     let mut live = query.follow.then(|| context.flows.follow());
     let mut records = context.flows.recent();
@@ -55,7 +56,7 @@ pub(super) async fn flows(State(context): State<Context>, Query(query): Query<Fo
         loop {
             match live.recv().await {
                 Ok(seen) => return Some((line(seen.record()), Some(live))),
-                // It was too slow and lost some; it goes on with what is there.
+                // The client was too slow and lost some records; it continues with the next ones.
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,
             }

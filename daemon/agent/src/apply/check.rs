@@ -1,5 +1,5 @@
-//! Reads back what protects: whether each program still runs where it was attached, and whether the kernel's settings are as they
-//! were left. Nothing announces it when somebody takes one away.
+//! Reads back what protects: whether each program still runs where it was attached, and whether the
+//! kernel's settings are still as the agent left them. The kernel does not announce such changes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,9 +15,10 @@ use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Framing, Seat};
 use crate::fault;
 use crate::host::{Filter, sysctl};
 
-/// How often a program's place is taken back within [`LONG`]: whoever wants it as well would have it taken for ever.
+/// How often a program's place is taken back within [`LONG`]. Another program that wants the same
+/// place would otherwise compete for it forever.
 const TRIES: usize = 5;
-/// After this it is tried again.
+/// The tries count for this long.
 const LONG: Duration = Duration::from_secs(600);
 
 /// When programs' places were taken back, by interface and hook.
@@ -25,7 +26,7 @@ const LONG: Duration = Duration::from_secs(600);
 pub struct Places(BTreeMap<(u32, Hook), Vec<Instant>>);
 
 impl Places {
-    /// Notes one more try. False if there were too many of late.
+    /// Notes one more try. False if there were too many recently.
     fn may(&mut self, interface: u32, hook: Hook, now: Instant) -> bool {
         self.0.retain(|_, tries| {
             tries.retain(|at| now.saturating_duration_since(*at) < LONG);
@@ -40,33 +41,34 @@ impl Places {
     }
 }
 
-/// Something that is not as it was left.
+/// A program that is not as the agent left it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What it concerns, as problems name it.
+    /// What it concerns, named as in problems.
     pub object: String,
-    /// Which program.
+    /// The program's hook.
     pub hook: Hook,
-    /// Where.
+    /// Its interface.
     pub interface: String,
     index: u32,
     framing: Framing,
-    /// What is found.
+    /// What was found.
     pub found: Found,
 }
 
-/// What is found in a program's place.
+/// What was found at a program's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// Nothing: somebody detached it.
+    /// Nothing: another program detached it.
     Missing,
-    /// It runs, and programs of others are between it and the wire (or the pod), where it does not see what they do.
+    /// It runs, but other programs are between it and the wire (or the pod), where it does not see
+    /// what they do.
     Between(Vec<String>),
-    /// It runs, and filters of others come after it where nothing can be done about it.
+    /// It runs, but other programs' filters come after it where the agent cannot change that.
     Behind(Vec<String>),
 }
 
-/// What is found among the filters of a clsact queueing discipline, in the order in which they are asked.
+/// Judges the filters of a clsact queueing discipline, given in the order in which they run.
 fn among(filters: &[Filter], hook: Hook) -> Option<Found> {
     let is_own = |filter: &Filter| [CLSACT_MINOR, CLSACT_NEXT_MINOR].contains(&filter.handle);
     let Some(place) = filters.iter().position(is_own) else { return Some(Found::Missing) };
@@ -81,7 +83,7 @@ fn among(filters: &[Filter], hook: Hook) -> Option<Found> {
 }
 
 impl Finding {
-    /// For the status.
+    /// The problem for the status.
     pub fn problem(&self) -> Problem {
         let (severity, message) = match &self.found {
             Found::Missing => {
@@ -99,7 +101,7 @@ impl Finding {
         Problem { severity, object: self.object.clone(), message }
     }
 
-    /// What is told when it is as it should be again.
+    /// The event's text after the repair.
     pub fn restored(&self) -> String {
         let hook = self.hook.as_str();
         match &self.found {
@@ -112,7 +114,7 @@ impl Finding {
 }
 
 impl Kernel {
-    /// Pins again what somebody removed the pins of. Says whether anything was.
+    /// Pins again what another program unpinned. Returns whether there was anything.
     ///
     /// # Errors
     /// [`ApplyError`] for the first that cannot be pinned.
@@ -120,8 +122,8 @@ impl Kernel {
         Ok(self.datapath.restore_pins()?)
     }
 
-    /// Asks the kernel for every program; unless `whole`, for those of pods' interfaces not. One that cannot be asked for, because its
-    /// device went, is left to the next look.
+    /// Asks the kernel for every program; unless `whole`, without those of pods' interfaces. A
+    /// program that cannot be asked for, because its device is gone, is left to the next look.
     pub async fn look(&mut self, config: &Config, whole: bool) -> Vec<Finding> {
         let mut seats = vec![(
             Hook::FromTunnel,
@@ -156,7 +158,7 @@ impl Kernel {
         } else {
             match self.datapath.seat(hook, interface, framing) {
                 Ok(Seat::Attached { between }) if between.is_empty() => {
-                    // Filters are asked after all programs of TCX.
+                    // Filters run after all TCX programs.
                     let filters = if whole && hook == Hook::ToWire {
                         self.netlink.filters(index, false).await.ok()?
                     } else {
@@ -169,13 +171,14 @@ impl Kernel {
                 Ok(Seat::Missing) | Err(_) => Found::Missing,
             }
         };
-        // A device that went, or has another name, is for the next refresh.
+        // A device that is gone, or has another name, is left to the next refresh.
         let link = self.netlink.link(interface).await.ok()??;
         (link.index == index).then_some(found)
     }
 
-    /// Attaches again what is missing, and gives a program its place back that others came behind. Returns whether it did. It does so
-    /// [`TRIES`] times within [`LONG`]: the other program may take the place again each time.
+    /// Attaches again what is missing, and moves a program back to its place if others got in
+    /// between. Returns whether it did. It takes a place back at most [`TRIES`] times within
+    /// [`LONG`], because the other program may take it again each time.
     ///
     /// # Errors
     /// [`ApplyError`].
@@ -194,10 +197,11 @@ impl Kernel {
         Ok(true)
     }
 
-    /// Puts kernel settings, the tunnel device and its address back. Returns what was not as it should be.
+    /// Restores kernel settings, the tunnel device and its address. Returns what had to be
+    /// restored.
     ///
     /// # Errors
-    /// [`ApplyError::Host`] for the first that cannot be put back.
+    /// [`ApplyError::Host`] for the first thing that cannot be restored.
     pub async fn heal_host(&mut self, config: &Config) -> Result<Vec<String>, ApplyError> {
         let device = &config.tunnel.device;
         let mut changed = Vec::new();
@@ -219,7 +223,7 @@ impl Kernel {
         }
         for pod in self.pods.values().filter(|pod| !pod.adopted) {
             let ipv6 = pod.addresses.iter().any(|address| address.is_ipv6());
-            // One that is gone is for the next refresh.
+            // An interface that is gone is left to the next refresh.
             if let Ok(settings) = sysctl::prepare_pod_interface(&pod.host_interface, ipv6) {
                 changed.extend(settings);
             }

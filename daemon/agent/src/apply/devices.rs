@@ -1,5 +1,5 @@
-//! Every device is guarded or shut. Devices come and go, and a guard must be on each before anything uses it; what has none is not
-//! among those by which netfilter lets pods' packets leave.
+//! Every device is guarded or shut. Devices come and go, and each must have a guard before it is
+//! used. netfilter does not let pods' packets leave by a device without one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::datapath::{Datapath, Framing};
 use crate::fault;
 use crate::host::{Beside, Chained, Link, LinkKind, Netlink, Role, Ruleset, sysctl};
 
-/// What leaves is guarded before what arrives: a leak is worse than a loss.
+/// Egress is guarded before ingress: a leak is worse than a loss.
 pub(super) const WIRE: [Hook; 2] = [Hook::ToWire, Hook::FromWire];
 
 /// A device with the guard.
@@ -25,7 +25,7 @@ pub(super) const WIRE: [Hook; 2] = [Hook::ToWire, Hook::FromWire];
 pub struct Guarded {
     /// Its name.
     pub name: String,
-    /// With what its packets begin.
+    /// What its packets begin with.
     pub framing: Framing,
     /// Whether it is up.
     pub up: bool,
@@ -34,25 +34,27 @@ pub struct Guarded {
 /// What is known of this host's devices.
 #[derive(Debug, Default)]
 pub struct Devices {
-    /// Those with the guard, by index.
+    /// The guarded devices, by index.
     pub guarded: BTreeMap<u32, Guarded>,
-    /// Those that lead to other nodes and the world, as far as is known.
+    /// The devices that lead to other nodes and the world, as far as is known.
     pub uplinks: Vec<Link>,
-    /// Indices of others by which pods' packets may leave: what is harmless, and pods' interfaces.
+    /// Indices of other devices by which pods' packets may leave: harmless ones and pods'
+    /// interfaces.
     harmless: BTreeSet<u32>,
     /// All of them, by index.
     present: BTreeSet<u32>,
     /// Bridges, by index.
     bridges: BTreeMap<u32, String>,
-    /// Pods' interfaces by their names, those that are up, by index.
+    /// Interfaces that are up and have the name of a pod's interface, by index.
     made_by_us: BTreeMap<u32, String>,
-    /// What is wrong, by what it concerns: a device that is shut, an uplink that is missing.
+    /// Problems by what they concern: a device that is shut, an uplink that is missing.
     pub problems: BTreeMap<String, Problem>,
 }
 
 impl Devices {
-    /// Puts the guard on every device that has none, and forgets those that are gone. Each that cannot be guarded is a problem of
-    /// its own. Returns all devices, and whether those with a guard are others than before.
+    /// Puts the guard on every device that has none, and forgets devices that are gone. Each device
+    /// that cannot be guarded is a problem of its own. Returns all devices, and whether the set of
+    /// guarded ones changed.
     ///
     /// # Errors
     /// [`ApplyError`] if devices cannot be listed.
@@ -117,7 +119,7 @@ impl Devices {
         Ok((links, before != after.collect()))
     }
 
-    /// Guarded devices that have another name by now, with both names.
+    /// Guarded devices that have been renamed: old and new name.
     fn renamed(&self, links: &[Link]) -> Vec<(String, String)> {
         let other_name = |link: &Link| {
             let known = self.guarded.get(&link.index).filter(|known| known.name != link.name)?;
@@ -142,7 +144,7 @@ impl Devices {
             }
             Err(error) => {
                 self.guarded.remove(&link.index);
-                // One that went in between needs no guard.
+                // A device that disappeared meanwhile needs no guard.
                 let there = netlink.link(&link.name).await;
                 if there.is_ok_and(|there| there.is_some_and(|there| there.index == link.index)) {
                     let message =
@@ -153,7 +155,7 @@ impl Devices {
         }
     }
 
-    /// Follows which devices are uplinks. None at all leaves those that were.
+    /// Updates which devices are uplinks. If none is found, the earlier ones stay.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
@@ -181,7 +183,7 @@ impl Devices {
         let known: Vec<(u32, String, u32)> = self.uplinks.iter().map(key).collect();
         let follow = |link: &Link| links.iter().find(|present| present.index == link.index).cloned();
         let mut uplinks: Vec<Link> = self.uplinks.iter().filter_map(follow).collect();
-        // What was an uplink may be one again: its address or route comes back.
+        // An earlier uplink stays one: its address or route may come back.
         uplinks.extend(found.iter().filter(|link| !known.iter().any(|(index, ..)| *index == link.index)).cloned());
         if let Automatic::Value(_) = config.uplinks {
             uplinks = found.clone();
@@ -206,7 +208,7 @@ impl Devices {
         Ok(self.uplinks.iter().map(key).collect::<Vec<_>>() != known)
     }
 
-    /// Network cards that came later go on with router advertisements as the others.
+    /// Network cards that were added later accept router advertisements if the others do.
     pub(super) fn follow_advertisements(&mut self, links: &[Link]) -> Result<(), ApplyError> {
         let others: Vec<String> = self.uplinks.iter().map(|link| link.name.clone()).collect();
         let is_card = |link: &&Link| match link.kind {
@@ -225,7 +227,7 @@ impl Devices {
         self.problems.insert(object.clone(), Problem { severity, object, message });
     }
 
-    /// A problem for each interface of hauberk-cni's that is not `known` by its index.
+    /// A problem for each interface of hauberk-cni's whose index is not `known`.
     pub fn unknown_pods(&self, known: &BTreeSet<u32>) -> impl Iterator<Item = (String, Problem)> {
         self.made_by_us.iter().filter(|(index, _)| !known.contains(index)).map(|(_, name)| {
             let object = format!("pod interface/{name}");
@@ -242,12 +244,13 @@ impl Devices {
         &self.present
     }
 
-    /// Names of the guarded.
+    /// The names of the guarded devices.
     pub(super) fn names(&self) -> Vec<String> {
         self.guarded.values().map(|guarded| guarded.name.clone()).collect()
     }
 
-    /// Devices by which pods' packets may leave, besides bridges: of those the ports are guarded or shut.
+    /// The devices by which pods' packets may leave, without bridges: a bridge's ports are guarded
+    /// or shut instead.
     fn passable(&self) -> BTreeSet<u32> {
         let all = self.guarded.keys().chain(&self.harmless).copied();
         all.filter(|index| !self.bridges.contains_key(index)).collect()
@@ -258,7 +261,7 @@ impl Devices {
         self.bridges = bridges.map(|link| (link.index, link.name.clone())).collect();
     }
 
-    /// Adds what follows from the devices to the rules.
+    /// Adds what the devices determine to the rules.
     pub(super) fn rules(&self, config: &Config, tunnel_mtu: u32, rules: &Ruleset) -> Ruleset {
         let is_chained = config.cni.install == CniInstall::Chained;
         Ruleset {
@@ -273,11 +276,12 @@ impl Devices {
 }
 
 impl Kernel {
-    /// Guards devices that are new, forgets those that are gone, and follows a smaller MTU. Returns whether anything changed.
-    /// What concerns one device is in [`Devices::problems`] and holds up nothing else.
+    /// Guards new devices, forgets those that are gone, and follows an MTU that became smaller.
+    /// Returns whether anything changed. A problem with one device goes to [`Devices::problems`]
+    /// and does not stop the rest.
     ///
     /// # Errors
-    /// [`ApplyError`]; guards that are there stay.
+    /// [`ApplyError`]; existing guards stay.
     pub async fn refresh_devices(
         &mut self,
         config: &Config,
@@ -294,13 +298,14 @@ impl Kernel {
         Ok(changed)
     }
 
-    /// Has netfilter know by which devices pods' packets may leave.
+    /// Tells netfilter by which devices pods' packets may leave.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
     pub async fn follow_rules(&mut self, config: &Config) -> Result<(), ApplyError> {
         let ruleset = self.devices.rules(config, self.settings.tunnel_mtu, &self.ruleset);
-        // Also where they are the same: a device may have been replaced by another of its name.
+        // Applied also if nothing changed: a device may have been replaced by another one of its
+        // name.
         if ruleset != self.ruleset {
             fault::point("change the netfilter rules");
         }
@@ -309,7 +314,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Lets packets leave by the interfaces of pods as they are now, and by a bridge that came with them.
+    /// Lets packets leave by the pods' interfaces that exist now, and by a bridge that came with
+    /// them.
     pub(super) async fn open_pod_interfaces(&mut self) -> Result<(), ApplyError> {
         let links = self.netlink.links().await?;
         self.devices.follow_bridges(&links);
@@ -326,7 +332,7 @@ impl Kernel {
         &self.devices
     }
 
-    /// A pod's interface has programs of its own by now: the guard that it may have had goes.
+    /// A pod's interface has its own programs now, so a guard that it may have had is detached.
     pub(super) fn becomes_pods(&mut self, index: u32, name: &str) -> Result<(), ApplyError> {
         self.devices.harmless.insert(index);
         self.devices.guarded.remove(&index);
@@ -337,7 +343,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// An interface that is no pod's any more gets the guard, before its own programs go.
+    /// An interface that is not a pod's any more gets the guard before its own programs are
+    /// detached.
     pub(super) fn becomes_device(&mut self, link: &Link) -> Result<(), ApplyError> {
         if let Role::Wire(framing) = link.role("", &BTreeSet::new()) {
             guard(&mut self.datapath, &link.name, framing)?;
@@ -354,9 +361,11 @@ impl Kernel {
         Ok(self.netlink.own_addresses().await?)
     }
 
-    /// Packets that fitted would be lost on an uplink that became smaller. One that became larger is used at the next start.
+    /// Packets that used to fit would be lost on an uplink whose MTU became smaller. A larger MTU
+    /// takes effect at the next start.
     async fn follow_mtu(&mut self, config: &Config) -> Result<bool, ApplyError> {
-        // Without an uplink there is nothing to follow: it may come back, and a larger MTU is not followed.
+        // Without an uplink there is nothing to follow: it may come back, and a larger MTU would
+        // not be followed then.
         if self.devices.uplinks.is_empty() {
             return Ok(false);
         }
@@ -379,7 +388,7 @@ impl Kernel {
     }
 }
 
-/// As problems name a device.
+/// The name of a device in problems.
 pub(super) fn subject(name: &str) -> String {
     format!("device/{name}")
 }
@@ -393,7 +402,7 @@ pub(super) fn no_uplink(addresses: &BTreeSet<IpAddr>) -> Problem {
     Problem { severity: Severity::Critical, object: "uplinks".into(), message }
 }
 
-/// Where another plugin's network is to be looked for, if there is one.
+/// Where to look for another plugin's network, if there is one.
 pub(super) fn chained<'a>(config: &Config, cluster_ranges: &'a [IpNet], node: &'a Node) -> Option<Chained<'a>> {
     let is_chained = config.cni.install == CniInstall::Chained;
     is_chained.then_some(Chained { cluster_ranges, own_ranges: &node.pod_ranges })

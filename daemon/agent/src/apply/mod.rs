@@ -1,4 +1,5 @@
-//! Carries out the plan, step by step: the one place that writes to maps, tunnel, routes and netfilter.
+//! Carries out the plan, step by step: the one place that writes to maps, tunnel, routes and
+//! netfilter.
 
 mod check;
 mod devices;
@@ -47,7 +48,7 @@ pub enum ApplyError {
     NoInterface {
         /// Host side's name.
         name: String,
-        /// Its index as told by the CNI plugin.
+        /// Its index, as the CNI plugin reported it.
         index: u32,
         /// Container id.
         container: String,
@@ -63,11 +64,11 @@ pub struct NextHop {
     pub address: IpAddr,
     /// The device's name.
     pub device: String,
-    /// Pods' ranges and addresses behind it.
+    /// The pod ranges and addresses behind it.
     pub destinations: BTreeSet<IpNet>,
-    /// Nodes' addresses that it leads to and that routes have left for others.
+    /// Node addresses behind it that routes have left for other addresses of the same nodes.
     pub left: BTreeSet<IpAddr>,
-    /// Whether it answers who asks for its MAC address; none: nobody has asked.
+    /// Whether it answers requests for its MAC address; none if there was no request.
     pub answers: Option<bool>,
 }
 
@@ -82,16 +83,16 @@ pub struct Kernel {
     devices: Devices,
     /// Pods' interfaces that are attached, by index.
     pods: BTreeMap<u32, LocalPod>,
-    /// Those that went without a word from the runtime.
+    /// Pods' interfaces that disappeared before the runtime called DEL.
     gone: BTreeSet<u32>,
     /// The node's own addresses: senders of packets to local pods.
     sources: Vec<IpAddr>,
-    /// Which programs' places were taken back of late.
+    /// Which programs' places were taken back recently.
     places: Places,
 }
 
 impl Kernel {
-    /// The datapath, to observe.
+    /// The datapath, for observers.
     pub fn datapath(&self) -> &Datapath {
         &self.datapath
     }
@@ -101,7 +102,7 @@ impl Kernel {
         Arc::clone(&self.backend)
     }
 
-    /// What packet sockets were kept from sending.
+    /// What the netfilter rules have counted.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
@@ -114,17 +115,17 @@ impl Kernel {
         self.netfilter.packet_socket_guard()
     }
 
-    /// Whether this kernel can keep bridges from sending pods' packets out of ports without a guard.
+    /// Whether this kernel can keep bridges from sending pods' packets out of unguarded ports.
     pub fn guards_bridges(&self) -> bool {
         self.netfilter.guards_bridges()
     }
 
-    /// What leads to other nodes and the world.
+    /// The devices that lead to other nodes and the world.
     pub fn uplinks(&self) -> &[Link] {
         &self.devices.uplinks
     }
 
-    /// The devices by which pods' packets come into the stack.
+    /// The devices by which pods' packets enter the stack.
     pub async fn pod_devices(&self) -> BTreeSet<host::netfilter::firewall::Device> {
         use host::netfilter::firewall::Device;
         if self.ruleset.chained.is_none() {
@@ -132,14 +133,14 @@ impl Kernel {
         }
         let links = self.netlink.links().await.unwrap_or_default();
         let find = |index: u32| links.iter().find(|link| link.index == index);
-        // Behind a bridge that is the bridge.
+        // For a port of a bridge that is the bridge.
         let interfaces = self.pods.keys().filter_map(|index| find(*index));
         let devices = interfaces.map(|link| link.controller.and_then(find).unwrap_or(link));
         devices.map(|link| Device::Named(link.name.clone())).collect()
     }
 
-    /// The next hops of our routes to the `wanted` destinations, and on the way to the addresses that routes have `left`, each with
-    /// what the kernel's neighbour table says of it.
+    /// The next hops of hauberk's routes to the `wanted` destinations, and on the way to the
+    /// addresses that routes have `left`, each with its state in the kernel's neighbour table.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
@@ -155,12 +156,12 @@ impl Kernel {
             }
         }
         for address in left {
-            // Without a way nobody answers there: no device has the number 0.
+            // Without a route nothing answers there: no device has the number 0.
             let way = self.netlink.way_to(*address).await.ok();
             let key = way.and_then(|hop| Some((hop.device, hop.gateway?))).unwrap_or((0, *address));
             hops.entry(key).or_default().1.insert(*address);
         }
-        // The neighbour table may be large.
+        // The neighbour table may be large, so it is not read without need.
         if hops.is_empty() {
             return Ok(Vec::new());
         }
@@ -179,7 +180,7 @@ impl Kernel {
             .collect())
     }
 
-    /// Has the kernel ask for a neighbour's MAC address, as if there were a packet for it.
+    /// Makes the kernel resolve a neighbour's MAC address, as if there were a packet for it.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
@@ -193,12 +194,13 @@ impl Kernel {
         self.settings.tunnel_mtu
     }
 
-    /// What the kernel holds. Attachments are told apart from leftovers by `known`: interfaces the agent still has on record
-    /// are attached anew, with this agent's programs; others are to be removed from the tables. But an interface that
-    /// hauberk-cni made and that still exists may be a living pod's: it is shut, and no leftover.
+    /// Reads what the kernel holds. `known` tells attachments from leftovers: interfaces that the
+    /// agent has on record are attached again, with this agent's programs; the others are to be
+    /// removed from the maps. An interface that hauberk-cni made and that still exists is no
+    /// leftover, because it may be a living pod's: it is shut.
     ///
     /// # Errors
-    /// [`ApplyError`] if anything cannot be read, or such an interface cannot be shut.
+    /// [`ApplyError`] if anything cannot be read, or if such an interface cannot be shut.
     pub async fn read(&mut self, known: &BTreeSet<u32>) -> Result<Actual, ApplyError> {
         let links: BTreeMap<u32, String> =
             self.netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
@@ -232,14 +234,15 @@ impl Kernel {
             attachments,
             peers: self.backend.read()?.into_iter().map(|peer| (peer.number, peer)).collect(),
             peer_entries: maps.peers()?.into_iter().map(|(number, peer)| (NodeNumber(number), peer)).collect(),
-            // Routes are put again in any case: what they lead by is not read back.
+            // Routes are always put again, because their next hops are not read back.
             routes: BTreeMap::new(),
             synced: maps.settings()?.flags & flag::SYNCED != 0,
             untranslated: BTreeSet::new(),
         })
     }
 
-    /// Has interfaces speak for no address: what comes from them is dropped, and nothing goes there.
+    /// Takes all addresses from unknown interfaces: what they send is dropped, and nothing is sent
+    /// to them.
     fn shut_unknown(&mut self, is_unknown: impl Fn(u32) -> bool) -> Result<(), ApplyError> {
         let maps = self.datapath.maps_mut();
         let attachments = maps.attachments()?.into_iter().map(|(address, held)| (Some(address), held.interface));
@@ -255,7 +258,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Routes of an earlier agent that nobody wants any more. To be called once the plan is empty and everything is synced.
+    /// Removes an earlier agent's routes that are not wanted any more. Call it once the plan is
+    /// empty and everything is synced.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
@@ -306,17 +310,19 @@ impl Kernel {
         Ok(())
     }
 
-    /// Carries out steps of the tunnel's peers as one, so that what moves between two of them is never nobody's.
+    /// Carries out peer steps of the tunnel as one change, so that a key or prefix that moves
+    /// between two peers always belongs to one of them.
     ///
     /// # Errors
-    /// [`ApplyError::Backend`]; none of them has been carried out then.
+    /// [`ApplyError::Backend`]; then none of them has been carried out.
     pub fn apply_peers(&self, steps: &[Step]) -> Result<(), ApplyError> {
         fault::point("peer steps");
         let peers: Vec<PeerStep<'_>> = steps.iter().filter_map(peer_step).collect();
         Ok(self.backend.apply(&peers)?)
     }
 
-    /// Also tells the guard against packet sockets whose addresses to look for: every one of these but the nodes' own.
+    /// Also tells the guard against packet sockets which addresses to look for: all of these except
+    /// the nodes' own.
     async fn set_untranslated(&mut self, destinations: &BTreeSet<IpNet>) -> Result<(), ApplyError> {
         let maps = self.datapath.maps();
         let mut guarded = BTreeSet::new();
@@ -333,7 +339,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether the netfilter rules are what was put in.
+    /// Whether the netfilter rules are still as installed.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
@@ -341,7 +347,7 @@ impl Kernel {
         Ok(self.netfilter.is_intact().await?)
     }
 
-    /// Puts the netfilter rules back.
+    /// Installs the netfilter rules again.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
@@ -350,13 +356,14 @@ impl Kernel {
         Ok(self.netfilter.restore().await?)
     }
 
-    /// The node's own addresses and pod ranges, as its object has them now. `pods` are those here: one that has its address from
-    /// an earlier range is masqueraded like the others. netfilter has it from the next [`Kernel::follow_rules`] on.
+    /// Takes over the node's own addresses and pod ranges from its object. `pods` are the addresses
+    /// of this node's pods: one with an address from an earlier range is masqueraded like the
+    /// others. netfilter has all of it after the next [`Kernel::follow_rules`].
     pub fn follow_node(&mut self, node: &Node, pods: impl IntoIterator<Item = IpAddr>) {
         self.sources.clone_from(&node.addresses);
         let ranges = &node.pod_ranges;
         let outside = pods.into_iter().filter(|pod| !ranges.iter().any(|range| range.contains(pod)));
-        // Who else routes to pods also says what of theirs is masqueraded.
+        // Another plugin that routes to the pods also decides about their masquerading.
         self.ruleset.local = match self.ruleset.chained {
             Some(_) => BTreeSet::new(),
             None => ranges.iter().copied().chain(outside.map(IpNet::from)).collect(),
@@ -370,11 +377,13 @@ impl Kernel {
         Ok(())
     }
 
-    /// Programs first: until the map entries are there they drop everything, and the pod cannot send past them.
+    /// Attaches the programs first: they drop everything until the map entries are there, and the
+    /// pod cannot send past them.
     async fn attach(&mut self, pod: &LocalPod) -> Result<(), ApplyError> {
         match self.netlink.link(&pod.host_interface).await? {
             Some(link) if link.index == pod.host_index => {}
-            // It went without a word from the runtime, which will still call DEL. There is nothing left to guard.
+            // The interface disappeared before the runtime called DEL, which it still will. There
+            // is nothing left to guard.
             _ if self.pods.contains_key(&pod.host_index) || self.gone.contains(&pod.host_index) => {
                 self.pods.remove(&pod.host_index);
                 self.gone.insert(pod.host_index);
@@ -388,7 +397,8 @@ impl Kernel {
                 });
             }
         }
-        // A pod that another plugin connected may speak already: it must not pass for a stranger on its own interface.
+        // A pod that another plugin connected may send already: it must not count as a stranger on
+        // its own interface.
         if pod.adopted {
             self.enter(pod)?;
         }
@@ -411,7 +421,8 @@ impl Kernel {
         fault::point("prepare a pod interface");
         host::sysctl::prepare_pod_interface(&pod.host_interface, has(false))?;
         self.netlink.put_gateways(pod.host_index, has(true), has(false)).await?;
-        // Routes and neighbours need the device up. The pod's own side is still down: nobody can send yet.
+        // Routes and neighbours need the device up. The pod's own side is still down, so the pod
+        // cannot send yet.
         self.netlink.set_up(pod.host_index).await?;
         for address in &pod.addresses {
             fault::point("put a pod's neighbour entry");
@@ -428,7 +439,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Enters the pod's interface and addresses into the maps.
+    /// Writes the pod's interface and addresses to the maps.
     fn enter(&mut self, pod: &LocalPod) -> Result<(), ApplyError> {
         let maps = self.datapath.maps_mut();
         fault::point("put an interface entry");
@@ -441,7 +452,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// The map entries go first, so that nothing reaches or leaves the interface while the rest is taken down.
+    /// Removes the map entries first, so that nothing reaches or leaves the interface while the
+    /// rest is taken down.
     async fn detach(&mut self, pod: &LocalPod) -> Result<(), ApplyError> {
         self.forget_entries(pod)?;
         self.pods.remove(&pod.host_index);
@@ -449,17 +461,18 @@ impl Kernel {
         let mut stays = false;
         if let Some(link) = self.netlink.link(&pod.host_interface).await? {
             if link.index != pod.host_index {
-                // Another pod's by now; its programs stay.
+                // Another pod has the name now; its programs stay.
                 return Ok(());
             }
             if !pod.adopted && pod.host_interface.starts_with(INTERFACE_PREFIX) {
                 fault::point("remove a pod interface");
                 self.netlink.remove_link(link.index).await?;
             } else {
-                // What was a pod's interface may lead anywhere next: it always has the one or the other.
+                // A former pod interface may lead anywhere next: at every moment it has either its
+                // own programs or the guard.
                 match self.becomes_device(&link) {
                     Ok(()) => stays = true,
-                    // The other plugin takes it down meanwhile.
+                    // The other plugin removes it meanwhile.
                     Err(_) if self.netlink.link(&pod.host_interface).await?.is_none() => {}
                     Err(error) => return Err(error),
                 }
@@ -491,7 +504,7 @@ impl Kernel {
     }
 }
 
-/// A step as the tunnel knows it, if it concerns the tunnel.
+/// A step in the tunnel's terms, if it concerns the tunnel.
 pub fn peer_step(step: &Step) -> Option<PeerStep<'_>> {
     match step {
         Step::PutPeer(peer) => Some(PeerStep::Put(peer)),
@@ -514,7 +527,7 @@ fn leftover(index: u32, name: Option<&String>, protection: u8) -> LocalPod {
             1 => Protection::Permissive,
             _ => Protection::Enabled,
         },
-        // Of ours those that exist are not leftovers.
+        // An existing interface that hauberk-cni made is never a leftover.
         adopted: true,
     }
 }

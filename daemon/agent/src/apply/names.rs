@@ -1,22 +1,24 @@
-//! The agent's devices are known by their indices: another program may give one another name, or remove the tunnel's.
+//! The agent knows its devices by index: another program may rename one, or remove the tunnel's.
 
 use super::{ApplyError, Kernel};
 use crate::fault;
 
-/// What became of the agent's devices.
+/// What happened to the agent's devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// Those that had another name and have their own again: their own first.
+    /// Devices that were renamed and have their own name again: the own name first.
     pub renamed: Vec<(String, String)>,
-    /// The tunnel's device is not in this network namespace any more: the tunnel that reads from it is of no use.
+    /// The tunnel's device is not in this network namespace any more, so the tunnel that reads from
+    /// it is useless.
     pub tunnel_gone: bool,
 }
 
 impl Kernel {
-    /// Looks for the tunnel's device and the pods' interfaces that the agent made, and gives them their names back.
+    /// Looks for the tunnel's device and the pods' interfaces that the agent made, and gives them
+    /// their names back.
     ///
     /// # Errors
-    /// [`ApplyError::Host`], as when another device has the name by now.
+    /// [`ApplyError::Host`], for example when another device has the name now.
     pub async fn keep_names(&self, tunnel: &str) -> Result<Kept, ApplyError> {
         let links = self.netlink.links().await?;
         let pods = self.pods.iter().filter(|(_, pod)| !pod.adopted);
@@ -29,7 +31,7 @@ impl Kernel {
                 continue;
             }
             fault::point("give a device its name back");
-            // Linux before 6.2 renames no device that is up.
+            // Before Linux 6.2 a device that is up cannot be renamed.
             self.netlink.set_down(index).await?;
             self.netlink.set_name(index, name).await?;
             self.netlink.set_up(index).await?;

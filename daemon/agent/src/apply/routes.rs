@@ -1,4 +1,5 @@
-//! Routes of ours are read back: an address or a link that went took some with it, and somebody may have flushed them.
+//! Reads hauberk's routes back: some disappear with an address or a link, and another program may
+//! flush them.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,18 +12,18 @@ use ipnet::IpNet;
 use super::{ApplyError, Kernel};
 use crate::host::Hop;
 
-/// What is not in the routing table as it should be.
+/// What the routing table lacks or has wrong.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Lost {
     /// Routes to other nodes' pods.
     pub routes: Vec<IpNet>,
-    /// Pods of this node without one of their routes.
+    /// Pods of this node that lack one of their routes.
     pub pods: Vec<AttachmentKey>,
 }
 
 impl Kernel {
-    /// Compares the routing table with `wanted` and with this node's pods. With `ways`, next hops are compared too: the way to a
-    /// node is another one after its route, or its device, has changed.
+    /// Compares the routing table with `wanted` and with this node's pods. With `ways`, next hops
+    /// are compared too: the next hop to a node changes with its route or its device.
     ///
     /// # Errors
     /// [`ApplyError::Host`].

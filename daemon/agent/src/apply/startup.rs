@@ -1,5 +1,6 @@
-//! From nothing, or from what an earlier agent left, to a [`Kernel`] that steps can be applied to. Deny first: the cluster's
-//! ranges are closed before any program is attached, programs are attached before the tunnel starts.
+//! From nothing, or from what an earlier agent left, to a [`Kernel`] that steps can be applied to.
+//! Deny first: the cluster's ranges are closed before any program is attached, and programs are
+//! attached before the tunnel starts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,11 +22,12 @@ use crate::datapath::{Datapath, Framing};
 use crate::fault;
 use crate::host::{Header, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 
-/// What an outer IPv6 header, UDP and WireGuard take of a packet, bytes (IPv4: 60; a node's peers may have either).
+/// What an outer IPv6 header, UDP and WireGuard add to a packet, bytes. With IPv4 it is 60; a
+/// node's peers may use either.
 const OVERHEAD: u32 = 80;
 /// A flow whose last packet is older than this starts anew, milliseconds.
 const FLOW_IDLE_MS: u32 = 60_000;
-/// The smallest tunnel MTU that IPv6 inside works with (RFC 8200 section 5).
+/// The smallest tunnel MTU for IPv6 inside (RFC 8200 section 5).
 const MIN_MTU: u32 = 1_280;
 
 /// The agent cannot start.
@@ -46,12 +48,12 @@ pub enum StartError {
         uplink: String,
         /// Its MTU.
         mtu: u32,
-        /// What would be left.
+        /// What would be left for the tunnel.
         left: u32,
     },
 }
 
-/// The programs are loaded and what an earlier agent attached runs them; no tunnel yet.
+/// The programs are loaded and run where an earlier agent attached them; there is no tunnel yet.
 pub struct Prepared {
     datapath: Datapath,
     netlink: Netlink,
@@ -59,7 +61,7 @@ pub struct Prepared {
     devices: Devices,
 }
 
-/// A pod's interface as the programs' tables have it.
+/// A pod's interface as the programs' maps have it.
 #[derive(Clone, Debug)]
 pub struct Held {
     /// Its host side.
@@ -81,7 +83,8 @@ pub struct Node {
 }
 
 impl Prepared {
-    /// Loads the programs, closes the cluster's ranges and takes over an earlier agent's links, each in one atomic step.
+    /// Loads the programs, closes the cluster's ranges and takes over an earlier agent's links,
+    /// each in one atomic step.
     ///
     /// # Errors
     /// [`StartError`].
@@ -114,13 +117,14 @@ impl Prepared {
         datapath.configure(&settings).map_err(ApplyError::from)?;
         let mut prepared = Prepared { datapath, netlink, settings, devices: Devices::default() };
         if prepared.take_over().await? {
-            // What an earlier agent guarded may have other names by now, and there may be more.
+            // Devices that an earlier agent guarded may have been renamed, and there may be new
+            // ones.
             prepared.guard_devices(&config.tunnel.device).await?;
         }
         Ok(prepared)
     }
 
-    /// The datapath, to take the event ring from.
+    /// The datapath, to take the event ring from it.
     pub fn datapath_mut(&mut self) -> &mut Datapath {
         &mut self.datapath
     }
@@ -134,7 +138,7 @@ impl Prepared {
         Ok(links.into_iter().map(|link| (link.name, link.index)).collect())
     }
 
-    /// Pods' interfaces that the programs' tables hold and that exist.
+    /// Pods' interfaces that are in the programs' maps and exist.
     ///
     /// # Errors
     /// [`StartError`].
@@ -155,12 +159,12 @@ impl Prepared {
         self.settings.tunnel_mtu
     }
 
-    /// Returns whether there was anything.
+    /// Returns whether an earlier agent had attached anything.
     async fn take_over(&mut self) -> Result<bool, StartError> {
         let attached = self.datapath.pins().attached().map_err(ApplyError::from)?;
         for attachment in &attached {
             let link = self.netlink.link(&attachment.interface).await.map_err(ApplyError::from)?;
-            // What is attached to a device that has another name by now stays until that one is guarded anew.
+            // What is attached to a renamed device stays until that device is guarded again.
             let Some(link) = link else { continue };
             let framing = if link.header == Header::Ip { Framing::Ip } else { Framing::Ethernet };
             fault::point("take over a link");
@@ -227,13 +231,13 @@ impl Prepared {
         let ruleset = Ruleset {
             mark_shift: config.mark_shift,
             tunnel: device.clone(),
-            // Who else routes to pods also says what of theirs is masqueraded.
+            // Another plugin that routes to the pods also decides about their masquerading.
             local: if policy.chained { BTreeSet::new() } else { node.pod_ranges.iter().copied().collect() },
             untranslated: policy.cluster_ranges.iter().chain(&policy.node_ranges).copied().collect(),
             guarded: policy.cluster_ranges.iter().copied().collect(),
             ..Ruleset::default()
         };
-        // Rules do not wait for an uplink that comes later.
+        // The rules are installed even if the first uplink appears later.
         let mut ruleset = self.devices.rules(config, *mtu.as_ref().unwrap_or(&MIN_MTU), &ruleset);
         fault::point("install the netfilter rules");
         let mut netfilter = Netfilter::install(&ruleset).await.map_err(ApplyError::from)?;
@@ -257,7 +261,8 @@ impl Prepared {
         fault::point("attach a program to the tunnel");
         self.datapath.attach_and_look(Hook::FromTunnel, device, Framing::Ip).map_err(ApplyError::from)?;
         sysctl::prepare_tunnel(device).map_err(ApplyError::from)?;
-        // Without an address of its own the loose reverse-path filter takes nothing from a device (fib_validate_source).
+        // Without an address on the device, the loose reverse-path filter refuses everything from
+        // it (fib_validate_source).
         self.netlink.put_gateways(link.index, true, false).await.map_err(ApplyError::from)?;
         self.netlink.set_mtu(link.index, mtu).await.map_err(ApplyError::from)?;
         self.netlink.set_up(link.index).await.map_err(ApplyError::from)?;
@@ -269,7 +274,7 @@ impl Prepared {
         self.settings.tunnel_mtu = mtu;
         fault::point("write the settings");
         self.datapath.configure(&self.settings).map_err(ApplyError::from)?;
-        // Its index is one by which pods' packets may leave.
+        // The tunnel's index is now one by which pods' packets may leave.
         self.devices.guard_all(&mut self.datapath, &self.netlink, device).await?;
         Ok((Arc::new(backend), netfilter, ruleset))
     }
@@ -293,18 +298,20 @@ pub(super) fn tunnel_mtu(config: &Config, uplinks: &[Link]) -> Result<u32, Start
     if let Automatic::Value(mtu) = config.tunnel.mtu {
         return Ok(mtu);
     }
-    // An overlay's packets are in packets of the others; the tunnel's are not in its.
+    // An overlay's packets travel inside the other uplinks' packets; the tunnel's packets never
+    // travel inside an overlay's.
     let smallest = uplinks.iter().filter(|uplink| uplink.kind != LinkKind::Overlay).min_by_key(|uplink| uplink.mtu);
     let Some(uplink) = smallest else { return Ok(MIN_MTU) };
     let left = uplink.mtu.saturating_sub(OVERHEAD);
-    // WireGuard pads to 16 bytes: an MTU that is a multiple of 16 plus 12 wastes nothing, but any works.
+    // WireGuard pads to 16 bytes: an MTU that is a multiple of 16 plus 12 wastes nothing, but any
+    // works.
     if left < MIN_MTU {
         return Err(StartError::TooSmall { uplink: uplink.name.clone(), mtu: uplink.mtu, left });
     }
     Ok(left)
 }
 
-/// Removes everything any agent with this configuration ever made on this host, and only that.
+/// Removes everything that any agent with this configuration ever made on this host, and only that.
 ///
 /// # Errors
 /// [`ApplyError`] for the first thing that could not be removed.

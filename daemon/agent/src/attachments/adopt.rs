@@ -1,4 +1,5 @@
-//! Interfaces that another CNI plugin made: kept on record beside our own, with addresses that are not ours.
+//! Interfaces that another CNI plugin made: kept on record beside hauberk's own, with addresses
+//! that the other plugin gave.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,11 +15,12 @@ use super::{
 const MAX_ADDRESSES: usize = 64;
 
 impl Keeper {
-    /// Keeps an interface that another plugin made. Returns it, and adopted ones that have its index or one of its
-    /// addresses on record: theirs are gone, since the other plugin gives nothing twice.
+    /// Keeps an interface that another plugin made. Returns it, and the adopted ones on record with
+    /// its index or one of its addresses: those interfaces are gone, because the other plugin gives
+    /// nothing twice.
     ///
     /// # Errors
-    /// [`AttachmentError`]; nothing is kept or forgotten then.
+    /// [`AttachmentError`]; then nothing is kept or removed.
     pub fn adopt(&mut self, adopt: &Adopt) -> Result<(Attachment, Vec<Attachment>), AttachmentError> {
         check(adopt)?;
         let id = (adopt.request.container.clone(), adopt.request.interface.clone());
@@ -53,7 +55,7 @@ impl Keeper {
 }
 
 impl Attachments {
-    /// Adopted interfaces that do not exist any more (`exists(name, index)`): to be released.
+    /// Adopted interfaces that do not exist any more (`exists(name, index)`), to be released.
     pub fn vanished(&self, exists: impl Fn(&str, u32) -> bool) -> Vec<Id> {
         let gone = |entry: &&Attachment| {
             let index = entry.attach.as_ref().map_or(0, |attach| attach.host_index);
@@ -63,13 +65,14 @@ impl Attachments {
         self.records().entries.values().filter(gone).map(id).collect()
     }
 
-    /// Whether the interface is on record, or was released by the runtime, which is about to take it down.
+    /// Whether the interface is on record, or was released by the runtime, which is about to remove
+    /// it.
     pub fn is_settled(&self, id: &Id) -> bool {
         let records = self.records();
         records.entries.contains_key(id) || records.released.contains(id)
     }
 
-    /// Forgets what was released of all but these, of which somebody still has a record.
+    /// Forgets released interfaces except these, which the runtime still has in its cache.
     pub fn forget_released(&self, still_told: &BTreeSet<Id>) {
         self.records().released.retain(|id| still_told.contains(id));
     }

@@ -1,8 +1,9 @@
-//! Finds pods that another CNI plugin connected, those included that were there before this agent, and forgets those whose
-//! interface is gone.
+//! Finds pods that another CNI plugin connected, including those that existed before this agent,
+//! and forgets those whose interface is gone.
 //!
-//! What the runtime remembers ([`super::results`]) says who a pod is and which addresses it has; what the kernel has says
-//! whether it is still so: adopted is only an interface that exists, whose other end has the MAC address that was told.
+//! The runtime's cache ([`super::results`]) says which pod it is and which addresses it has. The
+//! kernel says whether that is still true: an interface is adopted only if it exists and its other
+//! end has the cached MAC address.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -23,11 +24,12 @@ use crate::host::{HostError, Link, LinkKind, Netlink};
 use crate::reconcile::Input;
 use crate::world::Shared;
 
-/// Between looks without a reason: the runtime writes its file after the interface is there.
+/// Between looks without a reason: the runtime writes its file only after the interface exists.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
-/// While something could not be attached yet, or a file had no interface of its own yet.
+/// Between looks while something could not be attached yet, or a file has no matching interface
+/// yet.
 const SOON: Duration = Duration::from_millis(500);
-/// How long a burst of device changes may take.
+/// How long a burst of device changes is gathered.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// See the module.
@@ -37,13 +39,13 @@ pub struct Adoption {
     world: Shared,
     results: Option<PathBuf>,
     done: watch::Sender<bool>,
-    /// On record, but the datapath does not hold them yet.
+    /// On record, but not in the datapath yet.
     pending: Vec<Attachment>,
 }
 
 impl Adoption {
-    /// Looks into `results` for pods; without, it only forgets. The receiver says when those that were there at the start are
-    /// in the datapath.
+    /// Looks for pods in `results`; without it, only forgets interfaces that are gone. The receiver
+    /// tells when the pods that existed at the start are in the datapath.
     pub fn new(
         attachments: Attachments,
         inputs: mpsc::Sender<Input>,
@@ -71,7 +73,7 @@ impl Adoption {
         }
     }
 
-    /// One look. Returns whether nothing is left to be tried again soon.
+    /// One look. Returns whether nothing has to be retried soon.
     async fn look(&mut self, netlink: &Netlink) -> bool {
         let links = match netlink.links().await {
             Ok(links) => links,
@@ -108,7 +110,7 @@ impl Adoption {
         }
     }
 
-    /// Puts on record what is new. Returns whether the runtime's memory could be read.
+    /// Puts new interfaces on record. Returns whether the runtime's cache could be read.
     async fn find(&mut self, netlink: &Netlink, links: &[Link]) -> bool {
         let Some(folder) = self.results.clone() else { return true };
         let read = tokio::task::spawn_blocking(move || (results::read(&folder), folder)).await;
@@ -167,7 +169,7 @@ impl Adoption {
     }
 }
 
-/// Until something happens to a device, but not in the middle of a burst.
+/// Waits for a change of a device and the end of its burst, or for `pause`.
 async fn wait(changes: &mut (impl Stream<Item = ()> + Unpin), pause: Duration) {
     if tokio::time::timeout(pause, changes.next()).await.is_ok() {
         tokio::time::sleep(SETTLE).await;
@@ -179,8 +181,8 @@ fn id(told: &Told) -> Id {
     (told.request.container.clone(), told.request.interface.clone())
 }
 
-/// The interface that was told of, if it exists: one of those named, or any pair's host side, whose other end has the told
-/// name and MAC address.
+/// The interface that the result describes, if it exists: one of those named, or the host side of
+/// any pair whose other end has the given name and MAC address.
 async fn match_link(netlink: &Netlink, links: &[Link], told: &Told) -> Option<Adopt> {
     let pairs = links.iter().filter(|link| link.kind == LinkKind::Veth && link.peer.is_some());
     let named = |link: &&Link| told.host_interfaces.contains(&link.name);

@@ -1,4 +1,5 @@
-//! Changes of what is on record: decided in memory, written to disk, and only then known to others and answered.
+//! Changes of the records: decided in memory, written to disk, and only then visible to others and
+//! answered.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
@@ -12,15 +13,15 @@ use tokio::task::spawn_blocking;
 use super::store::Store;
 use super::{AttachmentError, Attachments, Pools, check_names, parse_mac};
 
-/// What only the one whose turn it is needs.
+/// What only the present [`Keeper`] may use.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) store: Store,
     pub(super) pools: Pools,
 }
 
-/// Whose turn it is to change what is on record; there is one at a time, in the order in which they asked. Its calls write
-/// files and belong on a blocking thread ([`Keeper::work`]).
+/// The right to change the records. There is one keeper at a time, in the order of the requests.
+/// Its methods write files and belong on a blocking thread ([`Keeper::work`]).
 #[derive(Debug)]
 pub struct Keeper {
     attachments: Attachments,
@@ -40,8 +41,8 @@ impl Keeper {
         Keeper { attachments, writer }
     }
 
-    /// Does `work` on a blocking thread, to its end even if the caller gives up. The turn lasts until the keeper that is
-    /// returned is dropped.
+    /// Runs `work` on a blocking thread, to its end even if the caller gives up. The turn lasts
+    /// until the returned keeper is dropped.
     ///
     /// # Errors
     /// Those of `work`, and [`AttachmentError::BrokenOff`].
@@ -56,12 +57,13 @@ impl Keeper {
         &self.writer.store
     }
 
-    /// Gives addresses to a pod's interface; asked again for the same container and interface, gives the same.
+    /// Gives addresses to a pod's interface. A repeated request for the same container and
+    /// interface gets the same ones.
     ///
-    /// `claimed` says which addresses some known pod has, whoever gave them to it.
+    /// `claimed` says which addresses known pods have, whichever plugin gave them.
     ///
     /// # Errors
-    /// [`AttachmentError`]; nothing is kept then.
+    /// [`AttachmentError`]; then nothing is kept.
     pub fn reserve(
         &mut self,
         request: &Reserve,
@@ -75,7 +77,8 @@ impl Keeper {
                 return Ok(existing.reservation.clone());
             }
             let settings = &records.settings;
-            // Before the Node object has been read there is neither a range nor a limit: that passes, a full node does not.
+            // Before the Node object has been read there is neither a range nor a limit. That is
+            // temporary; a full node is not.
             if !settings.pod_ranges.is_empty() && records.entries.len() >= settings.limit {
                 return Err(AttachmentError::TooMany { container: request.container.clone(), limit: settings.limit });
             }
@@ -105,10 +108,11 @@ impl Keeper {
         Ok(reservation)
     }
 
-    /// Notes the interface that holds a reservation's addresses, and returns the whole.
+    /// Notes the interface that holds a reservation's addresses, and returns the whole attachment.
     ///
     /// # Errors
-    /// [`AttachmentError::Unknown`] without a reservation, [`AttachmentError::Name`] for a MAC address that is none.
+    /// [`AttachmentError::Unknown`] without a reservation, [`AttachmentError::Name`] for an invalid
+    /// MAC address.
     pub fn attach(&mut self, container: &str, interface: &str, attach: Attach) -> Result<Attachment, AttachmentError> {
         for (what, mac) in
             [("the host side's MAC address", &attach.host_mac), ("the pod's MAC address", &attach.pod_mac)]
@@ -125,22 +129,24 @@ impl Keeper {
         Ok(attached)
     }
 
-    /// Forgets an attachment and frees its addresses, which are not given again before all others were. Returns what it
-    /// was; none if there was none, which is no error (CNI's DEL may come twice).
+    /// Removes an attachment and frees its addresses, which are given again only after all other
+    /// free ones. Returns the attachment, or none if there was none, which is no error (CNI's DEL
+    /// may come twice).
     ///
     /// # Errors
-    /// [`AttachmentError::Store`]: it could not be removed from disk, hence is kept.
+    /// [`AttachmentError::Store`]: it could not be removed from disk, so it is kept.
     pub fn release(&mut self, container: &str, interface: &str) -> Result<Option<Attachment>, AttachmentError> {
         let Some(known) = self.find(container, interface) else { return Ok(None) };
         self.store().remove(&known)?;
         Ok(self.attachments.records().forget(&(container.to_owned(), interface.to_owned())))
     }
 
-    /// Forgets our interfaces that do not exist any more (`exists(name, index)`), as after a reboot: their addresses stay
-    /// reserved until the runtime deletes the container. Returns those attachments, as they are now.
+    /// Notes that interfaces of hauberk's do not exist any more (`exists(name, index)`), for
+    /// example after a reboot. Their addresses stay reserved until the runtime deletes the
+    /// container. Returns those attachments as they are now.
     ///
     /// # Errors
-    /// [`AttachmentError::Store`] if that cannot be written down.
+    /// [`AttachmentError::Store`] if that cannot be written.
     pub fn detach_missing(&mut self, exists: impl Fn(&str, u32) -> bool) -> Result<Vec<Attachment>, AttachmentError> {
         let mut detached = Vec::new();
         for entry in self.list() {
@@ -155,7 +161,8 @@ impl Keeper {
         Ok(detached)
     }
 
-    /// Tries whether something can be written, and writes what could not be written before if it does no harm to do so now.
+    /// Tries whether something can be written, and writes what could not be written before if it
+    /// does no harm to do so now.
     ///
     /// # Errors
     /// [`AttachmentError::Store`].
@@ -165,7 +172,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Writes an attachment, and has others know of it.
+    /// Writes an attachment, then makes it visible to others.
     pub(super) fn replace(&mut self, attachment: &Attachment) -> Result<(), AttachmentError> {
         self.store().save(attachment)?;
         let id = (attachment.request.container.clone(), attachment.request.interface.clone());
@@ -174,7 +181,7 @@ impl Keeper {
     }
 }
 
-/// Through what a pod's address reaches everything.
+/// The gateway of a pod's address.
 pub(super) fn gateway(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { Ipv4Addr::from(GATEWAY_V4).into() } else { Ipv6Addr::from(GATEWAY_V6).into() }
 }

@@ -1,17 +1,19 @@
-//! Pods' interfaces on this node: who was given which addresses, and which interface holds them.
+//! Pods' interfaces on this node: which addresses each was given, and which interface holds them.
 //!
-//! The CNI plugin reserves ([`Keeper::reserve`]), makes the interface and has it attached ([`Keeper::attach`]);
-//! the runtime's DEL or GC releases ([`Keeper::release`]), and nothing else does: an address is never given twice
-//! because the agent thought that its pod was gone. Every change is on disk before it is answered ([`store`]), so that an
-//! agent that was killed knows after its restart what it gave away. The addresses themselves come from [`pool`].
+//! The CNI plugin reserves addresses ([`Keeper::reserve`]), makes the interface and has it attached
+//! ([`Keeper::attach`]). Only the runtime's DEL or GC releases them ([`Keeper::release`]): an
+//! address is never given twice because the agent assumed that its pod was gone. Every change is on
+//! disk before it is answered ([`store`]), so that an agent that was killed knows after its restart
+//! what it gave away. The addresses come from [`pool`].
 //!
-//! Only a [`Keeper`] changes what is on record, and there is one at a time. It waits for the disk, on a blocking
-//! thread; whoever only looks ([`Attachments`]) never waits for it.
+//! Only a [`Keeper`] changes the records, and there is one at a time. It waits for the disk, on a
+//! blocking thread; readers ([`Attachments`]) never wait for it.
 //!
-//! Interfaces that the kernel holds and nothing is on record of are put there again ([`Keeper::recover`]).
+//! Interfaces that exist in the kernel but have no record get one again ([`Keeper::recover`]).
 //!
-//! Interfaces that another CNI plugin made are only adopted ([`Keeper::adopt`]): their addresses are that plugin's, and
-//! they are forgotten with their interface. [`results`] and [`adoption`] find those that were there before this agent.
+//! Interfaces that another CNI plugin made are only adopted ([`Keeper::adopt`]): their addresses
+//! belong to that plugin, and their records go with the interface. [`results`] and [`adoption`]
+//! find those that existed before this agent.
 
 mod adopt;
 pub mod adoption;
@@ -40,9 +42,9 @@ use store::{Disk, Store};
 pub const INTERFACE_PREFIX: &str = "hbk";
 /// Between looks whether the disk takes something by now.
 const TRY: Duration = Duration::from_secs(5);
-/// Longest container id: it becomes part of a file's name.
+/// Longest container id: it becomes part of a file name.
 const MAX_CONTAINER: usize = 200;
-/// Longest interface name (`IFNAMSIZ` less the final zero).
+/// Longest interface name (`IFNAMSIZ` without the final zero).
 const MAX_INTERFACE: usize = 15;
 
 /// An attachment could not be made.
@@ -53,7 +55,7 @@ pub enum AttachmentError {
         "no address can be given to container {container}: this node has no pod range yet; is its Node object there, with spec.podCIDRs?"
     )]
     NoRanges {
-        /// For whom.
+        /// The container.
         container: String,
     },
     /// A family has no free address left.
@@ -61,7 +63,7 @@ pub enum AttachmentError {
         "no address can be given to container {container}: {ranges} has none left; delete pods, or give the node another range in spec.podCIDRs"
     )]
     Exhausted {
-        /// For whom.
+        /// The container.
         container: String,
         /// The ranges of the family that ran out.
         ranges: String,
@@ -71,7 +73,7 @@ pub enum AttachmentError {
         "container {container} cannot be attached: this node has {limit} attachments already, as many as limits.attachments allows; raise it"
     )]
     TooMany {
-        /// For whom.
+        /// The container.
         container: String,
         /// The configured limit.
         limit: usize,
@@ -91,12 +93,12 @@ pub enum AttachmentError {
     Name {
         /// Which name.
         what: &'static str,
-        /// As given.
+        /// The name as given.
         name: String,
         /// What it should look like.
         expected: &'static str,
     },
-    /// An interface that another plugin made cannot be told to be what is said.
+    /// An interface of another plugin does not match its description.
     #[error("container {container} cannot be adopted: {problem}")]
     NotAdoptable {
         /// Container id.
@@ -104,20 +106,21 @@ pub enum AttachmentError {
         /// What is wrong, and what to do.
         problem: String,
     },
-    /// What was decided could not be written down, so it was undone.
+    /// A decision could not be written to disk, so it was undone.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The thread that did the work ended before its time.
+    /// The thread that did the work ended early.
     #[error("the work on the attachments broke off: {0}; try again")]
     BrokenOff(#[from] tokio::task::JoinError),
 }
 
-/// What every reservation has in common. Changes apply to later reservations.
+/// What all reservations have in common. Changes apply to later reservations.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Settings {
-    /// This node's pod ranges, in the Node object's order: the first with room is used, per family.
+    /// This node's pod ranges, in the Node object's order: per family, the first one with room is
+    /// used.
     pub pod_ranges: Vec<IpNet>,
-    /// Addresses inside the ranges that are no pod's: the nodes' own.
+    /// Addresses in the ranges that pods must not get: the nodes' own.
     pub excluded: BTreeSet<IpAddr>,
     /// Ranges that `route_mtu` applies to.
     pub cluster_ranges: Vec<IpNet>,
@@ -127,38 +130,41 @@ pub struct Settings {
     pub device_mtu: u32,
     /// Largest GSO super-packet, bytes.
     pub gso_max_size: u32,
-    /// Most attachments.
+    /// The most attachments.
     pub limit: usize,
 }
 
-/// Container id and the interface's name in the pod: what tells attachments apart (CNI spec 1.1, section 2).
+/// Container id and the interface's name in the pod, which identify an attachment (CNI spec 1.1,
+/// section 2).
 pub type Id = (String, String);
 
-/// All attachments of this node. Copies share them.
+/// All attachments of this node. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Attachments {
     records: Arc<Mutex<Records>>,
-    /// Whoever has it may change the records.
+    /// The owner of this lock may change the records.
     writer: Arc<tokio::sync::Mutex<Writer>>,
     disk: Arc<Disk>,
 }
 
-/// What is known of them. Nobody waits for anything while holding its lock.
+/// The records. No thread waits for anything while it holds their lock.
 #[derive(Debug)]
 struct Records {
     settings: Settings,
     entries: BTreeMap<Id, Attachment>,
     taken: BTreeSet<IpAddr>,
-    /// Adopted ones that were released while their interface was still there: not to be adopted again.
+    /// Adopted interfaces that were released while they still existed: they must not be adopted
+    /// again.
     released: BTreeSet<Id>,
 }
 
 impl Attachments {
-    /// Reads what was kept in `folder`, which is made if it does not exist. Also returns a sentence for each file that
-    /// could not be read; those reject only themselves and stay where they are.
+    /// Reads the records in `folder`, which is created if it does not exist. Also returns a
+    /// sentence for each file that could not be read: only that file is rejected, and it stays
+    /// where it is.
     ///
     /// # Errors
-    /// [`StoreError`] if the folder itself cannot be made or read.
+    /// [`StoreError`] if the folder itself cannot be created or read.
     pub fn open(folder: PathBuf, settings: Settings) -> Result<(Attachments, Vec<String>), StoreError> {
         let store = Store::open(folder)?;
         let (stored, mut problems) = store.load()?;
@@ -185,12 +191,12 @@ impl Attachments {
         Ok((attachments, problems))
     }
 
-    /// Waits for its turn to change what is on record.
+    /// Waits for its turn to change the records.
     pub async fn keeper(&self) -> Keeper {
         Keeper::new(self.clone(), Arc::clone(&self.writer).lock_owned().await)
     }
 
-    /// Changes what is on record, however long that takes.
+    /// Changes the records, however long that takes.
     ///
     /// # Errors
     /// Those of `change`, and [`AttachmentError::BrokenOff`].
@@ -201,13 +207,14 @@ impl Attachments {
         Ok(self.keeper().await.work(change).await?.1)
     }
 
-    /// What is wrong with the disk, for people: it has not answered for long, or refused something and has not done the like since.
+    /// What is wrong with the disk, for people: it has not answered for long, or refused something
+    /// and has not done the like since.
     pub fn trouble(&self, now: Instant) -> Option<String> {
         self.disk.trouble(now)
     }
 
-    /// Tries the disk at the start, and again while nothing can be written: what an earlier agent could not write is on no record,
-    /// and the next pod may be long in coming.
+    /// Tries the disk at the start, and again while nothing can be written: what an earlier agent
+    /// could not write is on no record, and the next pod may be long in coming.
     pub async fn try_disk(self) {
         loop {
             // Why not is in the status.
@@ -219,17 +226,17 @@ impl Attachments {
         }
     }
 
-    /// What reservations have in common from now on.
+    /// Sets what later reservations have in common.
     pub fn set_settings(&self, settings: Settings) {
         self.records().settings = settings;
     }
 
-    /// All of them, by container and interface.
+    /// All attachments, by container and interface.
     pub fn list(&self) -> Vec<Attachment> {
         self.records().entries.values().cloned().collect()
     }
 
-    /// One of them.
+    /// One attachment.
     pub fn find(&self, container: &str, interface: &str) -> Option<Attachment> {
         self.records().entries.get(&(container.to_owned(), interface.to_owned())).cloned()
     }
@@ -269,7 +276,8 @@ impl Records {
         Ok(addresses)
     }
 
-    /// A name for the host side: the same for the same container, but never one that another attachment has.
+    /// A name for the host side: the same for the same container, but never one that another
+    /// attachment has.
     fn host_interface(&self, (container, interface): &Id) -> String {
         let used = |name: &str| self.entries.values().any(|entry| entry.reservation.host_interface == name);
         let mut hash = fnv1a(FNV_OFFSET, container.as_bytes());
@@ -306,7 +314,8 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     parts.next().is_none().then_some(mac)
 }
 
-/// The names become part of a file's name and of a URL: only what the CNI specification allows (section 2).
+/// The names become part of a file's name and of a URL: only what the CNI specification allows
+/// (section 2).
 ///
 /// # Errors
 /// [`AttachmentError::Name`].
@@ -343,7 +352,7 @@ pub fn check_names(request: &Reserve) -> Result<(), AttachmentError> {
 /// FNV-1a's offset basis, 64 bits.
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// FNV-1a: names need to differ, not to resist anyone; a collision is noticed.
+/// FNV-1a: names need to differ, not to resist an attacker; a collision is noticed.
 fn fnv1a(start: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

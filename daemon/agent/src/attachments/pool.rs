@@ -1,11 +1,13 @@
-//! Chooses free addresses: round robin within each range, so that a released address is the last to be given again.
+//! Chooses free addresses, round robin within each range, so that a released address is the last to
+//! be given again.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// Addresses looked at in one search: more than any node has pods, and a bound on the time for a large IPv6 range.
+/// The most addresses that one search tries: more than any node has pods, and a limit on the time
+/// for a large IPv6 range.
 const MAX_TRIES: u128 = 1 << 20;
 
 /// The last address given, by range.
@@ -43,9 +45,10 @@ impl Pools {
     }
 }
 
-/// The first and last address that may be a pod's, as numbers. Left out are the network's own (in IPv6 the subnet-router
-/// anycast address, RFC 4291 section 2.6.1), the first after it, which people take for a gateway, and IPv4's broadcast
-/// address; ranges of one or two addresses have none to spare.
+/// The first and last address that a pod may have, as numbers. These do not count: the network's
+/// own (in IPv6 the subnet-router anycast address, RFC 4291 section 2.6.1), the first one after it,
+/// which is a common gateway address, and IPv4's broadcast address. Ranges of one or two addresses
+/// are used whole.
 fn usable(range: &IpNet) -> (u128, u128) {
     let (network, broadcast) = (number(range.network()), number(range.broadcast()));
     let host_bits = range.max_prefix_len() - range.prefix_len();
@@ -65,7 +68,7 @@ fn number(address: IpAddr) -> u128 {
 
 fn address(number: u128, range: &IpNet) -> IpAddr {
     match range {
-        // Within an IPv4 range no number has more than 32 bits.
+        // A number in an IPv4 range has at most 32 bits.
         IpNet::V4(_) => IpAddr::V4((number as u32).into()),
         IpNet::V6(_) => IpAddr::V6(number.into()),
     }

@@ -1,8 +1,9 @@
-//! Puts pods' interfaces that the kernel still holds on record again. Otherwise an agent that lost `paths.state` would know nothing
-//! of the pods that run.
+//! Recovers the records of pods' interfaces that still exist in the kernel. Without this, an agent
+//! that lost `paths.state` would know nothing of the running pods.
 //!
-//! The programs' tables have the addresses and MAC addresses, and hauberk-cni noted the container with the host side of each
-//! pair (its alias), so that the runtime's DEL finds it. The pod's name is in neither: it is the one that has the addresses.
+//! The programs' maps have the addresses and MAC addresses. hauberk-cni stored the container with
+//! the host side of each pair (its alias), so that the runtime's DEL finds it. The pod's name is in
+//! neither: it is the pod that has the addresses.
 
 use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
 use ipnet::IpNet;
@@ -11,16 +12,16 @@ use super::keeper::gateway;
 use super::{AttachmentError, INTERFACE_PREFIX, Keeper, Records, Settings, check_names};
 use crate::apply::Held;
 
-/// What hauberk-cni notes begins with this; `container/interface` follows.
+/// The prefix of hauberk-cni's alias; `container/interface` follows.
 const ALIAS_PREFIX: &str = "hauberk:";
 
 impl Keeper {
-    /// Keeps every interface of `held` that hauberk-cni made, of which nothing is on record, and whose container is known.
-    /// `given` is what pods were given last, as far as that is known: what they have is not read back. Returns those that are new
-    /// on record.
+    /// Keeps every interface of `held` that hauberk-cni made, that has no record, and whose
+    /// container is known. `given` has the settings that pods got last, as far as they are known:
+    /// the pods' actual values are not read back. Returns the new records.
     ///
     /// # Errors
-    /// [`AttachmentError::Store`]; those before it are on record.
+    /// [`AttachmentError::Store`]; the interfaces before it are on record.
     pub fn recover(&mut self, held: &[Held], given: &Settings) -> Result<Vec<Attachment>, AttachmentError> {
         let mut recovered = Vec::new();
         for held in held {
@@ -69,7 +70,7 @@ fn attachment(held: &Held, given: &Settings) -> Option<Attachment> {
     Some(Attachment { request, reservation, attach: Some(attach), adopted: false, recovered: true })
 }
 
-/// A MAC address as people write it.
+/// A MAC address in the usual notation.
 pub(super) fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
@@ -82,7 +83,7 @@ mod tests {
     use crate::attachments::tests::{open, request, settings};
     use crate::host::{Header, Link, LinkKind};
 
-    /// What the kernel has of a pod that got this reservation.
+    /// What the kernel has of a pod with this reservation.
     fn held(container: &str, index: u32, reservation: &Reservation) -> Held {
         let link = Link {
             index,
@@ -119,7 +120,8 @@ mod tests {
         assert_eq!(recovered.len(), 1);
         assert_eq!(Attachment { request: request_of(&recovered[0]), ..recovered[0].clone() }, expected);
         assert!(after.recover(std::slice::from_ref(&held), &settings()).unwrap().is_empty(), "once");
-        // As for one that was never lost: ADD again, another's ADD, the next start, DEL.
+        // All works as if the record was never lost: ADD again, another pod's ADD, the next start,
+        // DEL.
         assert_eq!(after.reserve(&request("a"), |_| false).unwrap(), given);
         let other = after.reserve(&request("b"), |_| false).unwrap();
         assert!(given.addresses.iter().all(|address| !other.addresses.contains(address)), "{other:?}");

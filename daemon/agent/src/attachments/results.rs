@@ -1,6 +1,6 @@
-//! What the runtime remembers of every pod's network: libcni's cache of results, one JSON file for each interface
-//! (`cachedInfo` in libcni's `api.go`). Written by somebody else, hence untrusted: a file that makes no sense rejects only
-//! itself.
+//! The runtime's record of every pod's network: libcni's cache of results, one JSON file per
+//! interface (`cachedInfo` in libcni's `api.go`). Another program writes it, so it is not trusted:
+//! only a file that makes no sense is rejected.
 
 use std::fs;
 use std::io::{self, Read};
@@ -13,21 +13,21 @@ use serde::Deserialize;
 
 use super::check_names;
 
-/// No result is larger, bytes.
+/// In bytes. No result is larger.
 const MAX_BYTES: u64 = 1 << 20;
-/// The interface that every pod has and nobody sends from.
+/// The loopback interface, which every pod has and which sends nothing.
 const LOOPBACK: &str = "lo";
 
-/// An interface that some plugin made.
+/// An interface that another plugin made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Told {
-    /// Whose.
+    /// The container, the interface and the pod.
     pub(super) request: Reserve,
     /// Its addresses.
     pub(super) addresses: Vec<IpAddr>,
-    /// Names of interfaces on the host that the result tells of.
+    /// Names of the host's interfaces in the result.
     pub(super) host_interfaces: Vec<String>,
-    /// The MAC address inside the pod, if told.
+    /// The MAC address inside the pod, if the result has it.
     pub(super) pod_mac: Option<String>,
 }
 
@@ -67,7 +67,8 @@ struct CachedAddress {
     interface: Option<usize>,
 }
 
-/// Every usable file of the folder, and a sentence for each that is not. A folder that is not there has none.
+/// Every usable file of the folder, and a sentence for each unusable one. A missing folder has
+/// none.
 ///
 /// # Errors
 /// The folder cannot be read.
@@ -83,7 +84,7 @@ pub(super) fn read(folder: &Path) -> io::Result<(Vec<Told>, Vec<String>)> {
         match contents(&path).map_err(|error| error.to_string()).and_then(|text| parse(&text)) {
             Ok(Some(one)) => told.push(one),
             Ok(None) => {}
-            // Gone since the folder was listed: its pod is, too.
+            // The file disappeared after the folder was listed, and with it its pod.
             Err(_) if !path.exists() => {}
             Err(error) => problems.push(format!(
                 "{}: not a usable CNI result: {error}; a pod that it is of is not adopted until it is made anew",
@@ -106,7 +107,7 @@ fn contents(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// None if it is of no interface that could be adopted.
+/// None if no interface in it can be adopted.
 pub(super) fn parse(text: &[u8]) -> Result<Option<Told>, String> {
     let cached: Cached = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     if cached.kind != "cniCacheV1" {
@@ -134,7 +135,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Option<Told>, String> {
     Ok(Some(Told { request, addresses, host_interfaces, pod_mac: pod_mac.filter(|mac| !mac.is_empty()) }))
 }
 
-/// A pod whose name makes no sense is nobody known, hence protected.
+/// A pod whose name makes no sense is unknown, and therefore protected.
 fn pod(arguments: &[(String, String)]) -> Option<PodReference> {
     let value = |key: &str| {
         let (_, value) = arguments.iter().find(|(name, _)| name == key)?;
@@ -152,7 +153,7 @@ fn pod(arguments: &[(String, String)]) -> Option<PodReference> {
 mod tests {
     use super::*;
 
-    /// As containerd has it behind the bridge plugin.
+    /// As containerd writes it for the bridge plugin.
     const BRIDGE: &str = r#"{"kind":"cniCacheV1","containerId":"0123ab","config":"e30=","ifName":"eth0","networkName":"net",
         "netns":"/var/run/netns/cni-1","cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","payments"],
         ["K8S_POD_NAME","api-0"],["K8S_POD_UID","8d"]],"capabilityArgs":{},"result":{"cniVersion":"1.0.0",

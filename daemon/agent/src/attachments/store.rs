@@ -1,4 +1,5 @@
-//! Keeps attachments on disk: one JSON file each, written beside and renamed, synced before anyone is answered.
+//! Keeps attachments on disk: one JSON file each, written to a temporary file, synced and renamed
+//! before the answer.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,11 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::hint;
 
-/// The format's version: another one's files are reported, not guessed at.
+/// The format's version. Files of another version are reported and not interpreted.
 const VERSION: u32 = 1;
-/// Where the last given addresses are kept.
+/// The file of the last given addresses.
 const CURSORS: &str = "cursors";
-/// No attachment is larger, bytes.
+/// In bytes. No attachment is larger.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A file of the state folder could not be used.
@@ -38,27 +39,28 @@ struct Stored {
     attachment: Attachment,
 }
 
-/// A disk that takes longer than this is told of.
+/// A disk that takes longer than this is reported.
 const LATE: Duration = Duration::from_secs(3);
 
-/// How the disk does, for those who do not wait for it.
+/// The state of the disk, for tasks that do not wait for it.
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     state: Mutex<DiskState>,
-    /// Held by a test in whose place the disk does not answer.
+    /// A test holds this lock to make the disk hang.
     #[cfg(test)]
     pub(super) hangs: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct DiskState {
-    /// Since when something is being written.
+    /// Since when a write has been under way.
     busy_since: Option<Instant>,
     /// Why what failed last failed, for as long as the same has not succeeded.
     failed: BTreeMap<Work, String>,
 }
 
-/// What is done there. That one succeeds says nothing of the others: on a full disk files are removed, and none is written.
+/// What is done there. That one succeeds says nothing of the others: on a full disk files are
+/// removed, and none is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Work {
     Write,
@@ -78,7 +80,7 @@ impl Work {
 }
 
 impl Disk {
-    /// What is wrong, for people.
+    /// What is wrong, as a message.
     pub(super) fn trouble(&self, now: Instant) -> Option<String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let is_late = state.busy_since.is_some_and(|since| now.saturating_duration_since(since) >= LATE);
@@ -121,7 +123,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Makes the folder if it does not exist.
+    /// Creates the folder if it does not exist.
     pub(super) fn open(folder: PathBuf) -> Result<Store, StoreError> {
         fs::DirBuilder::new()
             .recursive(true)
@@ -131,7 +133,7 @@ impl Store {
         Ok(Store { folder, disk: Arc::default() })
     }
 
-    /// How its disk does.
+    /// The state of its disk.
     pub(super) fn disk(&self) -> Arc<Disk> {
         Arc::clone(&self.disk)
     }
@@ -145,7 +147,7 @@ impl Store {
         let (mut attachments, mut problems) = (Vec::new(), Vec::new());
         for path in paths {
             if path.extension().is_none_or(|extension| extension != "json") {
-                // What a write that was cut short left behind.
+                // A leftover of a write that was cut short.
                 if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".new")) {
                     let _ = fs::remove_file(&path);
                 }
@@ -191,7 +193,7 @@ impl Store {
         self.disk.during(Work::Write, || write().map_err(failed("write to", &self.folder)))
     }
 
-    /// Removes an attachment, likewise for good.
+    /// Removes an attachment; when this returns, the removal survives a power failure.
     pub(super) fn remove(&self, attachment: &Attachment) -> Result<(), StoreError> {
         let path = self.path(attachment);
         let remove = || match fs::remove_file(&path) {
@@ -201,14 +203,14 @@ impl Store {
         self.disk.during(Work::Remove, || remove().map_err(failed("remove", &path)))
     }
 
-    /// The last given addresses, by range. None if there are none: that only makes re-use come earlier.
+    /// The last given addresses, by range. If they are missing, addresses are only re-used earlier.
     pub(super) fn load_cursors(&self) -> BTreeMap<IpNet, IpAddr> {
         let text = fs::read(self.folder.join(CURSORS)).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    /// Writes the last given addresses: whole or not at all, but not synced. Losing them in a power failure does no harm,
-    /// as no pod survives that either.
+    /// Writes the last given addresses: whole or not at all, but not synced. Losing them in a power
+    /// failure does no harm, because no pod survives that either.
     pub(super) fn save_cursors(&self, cursors: &BTreeMap<IpNet, IpAddr>) {
         let write = || -> io::Result<()> {
             let mut file = tempfile::Builder::new().prefix(".new").tempfile_in(&self.folder)?;
@@ -223,7 +225,8 @@ impl Store {
     }
 
     fn path(&self, attachment: &Attachment) -> PathBuf {
-        // Neither part can have a ':' or a '/' (`check_names`), so that different ids have different names.
+        // Neither part can have a ':' or a '/' (`check_names`), so different ids have different
+        // names.
         self.folder.join(format!("{}:{}.json", attachment.request.container, attachment.request.interface))
     }
 

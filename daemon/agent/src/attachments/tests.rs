@@ -85,7 +85,8 @@ fn claimed_and_excluded_addresses_are_left_out_and_the_end_is_told() {
 fn no_ranges_too_many_and_bad_names_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut attachments = open(&folder);
-    // As before the Node object has been read: no limit either, and yet the plugin may try again.
+    // As before the Node object has been read: there is no limit either, but the plugin may try
+    // again.
     attachments.set_settings(Settings { pod_ranges: Vec::new(), limit: 0, ..settings() });
     assert!(matches!(attachments.reserve(&request("a"), |_| false), Err(AttachmentError::NoRanges { .. })));
     attachments.set_settings(Settings { limit: 0, ..settings() });
@@ -187,7 +188,7 @@ async fn a_disk_that_does_not_answer_holds_up_only_who_waits_for_it() {
     let soon = Duration::from_millis(200);
     assert!(tokio::time::timeout(soon, &mut change).await.is_err(), "what is answered is on disk");
     assert!(tokio::time::timeout(soon, attachments.keeper()).await.is_err(), "one at a time");
-    // Nobody else waits.
+    // No other caller waits.
     attachments.set_settings(Settings { route_mtu: 1_300, ..settings() });
     assert!(attachments.list().is_empty(), "what is not on disk is not known");
     assert_eq!(attachments.trouble(Instant::now()), None);

@@ -1,8 +1,8 @@
-//! Who encrypts: one trait for kernel WireGuard, user-space WireGuard and IPsec.
+//! The encrypting backends: one trait for kernel WireGuard, user-space WireGuard and IPsec.
 //!
-//! A backend reads what it holds, applies changes and tells its statistics; it is closed by being dropped, which
-//! leaves the device and what hangs on it. It decides nothing: which peers there are and what they may speak for is the
-//! reconciler's word.
+//! A backend lists its peers, applies changes and reports statistics. Dropping it closes it, but
+//! leaves its device and the routes and programs on the device. It decides nothing: the reconciler
+//! decides which peers exist and which allowed IPs they have.
 
 mod userspace;
 
@@ -15,7 +15,7 @@ use hauberk_core::model::NodeNumber;
 pub use hauberk_tunnel::Stranger;
 pub use userspace::{Userspace, UserspaceConfig};
 
-/// The tunnel refused something.
+/// The tunnel refused a request.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// The user-space tunnel.
@@ -26,7 +26,8 @@ pub enum BackendError {
 /// One change of the peers.
 #[derive(Clone, Copy, Debug)]
 pub enum PeerStep<'a> {
-    /// The tunnel has this peer, and no other state of it; a key or prefix that another peer still holds moves here.
+    /// The tunnel has this peer in exactly this state. A key or prefix that another peer still
+    /// holds moves here.
     Put(&'a Peer),
     /// The tunnel no longer has the peer.
     Remove(NodeNumber),
@@ -40,31 +41,32 @@ pub trait Backend: Send + Sync {
     /// The tunnel does not answer.
     fn read(&self) -> Result<Vec<Peer>, BackendError>;
 
-    /// Carries out changes, all between two packets, so that what moves from one peer to another is never nobody's; other
-    /// peers' sessions and packets are not touched.
+    /// Applies changes, all between two packets, so that a key or prefix that moves from one peer
+    /// to another always belongs to one of them. Other peers' sessions and packets are not touched.
     ///
     /// # Errors
-    /// What was refused; nothing has changed then.
+    /// What was refused; then nothing has changed.
     fn apply(&self, steps: &[PeerStep<'_>]) -> Result<(), BackendError>;
 
-    /// What it did so far.
+    /// Its statistics since the start.
     ///
     /// # Errors
     /// The tunnel does not answer.
     fn stats(&self) -> Result<Stats, BackendError>;
 
-    /// Starts a handshake with the peer, whether or not there is something to send: permissive traffic waits for its result. With
-    /// `anew` also if there is a session: where the peer is asked for may answer no longer.
+    /// Starts a handshake with the peer even if there is nothing to send: permissive traffic waits
+    /// for its result. With `anew` it does so also if there is a session, because the peer may not
+    /// answer at the session's endpoint any more.
     ///
     /// # Errors
     /// The tunnel does not answer.
     fn greet(&self, peer: NodeNumber, anew: bool) -> Result<(), BackendError>;
 
-    /// Sends an IP packet out of the tunnel device as if it had been decrypted: for the self-test.
+    /// Sends an IP packet out of the tunnel device as if it had been decrypted, for the self-test.
     fn inject(&self, packet: Vec<u8>);
 }
 
-/// What a backend did so far.
+/// A backend's statistics since its start.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
     /// By peer.
@@ -73,17 +75,18 @@ pub struct Stats {
     pub drops: Vec<(&'static str, u64)>,
     /// Self-test packets that reached the tunnel.
     pub probes: u64,
-    /// What is offloaded and what is not, in words.
+    /// What is offloaded and what is not, as text.
     pub offloads: Vec<String>,
-    /// The cipher, and whose code does its work.
+    /// The cipher and the implementation in use.
     pub cipher: String,
     /// Threads that carry packets.
     pub threads: usize,
-    /// Packets and handshakes that came to another thread than their peer's.
+    /// Packets and handshakes that arrived at another thread than their peer's.
     pub handed_over: u64,
-    /// Who has asked for a session with a key no peer has, within the last minute: a few at most.
+    /// Senders that asked for a session within the last minute with a key that no peer has; a few
+    /// at most.
     pub strangers: Vec<Stranger>,
-    /// Why it stopped, if it did.
+    /// Why the tunnel stopped, if it did.
     pub stopped: Option<String>,
 }
 
@@ -94,7 +97,8 @@ pub struct PeerStats {
     pub number: NodeNumber,
     /// State.
     pub state: Progress,
-    /// Handshakes begun in a row that nobody has answered yet, whether or not the last session still exists.
+    /// Handshakes started in a row without an answer so far, whether or not the last session still
+    /// exists.
     pub unanswered: u32,
     /// When the last handshake succeeded.
     pub latest_handshake: Option<SystemTime>,
@@ -106,11 +110,11 @@ pub struct PeerStats {
     pub received: u64,
     /// Bytes sent.
     pub sent: u64,
-    /// Where packets go.
+    /// Where its packets go.
     pub endpoint: Option<SocketAddr>,
 }
 
-/// How far a peer is.
+/// A peer's session state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
     /// No session, nothing to send.

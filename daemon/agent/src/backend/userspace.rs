@@ -12,10 +12,10 @@ use hauberk_tunnel::{
 
 use super::{Backend, BackendError, PeerStats, PeerStep, Progress, Stats};
 
-/// The eBPF programs choose the thread as the tunnel does.
+/// The eBPF programs must choose the same thread as the tunnel.
 const _: () = assert!(hauberk_tunnel::QUEUE_BITS == hauberk_abi::layout::QUEUE_BITS);
 
-/// What the tunnel needs to start. No `Debug`: it holds the secrets.
+/// What the tunnel needs to start. No `Debug`: it holds secrets.
 pub struct UserspaceConfig {
     /// Device name.
     pub device: String,
@@ -23,19 +23,19 @@ pub struct UserspaceConfig {
     pub mtu: u32,
     /// UDP port.
     pub port: u16,
-    /// Our keys, newest epoch first.
+    /// This node's keys, newest epoch first.
     pub keys: Vec<LocalKey>,
-    /// Handshakes per second before senders must prove their address.
+    /// Handshakes per second above which senders must prove their address.
     pub handshakes_per_second: u64,
-    /// For how long to look for the next packet before sleeping.
+    /// How long to poll for the next packet before sleeping.
     pub spin: Duration,
-    /// Whether outer packets have the DSCP of what is inside.
+    /// Whether outer packets take over the DSCP of the inner ones.
     pub copy_dscp: bool,
     /// Threads that carry packets.
     pub threads: usize,
-    /// Whose code seals and opens packets.
+    /// The implementation that seals and opens packets.
     pub cipher: CipherImplementation,
-    /// Told whenever a peer's state changes.
+    /// Called whenever a peer's state changes.
     pub on_state: Box<dyn Fn(NodeNumber, Progress) + Send + Sync>,
 }
 
@@ -45,10 +45,10 @@ pub struct Userspace {
 }
 
 impl Userspace {
-    /// Opens the device - or takes over the one an earlier agent left - and starts.
+    /// Opens the device, or takes over the one that an earlier agent left, and starts.
     ///
     /// # Errors
-    /// [`BackendError`]: no TUN device, port taken, ...
+    /// [`BackendError`]: no TUN device, the port is taken, ...
     pub fn start(config: UserspaceConfig) -> Result<Userspace, BackendError> {
         let on_state = config.on_state;
         let tunnel = Tunnel::start(TunnelConfig {
@@ -144,7 +144,8 @@ impl Backend for Userspace {
     }
 }
 
-/// The changes that install `peer`, taking from others what is its own now. Prefixes that stay are not touched.
+/// The changes that install `peer`, and take from other peers what is now its own. Prefixes that
+/// stay are not touched.
 fn put(peer: &Peer, present: &[PeerConfig]) -> Vec<PeerChange> {
     let id = PeerId(peer.number.0);
     let keys: BTreeSet<[u8; 32]> = peer.keys.iter().map(|(_, key)| *key).collect();
@@ -172,7 +173,7 @@ fn put(peer: &Peer, present: &[PeerConfig]) -> Vec<PeerChange> {
     changes
 }
 
-/// What the tunnel will hold after these changes.
+/// Updates `present` to what the tunnel will hold after these changes.
 fn follow(present: &mut Vec<PeerConfig>, changes: &[PeerChange]) {
     for change in changes {
         match change {

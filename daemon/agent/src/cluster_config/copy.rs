@@ -1,5 +1,5 @@
-//! The last HauberkConfig this node accepted, on disk: an agent starts while the API server is away, and what was in force
-//! stays so.
+//! The last HauberkConfig that this node accepted, on disk: an agent may start while the API server
+//! is away, and what was in force stays in force.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 /// The file's name below `paths.state`.
 const FILE: &str = "cluster-config.json";
-/// The form's version that this agent writes and reads.
+/// The format's version that this agent writes and reads.
 const VERSION: u64 = 1;
 
 /// An accepted object.
@@ -17,7 +17,7 @@ const VERSION: u64 = 1;
 #[serde(rename_all = "camelCase")]
 pub struct Copy {
     version: u64,
-    /// Its `metadata.uid`: a generation counts within it.
+    /// Its `metadata.uid`. Generations count within one uid.
     pub uid: String,
     /// Its `metadata.generation`.
     pub generation: i64,
@@ -28,7 +28,7 @@ pub struct Copy {
 /// The copy could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The file.
+    /// The file could not be read or written.
     #[error(
         "cannot {what} {path}, the copy of the cluster's configuration: {source}; without it, this agent does not start as the cluster wants while the API server is away"
     )]
@@ -40,7 +40,7 @@ pub enum CopyError {
         /// Why.
         source: std::io::Error,
     },
-    /// Its content.
+    /// The content is not usable.
     #[error(
         "{path}, the copy of the cluster's configuration, is not what hauberk writes: {reason}; it is not used, and written anew from the API server"
     )]
@@ -53,12 +53,12 @@ pub enum CopyError {
 }
 
 impl Copy {
-    /// To be written.
+    /// A copy to write.
     pub fn new(uid: String, generation: i64, spec: Map<String, Value>) -> Copy {
         Copy { version: VERSION, uid, generation, spec }
     }
 
-    /// What was last accepted, if anything ever was.
+    /// The object that was accepted last, if there ever was one.
     ///
     /// # Errors
     /// [`CopyError`].
@@ -76,7 +76,8 @@ impl Copy {
         }
     }
 
-    /// Replaces the copy on disk: the old one or the new one is there at every moment, also after a power cut.
+    /// Replaces the copy on disk. At every moment the old or the new one exists, also after a power
+    /// cut.
     ///
     /// # Errors
     /// [`CopyError`].

@@ -1,4 +1,5 @@
-//! Follows HauberkConfig while the agent runs: what can be taken over is, the rest needs a new start.
+//! Follows HauberkConfig while the agent runs. Some fields take effect at once, the others need a
+//! restart of the agent.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,10 +24,11 @@ use crate::reconcile::Input;
 use crate::source::Source;
 use crate::world::Shared;
 
-/// The annotation is written again so often, for a Node object that was made anew.
+/// How often the annotation is written again, in case the Node object was created anew.
 const REFRESH: Duration = Duration::from_secs(600);
 const RETRY: Duration = Duration::from_secs(5);
-/// A new start takes a node's tunnel away for a moment: nodes take turns, so many a second.
+/// A restart interrupts a node's tunnel for a moment, so the nodes take turns. This many restarts
+/// per second.
 const STARTS_PER_SECOND: u64 = 10;
 
 /// What [`follow`] needs.
@@ -35,13 +37,13 @@ pub struct Parts {
     pub client: Client,
     /// The file's configuration.
     pub file: Config,
-    /// What is in force.
+    /// The configuration in force.
     pub running: Config,
-    /// The state of the configuration, for whoever asks.
+    /// The configuration's state, for the status.
     pub status: watch::Sender<ConfigurationStatus>,
     /// The reconciler.
     pub inputs: mpsc::Sender<Input>,
-    /// What is known.
+    /// The shared state.
     pub world: Shared,
     /// Writes the annotation.
     pub source: Arc<dyn Source>,
@@ -54,7 +56,7 @@ pub(super) enum Verdict {
     Refuse(Vec<String>),
     /// It is in force, or can be at once.
     TakeOver(Box<Config>),
-    /// These fields need a new start.
+    /// These fields need a restart.
     Start(Vec<&'static str>),
 }
 
@@ -73,7 +75,7 @@ pub(super) fn decide(
     }
 }
 
-/// Follows the object until nobody listens any more.
+/// Follows the object until the receiver is gone.
 pub async fn follow(mut parts: Parts) {
     let api: Api<HauberkConfig> = Api::all(parts.client.clone());
     let mut objects = std::pin::pin!(watch_object(api, NAME).default_backoff());
@@ -101,7 +103,7 @@ pub async fn follow(mut parts: Parts) {
 }
 
 impl Parts {
-    /// Acts on the object, or on there being none. Returns whether there is something new to publish.
+    /// Acts on the object, or on its absence. Returns whether there is something new to publish.
     async fn take(&mut self, offer: Option<Offer>) -> bool {
         let Some(offer) = offer else { return self.tell_absence() };
         match decide(&self.file, &self.running, &offer, node_can) {
@@ -111,7 +113,7 @@ impl Parts {
                 self.tell(|status| ConfigurationStatus { refused, message: Some(message), ..status.clone() })
             }
             Verdict::TakeOver(wanted) => {
-                // What it asks for does not wait for the disk.
+                // The change takes effect before the disk has the copy.
                 if *wanted != self.running {
                     if self.inputs.send(Input::Configuration(wanted.clone())).await.is_err() {
                         return false;
@@ -167,7 +169,7 @@ impl Parts {
         })
     }
 
-    /// Keeps the object for the next start. Returns whether it could.
+    /// Keeps the object for the next start. Returns whether that succeeded.
     async fn keep(&self, offer: &Offer) -> bool {
         let state = self.file.paths.state.clone();
         let copy = Copy::new(offer.uid.clone(), offer.generation, offer.spec.clone());
@@ -180,13 +182,13 @@ impl Parts {
         kept.await.unwrap_or(false)
     }
 
-    /// When it is this node's turn to start anew.
+    /// How long this node waits before it restarts.
     fn turn(&self) -> Duration {
         let world = self.world.read();
         turn(world.model.node(), world.model.nodes().count() as u64)
     }
 
-    /// Returns whether it is news.
+    /// Returns whether the status changed.
     fn tell(&self, change: impl FnOnce(&ConfigurationStatus) -> ConfigurationStatus) -> bool {
         self.status.send_if_modified(|status| {
             let new = change(status);
@@ -202,7 +204,7 @@ impl Parts {
         })
     }
 
-    /// Writes this node's annotation. Returns whether it could.
+    /// Writes this node's annotation. Returns whether that succeeded.
     async fn publish(&self) -> bool {
         let acceptance = Acceptance::of(&self.status.borrow()).map(|acceptance| acceptance.render());
         let annotations = BTreeMap::from([(CONFIG_ANNOTATION.to_owned(), acceptance)]);
@@ -216,7 +218,8 @@ impl Parts {
     }
 }
 
-/// Spreads `nodes` nodes over as much time as [`STARTS_PER_SECOND`] needs, each at a place of its own.
+/// Spreads `nodes` nodes over as much time as [`STARTS_PER_SECOND`] needs, each at a place derived
+/// from its name.
 pub(super) fn turn(node: &str, nodes: u64) -> Duration {
     let mut hasher = DefaultHasher::new();
     node.hash(&mut hasher);

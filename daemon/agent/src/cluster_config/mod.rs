@@ -1,8 +1,10 @@
-//! The cluster's own configuration: the object HauberkConfig named `cluster`, laid over this node's file.
+//! The cluster's own configuration: the HauberkConfig object named `cluster`, merged over this
+//! node's file.
 //!
-//! What the object says overrides the file. An object that cannot be used is refused whole, with every reason, and the last
-//! one accepted stays in force; so it does when the object is deleted or the API server is away: absence does not open.
-//! What this node thinks of the object is in its annotation `hauberk.io/config`.
+//! The object overrides the file. An unusable object is refused as a whole, with every reason, and
+//! the last accepted one stays in force. The same holds when the object is deleted or the API
+//! server is away: absence does not open anything. The annotation `hauberk.io/config` says whether
+//! this node accepts the object.
 
 mod copy;
 mod follow;
@@ -27,14 +29,14 @@ pub use follow::{Parts, follow};
 pub use object::{Condition, HauberkConfig, HauberkConfigStatus, NAME, NodeAcceptance};
 pub use overlay::{needs_start, overlay, policy};
 
-/// The node annotation that says what this node thinks of the object.
+/// The node annotation that says whether this node accepts the object.
 pub const CONFIG_ANNOTATION: &str = "hauberk.io/config";
 /// How long a start waits for the API server.
 const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
-/// The form's version that this agent writes and reads.
+/// The format's version that this agent writes and reads.
 const VERSION: u64 = 1;
-/// Longest message in an annotation, bytes: a Node has room for 256 KiB of annotations.
+/// Longest message in an annotation, bytes. A Node has room for 256 KiB of annotations.
 const MAX_MESSAGE: usize = 2_048;
 const ABSENT: &str = "there is no HauberkConfig cluster";
 const KEPT: &str = "the last accepted one stays in force";
@@ -42,17 +44,17 @@ const KEPT: &str = "the last accepted one stays in force";
 /// What the agent starts with.
 #[derive(Debug)]
 pub struct Start {
-    /// The file's configuration with the object's laid over it.
+    /// The file's configuration, with the object merged over it.
     pub config: Config,
-    /// Where it comes from, for `hauberk status`.
+    /// Its origin, for `hauberk status`.
     pub status: ConfigurationStatus,
 }
 
-/// The configuration to start with: the object's if the API server tells it in time, else the copy's of the last one
-/// accepted, else the file's alone.
+/// The configuration to start with: with the object if the API server returns it in time, else with
+/// the copy of the last accepted one, else the file's alone.
 ///
 /// # Errors
-/// [`ConfigError::Invalid`] if that leaves a required field without a value.
+/// [`ConfigError::Invalid`] if a required field is left without a value.
 pub async fn start(file: &Config, client: &Client) -> Result<Start, ConfigError> {
     let copy = Copy::read(&file.paths.state).unwrap_or_else(|error| {
         warn!("{error}");
@@ -62,7 +64,7 @@ pub async fn start(file: &Config, client: &Client) -> Result<Start, ConfigError>
     let answer = tokio::time::timeout(PATIENCE, fetch(client)).await;
     let (start, accepted) = settle(file, copy, answer.ok().map(|object| object.map(Offer::from)), node_can)?;
     match accepted.map(|copy| copy.write(&file.paths.state)) {
-        // The agent runs with it all the same.
+        // The agent runs with the object even if the copy cannot be written.
         Some(Err(error)) => warn!("{error}"),
         // Logging was set up before the object was known.
         Some(Ok(())) if start.config.log != logged => {
@@ -76,13 +78,14 @@ pub async fn start(file: &Config, client: &Client) -> Result<Start, ConfigError>
     Ok(start)
 }
 
-/// The file's configuration with the last accepted object's laid over it: what a start begins with before it has asked.
+/// The file's configuration with the last accepted object merged over it: what a start uses before
+/// it has asked the API server.
 pub fn with_copy(file: &Config) -> Config {
     let copy = Copy::read(&file.paths.state).ok().flatten();
     copy.and_then(|copy| overlay(file, &copy.spec).ok()).unwrap_or_else(|| file.clone())
 }
 
-/// What the API server says of the object, asking until it answers.
+/// Asks the API server for the object until it answers.
 async fn fetch(client: &Client) -> Option<HauberkConfig> {
     let api: Api<HauberkConfig> = Api::all(client.clone());
     let mut told = false;
@@ -99,7 +102,7 @@ async fn fetch(client: &Client) -> Option<HauberkConfig> {
     }
 }
 
-/// An object as far as it matters here.
+/// The parts of an object that matter here.
 #[derive(Clone, Debug)]
 struct Offer {
     uid: String,
@@ -117,8 +120,8 @@ impl From<HauberkConfig> for Offer {
     }
 }
 
-/// Decides what a start begins with, and which object to keep as the last accepted one. `answer`: none if the API server gave
-/// none, else the object if there is one.
+/// Decides what a start uses, and which object to keep as the last accepted one. `answer` is none
+/// if the API server did not answer, else the object if there is one.
 fn settle(
     file: &Config,
     copy: Option<Copy>,
@@ -153,7 +156,8 @@ fn settle(
     Ok((Start { config: file.clone(), status }, None))
 }
 
-/// The configuration with the object, if its values fit and the node has what they ask for.
+/// The configuration with the object, if its values are valid and the node can do what they ask
+/// for.
 fn judge(
     file: &Config,
     spec: &Map<String, Value>,
@@ -164,7 +168,7 @@ fn judge(
     Ok(config)
 }
 
-/// Whether this node has what a configuration asks for.
+/// Whether this node can do what a configuration asks for.
 fn node_can(config: &Config) -> Result<(), String> {
     selfcheck::require(&selfcheck::run(config)).map_err(|error| error.to_string())
 }
@@ -183,14 +187,14 @@ pub struct Acceptance {
     version: u64,
     /// The object's generation that is in force, or is refused.
     pub generation: i64,
-    /// Which of the two.
+    /// Whether it is in force.
     pub accepted: bool,
-    /// Why, if refused.
+    /// The reason, if it is refused.
     pub message: String,
 }
 
 impl Acceptance {
-    /// What a node publishes; none while it knows of no object.
+    /// What a node publishes; none while it does not know an object.
     pub fn of(status: &ConfigurationStatus) -> Option<Acceptance> {
         let mut message = status.message.clone().unwrap_or_default();
         message.truncate(message.floor_char_boundary(MAX_MESSAGE));
@@ -198,14 +202,14 @@ impl Acceptance {
         Some(Acceptance { version: VERSION, generation, accepted: status.refused.is_none(), message })
     }
 
-    /// Reads the annotation; none if it is not one of this version.
+    /// Reads the annotation; none if it is not of this version.
     pub fn parse(text: &str) -> Option<Acceptance> {
         serde_json::from_str(text).ok().filter(|acceptance: &Acceptance| acceptance.version == VERSION)
     }
 
     /// Writes the annotation.
     pub fn render(&self) -> String {
-        // Numbers and text: this cannot fail.
+        // It has only numbers and text, so this cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 }

@@ -1,19 +1,21 @@
-//! The custom resource HauberkConfig (`deploy/chart/hauberk/crds/hauberkconfigs.yaml`), as the agent reads it.
+//! The custom resource HauberkConfig (`deploy/chart/hauberk/crds/hauberkconfigs.yaml`), as the
+//! agent reads it.
 
 use jiff::Timestamp;
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The one object that counts.
+/// The name of the only object that is read.
 pub const NAME: &str = "cluster";
 
-/// `spec`: fields of the configuration file, as they came. What they may be is decided where they are laid over the file.
+/// `spec`: fields of the configuration file, not validated here. They are validated when they are
+/// merged over the file.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(group = "hauberk.io", version = "v1alpha1", kind = "HauberkConfig", plural = "hauberkconfigs")]
 #[kube(status = "HauberkConfigStatus", schema = "disabled")]
 pub struct HauberkConfigSpec {
-    /// By name, camelCase.
+    /// By name, in camelCase.
     #[serde(flatten)]
     pub fields: Map<String, Value>,
 }
@@ -22,30 +24,30 @@ pub struct HauberkConfigSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HauberkConfigStatus {
-    /// How many nodes have accepted the present generation.
+    /// The number of nodes that have accepted the present generation.
     pub accepted_nodes: usize,
-    /// What each node says of it, by name.
+    /// Each node's answer, by name.
     pub nodes: Vec<NodeAcceptance>,
-    /// The same in one word, for `kubectl wait`.
+    /// The same as a condition, for `kubectl wait`.
     pub conditions: Vec<Condition>,
 }
 
-/// What a node says of the object.
+/// A node's answer to the object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeAcceptance {
     /// The node's name.
     pub name: String,
-    /// Which generation.
+    /// The generation.
     pub generation: i64,
-    /// In force there, or refused.
+    /// Whether it is in force there, or refused.
     pub accepted: bool,
-    /// Why it was refused.
+    /// The reason, if it is refused.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
 
-/// A condition, as Kubernetes' API conventions have it.
+/// A condition, by Kubernetes' API conventions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
@@ -54,12 +56,12 @@ pub struct Condition {
     pub type_: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
-    /// The object's generation it was made for.
+    /// The object's generation that the condition is about.
     pub observed_generation: i64,
     /// When `status` last changed.
     pub last_transition_time: Timestamp,
-    /// CamelCase.
+    /// The reason, in CamelCase.
     pub reason: String,
-    /// For people.
+    /// The message.
     pub message: String,
 }

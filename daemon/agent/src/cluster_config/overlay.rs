@@ -1,11 +1,12 @@
-//! HauberkConfig laid over the file's configuration, and which of its fields take effect without a new start.
+//! Merges HauberkConfig over the file's configuration, and knows which of its fields take effect
+//! without a restart.
 
 use hauberk_core::desired::Policy;
 use serde_json::{Map, Value};
 
 use crate::config::{Config, ConfigError};
 
-/// Every field the object may have.
+/// Every field that the object may have.
 pub(super) const FIELDS: [&str; 22] = [
     "clusterRanges",
     "nodeRanges",
@@ -31,13 +32,13 @@ pub(super) const FIELDS: [&str; 22] = [
     "log.format",
 ];
 
-/// Those the running agent takes over; a change of any other needs a new start.
+/// The fields that the running agent takes over; a change of any other needs a restart.
 const LIVE: [&str; 4] = ["clusterRanges", "nodeRanges", "allowPodOptOut", "defaults.encryption"];
 
-/// The file's configuration with what the object says instead.
+/// The file's configuration, overridden by the object.
 ///
 /// # Errors
-/// One sentence for each field that no object has, and for each value that cannot be.
+/// One sentence for each unknown field and for each impossible value.
 pub fn overlay(file: &Config, spec: &Map<String, Value>) -> Result<Config, Vec<String>> {
     let mut problems = Vec::new();
     let mut merged = match serde_json::to_value(file) {
@@ -66,7 +67,7 @@ pub fn overlay(file: &Config, spec: &Map<String, Value>) -> Result<Config, Vec<S
     }
 }
 
-/// Fields that differ and need a new start, by name.
+/// Fields that differ and need a restart, by name.
 pub fn needs_start(running: &Config, wanted: &Config) -> Vec<&'static str> {
     let (Ok(running), Ok(wanted)) = (serde_json::to_value(running), serde_json::to_value(wanted)) else {
         return Vec::new();
@@ -75,7 +76,7 @@ pub fn needs_start(running: &Config, wanted: &Config) -> Vec<&'static str> {
     FIELDS.iter().filter(|path| !LIVE.contains(path)).filter(differs).copied().collect()
 }
 
-/// The policy with what the configuration says; what only the running agent knows stays.
+/// The policy of this configuration; what only the running agent knows stays.
 pub fn policy(running: &Policy, config: &Config) -> Policy {
     Policy {
         cluster_ranges: config.cluster_ranges.clone(),
@@ -86,7 +87,7 @@ pub fn policy(running: &Policy, config: &Config) -> Policy {
     }
 }
 
-/// Values with their paths, two levels deep as the object is. A null says nothing.
+/// The values with their paths, two levels deep like the object. A null counts as absent.
 fn leaves(spec: &Map<String, Value>) -> Vec<(String, &Value)> {
     let mut leaves = Vec::new();
     for (name, value) in spec {

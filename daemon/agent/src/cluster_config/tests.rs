@@ -72,7 +72,7 @@ fn every_reason_against_an_object_is_given_and_each_names_its_field() {
     }
 }
 
-/// The names of a schema's properties, two levels deep as [`FIELDS`].
+/// The names of a schema's properties, two levels deep like [`FIELDS`].
 fn properties(schema: &Value) -> Vec<String> {
     let mut names = Vec::new();
     for (name, property) in schema["properties"].as_object().unwrap() {

@@ -1,4 +1,4 @@
-//! A value that the agent finds out by itself unless it is given: `auto`, or the value.
+//! A value that the agent determines itself unless it is given: `auto`, or the value.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize, Serializer};
 /// `auto`, or a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Automatic<T> {
-    /// To be found out.
+    /// The agent determines it.
     Auto,
-    /// Given.
+    /// It is given.
     Value(T),
 }
 
@@ -27,7 +27,8 @@ impl<T: Serialize> Serialize for Automatic<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Automatic<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Not `untagged`: its error would say that nothing matched, not what is wrong with the value.
+        // Not `untagged`: its error would say that nothing matched, and not what is wrong with the
+        // value.
         deserializer.deserialize_any(AutomaticVisitor(PhantomData))
     }
 }

@@ -1,7 +1,9 @@
-//! The agent's configuration: one YAML file, parsed once into one type, before anything else happens.
+//! The agent's configuration: one YAML file, parsed once into one type, before anything else
+//! happens.
 //!
-//! [`parse`] reads text and [`Config::load`] a file; both check names ([`names`]) and meaning ([`validate`]) and list
-//! everything that is wrong, not only the first. Nothing in it is secret: `hauberkd --check-config` prints it whole.
+//! [`parse`] reads text and [`Config::load`] a file. Both check names ([`names`]) and meaning
+//! ([`validate`]), and list every problem, not only the first. Nothing in it is secret: `hauberkd
+//! --check-config` prints it all.
 
 mod automatic;
 mod cni;
@@ -20,10 +22,10 @@ pub use cni::{Cni, CniInstall};
 use hauberk_core::protection::Protection;
 pub use source::{Kubernetes, Source};
 
-/// Where the configuration is unless the command line says otherwise.
+/// The configuration's path unless the command line gives another.
 pub const DEFAULT_PATH: &str = "/etc/hauberk/hauberkd.yaml";
 
-/// A larger file is not a configuration, bytes.
+/// In bytes. A larger file is not a configuration.
 const MAX_BYTES: usize = 1 << 20;
 
 /// The configuration could not be used.
@@ -42,13 +44,13 @@ pub enum ConfigError {
     /// Not YAML, or a value of the wrong type.
     #[error("the configuration is not valid YAML of the expected fields: {0}")]
     Syntax(#[from] serde_yaml_ng::Error),
-    /// More text than a configuration ever has.
+    /// More text than any configuration has.
     #[error("the configuration has {0} bytes, more than the {MAX_BYTES} that are read; is this the right file?")]
     TooLarge(usize),
-    /// Valid YAML that says something impossible. One sentence each.
+    /// Valid YAML with impossible values. One sentence for each problem.
     #[error("the configuration cannot be used:{}", bullets(.0))]
     Invalid(Vec<String>),
-    /// The node's name is neither configured nor to be had from the kernel.
+    /// The node's name is not configured, and the kernel does not give one.
     #[error("this node's name is unknown: cannot read the host name: {0}; set `node` or give --node")]
     HostName(std::io::Error),
 }
@@ -61,22 +63,23 @@ fn bullets(problems: &[String]) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
-    /// This node's name, as its Node object has it; the host name if none is given.
+    /// This node's name, as in its Node object; by default the host name.
     pub node: Option<String>,
     /// Where objects come from.
     pub source: Source,
-    /// Ranges that pods' addresses come from, in the whole cluster: an address in here that no pod is known to have is
-    /// treated as an opted-in pod's.
+    /// The ranges of pod addresses in the whole cluster. An address in them that belongs to no
+    /// known pod is treated as an opted-in pod's.
     pub cluster_ranges: Vec<IpNet>,
-    /// Ranges that nodes' addresses come from: an address in here that no node is known to have is not "the world".
+    /// The ranges of node addresses. An address in them that belongs to no known node does not
+    /// count as "the world".
     pub node_ranges: Vec<IpNet>,
     /// How packets cross this node.
     pub host_routing: HostRouting,
-    /// Whether packets from outside the cluster may come straight to an opted-in pod's address.
+    /// Whether packets from outside the cluster may go directly to an opted-in pod's address.
     pub world_ingress: WorldIngress,
     /// Whether a pod's label may weaken its namespace's.
     pub allow_pod_opt_out: bool,
-    /// What holds where no label says anything.
+    /// What applies where there is no label.
     pub defaults: Defaults,
     /// The tunnel to other nodes.
     pub tunnel: Tunnel,
@@ -90,7 +93,8 @@ pub struct Config {
     pub cni: Cni,
     /// Files, sockets and pins.
     pub paths: Paths,
-    /// TCP address that serves `/metrics`, `/healthz` and `/readyz`; none: the unix socket alone does.
+    /// TCP address that serves `/metrics`, `/healthz` and `/readyz`; none to serve them on the unix
+    /// socket only.
     pub metrics: Option<SocketAddr>,
     /// Sizes of the kernel's maps, in entries (`events`: bytes).
     pub limits: Limits,
@@ -98,7 +102,7 @@ pub struct Config {
     pub log: Log,
 }
 
-/// What holds where no label says anything.
+/// What applies where there is no label.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Defaults {
@@ -106,7 +110,7 @@ pub struct Defaults {
     pub encryption: Encryption,
 }
 
-/// The values that the label `hauberk.io/encryption` has.
+/// The values of the label `hauberk.io/encryption`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encryption {
@@ -135,7 +139,7 @@ impl From<Encryption> for Protection {
 pub enum HostRouting {
     /// From hook to hook, past netfilter.
     Bpf,
-    /// Through the host's IP stack, where somebody else's netfilter may translate addresses.
+    /// Through the host's IP stack, where other programs' netfilter rules may translate addresses.
     Stack,
 }
 
@@ -145,7 +149,7 @@ pub enum HostRouting {
 pub enum WorldIngress {
     /// Only through address translation on a node.
     Translated,
-    /// Straight to the pod's address as well.
+    /// Also directly to the pod's address.
     Direct,
 }
 
@@ -165,59 +169,62 @@ pub enum AttachMode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Tunnel {
-    /// Who encrypts.
+    /// The encrypting backend.
     pub backend: Backend,
     /// The tunnel device's name.
     pub device: String,
     /// UDP port, the same for both families.
     pub port: u16,
-    /// Largest packet inside the tunnel, bytes of IP; computed from the uplinks if automatic.
+    /// Largest packet inside the tunnel, bytes of IP; `auto` computes it from the uplinks.
     pub mtu: Automatic<u32>,
-    /// Threads that carry encrypted packets, peers spread over them; as many as the agent may use CPUs, but at most
-    /// [`MOST_AUTOMATIC_THREADS`], if automatic.
+    /// Threads that carry encrypted packets; peers are spread over them. `auto` takes as many as
+    /// the agent may use CPUs, but at most [`MOST_AUTOMATIC_THREADS`].
     pub threads: Automatic<u32>,
     /// Handshakes answered per second before senders must prove their address.
     pub handshakes_per_second: u32,
-    /// For how long after a packet the tunnel looks for the next one before it sleeps, while that pays; microseconds, zero for never.
+    /// How long the tunnel polls for the next packet before it sleeps, while polling pays off;
+    /// microseconds, zero for never.
     pub spin_microseconds: u32,
-    /// Whether the outer packet has the inner one's DSCP, for networks that give some traffic precedence; whoever sees the wire
-    /// then sees the class of what is inside. Congestion marks are carried over either way (RFC 6040).
+    /// Whether the outer packet takes over the inner packet's DSCP, for networks that prioritise by
+    /// it. An observer of the wire can then see the class of the inner packet. Congestion marks are
+    /// carried over in both cases (RFC 6040).
     pub copy_dscp: bool,
-    /// Whose code seals and opens packets.
+    /// The implementation that seals and opens packets.
     pub cipher: Cipher,
 }
 
-/// Most threads that are not asked for: beyond, memory and the pods' own need of CPUs weigh more.
+/// The most threads that `auto` takes. Beyond that, memory and the pods' own need for CPUs weigh
+/// more.
 pub const MOST_AUTOMATIC_THREADS: usize = 8;
 
 impl Tunnel {
-    /// How many threads carry encrypted packets.
+    /// The number of threads that carry encrypted packets.
     pub fn threads(&self) -> usize {
         match self.threads {
-            // Knows of cgroups' quotas and of CPU sets.
+            // This respects cgroup quotas and CPU sets.
             Automatic::Auto => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_AUTOMATIC_THREADS),
             Automatic::Value(threads) => threads as usize,
         }
     }
 }
 
-/// Whose code seals and opens packets.
+/// The implementation that seals and opens packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cipher {
-    /// The fastest that this CPU can run.
+    /// The fastest one for this CPU.
     Auto,
-    /// The ring library's, whatever the CPU can.
+    /// The ring library's, on every CPU.
     Ring,
 }
 
-/// Who encrypts.
+/// The encrypting backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// The best this node has.
+    /// The best one on this node.
     Auto,
-    /// The agent itself.
+    /// The agent itself encrypts.
     Userspace,
 }
 
@@ -229,13 +236,13 @@ pub struct Paths {
     pub state: PathBuf,
     /// Unix socket of the agent's API.
     pub socket: PathBuf,
-    /// Unix socket that `wg show` asks.
+    /// Unix socket for `wg show`.
     pub uapi: PathBuf,
     /// Folder on a BPF file system for maps and links.
     pub pins: PathBuf,
 }
 
-/// Sizes of the kernel's maps. What does not fit is treated as opted-in and counted.
+/// Sizes of the kernel's maps. An entry that does not fit is treated as opted-in, and counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
@@ -257,7 +264,7 @@ pub struct Limits {
 pub struct Log {
     /// The least severe level that is logged.
     pub level: LogLevel,
-    /// For people or for machines.
+    /// Text for people or JSON for machines.
     pub format: LogFormat,
 }
 
@@ -267,7 +274,7 @@ pub struct Log {
 pub enum LogLevel {
     /// Something failed.
     Error,
-    /// Something asks for attention.
+    /// Something needs attention.
     Warn,
     /// State changes.
     Info,
@@ -278,7 +285,7 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
-    /// As a filter directive has it.
+    /// As in a filter directive.
     pub fn as_str(self) -> &'static str {
         match self {
             LogLevel::Error => "error",
@@ -290,21 +297,21 @@ impl LogLevel {
     }
 }
 
-/// For people or for machines.
+/// Text for people or JSON for machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Lines of text.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 /// Reads a configuration.
 ///
 /// # Errors
-/// [`ConfigError::Syntax`] for what is not YAML or of the wrong type, [`ConfigError::Invalid`] with one sentence for each
-/// unknown field or impossible value.
+/// [`ConfigError::Syntax`] if it is not YAML or has a value of the wrong type,
+/// [`ConfigError::Invalid`] with one sentence for each unknown field or impossible value.
 pub fn parse(text: &str) -> Result<Config, ConfigError> {
     if text.len() > MAX_BYTES {
         return Err(ConfigError::TooLarge(text.len()));
@@ -313,7 +320,8 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
     if !unknown.is_empty() {
         return Err(ConfigError::Invalid(unknown));
     }
-    // An empty document is null, which no struct deserializes from; it then lacks the required field, and is told so.
+    // An empty document is null, which no struct deserializes from. As the default it lacks the
+    // required field, and the error says so.
     let config: Config = serde_yaml_ng::from_str::<Option<Config>>(text)?.unwrap_or_default();
     config.validate()?;
     Ok(config)
@@ -323,18 +331,18 @@ impl Config {
     /// Reads the configuration file at `path`.
     ///
     /// # Errors
-    /// As [`parse`], and [`ConfigError::Read`].
+    /// Those of [`parse`], and [`ConfigError::Read`].
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         parse(&text)
     }
 
-    /// Settles this node's name: the command line's if there is one, else the file's, else the host name, in lower case
-    /// as the kubelet registers it.
+    /// Determines this node's name: the command line's if there is one, else the file's, else the
+    /// host name in lower case, as the kubelet registers it.
     ///
     /// # Errors
-    /// [`ConfigError::HostName`], and [`ConfigError::Invalid`] if the name is none a Node object can have.
+    /// [`ConfigError::HostName`], and [`ConfigError::Invalid`] if no Node object can have the name.
     pub fn settle_node(&mut self, from_command_line: Option<&str>) -> Result<String, ConfigError> {
         let name = match (from_command_line, &self.node) {
             (Some(name), _) => name.to_owned(),

@@ -1,15 +1,17 @@
 //! Finds fields that do not exist and says which one was probably meant.
 //!
-//! What exists is read off the default configuration, in which every field but one is present: nothing to keep in step.
+//! The known fields come from the default configuration, which has every field but one, so no
+//! second list needs updating.
 
 use serde_json::Value;
 
 use super::{Config, ConfigError, Kubernetes};
 
-/// One sentence for each field of `text` that no configuration has, in the order of the text.
+/// One sentence for each unknown field in `text`, in the order of the text.
 pub(super) fn unknown_fields(text: &str) -> Result<Vec<String>, ConfigError> {
     let given: Value = serde_yaml_ng::from_str(text)?;
-    // Serializing the defaults cannot fail; if it did, serde's own check of the names would still stand.
+    // Serializing the defaults cannot fail; if it did, serde's own check of the names would still
+    // apply.
     let mut known = serde_json::to_value(Config::default()).unwrap_or(Value::Null);
     // The one field whose alternatives exclude each other.
     if let Ok(kubernetes) = serde_json::to_value(Kubernetes::default()) {

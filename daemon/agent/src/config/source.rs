@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// The folder of manifests unless another is given.
+/// The folder of manifests unless another one is given.
 const DEFAULT_DIRECTORY: &str = "/etc/hauberk/manifests";
 
 /// Where objects come from.
@@ -21,19 +21,19 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Kubernetes {
-    /// How to reach and authenticate to it; none: as a pod's service account.
+    /// How to reach the API server and authenticate; none to use the pod's service account.
     pub kubeconfig: Option<PathBuf>,
-    /// The namespace hauberk is installed in: its Lease is there.
+    /// The namespace that hauberk is installed in. Its Lease is there.
     pub namespace: String,
 }
 
-/// As the file has it: at most one of the two.
+/// The form in the file: at most one of the two.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Given {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) directory: Option<PathBuf>,
-    /// Present without a value (`kubernetes:`) means with its defaults: it must not be taken for absent.
+    /// `kubernetes:` without a value means all defaults. It must not count as absent.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub(super) kubernetes: Option<Kubernetes>,
 }

@@ -1,4 +1,5 @@
-//! Says everything that is impossible in a configuration of the right shape, one sentence each, with what to do.
+//! Lists everything that is impossible in a configuration of the right shape: one sentence for each
+//! problem, with what to do.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,7 +17,7 @@ const MAX_DEVICE_NAME: usize = 15;
 const MIN_MTU: u32 = 1280;
 /// Largest tunnel MTU: what fits in one UDP datagram with WireGuard's 32 bytes.
 const MAX_MTU: u32 = 65_455;
-/// Longest time to look for the next packet, microseconds.
+/// Longest time to poll for the next packet, microseconds.
 const MAX_SPIN: u32 = 1000;
 /// Most threads of a tunnel.
 const MAX_THREADS: u32 = hauberk_tunnel::MOST_THREADS as u32;
@@ -31,8 +32,8 @@ const MAX_FILE_NAME: usize = 255;
 const MAX_ENTRIES: u32 = 1 << 24;
 
 impl Config {
-    /// Checks what is in force once the cluster's own configuration is laid over the file's: [`Config::validate`], and that
-    /// one of the two has the cluster's ranges.
+    /// Checks the effective configuration, in which the cluster's own overrides the file's:
+    /// [`Config::validate`], and that one of the two has the cluster's ranges.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with every problem.
@@ -44,7 +45,7 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
     }
 
-    /// Checks what the types cannot.
+    /// Checks what the types do not.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with every problem.
@@ -73,7 +74,7 @@ impl Config {
     }
 
     fn ranges(&self, problems: &mut Vec<String>) {
-        // The cluster's own configuration may have them where there is one.
+        // With a cluster, the cluster's own configuration may have them.
         if self.cluster_ranges.is_empty() && matches!(self.source, Source::Directory(_)) {
             problems.push(NO_CLUSTER_RANGES.into());
         }
@@ -155,7 +156,7 @@ impl Config {
     fn cni(&self, problems: &mut Vec<String>) {
         let cni = &self.cni;
         let name = &cni.configuration_name;
-        // The runtime reads no other names (libcni's ConfFiles), and as a list only this one.
+        // The runtime reads no other names (libcni's ConfFiles), and a list only from this one.
         if !name.ends_with(".conflist") || name.starts_with('.') || name.contains('/') || name.len() > MAX_FILE_NAME {
             problems.push(format!(
                 "`cni.configurationName` is {name:?}: a file's name that ends in .conflist is needed, such as 05-hauberk.conflist"
@@ -222,7 +223,7 @@ impl Config {
     }
 }
 
-/// What is wrong with a node's name (RFC 1123 subdomain, as Kubernetes has it), if anything.
+/// What is wrong with a node's name (Kubernetes requires an RFC 1123 subdomain), if anything.
 pub(super) fn node_name(name: &str) -> Option<String> {
     if name.len() <= 253 && name.split('.').all(dns_label) {
         return None;
@@ -232,7 +233,7 @@ pub(super) fn node_name(name: &str) -> Option<String> {
     ))
 }
 
-/// Whether it has the form of one label of a DNS name, lower case (RFC 1123).
+/// Whether it is one label of a DNS name in lower case (RFC 1123).
 fn dns_label(label: &str) -> bool {
     !label.is_empty()
         && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -269,7 +270,7 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 fn device_name(field: &str, name: &str) -> Option<String> {
-    // The kernel's dev_valid_name(), and '%', which it would replace by a number.
+    // The kernel's dev_valid_name(), and '%', which the kernel would replace by a number.
     let valid = (1..=MAX_DEVICE_NAME).contains(&name.len())
         && name != "."
         && name != ".."

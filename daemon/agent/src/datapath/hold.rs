@@ -1,30 +1,34 @@
-//! Handles to the links of devices' guards. A link lasts as long as somebody has a handle of it: the pins are for when no agent runs,
-//! these for when somebody removes the pins under one that does.
+//! Open handles to the links of devices' guards. A link lives as long as a pin or a handle refers
+//! to it. The pins keep it while no agent runs; the handles keep it if another program removes the
+//! pins while the agent runs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::programs::links::{FdLink, PinnedLink};
 use hauberk_abi::layout::Hook;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::warn;
 
 use super::links::pin_path;
 use super::{DatapathError, chain};
 
-/// Of devices and the tunnel. Pods' interfaces have none: there are many of them, and what they send passes a device's guard.
+/// Links of devices and the tunnel. Pods' interfaces are left out: there are many of them, and what
+/// pods send also passes a device's guard.
 #[derive(Debug, Default)]
 pub(super) struct Held(BTreeMap<(Hook, String), Handle>);
 
 #[derive(Debug)]
 struct Handle {
-    /// Keeps the program where it is.
+    /// Keeps the program attached.
     _link: FdLink,
-    /// Is used up by pinning.
+    /// Pinning consumes a handle, so there is a second one.
     spare: Option<FdLink>,
 }
 
 impl Held {
-    /// Opens the link that is pinned for the hook on the interface, in place of the one that was held.
+    /// Opens the link that is pinned for the hook on the interface, and drops the handle held
+    /// before.
     pub(super) fn hold(&mut self, links: &Path, hook: Hook, interface: &str) {
         if matches!(hook, Hook::FromPod | Hook::ToPod) {
             return;
@@ -42,12 +46,12 @@ impl Held {
         }
     }
 
-    /// Leaves the link to its pin alone.
+    /// Drops the handle: from now on only the pin keeps the link.
     pub(super) fn let_go(&mut self, hook: Hook, interface: &str) {
         self.0.remove(&(hook, interface.to_owned()));
     }
 
-    /// Devices that were given other names, likewise all at once.
+    /// Devices were renamed, all of them at once.
     pub(super) fn rename(&mut self, names: &[(String, String)]) {
         let renamed = |interface: String| {
             names.iter().find(|(old, _)| *old == interface).map_or(interface.clone(), |(_, new)| new.clone())
@@ -56,10 +60,10 @@ impl Held {
         self.0 = held.map(|((hook, interface), handle)| ((hook, renamed(interface)), handle)).collect();
     }
 
-    /// Pins again what is not pinned any more. Returns whether anything was not.
+    /// Pins again the links whose pins are gone. Returns whether there were any.
     ///
     /// # Errors
-    /// [`DatapathError::Attach`] for the first that cannot be pinned; it is held all the same.
+    /// [`DatapathError::Attach`] for the first link that cannot be pinned; its handle stays open.
     pub(super) fn pin_again(&mut self, links: &Path) -> Result<bool, DatapathError> {
         let is_gone = |(hook, interface): &&(Hook, String)| !pin_path(links, *hook, interface).exists();
         let gone: Vec<(Hook, String)> = self.0.keys().filter(is_gone).cloned().collect();
@@ -69,6 +73,10 @@ impl Held {
                 interface: interface.clone(),
                 reason: format!("its link cannot be pinned again: {reason}"),
             };
+            // A failed attempt consumes the spare handle, so none is made where it must fail.
+            if !is_bpf_file_system(links) {
+                return Err(refused(format!("{} is not on a BPF file system", links.display())));
+            }
             let spare = self.0.get_mut(&(*hook, interface.clone())).and_then(|handle| handle.spare.take());
             let spare = spare.ok_or_else(|| refused("it could not before".into()))?;
             crate::fault::point("pin a link again");
@@ -77,4 +85,8 @@ impl Held {
         }
         Ok(!gone.is_empty())
     }
+}
+
+fn is_bpf_file_system(folder: &Path) -> bool {
+    statfs(folder).is_ok_and(|file_system| file_system.filesystem_type() == BPF_FS_MAGIC)
 }

@@ -1,5 +1,5 @@
-//! Keeps what is attached attached: against devices that get another name, programs that somebody detached, and folders of pins
-//! that somebody removed.
+//! Keeps programs attached when devices are renamed, when another program detaches them, and when
+//! their pin folders are removed.
 
 use std::io;
 
@@ -11,8 +11,9 @@ use super::links::{self, Framing, Seat};
 use super::{Datapath, DatapathError, chain, load, open, program};
 
 impl Datapath {
-    /// [`Datapath::attach`], and asks the kernel afterwards. A pinned link may still be that of a device of the same name that was
-    /// moved to another network namespace: then a new one is made.
+    /// [`Datapath::attach`], and then asks the kernel whether the program runs. A pinned link may
+    /// belong to a device of the same name that was moved to another network namespace; then a new
+    /// link is made.
     ///
     /// # Errors
     /// [`DatapathError::Attach`].
@@ -33,11 +34,12 @@ impl Datapath {
         }
     }
 
-    /// Gives `hook` its place next to the wire (or the pod) back, where programs of others came between. There is no moment in which it
-    /// does not run: a copy is attached first, then the one that runs elsewhere in the chain goes.
+    /// Moves `hook` back to its place next to the wire (or the pod) after other programs got in
+    /// between. The hook runs at every moment: a copy is attached at the right place first, then
+    /// the program at the wrong place is detached.
     ///
     /// # Errors
-    /// [`DatapathError`]; also if it does not have its place then.
+    /// [`DatapathError`]; also if the hook does not have its place afterwards.
     pub fn reseat(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
         let name = framing.program(hook);
         if self.is_clsact() {
@@ -78,8 +80,8 @@ impl Datapath {
         Ok([Some(first), copy].into_iter().flatten().collect())
     }
 
-    /// Another hook's program has taken over from `hook` on the interface. A clsact filter was replaced by that; a TCX program stood
-    /// beside it and goes.
+    /// Another hook's program has taken over from `hook` on the interface. With clsact it has
+    /// replaced `hook`'s filter; with TCX it runs beside `hook`'s program, which is detached now.
     ///
     /// # Errors
     /// [`DatapathError::Attach`].
@@ -90,12 +92,12 @@ impl Datapath {
         self.detach(hook, interface)
     }
 
-    /// Devices that were given other names: what is attached to them goes on under the new ones.
+    /// Devices were renamed: what is attached to them continues under the new names.
     ///
     /// # Errors
     /// [`DatapathError::Pins`].
     pub fn rename(&mut self, names: &[(String, String)]) -> Result<(), DatapathError> {
-        // By way of a third name: two devices may have swapped theirs.
+        // By way of a third name, because two devices may have swapped names.
         let between = |name: &str| format!("{name}%");
         for (old, _) in names {
             links::rename(&self.pins.links(), old, &between(old))?;
@@ -107,8 +109,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Makes the folders of pins again, if somebody removed them, and pins the maps that the programs use and the links of devices'
-    /// guards. Says whether anything was missing.
+    /// Creates the pin folders again if they were removed, and pins the maps that the programs use
+    /// and the links of devices' guards. Returns whether anything was missing.
     ///
     /// # Errors
     /// [`DatapathError`].

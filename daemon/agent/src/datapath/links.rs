@@ -1,30 +1,33 @@
-//! Programs on interfaces. A TCX link is pinned under `links/<hook>@<interface>`; a clsact filter has no link to pin, so an
-//! empty folder of that name records it.
+//! Programs on interfaces. A TCX link is pinned under `links/<hook>@<interface>`. A clsact filter
+//! has no link to pin, so an empty folder of that name records it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::TcError;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{ProgramId, SchedClassifier, TcAttachType};
+use aya::programs::{Link as _, ProgramError, ProgramId, SchedClassifier, TcAttachType};
 use hauberk_abi::layout::Hook;
+use nix::errno::Errno;
 
 use super::{DatapathError, chain, query};
 use crate::config::AttachMode;
+use crate::syscalls;
 
-/// Ahead of everybody who did not ask for a place.
+/// Runs before every filter that was added without a preference.
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, CLSACT_MINOR);
-/// The number by which our filters are told from others on a clsact queueing discipline.
+/// The handle's minor number that marks hauberk's filters on a clsact queueing discipline.
 pub const CLSACT_MINOR: u16 = 0x6861;
-/// That of one which stands in for ours while it takes its place back.
+/// The minor number of the filter that stands in while hauberk's own is moved to its place.
 pub const CLSACT_NEXT_MINOR: u16 = 0x6863;
 const CLSACT_NEXT: TcHandle = TcHandle::new(0, CLSACT_NEXT_MINOR);
-/// Of the leak detector's filters.
+/// The preference of the leak detector's filters.
 const OBSERVER_PRIORITY: u16 = 0xfff0;
 const OBSERVER: TcHandle = TcHandle::new(0, query::OBSERVER_MINOR);
 
-/// Instead of a program's name in the record of a queueing discipline that was made here.
+/// Takes a hook's place in the record of a queueing discipline that an agent made.
 const QDISC: &str = "clsact";
 
 /// How a program is attached.
@@ -46,17 +49,17 @@ impl How {
     }
 }
 
-/// With what packets begin on a device.
+/// What packets begin with on a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Framing {
-    /// With an Ethernet header.
+    /// An Ethernet header.
     Ethernet,
-    /// With their IP header, as on a TUN, PPP or WireGuard device.
+    /// The IP header, as on a TUN, PPP or WireGuard device.
     Ip,
 }
 
 impl Framing {
-    /// Every program there is.
+    /// Every program.
     pub const PROGRAMS: [&'static str; 7] =
         ["from_pod", "to_pod", "from_tunnel", "from_wire", "to_wire", "from_wire_ip", "to_wire_ip"];
 
@@ -73,11 +76,12 @@ impl Framing {
 /// Whether a program runs where it was attached.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Seat {
-    /// It does not.
+    /// It does not run.
     Missing,
-    /// It does.
+    /// It runs.
     Attached {
-        /// Programs of others between it and the wire (or the pod), by name: what they do to a packet it does not see.
+        /// Names of other programs between it and the wire (or the pod). It does not see what they
+        /// do to a packet.
         between: Vec<String>,
     },
 }
@@ -85,15 +89,16 @@ pub enum Seat {
 /// An attached program.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attachment {
-    /// Which program.
+    /// The program.
     pub hook: Hook,
-    /// On which interface.
+    /// The interface.
     pub interface: String,
-    /// How.
+    /// How it is attached.
     pub how: How,
 }
 
-/// Chooses TCX where the kernel has it (6.6): asking for an interface's TCX programs fails where it does not.
+/// Resolves `auto`: TCX if the kernel has it (6.6), else clsact. Without TCX, the query of an
+/// interface's TCX programs fails.
 pub(super) fn settle(mode: AttachMode) -> AttachMode {
     match mode {
         AttachMode::Auto if query::tcx_programs("lo", TcAttachType::Ingress).is_ok() => AttachMode::Tcx,
@@ -124,18 +129,19 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
         if let Ok(link) = SchedClassifierLink::try_from(FdLink::from(pinned))
             && let Ok(id) = program.attach_to_link(link)
         {
-            // The pin holds the link; this handle of it may go.
+            // The pin keeps the link, so this handle can be closed.
             drop(FdLink::try_from(program.take_link(id).map_err(|error| chain(&error))?));
             return Ok(());
         }
-        // The device went and one of the same name came: the old link leads nowhere.
+        // The device was replaced by one of the same name: the old link leads nowhere.
         std::fs::remove_file(pin).map_err(|error| error.to_string())?;
     }
     attach_tcx_anew(program, pin, hook, interface)
 }
 
-/// Next to the wire or the pod: what others do to a packet happens between this program and the stack. The leak detector looks at what
-/// has passed the guard; from anywhere else but behind all others it takes its place again by itself.
+/// Attaches next to the wire or the pod, so that other programs change a packet only between this
+/// program and the stack. The leak detector must run after the guard. If it is the last program,
+/// the guard goes before it; elsewhere in the chain, it moves back to the end by itself.
 fn attach_tcx_anew(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: &str) -> Result<(), String> {
     let order = match direction(hook) {
         TcAttachType::Ingress => LinkOrder::first(),
@@ -148,14 +154,14 @@ fn attach_tcx_anew(program: &mut SchedClassifier, pin: &Path, hook: Hook, interf
     Ok(())
 }
 
-/// The leak detector, if it is the last at the interface's egress.
+/// The leak detector's program, if it is the last one at the interface's egress.
 fn last_observer(interface: &str) -> Option<ProgramId> {
     let last = query::tcx_programs(interface, TcAttachType::Egress).ok()?.pop()?;
-    // SAFETY: the kernel gave the id; if the program is gone by now, it refuses the place.
-    query::is_observer(last).then(|| unsafe { ProgramId::new(last) })
+    query::is_observer(last).then(|| syscalls::program_id(last))
 }
 
-/// Where the first (on the way in) or last of `own` programs stands on the interface.
+/// Where the first (at ingress) or last (at egress) of the `own` programs is in the interface's
+/// chain.
 pub(super) fn seat(own: &[u32], hook: Hook, interface: &str) -> Result<Seat, DatapathError> {
     let attached = query::tcx_programs(interface, direction(hook)).map_err(|error| refused(hook, interface, &error))?;
     let is_own = |id: &u32| own.contains(id);
@@ -174,8 +180,8 @@ pub(super) fn is_attached(program: u32, hook: Hook, interface: &str) -> Result<b
     Ok(attached.contains(&program))
 }
 
-/// Attaches the program next to the wire or the pod in place of the copy of it that is attached elsewhere in the chain, which goes
-/// when this one runs.
+/// Attaches the program next to the wire or the pod. The copy of it elsewhere in the chain is
+/// detached once this one runs.
 pub(super) fn reseat(
     program: &mut SchedClassifier,
     links: &Path,
@@ -197,8 +203,8 @@ fn refused(hook: Hook, interface: &str, error: &io::Error) -> DatapathError {
     DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason: error.to_string() }
 }
 
-/// Where a link is pinned until it takes another's place. No hook has that name: what an
-/// agent left there that ended in between is in nobody's way, and removed before the next.
+/// Where a link is pinned until it replaces another. No hook has that name. If an agent ended in
+/// between, the pin it left disturbs nothing and is removed before the next use.
 fn next_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
     links.join(format!("next-{}@{}", hook.as_str(), escape(interface)))
 }
@@ -213,23 +219,22 @@ fn remove(pin: &Path) -> io::Result<()> {
 fn attach_clsact(program: &mut SchedClassifier, record: &Path, hook: Hook, interface: &str) -> Result<(), String> {
     match qdisc_add_clsact(interface) {
         Ok(()) => note_discipline(record.parent().unwrap_or(record), interface)?,
-        Err(aya::programs::TcError::AlreadyAttached) => {}
-        Err(error) if is_exists(&error) => {}
+        Err(error) if is_there_already(&error) => {}
         Err(error) => return Err(chain(&error)),
     }
     let known = SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, CLSACT_HANDLE, None)
         .map_err(|error| error.to_string())?;
-    // Replaces our filter in one step if it is there.
+    // If hauberk's filter exists, this replaces it in one step.
     let id = match program.attach_to_link(known) {
         Ok(id) => id,
         Err(_) => return add_filter(program, CLSACT_HANDLE, hook, interface).and_then(|()| note(record)),
     };
-    // Dropping the link would detach the filter; it must outlive the agent.
+    // Dropping the link would detach the filter, which must outlive the agent.
     std::mem::forget(program.take_link(id).map_err(|error| chain(&error))?);
     note(record)
 }
 
-/// The kernel asks the newest filter of a preference first.
+/// Among filters of one preference the kernel runs the newest first.
 fn add_filter(program: &mut SchedClassifier, handle: TcHandle, hook: Hook, interface: &str) -> Result<(), String> {
     let options = NlOptions { priority: CLSACT_PRIORITY, handle, classid: None };
     let id = program
@@ -239,27 +244,41 @@ fn add_filter(program: &mut SchedClassifier, handle: TcHandle, hook: Hook, inter
     Ok(())
 }
 
-/// An error means that it is gone already.
-fn remove_filter(handle: TcHandle, hook: Hook, interface: &str) {
-    // Dropping the handle removes the filter.
-    drop(SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, handle, None));
+/// Removes hauberk's filter. It is no error if the filter, its queueing discipline or the device is
+/// gone already.
+fn remove_filter(handle: TcHandle, hook: Hook, interface: &str) -> io::Result<()> {
+    let removed = match SchedClassifierLink::attached(interface, direction(hook), CLSACT_PRIORITY, handle, None) {
+        Ok(filter) => filter.detach().map_err(|error| match error {
+            ProgramError::NetlinkError(error) => {
+                error.raw_os_error().map_or_else(|| io::Error::other(chain(&error)), io::Error::from_raw_os_error)
+            }
+            error => io::Error::other(chain(&error)),
+        }),
+        Err(error) => Err(error),
+    };
+    // The kernel says EINVAL where there is no queueing discipline.
+    let gone = [Errno::ENOENT, Errno::EINVAL, Errno::ENODEV].map(|errno| errno as i32);
+    removed.or_else(
+        |error| if error.raw_os_error().is_some_and(|errno| gone.contains(&errno)) { Ok(()) } else { Err(error) },
+    )
 }
 
-/// Has the program's filter be the first that is asked, in place of the one that comes later. Another stands in meanwhile.
+/// Makes the program's filter the first to run, in place of the one that runs later. A second
+/// filter stands in meanwhile.
 pub(super) fn reseat_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Result<(), DatapathError> {
     let refused =
         |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
-    remove_filter(CLSACT_NEXT, hook, interface);
+    let remove = |handle| remove_filter(handle, hook, interface).map_err(|error| refused(error.to_string()));
+    remove(CLSACT_NEXT)?;
     add_filter(program, CLSACT_NEXT, hook, interface).map_err(refused)?;
     crate::fault::point("let go of a filter's former place");
-    remove_filter(CLSACT_HANDLE, hook, interface);
+    remove(CLSACT_HANDLE)?;
     add_filter(program, CLSACT_HANDLE, hook, interface).map_err(refused)?;
     crate::fault::point("let go of a filter that stood in");
-    remove_filter(CLSACT_NEXT, hook, interface);
-    Ok(())
+    remove(CLSACT_NEXT)
 }
 
-/// Takes the leak detector's filter away that an agent left which was killed.
+/// Removes the leak detector's filter, which an agent that was killed leaves behind.
 pub(super) fn remove_observer(interface: &str) {
     drop(SchedClassifierLink::attached(interface, TcAttachType::Egress, OBSERVER_PRIORITY, OBSERVER, None));
 }
@@ -269,7 +288,7 @@ pub(super) fn note_discipline(links: &Path, interface: &str) -> Result<(), Strin
     note(&links.join(format!("{QDISC}@{}", escape(interface))))
 }
 
-/// What has no link to pin is recorded by an empty folder.
+/// Creates the empty folder that records what has no link to pin.
 fn note(record: &Path) -> Result<(), String> {
     match std::fs::create_dir(record) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.to_string()),
@@ -277,16 +296,22 @@ fn note(record: &Path) -> Result<(), String> {
     }
 }
 
-fn is_exists(error: &aya::programs::TcError) -> bool {
-    chain(error).contains("os error 17")
+/// Whether a clsact queueing discipline could not be made because the interface has one.
+pub(crate) fn is_there_already(error: &TcError) -> bool {
+    match error {
+        TcError::AlreadyAttached => true,
+        TcError::NetlinkError(error) => error.raw_os_error() == Some(Errno::EEXIST as i32),
+        _ => false,
+    }
 }
 
 pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str) -> Result<(), DatapathError> {
     let pin = pin_path(links, hook, interface);
     let removed = if mode == AttachMode::Clsact {
-        remove_filter(CLSACT_NEXT, hook, interface);
-        remove_filter(CLSACT_HANDLE, hook, interface);
-        std::fs::remove_dir(&pin)
+        // Without its record the filter would be forgotten, so the record goes last.
+        remove_filter(CLSACT_NEXT, hook, interface)
+            .and_then(|()| remove_filter(CLSACT_HANDLE, hook, interface))
+            .and_then(|()| std::fs::remove_dir(&pin))
     } else {
         remove(&next_path(links, hook, interface)).and_then(|()| remove(&pin))
     };
@@ -296,7 +321,7 @@ pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str
     }
 }
 
-/// Takes the record of a clsact filter away and leaves the filter.
+/// Removes the record of a clsact filter and leaves the filter.
 pub(super) fn forget(links: &Path, hook: Hook, interface: &str) -> Result<(), DatapathError> {
     match std::fs::remove_dir(pin_path(links, hook, interface)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -306,7 +331,7 @@ pub(super) fn forget(links: &Path, hook: Hook, interface: &str) -> Result<(), Da
     }
 }
 
-/// What is recorded of an interface is from now on that of `new`.
+/// Renames the records of an interface to `new`.
 pub(super) fn rename(links: &Path, old: &str, new: &str) -> Result<(), DatapathError> {
     for (program, interface, _) in records(links)? {
         if interface == old {
@@ -329,7 +354,7 @@ pub(super) fn list(links: &Path) -> Result<Vec<Attachment>, DatapathError> {
     Ok(attachments)
 }
 
-/// Interfaces that had no clsact queueing discipline before an agent made one.
+/// Interfaces on which an agent made a clsact queueing discipline.
 pub(super) fn made_disciplines(links: &Path) -> Result<Vec<String>, DatapathError> {
     let records = records(links)?.into_iter();
     Ok(records.filter(|(program, ..)| program == QDISC).map(|(_, interface, _)| interface).collect())

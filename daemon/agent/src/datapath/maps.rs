@@ -1,4 +1,5 @@
-//! The maps by name and type. One place that knows which map holds what; the reconciler writes, observers read.
+//! The maps by name and type: the one place that knows which map holds what. The reconciler writes
+//! them, observers read them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -17,7 +18,8 @@ use hauberk_abi::reason::{DropReason, Encryption};
 
 use super::{DatapathError, tally};
 
-/// For how long an answer must go sealed after the last question, nanoseconds: a connection may be silent for long.
+/// How long an answer must stay encrypted after the last question, nanoseconds: a connection may be
+/// silent for long.
 const FORGET: u64 = 24 * 3_600 * 1_000_000_000;
 /// The same when the map is more than half full.
 const FORGET_WHEN_CROWDED: u64 = 600 * 1_000_000_000;
@@ -41,10 +43,10 @@ pub struct Maps {
     capacities: Vec<(&'static str, u32)>,
 }
 
-/// Packets and bytes at one hook with one encryption value, all CPUs together.
+/// Packets and bytes at one hook with one encryption value, summed over all CPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Counted {
-    /// Where.
+    /// The hook.
     pub hook: Hook,
     /// What happened to them.
     pub encryption: Encryption,
@@ -104,17 +106,17 @@ impl Maps {
         })
     }
 
-    /// Entries a map has room for (the ring buffer: bytes).
+    /// A map's capacity in entries (of the ring buffer: in bytes).
     pub fn capacity(&self, name: &str) -> Option<u32> {
         self.capacities.iter().find(|(known, _)| *known == name).map(|(_, capacity)| *capacity)
     }
 
-    /// The ring buffer of flow events; once.
+    /// The ring buffer of flow events. Only the first call returns it.
     pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
         self.events.take()
     }
 
-    /// The node's settings as programs see them.
+    /// The node's settings as the programs see them.
     pub fn settings(&self) -> Result<Settings, DatapathError> {
         self.settings.get(&0, 0).map_err(failed(map::SETTINGS))
     }
@@ -124,9 +126,11 @@ impl Maps {
         self.changed(written)
     }
 
-    /// Voids what programs remember of flows; last step of every change of what verdicts follow from, even if it failed halfway.
+    /// Voids the verdicts that programs remember for flows. This is the last step of every change
+    /// that verdicts depend on, even of one that failed halfway.
     ///
-    /// The number is the monotonic clock's: nobody needs to know the last one, and it is never the same again.
+    /// The generation is a reading of the monotonic clock: it never repeats, and nothing has to
+    /// remember the last one.
     fn changed(&mut self, change: Result<(), DatapathError>) -> Result<(), DatapathError> {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
         let now = now.map_or(0, |now| now.as_nanos() as u64);
@@ -134,25 +138,25 @@ impl Maps {
         change
     }
 
-    /// Says who has `address`.
+    /// Stores the identity of `address`.
     pub fn put_endpoint(&mut self, address: Address, identity: Identity) -> Result<(), DatapathError> {
         let written = self.endpoints.insert(address, identity, 0).map_err(failed(map::ENDPOINTS));
         self.changed(written)
     }
 
-    /// The same without a word to the programs, as if the agent died in between.
+    /// The same without telling the programs, as if the agent died in between.
     #[cfg(test)]
     pub(super) fn put_endpoint_and_die(&mut self, address: Address, identity: Identity) {
         self.endpoints.insert(address, identity, 0).expect("the map has room");
     }
 
-    /// Forgets who has `address`: its range decides.
+    /// Removes the identity of `address`: from now on its range decides.
     pub fn remove_endpoint(&mut self, address: Address) -> Result<(), DatapathError> {
         let removed = absent_is_fine(self.endpoints.remove(&address), map::ENDPOINTS);
         self.changed(removed)
     }
 
-    /// Who has `address`, if that is known.
+    /// The identity of `address`, if it is known.
     pub fn endpoint(&self, address: Address) -> Result<Option<Identity>, DatapathError> {
         present(self.endpoints.get(&address, 0)).map_err(failed(map::ENDPOINTS))
     }
@@ -162,14 +166,14 @@ impl Maps {
         self.endpoints.iter().collect::<Result<_, _>>().map_err(failed(map::ENDPOINTS))
     }
 
-    /// Says who has what no endpoint has in `range`.
+    /// Stores the identity of the addresses in `range` that are no endpoint's.
     pub fn put_range(&mut self, range: Prefix, identity: Identity) -> Result<(), DatapathError> {
         let written =
             self.ranges.insert(&Key::new(range.length, range.address), identity, 0).map_err(failed(map::RANGES));
         self.changed(written)
     }
 
-    /// Forgets a range.
+    /// Removes a range.
     pub fn remove_range(&mut self, range: Prefix) -> Result<(), DatapathError> {
         let removed = absent_is_fine(self.ranges.remove(&Key::new(range.length, range.address)), map::RANGES);
         self.changed(removed)
@@ -186,13 +190,13 @@ impl Maps {
             .map_err(failed(map::RANGES))
     }
 
-    /// Says behind which interface a local pod's address is.
+    /// Stores the interface of a local pod's address.
     pub fn put_attachment(&mut self, address: Address, attachment: Attachment) -> Result<(), DatapathError> {
         let written = self.attachments.insert(address, attachment, 0).map_err(failed(map::ATTACHMENTS));
         self.changed(written)
     }
 
-    /// Forgets it, unless another interface has the address by now.
+    /// Removes it, unless another interface has the address by now.
     pub fn remove_attachment(&mut self, address: Address, interface: u32) -> Result<(), DatapathError> {
         if matches!(self.attachments.get(&address, 0), Ok(attachment) if attachment.interface != interface) {
             return Ok(());
@@ -206,13 +210,13 @@ impl Maps {
         self.attachments.iter().collect::<Result<_, _>>().map_err(failed(map::ATTACHMENTS))
     }
 
-    /// Says how the pod behind an interface is protected.
+    /// Stores the protection of the pod behind an interface.
     pub fn put_interface(&mut self, index: u32, interface: Interface) -> Result<(), DatapathError> {
         let written = self.interfaces.insert(index, interface, 0).map_err(failed(map::INTERFACES));
         self.changed(written)
     }
 
-    /// Forgets an interface.
+    /// Removes an interface.
     pub fn remove_interface(&mut self, index: u32) -> Result<(), DatapathError> {
         let removed = absent_is_fine(self.interfaces.remove(&index), map::INTERFACES);
         self.changed(removed)
@@ -223,7 +227,8 @@ impl Maps {
         self.interfaces.iter().collect::<Result<_, _>>().map_err(failed(map::INTERFACES))
     }
 
-    /// Says by which interfaces, all of them guarded, packets may leave without the stack.
+    /// Sets the interfaces by which packets may leave without passing the stack. All of them must
+    /// be guarded.
     pub fn set_uplinks(&mut self, uplinks: &BTreeSet<u32>) -> Result<(), DatapathError> {
         let before: BTreeSet<u32> = self.uplinks.keys().collect::<Result<_, _>>().map_err(failed(map::UPLINKS))?;
         if before == *uplinks {
@@ -237,13 +242,13 @@ impl Maps {
         self.changed(gone.and(new).map(|_| ()))
     }
 
-    /// Says what may be expected of a node's tunnel.
+    /// Stores what the programs may expect of a node's tunnel.
     pub fn put_peer(&mut self, node: u32, peer: layout::Peer) -> Result<(), DatapathError> {
         let written = self.peers.insert(node, peer, 0).map_err(failed(map::PEERS));
         self.changed(written)
     }
 
-    /// Forgets a node's tunnel.
+    /// Removes a node's tunnel.
     pub fn remove_peer(&mut self, node: u32) -> Result<(), DatapathError> {
         let removed = absent_is_fine(self.peers.remove(&node), map::PEERS);
         self.changed(removed)
@@ -254,13 +259,13 @@ impl Maps {
         self.peers.iter().collect::<Result<_, _>>().map_err(failed(map::PEERS))
     }
 
-    /// Answers that have to go sealed.
+    /// Answers that must leave encrypted.
     pub fn sealed(&self) -> Result<Vec<(AnswerKey, Answer)>, DatapathError> {
         self.sealed.iter().collect::<Result<_, _>>().map_err(failed(map::SEALED))
     }
 
-    /// Forgets answers whose questions ended long ago: after a day, or after ten minutes once the map is half full. `now` is a
-    /// moment of the monotonic clock, nanoseconds.
+    /// Removes answers whose questions ended long ago: after a day, or after ten minutes if the map
+    /// is more than half full. `now` is a time of the monotonic clock, nanoseconds.
     pub fn forget_answers(&mut self, now: u64) -> Result<(), DatapathError> {
         let sealed = self.sealed()?;
         let crowded = sealed.len() * 2 > self.capacity(map::SEALED).unwrap_or(0) as usize;
@@ -271,7 +276,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Dropped packets by reason, all CPUs together.
+    /// Dropped packets by reason, summed over all CPUs.
     pub fn drops(&self) -> Result<Vec<(DropReason, u64)>, DatapathError> {
         DropReason::ALL
             .iter()
@@ -294,7 +299,7 @@ impl Maps {
         Ok(counted)
     }
 
-    /// Flow events the ring buffer had no room for.
+    /// Flow events that were lost because the ring buffer was full.
     pub fn lost_events(&self) -> Result<u64, DatapathError> {
         Ok(self.counter(LOST_EVENTS)?.packets)
     }
@@ -308,18 +313,19 @@ impl Maps {
         }))
     }
 
-    /// Every remembered flow at a moment of the monotonic clock (nanoseconds), with what programs have gathered of it and not added yet.
-    /// Entries that vanish while they are read are left out.
+    /// Every remembered flow at a time of the monotonic clock (nanoseconds), including what
+    /// programs have gathered but not yet added. Entries that vanish during the read are left out.
     ///
     /// # Errors
     /// [`DatapathError::Map`].
     pub fn flows(&self, now: u64) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
-        // Entries first: what is added in between is missed for now, and not counted twice.
+        // Entries are read first: what is added in between is missed this time, but not counted
+        // twice.
         let entries = self.flows.iter().filter_map(Result::ok).collect();
         Ok(tally::add_up(entries, &self.tallies()?, self.idle_since(now)?))
     }
 
-    /// Those of them that have been silent for as long as the programs wait before they start one anew.
+    /// The flows that have been silent for so long that the programs would start them anew.
     ///
     /// # Errors
     /// [`DatapathError::Map`].
@@ -330,12 +336,12 @@ impl Maps {
         Ok(flows)
     }
 
-    /// Whose last packet came before this moment is idle.
+    /// A flow whose last packet came before this time is idle.
     fn idle_since(&self, now: u64) -> Result<u64, DatapathError> {
         Ok(now.saturating_sub(u64::from(self.settings()?.flow_idle_ms) * 1_000_000))
     }
 
-    /// What programs have gathered.
+    /// What programs have gathered and not added to the flows yet.
     fn tallies(&self) -> Result<Vec<Tally>, DatapathError> {
         let read = |slot| self.tallies.get(&slot, 0).map_err(failed(map::TALLIES));
         let mut tallies = Vec::new();
@@ -344,7 +350,8 @@ impl Maps {
             if seen.iter().all(|tally| tally.flow.packets == 0) {
                 continue;
             }
-            // A slot may have become another flow's halfway through: what was read is this one's if it still has it.
+            // Another flow may have taken the slot during the read: the values belong to this flow
+            // only if it still has the slot.
             let again = read(slot)?;
             let same = seen.iter().zip(again.iter()).filter(|(seen, again)| seen.key == again.key);
             tallies.extend(same.map(|(seen, _)| *seen).filter(|tally| tally.flow.packets != 0));
@@ -352,13 +359,14 @@ impl Maps {
         Ok(tallies)
     }
 
-    /// Entries of the flows' map alone.
+    /// The entries of the flows' map alone.
     #[cfg(test)]
     pub(super) fn flow_entries(&self) -> Vec<(FlowKey, Flow)> {
         self.flows.iter().filter_map(Result::ok).collect()
     }
 
-    /// Forgets a flow. What is gathered of it and [idle](Settings::flow_idle_ms) counts for nothing from then on.
+    /// Removes a flow. What is gathered of it and [idle](Settings::flow_idle_ms) does not count
+    /// from then on.
     pub fn remove_flow(&mut self, key: &FlowKey) -> Result<(), DatapathError> {
         absent_is_fine(self.flows.remove(key), map::FLOWS)
     }

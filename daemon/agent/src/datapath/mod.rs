@@ -1,7 +1,8 @@
 //! The kernel half: eBPF programs, their links and their maps.
 //!
-//! Everything here outlives the agent: maps and links are pinned, and a new agent takes them over without a gap - it
-//! loads its programs against the pinned maps and swaps them in, link by link, each in one atomic step.
+//! Everything here outlives the agent: maps and links are pinned, and a new agent takes them over
+//! without a gap. It loads its programs against the pinned maps and swaps them in, link by link,
+//! each in one atomic step.
 
 mod hold;
 mod keep;
@@ -24,13 +25,14 @@ use hauberk_abi::layout::{Hook, Settings, map};
 use crate::config::{AttachMode, Limits};
 
 use hold::Held;
+pub(crate) use links::is_there_already;
 pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, Framing, How, Seat};
 pub use maps::{Counted, Maps};
 pub use trial::try_programs;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hauberk.bpf.o"));
 
-/// The kernel refused something.
+/// The kernel refused a request.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     /// The programs or maps could not be loaded.
@@ -45,7 +47,7 @@ pub enum DatapathError {
     Program {
         /// Its name.
         program: &'static str,
-        /// The verifier's last words.
+        /// The verifier's last lines.
         reason: String,
     },
     /// A program could not be attached or detached.
@@ -85,14 +87,15 @@ pub struct Datapath {
     mode: AttachMode,
     maps: Maps,
     limits: Limits,
-    /// The programs once more, each loaded when it has to stand twice in a chain for a moment: the kernel takes none twice.
+    /// A second set of the programs, each loaded only when it must be in one chain twice for a
+    /// moment: the kernel does not attach the same program twice.
     copies: Option<Ebpf>,
     held: Held,
-    /// Maps whose pinned size is not what the configuration asks for.
+    /// Maps whose pinned size differs from the configured one.
     resized: Vec<String>,
 }
 
-/// Where things are pinned. The layout's version is part of the path: a pinned map keeps the shape it was made with.
+/// The pin folder. The layout's version is part of the path, because a pinned map keeps its shape.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -108,7 +111,7 @@ impl Pins {
         self.root.join(format!("v{LAYOUT_VERSION}"))
     }
 
-    /// Where the maps are.
+    /// The folder of the maps.
     pub fn maps(&self) -> PathBuf {
         self.version().join("maps")
     }
@@ -117,12 +120,12 @@ impl Pins {
         self.version().join("links")
     }
 
-    /// The versioned folder, for people.
+    /// The versioned folder, for messages.
     pub fn display(&self) -> String {
         self.version().display().to_string()
     }
 
-    /// What is attached, by the pins (TCX) or by the record kept beside them (clsact).
+    /// The attached programs, from the pins (TCX) or from the records beside them (clsact).
     ///
     /// # Errors
     /// [`DatapathError::Pins`].
@@ -130,7 +133,8 @@ impl Pins {
         links::list(&self.links())
     }
 
-    /// Notes that the interface had no clsact queueing discipline before one was made here: it goes with everything else.
+    /// Notes that the interface had no clsact queueing discipline before an agent made one: it is
+    /// removed with everything else.
     ///
     /// # Errors
     /// What the file system says.
@@ -145,7 +149,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Removes every pin of every version: programs detach and maps vanish.
+    /// Removes every pin of every version, which detaches the programs and frees the maps.
     ///
     /// # Errors
     /// [`DatapathError::Pins`] if something cannot be removed.
@@ -160,10 +164,10 @@ impl Pins {
 }
 
 impl Datapath {
-    /// Loads the programs against the pinned maps, making those that do not exist. Attaches nothing.
+    /// Loads the programs against the pinned maps, and creates missing maps. Attaches nothing.
     ///
     /// # Errors
-    /// [`DatapathError`], with the verifier's words where it refused.
+    /// [`DatapathError`], with the verifier's text if it refused.
     pub fn load(root: &Path, limits: &Limits, mode: AttachMode) -> Result<Datapath, DatapathError> {
         let pins = Pins::new(root);
         pins.create()?;
@@ -181,12 +185,12 @@ impl Datapath {
         &self.maps
     }
 
-    /// The maps, to write.
+    /// The maps, for writing.
     pub fn maps_mut(&mut self) -> &mut Maps {
         &mut self.maps
     }
 
-    /// A second set of handles to the maps, for those who only look.
+    /// A second set of handles to the maps, for readers.
     ///
     /// # Errors
     /// [`DatapathError::Map`].
@@ -194,12 +198,13 @@ impl Datapath {
         Maps::open(&self.pins.maps())
     }
 
-    /// Where things are pinned.
+    /// The pin folder.
     pub fn pins(&self) -> &Pins {
         &self.pins
     }
 
-    /// Pinned maps keep their size; these differ from the configuration. One sentence each.
+    /// The maps whose pinned size differs from the configuration, one sentence each. Pinned maps
+    /// keep their size.
     pub fn resized(&self) -> &[String] {
         &self.resized
     }
@@ -209,13 +214,13 @@ impl Datapath {
         if self.mode == AttachMode::Clsact { How::Clsact } else { How::Tcx }
     }
 
-    /// Attaches `hook` to the interface, or swaps the program in where an earlier agent attached one. Of the two programs
-    /// that a wire's hook has, it takes the one for the interface's framing.
+    /// Attaches `hook` to the interface, or swaps the program in where an earlier agent attached
+    /// one. Hooks on a wire have two programs; this takes the one for the interface's framing.
     ///
     /// # Errors
     /// [`DatapathError::Attach`].
     pub fn attach(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
-        // One that is held runs, and the kernel takes it no second time.
+        // A program whose link is held still runs, and the kernel would not attach it twice.
         self.held.pin_again(&self.pins.links())?;
         let program = program(&mut self.ebpf, framing.program(hook))?;
         links::attach(program, &self.pins.links(), self.mode, hook, interface)?;
@@ -225,11 +230,13 @@ impl Datapath {
         Ok(())
     }
 
-    /// Asks the kernel whether `hook` runs on the interface, and who gets between it and the wire (or the pod). With
-    /// clsact the kernel is asked by netlink instead ([`crate::host::Netlink`]): here it is taken for attached.
+    /// Asks the kernel whether `hook` runs on the interface, and which programs are between it and
+    /// the wire (or the pod). With clsact this always says attached: there the caller asks by
+    /// netlink ([`crate::host::Netlink`]).
     ///
     /// # Errors
-    /// [`DatapathError::Attach`] if the kernel does not tell, as when the interface is gone.
+    /// [`DatapathError::Attach`] if the kernel gives no answer, for example because the interface
+    /// is gone.
     pub fn seat(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<Seat, DatapathError> {
         if self.mode == AttachMode::Clsact {
             return Ok(Seat::Attached { between: Vec::new() });
@@ -238,12 +245,13 @@ impl Datapath {
         links::seat(&own, hook, interface)
     }
 
-    /// Whether programs are filters of a clsact queueing discipline.
+    /// Whether the programs are filters of a clsact queueing discipline.
     pub fn is_clsact(&self) -> bool {
         self.mode == AttachMode::Clsact
     }
 
-    /// Detaches `hook` from the interface; nothing if it is not attached or the interface is gone.
+    /// Detaches `hook` from the interface. Does nothing if it is not attached or the interface is
+    /// gone.
     ///
     /// # Errors
     /// [`DatapathError::Attach`].
@@ -261,8 +269,8 @@ impl Datapath {
     }
 }
 
-/// Removes every program an agent attached, and every map. Returns the interfaces on which an agent made a clsact queueing
-/// discipline, which is the caller's to remove.
+/// Removes every program that an agent attached, and every map. Returns the interfaces on which an
+/// agent made a clsact queueing discipline; the caller removes these.
 ///
 /// # Errors
 /// [`DatapathError`] for the first thing that could not be removed.
@@ -278,7 +286,8 @@ pub fn remove(root: &Path) -> Result<Vec<String>, DatapathError> {
     Ok(disciplines)
 }
 
-/// The programs with the pinned maps, not in the kernel yet. Also says which maps have another size than `limits` asks for.
+/// The programs with the pinned maps, not yet loaded into the kernel, and the maps whose size
+/// differs from `limits`.
 fn open(pins: &Pins, limits: &Limits) -> Result<(Ebpf, Vec<String>), DatapathError> {
     let sizes = [
         (map::ENDPOINTS, limits.endpoints),
@@ -293,7 +302,8 @@ fn open(pins: &Pins, limits: &Limits) -> Result<(Ebpf, Vec<String>), DatapathErr
     loader.default_map_pin_directory(pins.maps());
     let mut resized = Vec::new();
     for (name, size) in sizes {
-        // A pinned map keeps its size, and aya would map a ring buffer of the size it is told.
+        // A pinned map keeps its size. Told another one, aya would map the ring buffer with the
+        // wrong size.
         let pinned = MapInfo::from_pin(pins.maps().join(name)).ok().map(|info| info.max_entries());
         loader.map_max_entries(name, pinned.unwrap_or(size));
         if let Some(pinned) = pinned.filter(|pinned| *pinned != size) {
@@ -304,7 +314,7 @@ fn open(pins: &Pins, limits: &Limits) -> Result<(Ebpf, Vec<String>), DatapathErr
     Ok((ebpf, resized))
 }
 
-/// Has the kernel take a program, unless it has.
+/// Loads a program into the kernel, unless it is loaded.
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
     match load_program(program(ebpf, name)?) {
         Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => {
@@ -314,13 +324,14 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
     }
 }
 
-/// How often the kernel is asked to take a program, as libbpf does it.
+/// Attempts to load a program; libbpf makes as many.
 const ATTEMPTS: u32 = 5;
 
-/// Has the kernel take a program. Its verifier gives up with EAGAIN when a signal comes for the thread, as when a child ends.
+/// Loads a program into the kernel. The verifier gives up with EAGAIN when the thread gets a
+/// signal, for example because a child ended.
 ///
 /// # Errors
-/// Of the kernel, with the verifier's words.
+/// The kernel's, with the verifier's text.
 pub(crate) fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
     let mut attempt = 1;
     loop {
@@ -343,7 +354,8 @@ fn program<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Sche
         .map_err(|error: ProgramError| refused(chain(&error)))
 }
 
-/// The clock by which the programs time flows: the coarse monotonic one, nanoseconds; 0 if it cannot be read.
+/// The clock that the programs use for flows: the coarse monotonic one, nanoseconds; 0 if it cannot
+/// be read.
 pub fn now() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
         .map_or(0, |time| std::time::Duration::from(time).as_nanos() as u64)

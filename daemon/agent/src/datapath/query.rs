@@ -1,77 +1,44 @@
-//! Which programs TCX runs on an interface, by their ids, in the order in which they run (BPF_PROG_QUERY, bpf(2)).
+//! The programs that TCX runs on an interface, by id, in the order in which they run
+//! (BPF_PROG_QUERY, bpf(2)).
 //!
-//! aya's own question also opens each program, and the kernel lets only a process with CAP_SYS_ADMIN do that. In a cluster the
-//! agent has no such capability.
+//! aya's own query also opens each program, which the kernel allows only with CAP_SYS_ADMIN. In a
+//! cluster the agent does not have it.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{ProgramInfo, TcAttachType, loaded_programs};
-use nix::libc;
 
-/// `BPF_PROG_QUERY` (linux/bpf.h).
-const PROG_QUERY: libc::c_long = 16;
+use crate::syscalls;
+
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
 const TCX: [u32; 2] = [46, 47];
-/// More programs than the kernel takes on one hook.
-const MOST: usize = 128;
-
-/// The member of `union bpf_attr` for the question.
-#[repr(C)]
-#[derive(Default)]
-struct Query {
-    target_ifindex: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    program_ids: u64,
-    count: u32,
-    padding: u32,
-    program_attach_flags: u64,
-    link_ids: u64,
-    link_attach_flags: u64,
-    revision: u64,
-}
 
 /// The ids of the programs at one hook of the interface.
 ///
 /// # Errors
-/// What the kernel says, as when there is no such interface.
+/// The kernel's error, for example if there is no such interface.
 pub fn tcx_programs(interface: &str, direction: TcAttachType) -> io::Result<Vec<u32>> {
     let index = nix::net::if_::if_nametoindex(interface)?;
-    let mut ids = vec![0u32; MOST];
-    let mut query = Query {
-        target_ifindex: index,
-        attach_type: TCX[usize::from(!matches!(direction, TcAttachType::Ingress))],
-        program_ids: ids.as_mut_ptr() as u64,
-        count: MOST as u32,
-        ..Query::default()
-    };
-    // SAFETY: `query` is a whole attribute of the size that is passed, and the buffer it points to has room for `count` ids and
-    // outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    ids.truncate(query.count as usize);
-    Ok(ids)
+    syscalls::attached_programs(index, TCX[usize::from(!matches!(direction, TcAttachType::Ingress))])
 }
 
-/// The program's name, where the agent may ask for it.
+/// The program's name, or its id if the agent is not allowed to read the name.
 pub fn name_of(id: u32) -> String {
     let named = |program: &ProgramInfo| program.name_as_str().filter(|name| !name.is_empty()).map(str::to_owned);
     let found = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
     found.as_ref().and_then(named).unwrap_or_else(|| format!("program {id}"))
 }
 
-/// The number by which the leak detector's filters are told from others on a clsact queueing discipline.
+/// The handle's minor number that marks the leak detector's filters on a clsact queueing
+/// discipline.
 pub const OBSERVER_MINOR: u16 = 0x6862;
 
 /// Ids of the leak detector's programs in this process.
 static OBSERVERS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
-/// Notes that a program is the leak detector's: it belongs behind the guard.
+/// Notes that a program is the leak detector's: its place is after the guard.
 pub fn note_observer(id: u32) {
     OBSERVERS.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
 }

@@ -1,5 +1,6 @@
-//! Programs of another hauberk on a device: an agent that pinned them elsewhere left them, or a second one runs. What stands before
-//! this agent's programs takes packets away from them, and nothing of that is a program detached.
+//! Programs of another hauberk on a device: an agent that pinned them elsewhere left them, or a
+//! second one runs. What stands before this agent's programs takes packets away from them, and
+//! nothing of that is a program detached.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,8 @@ use super::{Pins, query};
 /// Where BPF file systems are mounted.
 const BPF: &str = "/sys/fs/bpf";
 
-/// Whose programs stand on the device beside this agent's, and what to do about it; none if there are none. With clsact there is
-/// one place for all agents' programs: the last one has it.
+/// Whose programs stand on the device beside this agent's, and what to do about it; none if there
+/// are none. With clsact there is one place for all agents' programs: the last one has it.
 pub fn words(own: &Pins, device: &str) -> Option<String> {
     let strangers = strangers(own, device);
     if strangers.is_empty() {
@@ -69,7 +70,8 @@ fn list(folder: &Path) -> Vec<PathBuf> {
     entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
 }
 
-/// Whether one of the programs is pinned there. A link of the same name may be another network namespace's.
+/// Whether one of the programs is pinned there. A link of the same name may be another network
+/// namespace's.
 fn has(links: &Path, device: &str, programs: &BTreeSet<u32>) -> bool {
     let mut pins = Hook::ALL.into_iter().map(|hook| pin_path(links, hook, device));
     pins.any(|pin| pinned(&pin).is_some_and(|id| programs.contains(&id)))

@@ -1,13 +1,16 @@
-//! What programs have gathered of flows, added to what is in the flows' entries.
+//! Adds what programs have gathered of flows to the flows' entries.
 
 use std::collections::HashMap;
 
 use hauberk_abi::flow::{Flow, FlowKey, Tally};
 
-/// Adds tallies to the entries of their flows, by the rules by which programs do (`ebpf/programs/src/record.rs`).
+/// Adds tallies to the entries of their flows, by the same rules as the programs
+/// (`ebpf/programs/src/record.rs`).
 ///
-/// A flow whose entry says something else has been judged anew since. One without an entry has lost it to others, unless its last
-/// packet came before `idle_since` (monotonic clock, nanoseconds): then it has been ended, with these packets.
+/// A tally is skipped if its flow's entry has another verdict: the flow was judged again since. A
+/// tally without an entry is of an evicted flow and becomes an entry. The exception is a tally
+/// whose last packet came before `idle_since` (monotonic clock, nanoseconds): that flow was ended,
+/// and these packets were counted then.
 pub(super) fn add_up(entries: HashMap<FlowKey, Flow>, tallies: &[Tally], idle_since: u64) -> Vec<(FlowKey, Flow)> {
     let mut flows = entries;
     for Tally { key, flow: gathered } in tallies {
@@ -50,7 +53,7 @@ mod tests {
     #[test]
     fn what_was_gathered_is_added_to_its_flow() {
         let entries = HashMap::from([(key(1), flow(PLAIN, 1, 50)), (key(2), flow(PLAIN, 5, 50))]);
-        // Of two CPUs, one of which was the last.
+        // From two CPUs; the first had the last packet.
         let gathered = [tally(1, flow(PLAIN, 2, 70)), tally(1, flow(PLAIN, 3, 40))];
         let mut flows = add_up(entries, &gathered, 0);
         flows.sort_by_key(|(key, _)| key.source_port);

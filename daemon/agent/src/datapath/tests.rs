@@ -1,8 +1,9 @@
-//! The programs in the kernel: loaded through its verifier and run on packets by `BPF_PROG_TEST_RUN`. Every fixture is a
-//! packet in, an action out, and the counter that must have moved.
+//! The programs in the kernel: loaded through its verifier and run on packets by
+//! `BPF_PROG_TEST_RUN`. Every fixture is a packet in, an action out, and the counter that must have
+//! changed.
 //!
-//! `from_tunnel` is missing here: a test run always has an Ethernet header, the tunnel device never has one. The suites in
-//! `tests/netns` run it on the wire.
+//! `from_tunnel` is missing here: a test run always has an Ethernet header, and the tunnel device
+//! never has one. The suites in `tests/netns` run it on the wire.
 
 use std::net::IpAddr;
 
@@ -18,7 +19,7 @@ use hauberk_abi::reason::DropReason;
 use super::*;
 use crate::observe::flows::read_event;
 
-/// The next program's turn, then the stack's (TCX_NEXT, TC_ACT_UNSPEC).
+/// The next program runs, then the stack (TCX_NEXT, TC_ACT_UNSPEC).
 const OK: u32 = u32::MAX;
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
@@ -26,7 +27,7 @@ const REDIRECT: u32 = 7;
 const HERE: u32 = 1;
 const THERE: u32 = 2;
 const LOST: u32 = 3;
-/// The loopback device: where a test run happens.
+/// The loopback device, on which test runs happen.
 const LO: u32 = 1;
 const SHIFT: u32 = 20;
 
@@ -51,7 +52,8 @@ fn address(text: &str) -> Address {
 }
 
 impl Bench {
-    /// Two nodes with a protected, a permissive and a plain pod each, a third without a key, and the world.
+    /// Two nodes with a protected, a permissive and a plain pod each, a third without a key, and
+    /// the world.
     fn new(flags: u32) -> Bench {
         let folder = pins();
         let limits = Limits { events: 1 << 16, ..Limits::default() };
@@ -96,7 +98,8 @@ impl Bench {
     }
 
     fn run_frame(&mut self, hook: Hook, frame: &[u8], came_by: u32) -> u32 {
-        // struct __sk_buff (linux/bpf.h): `ingress_ifindex` is its tenth word; the kernel takes it from here.
+        // In struct __sk_buff (linux/bpf.h) `ingress_ifindex` is the tenth word; the kernel takes
+        // it from here.
         let mut context = [0u8; 192];
         context[36..40].copy_from_slice(&came_by.to_ne_bytes());
         let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
@@ -111,7 +114,7 @@ impl Bench {
         self.datapath.maps().flows(now()).unwrap()
     }
 
-    /// Whatever the programs have told of flows.
+    /// All events that the programs have sent so far.
     fn events(&mut self) -> Vec<FlowEvent> {
         let mut events = Vec::new();
         while let Some(item) = self.ring.next() {
@@ -149,7 +152,7 @@ fn udp_from(port: u16, source: &str, destination: &str) -> Vec<u8> {
 fn tcp(source: &str, destination: &str, flags: u8) -> Vec<u8> {
     let mut frame = Vec::new();
     ip(source, destination).tcp(1000, 2000, 1, 1000).write(&mut frame, b"payload").unwrap();
-    // The 14th byte of the header, behind the addresses' (RFC 9293 section 3.1).
+    // The 14th byte of the TCP header (RFC 9293 section 3.1).
     frame[14 + 20 + 13] = flags;
     frame
 }
@@ -170,7 +173,7 @@ fn move_to(cpu: usize) {
     nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).unwrap();
 }
 
-/// Two CPUs this thread may run on; the same one twice if there is but one.
+/// Two CPUs that this thread may run on; the same one twice if there is only one.
 fn two_cpus() -> [usize; 2] {
     let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
     let mut allowed = (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap());
@@ -202,7 +205,7 @@ fn the_last_guard_encrypts_or_drops_what_is_protected() {
 #[test]
 fn translated_packets_of_protected_pods_stay_protected() {
     let mut bench = Bench::new(flag::SYNCED | flag::STACK);
-    // Masqueraded: the node's address towards a plain pod of another node.
+    // Masqueraded: from the node's address to a plain pod of another node.
     assert_eq!(bench.run(Hook::ToWire, "192.168.0.1", "10.0.2.3"), REDIRECT);
     // And the reply.
     assert_eq!(bench.run(Hook::ToWire, "10.0.1.3", "192.168.0.2"), REDIRECT);
@@ -255,7 +258,7 @@ fn a_pod_receives_in_clear_only_what_is_local() {
 #[test]
 fn odd_frames_are_on_the_protected_side() {
     let mut bench = Bench::new(flag::SYNCED);
-    // Truncated inside the IP header's stated length.
+    // Shorter than the length in the IP header.
     let mut frame = udp("10.0.1.1", "10.0.2.1");
     frame[16..18].copy_from_slice(&2000u16.to_be_bytes());
     let before = bench.drops(DropReason::Malformed);
@@ -263,7 +266,7 @@ fn odd_frames_are_on_the_protected_side() {
         assert_eq!(bench.run_frame(hook, &frame, 0), SHOT, "{hook:?}");
     }
     assert_eq!(bench.drops(DropReason::Malformed), before + 4);
-    // Not IP, from an interface nothing is known of.
+    // Not IP, from an unknown interface.
     let mut frame = udp("10.0.1.1", "10.0.2.1");
     frame[12..14].copy_from_slice(&[0x88, 0xcc]);
     assert_eq!(bench.run_frame(Hook::FromPod, &frame, 0), SHOT);
@@ -297,10 +300,10 @@ fn packets_larger_than_the_tunnel_take_the_way_that_tells_the_sender() {
     };
     assert_eq!(bench.run_frame(Hook::FromPod, &big(1420 - 28), 0), REDIRECT);
     assert_eq!(bench.run_frame(Hook::FromPod, &big(1421 - 28), 0), OK);
-    // The packet itself is dropped: what goes up the stack in its place is the answer.
+    // The packet itself is dropped; the ICMP answer goes up the stack in its place.
     assert_eq!(bench.run_frame(Hook::ToWire, &big(1421 - 28), 0), REDIRECT);
     assert_eq!(bench.drops(DropReason::TooBig), 1);
-    // Nobody can be told to cut a fragment smaller: it is sealed as it is.
+    // A fragment's sender cannot be told a smaller size: the fragment is encrypted as it is.
     let mut fragment = big(1421 - 28);
     fragment[14 + 6] |= 0x20;
     assert_eq!(bench.run_frame(Hook::ToWire, &fragment, 0), REDIRECT);
@@ -375,7 +378,7 @@ fn what_is_remembered_of_a_flow_is_void_with_the_next_change() {
             "fd00::2:3",
             "fd00::1:3",
             REDIRECT,
-            // What is not known any more is protected.
+            // A destination that is not known any more is protected.
             |maps| maps.remove_endpoint(address("fd00::2:3")).unwrap(),
             SHOT,
         ),
@@ -429,12 +432,13 @@ fn what_is_remembered_of_a_flow_is_void_when_it_turns_out_to_be_translated() {
     for _ in 0..3 {
         assert_eq!(bench.run(Hook::FromPod, "10.0.1.1", "10.0.2.3"), REDIRECT);
     }
-    // Only what netfilter translated enters a pod by way of the stack: the reply has to come through it as well.
+    // Only what netfilter translated enters a pod from the stack; the reply must pass the stack as
+    // well.
     assert_eq!(bench.run_frame(Hook::ToPod, &udp("10.0.2.3", "10.0.1.1"), LO), OK);
     assert_eq!(bench.run(Hook::FromPod, "10.0.1.1", "10.0.2.3"), OK);
 }
 
-/// The one thing that says nothing of a change is an agent that dies in the middle of it.
+/// Only an agent that dies in the middle of a change does not announce it.
 #[test]
 fn what_is_remembered_of_a_flow_is_soon_forgotten() {
     let mut bench = Bench::new(flag::SYNCED);
@@ -447,7 +451,7 @@ fn what_is_remembered_of_a_flow_is_soon_forgotten() {
         remembered += u32::from(bench.run(Hook::ToWire, "10.0.1.3", "10.0.2.3") == now);
         while bench.run(Hook::ToWire, "10.0.1.3", "10.0.2.3") != other {}
     }
-    // What is encrypted is not remembered here, and now and then its time is up between two runs.
+    // An encrypted flow is not remembered here, and now and then the time is up between two runs.
     assert!((1..=10).contains(&remembered), "{remembered} of 10");
 }
 
@@ -520,7 +524,7 @@ fn the_end_of_a_connection_tells_of_all_its_packets() {
     }
 }
 
-/// Each CPU gathers for itself: what one of them has not added yet comes from before the change.
+/// Each CPU gathers for itself: what a CPU has not added yet is from before the change.
 #[test]
 fn what_was_gathered_before_another_verdict_does_not_undo_it() {
     let cpus = two_cpus();
@@ -547,7 +551,7 @@ fn what_was_gathered_before_another_verdict_does_not_undo_it() {
     }
 }
 
-/// The agent ends it with what is gathered; that must not begin it again.
+/// The agent ends the flow with what is gathered; that must not start it again.
 #[test]
 fn a_flow_that_was_ended_for_its_silence_stays_ended() {
     let mut bench = Bench::new(flag::SYNCED);
@@ -564,7 +568,7 @@ fn a_flow_that_was_ended_for_its_silence_stays_ended() {
     }
     bench.datapath.maps_mut().remove_flow(&key).unwrap();
     assert_eq!(bench.flows(), []);
-    // Whatever comes by that slot next.
+    // Other flows use the slot next.
     for port in 1..=500 {
         bench.run_frame(Hook::FromPod, &udp_from(port, "10.0.1.3", "10.0.1.1"), 0);
     }

@@ -1,11 +1,13 @@
-//! Has the kernel take the programs and leaves nothing behind: what `hauberkd check` asks the verifier, and what its answer means.
+//! Loads the programs and leaves nothing behind: what `hauberkd check` asks the verifier, and what
+//! its answer means.
 
 use std::path::Path;
 
 use super::{DatapathError, Framing, Pins, load, open};
 use crate::config::Limits;
 
-/// Helpers of the kernel that the programs call and that not every Linux has: number (linux/bpf.h), name, and the first version.
+/// Kernel helpers that the programs call and that not every Linux has: number (linux/bpf.h), name,
+/// and first version.
 const HELPERS: [(u32, &str, &str); 5] = [
     (69, "bpf_fib_lookup", "4.18"),
     (131, "bpf_ringbuf_reserve", "5.8"),
@@ -13,13 +15,14 @@ const HELPERS: [(u32, &str, &str); 5] = [
     (155, "bpf_redirect_peer", "5.10"),
     (160, "bpf_ktime_get_coarse_ns", "5.11"),
 ];
-/// Small: maps are made for a moment alone.
+/// Small, because the maps exist only for a moment.
 const ROOM: u32 = 64;
 
-/// Loads every program, with maps of its own that are pinned below `folder` while it does. Returns how many there are.
+/// Loads every program, with maps of its own that are pinned below `folder` meanwhile. Returns the
+/// number of programs.
 ///
 /// # Errors
-/// Which program was refused, why, and by what kernel it would be taken.
+/// Which program was refused, why, and which kernel would accept it.
 pub fn try_programs(folder: &Path) -> Result<usize, String> {
     let pins = Pins::new(folder);
     let tried = try_below(&pins);
@@ -51,7 +54,8 @@ fn explain(error: &DatapathError) -> String {
     format!("the kernel does not take {program}: {}", last_words(reason))
 }
 
-/// The helper that the verifier does not know or let the program have ("unknown func bpf_redirect_peer#155", "invalid func unknown#160").
+/// The helper that the verifier does not know or does not allow ("unknown func
+/// bpf_redirect_peer#155", "invalid func unknown#160").
 fn missing_helper(reason: &str) -> Option<(u32, &'static str, &'static str)> {
     let line = reason.lines().rev().find(|line| line.contains("unknown func") || line.contains("invalid func"))?;
     let (_, after) = line.rsplit_once('#')?;
@@ -60,7 +64,7 @@ fn missing_helper(reason: &str) -> Option<(u32, &'static str, &'static str)> {
     HELPERS.into_iter().find(|(known, ..)| *known == number)
 }
 
-/// What the verifier says before its statistics; all of it if there is no more than that.
+/// The verifier's last line before its statistics; the whole text if there is none.
 fn last_words(reason: &str) -> &str {
     let is_statistics = |line: &&str| {
         ["processed ", "verification time", "stack depth"].iter().any(|word| line.trim_start().starts_with(word))

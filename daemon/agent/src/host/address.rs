@@ -1,4 +1,4 @@
-//! The addresses that this node's devices have.
+//! The addresses of this node's devices.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,12 +9,14 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::{HostError, Netlink, refused};
 
-/// Devices that have services' addresses, on every node the same: kube-proxy's in IPVS mode, and the node's DNS cache's. What
-/// is sent to these is translated, and nothing leaves the node with them.
+/// Devices that have service addresses, the same on every node: kube-proxy's in IPVS mode and the
+/// node-local DNS cache's. Packets to these addresses are translated; none leaves the node with
+/// them.
 const SERVICES: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
 
 impl Netlink {
-    /// Every address by which another machine could know this node: of all devices, loopback's anycast addresses included.
+    /// Every address by which another machine may know this node: those of all devices, including
+    /// anycast addresses on loopback.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -31,7 +33,7 @@ impl Netlink {
     }
 }
 
-/// On a point-to-point link IFA_ADDRESS is the other end's, and IFA_LOCAL this one's.
+/// On a point-to-point link IFA_ADDRESS is the peer's address and IFA_LOCAL this end's.
 fn address(message: &AddressMessage) -> Option<IpAddr> {
     let local =
         message.attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });

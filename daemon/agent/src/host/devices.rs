@@ -1,7 +1,9 @@
-//! What each network device is to hauberk. Every device is guarded or shut: whatever is not known to be harmless counts as one
-//! that leads to other nodes, whether or not anybody named it.
+//! The role of each network device. Every device is either guarded or shut: a device that is not
+//! known to be harmless counts as one that leads to other nodes, whether or not the configuration
+//! names it.
 //!
-//! *Uplinks* are those among the guarded that are known to lead to other nodes and the world: the tunnel's size follows them.
+//! *Uplinks* are the guarded devices that are known to lead to other nodes and the world. The
+//! tunnel's MTU follows theirs.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,35 +20,40 @@ use crate::attachments::INTERFACE_PREFIX;
 use crate::config::Automatic;
 use crate::datapath::Framing;
 
-/// What a device is to hauberk.
+/// The role of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Packets on it never leave the node, or the guard on another device sees them: loopback, the tunnel, bridges, `ifb`.
+    /// Its packets never leave the node, or the guard on another device sees them: loopback, the
+    /// tunnel, bridges, `ifb`.
     Harmless,
-    /// A pod's interface: it has programs of its own.
+    /// A pod's interface, which has programs of its own.
     Pod,
     /// Other nodes may be behind it: it gets the guard.
     Wire(Framing),
-    /// Other nodes may be behind it, and no program reads its packets: nothing of pods may leave by it.
+    /// Other nodes may be behind it, but no program here can read its packets: no pod's packet may
+    /// leave by it.
     Shut,
 }
 
-/// Of another CNI plugin's network: where to look for the devices by which it reaches other nodes.
+/// What to know of another CNI plugin's network to find the devices by which it reaches other
+/// nodes.
 #[derive(Clone, Copy, Debug)]
 pub struct Chained<'a> {
-    /// Ranges pods' addresses come from, in the whole cluster.
+    /// The ranges of pod addresses in the whole cluster.
     pub cluster_ranges: &'a [IpNet],
-    /// Those of this node.
+    /// The ranges of this node's pods.
     pub own_ranges: &'a [IpNet],
 }
 
 impl Link {
-    /// What the device is, where `pods` are the indices of pods' interfaces and `tunnel` is our own device's name.
+    /// The device's role. `pods` has the indices of pods' interfaces; `tunnel` is the name of
+    /// hauberk's own device.
     pub fn role(&self, tunnel: &str, pods: &BTreeSet<u32>) -> Role {
         if pods.contains(&self.index) {
             return Role::Pod;
         }
-        // A pair that the CNI plugin has just made: nothing can be sent by it until it is attached and brought up.
+        // A pair that the CNI plugin has just made: it carries nothing until it is attached and
+        // brought up.
         if self.kind == LinkKind::Veth && self.name.starts_with(INTERFACE_PREFIX) && !self.up {
             return Role::Pod;
         }
@@ -62,9 +69,10 @@ impl Link {
 }
 
 impl Netlink {
-    /// Which of `links` are uplinks: those configured, or those that have one of the node's addresses or a default route; behind
-    /// another CNI plugin also every overlay, and whatever leads to pods elsewhere. Configured names that do not exist are told
-    /// beside.
+    /// Which of `links` are uplinks: the configured ones, or else those that have one of the node's
+    /// addresses or a default route. Beside another CNI plugin these also are every overlay and
+    /// every device with a route to pods elsewhere. The second list has the configured names that
+    /// do not exist.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -112,7 +120,7 @@ impl Netlink {
             let routes: Vec<_> =
                 self.handle.route().get(message).execute().try_collect().await.map_err(refused("list routes"))?;
             for route in routes.iter().filter(|route| {
-                // The IPv6 table has an all-covering multicast and "unreachable" route besides the real ones.
+                // The IPv6 table also has multicast and "unreachable" routes that cover everything.
                 route.header.kind == RouteType::Unicast && route.header.table == RouteHeader::RT_TABLE_MAIN
             }) {
                 let destination = super::route::destination(route);
@@ -130,18 +138,18 @@ impl Netlink {
     }
 }
 
-/// A route by a device; no destination: everywhere.
+/// A route and its device. Without a destination it is a default route.
 struct DeviceRoute {
     device: u32,
     destination: Option<IpNet>,
 }
 
 impl Chained<'_> {
-    /// Whether the route is to pods of other nodes.
+    /// Whether the route leads to pods of other nodes.
     fn leads_away(&self, route: &DeviceRoute) -> bool {
         let Some(destination) = route.destination else { return false };
         let covers = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&destination));
-        // A single address is a pod's here, by its own pair.
+        // A route to a single address leads to a pod of this node, by the pod's own pair.
         destination.prefix_len() < destination.max_prefix_len()
             && covers(self.cluster_ranges)
             && !covers(self.own_ranges)

@@ -1,4 +1,5 @@
-//! Queueing disciplines that filters hang on: clsact, on kernels without TCX, and its forerunner `ingress`, beside which there can be none.
+//! Queueing disciplines that hold filters: clsact, used on kernels without TCX, and its predecessor
+//! `ingress`. A device can have only one of the two.
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
@@ -6,19 +7,20 @@ use nix::errno::Errno;
 
 use super::{HostError, Netlink, is_errno, refused};
 
-/// A filter on one of them.
+/// A filter of such a queueing discipline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Smaller ones are asked first.
+    /// Filters with a smaller preference run first.
     pub preference: u16,
-    /// Its number among those of the same preference.
+    /// Its number among the filters of the same preference.
     pub handle: u16,
-    /// What it is: `bpf`, `flower`, ...
+    /// Its kind: `bpf`, `flower`, ...
     pub kind: String,
 }
 
 impl Filter {
-    /// None for what stands for all filters of a preference, and for those of other chains, which are asked when another says so.
+    /// None for the entry that stands for all filters of a preference, and for filters of other
+    /// chains, which run only when another filter jumps there.
     fn from(message: &TcMessage) -> Option<Filter> {
         let (mut kind, mut chain) = (String::new(), 0);
         for attribute in &message.attributes {
@@ -41,7 +43,8 @@ impl std::fmt::Display for Filter {
 }
 
 impl Netlink {
-    /// The filters of a device on the way in or out, in the order in which they are asked; none if there is no such discipline.
+    /// The ingress or egress filters of a device, in the order in which they run; empty if there is
+    /// no such queueing discipline.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -55,7 +58,7 @@ impl Netlink {
         }
     }
 
-    /// Removes a device's clsact queueing discipline, unless it is not there or somebody has filters on it.
+    /// Removes a device's clsact queueing discipline, unless there is none or it has filters.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -66,10 +69,10 @@ impl Netlink {
         self.remove_discipline(index, "clsact").await
     }
 
-    /// Makes room for clsact: an `ingress` queueing discipline goes if nobody has filters on it.
+    /// Makes room for clsact: removes an `ingress` queueing discipline that has no filters.
     ///
     /// # Errors
-    /// [`HostError::Ingress`] if somebody has.
+    /// [`HostError::Ingress`] if it has some.
     pub async fn make_room_for_clsact(&self, index: u32) -> Result<(), HostError> {
         let disciplines: Vec<TcMessage> =
             self.handle.qdisc().get().execute().try_collect().await.map_err(refused("list queueing disciplines"))?;
@@ -90,7 +93,7 @@ impl Netlink {
 
     async fn remove_discipline(&self, index: u32, kind: &str) -> Result<(), HostError> {
         let mut request = self.handle.qdisc().del(index as i32);
-        // Both have the same place.
+        // Both disciplines have the same parent.
         request.message_mut().header.parent = TcHandle::CLSACT;
         match request.execute().await {
             Err(error) if !is_errno(&error, Errno::ENOENT) && !is_errno(&error, Errno::EINVAL) => {

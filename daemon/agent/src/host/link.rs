@@ -1,4 +1,5 @@
-//! Network devices, and what a pod's host side needs. Which of them are guarded is said in [`super::devices`].
+//! Network devices, and the setup of the host side of a pod's interface. [`super::devices`] decides
+//! which devices are guarded.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,51 +21,52 @@ pub struct Link {
     pub index: u32,
     /// Name.
     pub name: String,
-    /// What somebody noted with it (`ip link set alias`).
+    /// The text stored with it (`ip link set alias`).
     pub alias: String,
     /// Largest packet, bytes of IP.
     pub mtu: u32,
-    /// MAC address, where it is Ethernet.
+    /// MAC address, if it is an Ethernet device.
     pub mac: Option<[u8; 6]>,
     /// Whether it is administratively up.
     pub up: bool,
     /// Whether it is the loopback device.
     pub loopback: bool,
-    /// With what its packets begin.
+    /// What its packets begin with.
     pub header: Header,
     /// What kind of virtual device it is.
     pub kind: LinkKind,
     /// Index of the bridge or bond that it is a port of.
     pub controller: Option<u32>,
-    /// Of a veth: the other end's index, and the id of the network namespace that is in.
+    /// For a veth: the other end's index, and the id of the network namespace which that end is in.
     pub peer: Option<(u32, i32)>,
 }
 
-/// With what a device's packets begin (`ARPHRD_*` of the kernel).
+/// What a device's packets begin with (the kernel's `ARPHRD_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
     /// An Ethernet header.
     Ethernet,
-    /// Their IP header.
+    /// The IP header.
     Ip,
-    /// Something that no program here reads.
+    /// Something that no program here can read.
     Other,
 }
 
-/// What the difference is for hauberk.
+/// The kinds of devices that hauberk treats differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     /// One end of a pair.
     Veth,
     /// A bridge.
     Bridge,
-    /// Gives every packet back to the device that it was taken from (`ifb`): for queueing what arrives.
+    /// Returns every packet to the device that it was taken from (`ifb`), to queue what arrives.
     Ifb,
-    /// Puts Ethernet frames into UDP or GRE packets: other nodes are behind it, but it is itself carried by an uplink.
+    /// Puts Ethernet frames into UDP or GRE packets. Other nodes are behind it, but an uplink
+    /// carries it.
     Overlay,
     /// Another virtual device.
     Virtual,
-    /// A machine's own hardware, as far as the kernel says.
+    /// The machine's own hardware, as far as the kernel says.
     Physical,
 }
 
@@ -171,7 +173,7 @@ impl Netlink {
         let request = self.handle.address().get();
         let messages: Vec<_> = request.execute().try_collect().await.map_err(refused("list addresses"))?;
         let address = |attributes: &[AddressAttribute]| {
-            // On a point-to-point link IFA_ADDRESS is the other end's.
+            // On a point-to-point link IFA_ADDRESS is the peer's address.
             let local =
                 attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
             local.or_else(|| {
@@ -181,7 +183,7 @@ impl Netlink {
         Ok(messages.iter().filter_map(|m| Some((m.header.index, address(&m.attributes)?))).collect())
     }
 
-    /// Tells of every change of a device or an address from now on; what exactly changed is to be looked at.
+    /// Reports every change of a device, address or route from now on, without saying what changed.
     ///
     /// # Errors
     /// [`HostError::Netlink`] if there are no sockets left.
@@ -217,10 +219,10 @@ impl Netlink {
         self.handle.link().set(message).execute().await.map_err(refused(format!("take device {index} down")))
     }
 
-    /// Renames a device, which has to be down before Linux 6.2.
+    /// Renames a device. Before Linux 6.2 it must be down.
     ///
     /// # Errors
-    /// [`HostError::Netlink`], as when another device has the name.
+    /// [`HostError::Netlink`], for example when another device has the name.
     pub async fn set_name(&self, index: u32, name: &str) -> Result<(), HostError> {
         let message = LinkUnspec::new_with_index(index).name(name.to_owned()).build();
         self.handle.link().set(message).execute().await.map_err(refused(format!("rename device {index} to {name}")))
@@ -246,7 +248,8 @@ impl Netlink {
         }
     }
 
-    /// Gives the host side of a pod's interface the gateway addresses of the wanted families: 169.254.1.1/32 and fe80::1/64.
+    /// Gives the host side of a pod's interface the gateway addresses of the wanted families:
+    /// 169.254.1.1/32 and fe80::1/64.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -257,24 +260,28 @@ impl Netlink {
             let mut request = self.handle.address().add(index, address, length).replace();
             let header = &mut request.message_mut().header;
             header.scope = AddressScope::Link;
-            // Every pod's link has this address: there is no duplicate to detect, and no second to wait for it.
+            // Every pod's link has this address, and has it once: duplicate detection would find
+            // nothing and cost a second.
             header.flags |= AddressHeaderFlags::Nodad | AddressHeaderFlags::Permanent;
             request.execute().await.map_err(refused(format!("give device {index} the gateway address {address}")))?;
         }
         Ok(())
     }
 
-    /// Makes a neighbour's MAC address known for good: neither asked for nor forgotten nor learnt.
+    /// Makes a neighbour's MAC address permanent: the kernel neither asks for it, nor forgets it,
+    /// nor learns another.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
     pub async fn put_neighbour(&self, index: u32, address: IpAddr, mac: [u8; 6]) -> Result<(), HostError> {
-        // The kernel takes an entry without a state for "permanent" only when it is said: the request's default is.
+        // The kernel makes an entry permanent only when told to; permanent is the default of this
+        // request.
         let request = self.handle.neighbours().add(index, address).link_layer_address(&mac).replace();
         request.execute().await.map_err(refused(format!("add the neighbour {address} on device {index}")))
     }
 
-    /// What the kernel knows of neighbours by device and address: whether they answer. Those that nobody asked for are not in it.
+    /// The neighbours that the kernel knows, by device and address, and whether they answer.
+    /// Neighbours that no packet has asked for are not in it.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -298,7 +305,8 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Has the kernel ask for a neighbour's MAC address, as if there were a packet for it (`NTF_USE`).
+    /// Makes the kernel resolve a neighbour's MAC address, as if there were a packet for it
+    /// (`NTF_USE`).
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -308,13 +316,14 @@ impl Netlink {
         request.execute().await.map_err(refused(format!("ask for the neighbour {address} on device {index}")))
     }
 
-    /// The other end of a pod's pair, seen from this end: needs no way into the pod's namespace. None if it is gone.
+    /// The other end of a pod's pair, seen from this end: this needs no access to the pod's
+    /// namespace. None if it is gone.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
     pub async fn peer(&self, link: &Link) -> Result<Option<Link>, HostError> {
         let Some((index, namespace)) = link.peer else { return Ok(None) };
-        // Asked for one device, not for all: the first answer would be another's.
+        // Asks for one device: in a list of all, the first answer would be another device's.
         let mut request = self.handle.link().get().match_index(index);
         request.message_mut().attributes.push(LinkAttribute::IfNetnsId(namespace));
         match request.execute().map_ok(Link::from).try_next().await {

@@ -1,9 +1,9 @@
-//! What hauberk sets on the host beside its programs: links, routes, neighbours ([`Netlink`]), kernel settings
-//! ([`sysctl`]) and netfilter rules ([`netfilter`]).
+//! What hauberk sets on the host beside its programs: links, routes, neighbours ([`Netlink`]),
+//! kernel settings ([`sysctl`]) and netfilter rules ([`netfilter`]).
 //!
-//! Everything that is made here can be told from what others made, and only that is ever removed: routes carry a protocol
-//! number of their own ([`ROUTE_PROTOCOL`]), rules are in tables of their own, addresses and neighbours are on pods' own
-//! interfaces and go with them.
+//! Everything that is made here can be told apart from other programs' settings, and only that is
+//! ever removed: routes carry a protocol number of their own ([`ROUTE_PROTOCOL`]), rules are in
+//! tables of their own, addresses and neighbours are on pods' interfaces and disappear with them.
 
 mod address;
 pub mod devices;
@@ -34,19 +34,19 @@ pub enum HostError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Somebody's filters are where clsact would have to be.
+    /// Another program's filters are in the place that clsact needs.
     #[error(
         "it has an `ingress` queueing discipline with filters of others ({filter}), beside which there can be no clsact: attach these to clsact \
          (tc qdisc add dev NAME clsact), or use a kernel with TCX"
     )]
     Ingress {
-        /// One of them.
+        /// One of these filters.
         filter: String,
     },
     /// A kernel setting could not be read or written.
     #[error("cannot set {name} to {value}: {source}{}", hint(.source, "is /proc/sys mounted read-only?"))]
     Sysctl {
-        /// Its path below `/proc/sys`.
+        /// The setting's path below `/proc/sys`.
         name: String,
         /// The wanted value.
         value: String,
@@ -61,26 +61,27 @@ pub enum HostError {
     Nft {
         /// What was tried.
         action: &'static str,
-        /// Its own words.
+        /// nft's own message.
         message: String,
     },
 }
 
-/// The likely cause of an error, to follow the kernel's own word for it: what is usual in this place, unless it is one that can
-/// come in any.
+/// The likely cause of an error, to append to the kernel's text. `usual` is the usual cause at this
+/// place; errors that can occur anywhere have causes of their own.
 pub(crate) fn hint(error: &io::Error, usual: &str) -> String {
     use nix::errno::Errno;
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE) => "; the agent has too many files open: raise its limit (LimitNOFILE)".into(),
         Some(Errno::ENFILE) => "; this node has too many files open: raise fs.file-max".into(),
         Some(Errno::ENOMEM | Errno::EAGAIN) => "; this node is out of memory or processes".into(),
-        // A device that went meanwhile took its settings with it.
+        // A device that disappeared took its settings with it.
         Some(Errno::ENOENT) if usual.contains("/proc") => "; is the device still there?".into(),
         _ => format!("; {usual}"),
     }
 }
 
-/// A connection to the kernel's routing tables, in the network namespace of the thread that opened it.
+/// A connection to the kernel's routing tables, in the network namespace of the thread that opened
+/// it.
 #[derive(Debug)]
 pub struct Netlink {
     handle: rtnetlink::Handle,

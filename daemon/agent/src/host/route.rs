@@ -1,7 +1,8 @@
-//! Routes to pods: those of this node by their interface, those of other nodes by the node.
+//! Routes to pods: to this node's pods by their interface, to other nodes' pods by the node.
 //!
-//! Every route carries [`ROUTE_PROTOCOL`] and [`ROUTE_PRIORITY`]. The second makes it a route beside somebody else's to the
-//! same destination: replacing ours never touches theirs.
+//! Every route carries [`ROUTE_PROTOCOL`] and [`ROUTE_PRIORITY`]. The priority makes it distinct
+//! from another program's route to the same destination: replacing hauberk's never touches the
+//! other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,7 +18,8 @@ use rtnetlink::RouteMessageBuilder;
 
 use super::{HostError, Netlink, is_errno, refused};
 
-/// `rtm_protocol` of every route that hauberk makes (rtnetlink(7)): a number nobody has in `/etc/iproute2/rt_protos`.
+/// `rtm_protocol` of every route that hauberk makes (rtnetlink(7)): a number that
+/// `/etc/iproute2/rt_protos` does not assign.
 pub const ROUTE_PROTOCOL: u8 = 0x48;
 /// Metric of every route that hauberk makes.
 const ROUTE_PRIORITY: u32 = 0x48;
@@ -25,40 +27,41 @@ const ROUTE_PRIORITY: u32 = 0x48;
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    /// Where to.
+    /// The destination.
     pub destination: IpNet,
-    /// By which way.
+    /// The device or node it leads by.
     pub via: Via,
-    /// The host's own address when it is the sender; must be one it has.
+    /// The source address of packets that the host itself sends; must be an address of the host.
     pub source: Option<IpAddr>,
-    /// Route MTU, bytes of IP; none leaves the device's.
+    /// Route MTU, bytes of IP; none for the device's MTU.
     pub mtu: Option<u32>,
 }
 
-/// By which way.
+/// What a route leads by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Via {
     /// The destination is on this device's link.
     Device(u32),
-    /// The way that packets to this address take.
+    /// Packets take the same way as packets to this address of another node.
     Node(IpAddr),
 }
 
-/// The device and next hop of a route; no next hop: the destination is on the device's link.
+/// The device and next hop of a route. Without a next hop, the destination is on the device's link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
     /// The device's index.
     pub device: u32,
-    /// The next hop, of either family.
+    /// The next hop; its family may differ from the destination's.
     pub gateway: Option<IpAddr>,
 }
 
 impl Netlink {
-    /// Adds a route, or replaces ours to the same destination. A source that the host does not have (yet) is left out, and a next
-    /// hop that no route of the host's leads to is taken to be on the device's link, as the route to the node has it.
+    /// Adds a route, or replaces hauberk's route to the same destination. A source that the host
+    /// does not have (yet) is left out. A next hop that no route of the host leads to is taken to
+    /// be on the device's link, as in the route to the node.
     ///
     /// # Errors
-    /// [`HostError::Netlink`], also if there is no way to the node it leads by.
+    /// [`HostError::Netlink`], also if there is no route to the node it leads by.
     pub async fn put_route(&self, route: &Route) -> Result<(), HostError> {
         let hop = match route.via {
             Via::Device(device) => Hop { device, gateway: None },
@@ -87,7 +90,7 @@ impl Netlink {
         let message = builder.get_mut();
         if let Some(gateway) = hop.gateway {
             message.attributes.push(match (gateway, destination.addr()) {
-                // RFC 8950: IPv4 by a router that is known by its IPv6 address.
+                // RFC 8950: an IPv4 route by a router with an IPv6 address.
                 (IpAddr::V6(v6), IpAddr::V4(_)) => RouteAttribute::Via(RouteVia::Inet6(v6)),
                 _ => RouteAttribute::Gateway(to_attribute(gateway)),
             });
@@ -105,7 +108,7 @@ impl Netlink {
         request.execute().await.map_err(refused(format!("route {destination}")))
     }
 
-    /// Removes our route to a destination, if there is one.
+    /// Removes hauberk's route to a destination, if there is one.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -120,7 +123,7 @@ impl Netlink {
         }
     }
 
-    /// Every route that is ours: where it leads, and the source it has.
+    /// Every route of hauberk's: its hop and its source.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -141,7 +144,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Removes every route that is ours.
+    /// Removes every route of hauberk's.
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -152,10 +155,11 @@ impl Netlink {
         Ok(())
     }
 
-    /// The device and next hop of packets to `node`: itself if it is on a link, else the router on the way.
+    /// The device and next hop of packets to `node`: the node itself if it is on a link, else the
+    /// router on the way.
     ///
     /// # Errors
-    /// [`HostError::Netlink`], also if there is no way.
+    /// [`HostError::Netlink`], also if there is no route.
     pub async fn way_to(&self, node: IpAddr) -> Result<Hop, HostError> {
         let action = format!("find a way to node address {node}");
         let message = RouteMessageBuilder::<IpAddr>::new()
@@ -199,7 +203,8 @@ fn source(route: &RouteMessage) -> Option<IpAddr> {
 fn builder(destination: &IpNet) -> RouteMessageBuilder<IpAddr> {
     let mut builder =
         RouteMessageBuilder::<IpAddr>::new().protocol(RouteProtocol::Other(ROUTE_PROTOCOL)).priority(ROUTE_PRIORITY);
-    // Set by hand: the builder's own method fails for prefix lengths that `IpNet` cannot have.
+    // Set by hand: the builder's own method can fail, for prefix lengths that an `IpNet` cannot
+    // have.
     let message = builder.get_mut();
     message.header.address_family =
         if destination.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };

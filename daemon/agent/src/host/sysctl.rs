@@ -1,5 +1,5 @@
-//! Kernel settings (kernel documentation, networking/ip-sysctl). Only written where they differ. They are not undone by
-//! `uninstall`: others may rely on them by then.
+//! Kernel settings (kernel documentation, networking/ip-sysctl). They are written only where they
+//! differ. `uninstall` does not undo them, because other programs may rely on them by then.
 
 use std::fs;
 use std::io;
@@ -7,11 +7,13 @@ use std::path::Path;
 
 use super::HostError;
 
-/// Where the settings are. A container's own /proc/sys is read-only: there the host's is mounted under the first path.
+/// Where the settings are. A container's own /proc/sys is read-only, so the host's is mounted at
+/// the first path there.
 const ROOTS: [&str; 2] = ["/host/proc/sys", "/proc/sys"];
 
-/// Lets the host forward packets of both families. Uplinks that took their address from router advertisements go on doing
-/// so: a forwarding host stops to, unless told otherwise (`accept_ra` 2). Returns what was not as it should be.
+/// Lets the host forward packets of both families. An uplink that took its address from router
+/// advertisements keeps accepting them: a forwarding host ignores them unless `accept_ra` is 2.
+/// Returns the forwarding settings that were changed.
 ///
 /// # Errors
 /// [`HostError::Sysctl`].
@@ -32,8 +34,9 @@ pub fn prepare_host(uplinks: &[String]) -> Result<Vec<String>, HostError> {
     Ok(changed)
 }
 
-/// A network card that came later takes router advertisements if the host's other uplinks do so although it forwards. Other
-/// devices do not: a pod or a container may be at their other end.
+/// Lets a network card that was added later accept router advertisements, if the host's other
+/// uplinks accept them although it forwards. Other devices do not accept them: a pod or a container
+/// may be at the other end.
 ///
 /// # Errors
 /// [`HostError::Sysctl`].
@@ -46,8 +49,8 @@ pub fn accept_advertisements_as(others: &[String], device: &str) -> Result<(), H
     Ok(())
 }
 
-/// Lets decrypted packets in: their sources are routed by the uplink, which a strict reverse-path filter would not take. Returns
-/// what was not as it should be.
+/// Lets decrypted packets in: their sources are routed by the uplink, which a strict reverse-path
+/// filter would refuse. Returns the settings that were changed.
 ///
 /// # Errors
 /// [`HostError::Sysctl`].
@@ -58,15 +61,17 @@ pub fn prepare_tunnel(device: &str) -> Result<Vec<String>, HostError> {
     if has_ipv6() {
         put(&format!("net/ipv6/conf/{device}/disable_ipv6"), "0", &mut changed)?;
         put(&format!("net/ipv6/conf/{device}/forwarding"), "1", &mut changed)?;
-        // Nobody talks to the tunnel device itself: no link-local address, no router solicitations into the tunnel.
+        // No other host talks to the tunnel device itself: it needs no link-local address and sends
+        // no router solicitations.
         put(&format!("net/ipv6/conf/{device}/addr_gen_mode"), "1", &mut changed)?;
         put(&format!("net/ipv6/conf/{device}/accept_ra"), "0", &mut changed)?;
     }
     Ok(changed)
 }
 
-/// Prepares the host side of a pod's interface, while it is down: it forwards, tells the pod of no better way, takes no
-/// advertisement from it, and has no address but the gateways. Returns what was not as it should be.
+/// Prepares the host side of a pod's interface while it is down: it forwards, sends no redirects,
+/// accepts no router advertisements, and has no address but the gateways. Returns the settings that
+/// were changed.
 ///
 /// # Errors
 /// [`HostError::Sysctl`].

@@ -1,4 +1,5 @@
-//! On a real kernel, in a network namespace of the test's own. They need root, and say so when they do not have it.
+//! Tests on a real kernel, in a network namespace of each test's own. They need root, and say so
+//! when they are skipped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -14,7 +15,8 @@ use super::*;
 use crate::config::Automatic;
 use crate::datapath::Framing;
 
-/// Runs `test` on a thread in a fresh network namespace with two veth pairs: `up0` (192.168.9.1, default route) and `hbkpod`.
+/// Runs `test` on a thread in a fresh network namespace with two veth pairs: `up0` (192.168.9.1,
+/// default route) and `hbkpod`.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         let _ = writeln!(io::stderr(), "SKIPPED: needs root");
@@ -62,7 +64,7 @@ fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// Names of the uplinks, and of those that are missing.
+/// Names of the uplinks, and the configured names that do not exist.
 async fn uplinks(
     netlink: &Netlink,
     configured: &Automatic<Vec<String>>,
@@ -150,7 +152,7 @@ fn routes_follow_the_way_to_the_node_whatever_it_is() {
         let hop = |gateway: &str| Hop { device: up0, gateway: Some(address(gateway)) };
         assert_eq!(held[&net("10.244.7.0/24")], (hop("203.0.113.1"), Some(address("192.168.9.1"))));
         assert_eq!(held[&net("10.244.8.0/24")], (hop("fd99::9"), None));
-        // The host has no such address (yet).
+        // The host does not have this address (yet).
         assert_eq!(held[&net("10.244.9.0/24")], (hop("192.168.9.9"), None));
         assert_eq!(netlink.way_to(address("198.51.100.8")).await.unwrap(), hop("fd99::9"));
     });
@@ -260,7 +262,7 @@ fn rules_are_installed_changed_in_place_kept_over_a_restart_and_removed() {
         for part in ["192.168.9.2", "172.30.0.9", "priority srcnat - 10", "masquerade", "0x00800000"] {
             assert!(listed.contains(part), "{part} is missing in\n{listed}");
         }
-        // An agent that starts anew knows less at first: nothing is taken out before it is told to.
+        // A new agent knows less at first, so it removes nothing before it is told to.
         let mut netfilter = Netfilter::install(&ruleset()).await.unwrap();
         assert!(nft("list table inet hauberk\n").contains("192.168.9.2"));
         netfilter.apply(&ruleset()).await.unwrap();
@@ -275,7 +277,8 @@ fn rules_are_installed_changed_in_place_kept_over_a_restart_and_removed() {
 
         assert!(netfilter.is_intact().await.unwrap());
 
-        // A device that cannot be named, or is not there, costs the others nothing.
+        // A device whose name cannot be written, or that does not exist, does not affect the
+        // others.
         ip("link add no\"name type veth peer name odd0");
         let odd = if_nametoindex("no\"name").unwrap();
         let uplinks = ["up0", "no\"name", "gone0"].map(str::to_owned).into();
@@ -327,11 +330,12 @@ fn whatever_is_taken_from_the_rules_is_noticed_and_put_back() {
             assert!(netfilter.is_intact().await.unwrap(), "{harm}");
             assert_eq!(nft("list ruleset\n"), whole, "{harm}");
         }
-        // What packets and other programs' tables change is no harm.
+        // Traffic and other programs' tables do not count as damage.
         nft("add table inet theirs\n");
         let _ = std::net::UdpSocket::bind("192.168.9.1:0").unwrap().send_to(b"x", "192.168.9.2:9");
         assert!(netfilter.is_intact().await.unwrap());
-        // A device that went and came again has no chain in some kernels, and a dead one in none.
+        // When a device disappears and comes back, some kernels remove its chain; none keeps a dead
+        // one.
         for _ in 0..2 {
             ip("link del up0");
             assert!(netfilter.is_intact().await.unwrap(), "its device is gone, and so may be its chain");
@@ -411,7 +415,7 @@ fn the_other_end_of_a_pair_is_found_in_the_namespace_it_is_in() {
         let link = netlink.links().await.unwrap().into_iter().find(|link| link.name == "hbkpod").unwrap();
         let peer = netlink.peer(&link).await.unwrap().expect("it is there");
         assert_eq!((peer.name.as_str(), Some(peer.index)), ("pod0", link.peer.map(|(index, _)| index)));
-        // One in this namespace is nobody's pod.
+        // A veth whose peer is in this namespace is not a pod's.
         let up = netlink.links().await.unwrap().into_iter().find(|link| link.name == "up0").unwrap();
         assert_eq!(netlink.peer(&up).await.unwrap().map(|peer| peer.name), None);
         drop(end);
@@ -451,11 +455,11 @@ fn a_packet_socket_cannot_send_from_or_to_a_pods_address() {
                 assert_eq!(counted, expected, "tag {tag:?}, bypass {bypass}");
             }
         }
-        // The stack's own packets pass, and a new agent goes on counting.
+        // The stack's own packets pass, and a new agent continues the counters.
         ip("neigh add 192.168.9.2 lladdr 02:00:00:00:00:02 dev up0");
         ip("route add 10.244.9.9/32 via 192.168.9.2");
         let socket = std::net::UdpSocket::bind("192.168.9.1:0").unwrap();
-        // "up0" is in no list of devices that pods' packets may leave by, so the first does not get that far.
+        // "up0" is not passable yet, so the first packet is dropped earlier.
         let _ = socket.send_to(b"hello", "10.244.9.9:9");
         assert_eq!(netfilter.counters().await.unwrap().unguarded_device, 1);
         netfilter.open(if_nametoindex("up0").unwrap()).await.unwrap();
@@ -466,7 +470,7 @@ fn a_packet_socket_cannot_send_from_or_to_a_pods_address() {
     });
 }
 
-/// A packet of 60 bytes without its payload.
+/// A packet header that claims 60 bytes, without payload.
 fn packet_v4(source: &str, destination: &str) -> Vec<u8> {
     let v4 = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
     let mut packet = vec![0x45, 0, 0, 60, 0, 0, 0, 0, 64, 17, 0, 0];
@@ -475,6 +479,7 @@ fn packet_v4(source: &str, destination: &str) -> Vec<u8> {
 }
 
 /// Sends a frame through a packet socket, optionally past the queueing discipline.
+#[allow(unsafe_code, reason = "no crate has the option")]
 fn send_frame(device: &str, tag: &[u8], ether_type: u16, packet: &[u8], bypass: bool) {
     use nix::libc;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -510,8 +515,8 @@ fn send_frame(device: &str, tag: &[u8], ether_type: u16, packet: &[u8], bypass: 
         sll_halen: 6,
         sll_addr: [0; 8],
     };
-    // SAFETY: both pointers are to values that outlive the call, with their sizes. A dropped frame may be reported as
-    // ENOBUFS, hence the result says nothing here.
+    // SAFETY: both pointers are to values that outlive the call, with their sizes. A dropped frame
+    // may be reported as ENOBUFS, hence the result says nothing here.
     unsafe {
         libc::sendto(
             socket.as_raw_fd(),

@@ -1,4 +1,5 @@
-//! Files of ours in folders of others: whole or not at all, and never one that somebody else wrote.
+//! hauberk's files in other programs' folders: written whole or not at all, and never over another
+//! program's file.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -8,9 +9,9 @@ use std::path::Path;
 use super::InstallError;
 use super::list::is_ours;
 
-/// Files under construction begin with this: the runtime reads none of such a name.
+/// The prefix of files under construction. The runtime does not read such names.
 const PREFIX: &str = ".hauberk-";
-/// What is compared at a time, bytes.
+/// How much is compared at a time, bytes.
 const BLOCK: usize = 1 << 16;
 
 /// Copies the plugin unless it is there already.
@@ -25,11 +26,11 @@ pub(super) fn install_plugin(from: &Path, to: &Path) -> Result<(), InstallError>
         io::copy(&mut File::open(from)?, &mut file)?;
         finish(file, to, 0o755)
     };
-    // The running plugin keeps its own file: the new one only takes the name.
+    // A running plugin keeps its own file: the new file only takes over the name.
     copy().map_err(failed("install the plugin as", to))
 }
 
-/// Whether the file holds exactly this, with these permissions.
+/// Whether the file has exactly this content and these permissions.
 pub(super) fn holds(path: &Path, wanted: &[u8], mode: u32) -> Result<bool, InstallError> {
     let read = || -> io::Result<bool> {
         let mut file = File::open(path)?;
@@ -55,7 +56,7 @@ pub(super) fn write(path: &Path, contents: &[u8], mode: u32) -> Result<(), Insta
     write().map_err(failed("write", path))
 }
 
-/// Removes the list, if it is one that an agent wrote.
+/// Removes the list, if an agent wrote it.
 pub(super) fn remove_list(path: &Path) -> Result<(), InstallError> {
     match fs::read(path) {
         Ok(text) if is_ours(&text) => remove(path),
@@ -73,7 +74,7 @@ pub(super) fn remove(path: &Path) -> Result<(), InstallError> {
     }
 }
 
-/// Removes what an agent that was killed left under construction.
+/// Removes files under construction that an agent left when it was killed.
 pub(super) fn sweep(folder: &Path) -> Result<(), InstallError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -95,7 +96,7 @@ fn finish(file: tempfile::NamedTempFile, path: &Path, mode: u32) -> io::Result<(
     Ok(())
 }
 
-/// Whether two files have the same contents and the second may be run.
+/// Whether two files have the same content and the second may be executed.
 fn same(one: &Path, other: &Path) -> io::Result<bool> {
     let mut from = File::open(one)?;
     let Ok(mut to) = File::open(other) else { return Ok(false) };

@@ -1,10 +1,12 @@
-//! The network configuration list (CNI spec 1.1, section 1) as hauberk writes it. Pure but for reading the folder.
+//! The network configuration list (CNI spec 1.1, section 1) that hauberk writes. Pure, except that
+//! it reads the folder.
 //!
-//! Chained, it has the other list's name: runtimes keep results, and `host-local` keeps addresses, by network name, so that pods
-//! that were there before are still found and taken down.
+//! A chained list has the other list's name: runtimes keep results, and `host-local` keeps
+//! addresses, by network name. So pods from before are still found and taken down.
 //!
-//! Multus delegates to a list of its choice, which is hauberk's once hauberk's is the first in the folder. What delegates is
-//! therefore never wrapped: the two would wrap each other, and both files would grow.
+//! Multus delegates to a list that it chooses, which is hauberk's once that is the first in the
+//! folder. A delegating list is therefore never wrapped: the two would wrap each other, and both
+//! files would grow.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -17,41 +19,42 @@ use super::versions;
 
 /// The plugin's name in a list.
 const PLUGIN: &str = "hauberk-cni";
-/// Plugins that run other lists: Multus, and the part of it that speaks with its daemon.
+/// Plugins that run other lists: Multus, and the part of it that talks to its daemon.
 const DELEGATING: [&str; 2] = ["multus", "multus-shim"];
-/// Names that runtimes read (libcni's `ConfFiles`).
+/// File extensions that runtimes read (libcni's `ConfFiles`).
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
-/// No configuration is larger, bytes.
+/// In bytes. No configuration is larger.
 const MAX_BYTES: u64 = 1 << 20;
-/// Of another list's permissions, what hauberk's may have: never more than its owner may write.
+/// Which of the other list's permissions hauberk's file may have: never more than the owner's
+/// write.
 const MODES: u32 = 0o644;
 
-/// There is no list to write, or the runtime does not come to it.
+/// There is no list to write, or the runtime would not use it.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The folder could not be read.
     #[error("cannot read the CNI configurations in {folder}: {source}; is the host's folder mounted there?")]
     Folder {
-        /// Which.
+        /// The folder.
         folder: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// Chained, but to nobody.
+    /// Chained, but there is no other plugin.
     #[error(
         "no other CNI plugin has a usable configuration in {folder}, so there is none to chain hauberk-cni to{}; install one, or set cni.install to primary",
         unusable(.problems)
     )]
     NobodyElse {
-        /// Where it was looked for.
+        /// The folder that was searched.
         folder: PathBuf,
-        /// Files that were found and are not usable, each with why.
+        /// Files that were found and are not usable, each with the reason.
         problems: Vec<String>,
     },
-    /// The list that counts is of a version that hauberk-cni does not speak.
+    /// The other plugin's list has a version that hauberk-cni does not speak.
     #[error("hauberk-cni cannot be chained to {file}: {problem}")]
     Version {
-        /// Whose list it is.
+        /// The list's file.
         file: String,
         /// What is wrong, and what to do.
         problem: String,
@@ -82,7 +85,7 @@ fn unusable(problems: &[String]) -> String {
     if problems.is_empty() { String::new() } else { format!(" ({})", problems.join("; ")) }
 }
 
-/// What is to be in the file.
+/// The wanted file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) text: String,
@@ -92,13 +95,13 @@ pub(super) struct Wanted {
     pub(super) name: String,
 }
 
-/// A configuration that the runtime would take.
+/// A configuration that the runtime would accept.
 enum Found {
-    /// Of a plugin that connects pods, or of several.
+    /// Of one or several plugins that connect pods.
     Other { list: Map<String, Value>, mode: u32 },
-    /// Of a plugin that runs other lists. It is the list, to see which.
+    /// Of a plugin that runs other lists. The list shows which ones.
     Delegating(Map<String, Value>),
-    /// As an agent writes it, under whatever name.
+    /// Written by an agent, under any name.
     Ours,
 }
 
@@ -114,7 +117,7 @@ pub(super) fn primary(socket: &Path) -> Wanted {
     Wanted { text: text(&list), mode: MODES, name }
 }
 
-/// The first of the others' lists, with hauberk-cni at its end.
+/// The first of the other plugins' lists, with hauberk-cni appended.
 ///
 /// # Errors
 /// [`ListError`].
@@ -137,7 +140,7 @@ pub(super) fn chained(folder: &Path, own: &str, socket: &Path) -> Result<Wanted,
     Err(ListError::NobodyElse { folder: folder.to_owned(), problems })
 }
 
-/// Refuses a folder in which a usable file of others comes before ours.
+/// Refuses a folder in which another plugin's usable file comes before hauberk's.
 ///
 /// # Errors
 /// [`ListError::NotFirst`], [`ListError::Folder`].
@@ -148,7 +151,8 @@ pub(super) fn refuse_earlier(folder: &Path, own: &str) -> Result<(), ListError> 
     }
 }
 
-/// Refuses a delegating plugin's file that comes before ours and does not lead to ours, which is there by now.
+/// Refuses a delegating plugin's file that comes before hauberk's, which exists by now, and does
+/// not lead to it.
 ///
 /// # Errors
 /// [`ListError::Detour`], [`ListError::Folder`].
@@ -161,7 +165,8 @@ pub(super) fn refuse_detour(folder: &Path, own: &str, network: &str) -> Result<(
     }
 }
 
-/// Whether an agent wrote this: somebody else's list may name our plugin as well, but not in this form.
+/// Whether an agent wrote this. Another program's list may name hauberk's plugin too, but not in
+/// this form.
 pub(super) fn is_ours(text: &[u8]) -> bool {
     serde_json::from_slice::<Value>(text).is_ok_and(|list| has_our_form(&list["plugins"]))
 }
@@ -171,13 +176,13 @@ fn has_our_form(plugins: &Value) -> bool {
     last["type"] == PLUGIN && (before.is_empty() || last["chained"] == true)
 }
 
-/// The usable file that the runtime takes instead of ours, if there is one.
+/// The usable file that the runtime takes instead of hauberk's, if there is one.
 fn earlier(folder: &Path, own: &str) -> Result<Option<(String, Found)>, ListError> {
     let names = others(folder, own)?.into_iter().take_while(|name| name.as_str() < own);
     Ok(names.into_iter().find_map(|name| read(&folder.join(&name)).ok().map(|found| (name, found))))
 }
 
-/// Names of the others' configurations, in the runtime's order.
+/// Names of the other configurations, in the runtime's order.
 fn others(folder: &Path, own: &str) -> Result<Vec<String>, ListError> {
     let failed = |source| ListError::Folder { folder: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {
@@ -197,7 +202,7 @@ fn others(folder: &Path, own: &str) -> Result<Vec<String>, ListError> {
     Ok(names)
 }
 
-/// A configuration, or why the runtime would not take it.
+/// A configuration, or why the runtime would not accept it.
 fn read(path: &Path) -> Result<Found, String> {
     let failed = |error: io::Error| error.to_string();
     if !fs::metadata(path).map_err(failed)?.is_file() {
@@ -239,7 +244,7 @@ fn as_list(value: Value) -> Result<Map<String, Value>, String> {
     match object.get("type").and_then(Value::as_str) {
         Some("") | None => Err("it has neither a type nor plugins".to_owned()),
         Some(PLUGIN) => Err("it has no plugins of others".to_owned()),
-        // A single configuration is a list of one (libcni's `ConfListFromConf`).
+        // A single configuration counts as a list of one (libcni's `ConfListFromConf`).
         Some(_) => {
             let mut list = Map::new();
             for field in ["cniVersion", "cniVersions"] {
@@ -254,14 +259,14 @@ fn as_list(value: Value) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// Whether a plugin runs other lists, or has hauberk-cni inside of it already.
+/// Whether a plugin runs other lists, or already contains hauberk-cni.
 fn delegates(plugin: &Value) -> bool {
     let is_known = plugin["type"].as_str().is_some_and(|kind| DELEGATING.contains(&kind));
     let inside = || plugin.as_object().is_some_and(|fields| fields.values().any(has_plugin));
     is_known || plugin["delegates"].is_array() || inside()
 }
 
-/// Whether hauberk-cni is to be run somewhere in this.
+/// Whether this runs hauberk-cni anywhere inside.
 fn has_plugin(value: &Value) -> bool {
     match value {
         Value::Object(fields) => value["type"] == PLUGIN || fields.values().any(has_plugin),
@@ -270,7 +275,7 @@ fn has_plugin(value: &Value) -> bool {
     }
 }
 
-/// Whether a delegating list delegates to ours: it has it inside, or names its file or its network.
+/// Whether a delegating list leads to hauberk's: it contains it, or names its file or its network.
 fn leads_to(list: &Map<String, Value>, own: &str, network: &str) -> bool {
     let plugins = list.get("plugins").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     plugins.iter().any(|plugin| {

@@ -1,13 +1,17 @@
-//! Puts the CNI plugin and its configuration where the container runtime looks for them, and keeps them there.
+//! Puts the CNI plugin and its configuration where the container runtime looks for them, and keeps
+//! them there.
 //!
-//! The plugin's binary is copied whenever it differs. The configuration is written only while this node can keep what it
-//! promises to pods ([`crate::world::World::is_ready`]): on a new node the runtime finds none before, and the node is not ready.
-//! It stays when the agent stops or the node restarts; the plugin then asks the runtime to try again until the agent is back.
+//! The plugin's binary is copied whenever it differs. The configuration is written only while this
+//! node can keep what it promises to pods ([`crate::world::World::is_ready`]): before that, the
+//! runtime of a new node finds none, and the node is not ready. The configuration stays when the
+//! agent stops or the node restarts; the plugin then asks the runtime to try again until the agent
+//! is back.
 //!
-//! As `primary` the list is hauberk's own. As `chained` it is another plugin's list with hauberk-cni at its end, in a file
-//! of hauberk's own that the runtime reads first ([`list`]), no more readable than the other's. The other's file is never
-//! touched, so that its owner can replace or remove it at any time: the list follows. Files of others are never changed here, and nothing but the list is ever written
-//! beside them.
+//! As `primary` the list is hauberk's own. As `chained` it is another plugin's list with
+//! hauberk-cni appended, in a file of hauberk's own that the runtime reads first ([`list`]) and
+//! that is no more readable than the other one. The other file is never touched, so its owner can
+//! replace or remove it at any time, and the list follows. Other programs' files are never changed
+//! here, and only the list is ever written beside them.
 
 mod files;
 mod list;
@@ -29,13 +33,14 @@ pub use list::ListError;
 
 /// The plugin's file.
 const PLUGIN: &str = "hauberk-cni";
-/// Where the plugin is in the image, if it is not beside the agent's own program.
+/// Where the plugin is in the image, if it is not beside the agent's program.
 const IMAGE_FOLDER: &str = "/opt/hauberk/bin";
-/// Between looks that nothing asked for.
+/// Between looks without a reason.
 const LOOK_AROUND: Duration = Duration::from_secs(10);
-/// While something is missing or wrong.
+/// Between looks while something is missing or wrong.
 const SOON: Duration = Duration::from_millis(500);
-/// Between two writes of the list: somebody who keeps changing it back is not fought faster than this.
+/// Between two writes of the list, which limits the contest with a program that keeps changing it
+/// back.
 const CALM: Duration = Duration::from_secs(1);
 
 /// The plugin or its configuration could not be put in place.
@@ -54,7 +59,7 @@ pub enum InstallError {
     /// There is no plugin to copy.
     #[error("the CNI plugin is neither beside this program ({beside}) nor in {IMAGE_FOLDER}: is the image complete?")]
     NoPlugin {
-        /// Where it was looked for.
+        /// Where it was searched.
         beside: String,
     },
     /// There is no list to write.
@@ -62,14 +67,14 @@ pub enum InstallError {
     List(#[from] ListError),
 }
 
-/// What one look did.
+/// The result of one look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placed {
     /// Everything was as it should be.
     Already,
     /// The list was written.
     Written,
-    /// The list had to go, or is not to be there yet.
+    /// The list was removed, or must not be there yet.
     Absent,
 }
 
@@ -83,8 +88,8 @@ pub struct Installer {
 }
 
 impl Installer {
-    /// Installs what `config` says once the node is ready and `adopted` says that pods that were there are guarded. `in_place`
-    /// is told whether the runtime finds the configuration.
+    /// Installs what `config` says once the node is ready and `adopted` says that existing pods are
+    /// guarded. `in_place` receives whether the runtime finds the configuration.
     pub fn new(
         config: &Config,
         world: Shared,
@@ -95,7 +100,7 @@ impl Installer {
         Installer { cni, socket, world, adopted, in_place }
     }
 
-    /// Runs until the agent ends. Does nothing if nothing is to be installed.
+    /// Runs until the agent ends. Returns at once if nothing is to be installed.
     pub async fn run(mut self) {
         if self.cni.install == CniInstall::None {
             return;
@@ -103,7 +108,7 @@ impl Installer {
         let touched = Arc::new(Notify::new());
         let mut watcher = None;
         loop {
-            // A folder that was not there before, or is another one now, is watched as soon as it is.
+            // A folder that is new, or was replaced, is watched as soon as it exists.
             if watcher.is_none() {
                 watcher = watch_folder(&self.cni.configuration_directory, Arc::clone(&touched));
             }
@@ -122,7 +127,8 @@ impl Installer {
 
     async fn look(&mut self, ready: bool) -> Result<Placed, InstallError> {
         let (cni, socket) = (self.cni.clone(), self.socket.clone());
-        // Before it is ready nothing is written, but what is there is left: the plugin makes pods wait.
+        // Before the node is ready nothing is written, but an existing list stays: the plugin makes
+        // pods wait.
         let done = tokio::task::spawn_blocking(move || place(&cni, &socket, ready)).await;
         let done = done.unwrap_or_else(|error| {
             Err(InstallError::File {
@@ -141,7 +147,7 @@ impl Installer {
         done
     }
 
-    /// What is wrong stands in the status until a look finds it well.
+    /// Sets the problem in the status, until a look finds none.
     fn tell(&self, error: Option<&InstallError>) {
         let problem = error.map(|error| Problem {
             severity: Severity::Critical,
@@ -159,7 +165,7 @@ impl Installer {
     }
 }
 
-/// One look: the plugin, then the list.
+/// One look: first the plugin, then the list.
 fn place(cni: &Cni, socket: &Path, ready: bool) -> Result<Placed, InstallError> {
     files::install_plugin(&plugin()?, &cni.binary_directory.join(PLUGIN))?;
     place_list(cni, socket, ready)
@@ -176,7 +182,7 @@ fn place_list(cni: &Cni, socket: &Path, ready: bool) -> Result<Placed, InstallEr
         CniInstall::Chained => match list::chained(folder, own, socket) {
             Ok(list) => list,
             Err(error) => {
-                // Whose list it followed is gone: pods must wait until there is one again.
+                // The list that it followed is gone: pods must wait until there is one again.
                 if matches!(error, ListError::NobodyElse { .. }) {
                     files::remove_list(&path)?;
                 }
@@ -193,12 +199,12 @@ fn place_list(cni: &Cni, socket: &Path, ready: bool) -> Result<Placed, InstallEr
             Placed::Written
         }
     };
-    // Multus finds the list only once it is there, so this is looked at last.
+    // Multus finds the list only once it exists, so this check is the last.
     list::refuse_detour(folder, own, &wanted.name)?;
     Ok(placed)
 }
 
-/// Removes the list, then the plugin: in this order nobody is sent to what is not there.
+/// Removes the list, then the plugin: in this order the runtime never runs a missing plugin.
 ///
 /// # Errors
 /// [`InstallError::File`].
@@ -221,10 +227,11 @@ fn plugin() -> Result<PathBuf, InstallError> {
     })
 }
 
-/// Tells of every change in the folder; none if it cannot be watched (yet): then looking around finds them.
+/// Notifies of every change in the folder; none if it cannot be watched (yet), and then the
+/// periodic look finds changes.
 fn watch_folder(folder: &Path, touched: Arc<Notify>) -> Option<RecommendedWatcher> {
     let tell = move |event: notify::Result<notify::Event>| {
-        // Reading the folder is an event too, and it is us who read.
+        // The agent's own reads are events too.
         if !event.is_ok_and(|event| event.kind.is_access()) {
             touched.notify_one();
         }

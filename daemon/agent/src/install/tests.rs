@@ -30,7 +30,7 @@ impl Host {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// As [`place`], with a plugin of the test's own.
+    /// [`place`] with a plugin of the test's own.
     fn place(&self, ready: bool) -> Result<Placed, InstallError> {
         let own = self.folder.path().join(PLUGIN);
         if !own.exists() {
@@ -61,13 +61,13 @@ fn nothing_is_written_before_the_node_is_ready_and_nothing_twice() {
     assert!(host.files().is_empty());
     assert_eq!(host.place(true).unwrap(), Placed::Written);
     assert_eq!(host.place(true).unwrap(), Placed::Already);
-    // After a reboot the file is there before the agent is ready, and the plugin makes pods wait.
+    // After a reboot the file exists before the agent is ready, and the plugin makes pods wait.
     assert_eq!(host.place(false).unwrap(), Placed::Already);
     let list = host.list();
     assert_eq!((&list["name"], &list["plugins"][0]["type"]), (&"hauberk".into(), &PLUGIN.into()));
     assert_eq!(list["plugins"][0]["chained"], serde_json::Value::Null);
     assert_eq!(fs::metadata(host.path("05-hauberk.conflist")).unwrap().permissions().mode() & 0o777, 0o644);
-    // Somebody rewrote it.
+    // Another program rewrote it.
     host.put("05-hauberk.conflist", "{}");
     assert_eq!(host.place(true).unwrap(), Placed::Written);
     assert_eq!(host.list(), list);
@@ -108,7 +108,7 @@ fn chained_the_others_list_is_kept_followed_and_never_touched() {
     assert_eq!(host.place(true).unwrap(), Placed::Written);
     assert_eq!(host.list()["plugins"][1]["type"], "bandwidth");
 
-    // Its removal: the next one counts; with nobody left, neither is the list.
+    // The other plugin is removed: the next one counts. Without any, the list is removed too.
     fs::remove_file(host.path("10-flannel.conflist")).unwrap();
     assert_eq!(host.place(true).unwrap(), Placed::Written);
     assert_eq!((&host.list()["name"], host.list()["plugins"].as_array().unwrap().len()), (&"other".into(), 2));
@@ -159,13 +159,13 @@ fn lists_of_old_versions_are_raised_or_refused_and_never_written_as_they_are() {
 
         let host = Host::new(CniInstall::Chained);
         host.put("10-own.conf", &format!(r#"{{{old}"name":"own","type":"own-plugin"}}"#));
-        // One that could be wrapped is not what the runtime would have taken.
+        // A list that could be wrapped is not the one that the runtime would have taken.
         host.put("20-flannel.conflist", FLANNEL);
         let error = host.place(true).unwrap_err().to_string();
         assert!(error.contains("10-own.conf") && error.contains("own-plugin"), "{error}");
         assert_eq!(host.files(), ["10-own.conf", "20-flannel.conflist"]);
     }
-    // A list that was wrapped before stays as it was: pods go on being protected with it.
+    // A list that was wrapped before stays, and pods stay protected with it.
     let before = host.list();
     host.put("10-flannel.conflist", &FLANNEL.replace("0.3.1", "9.0.0"));
     assert!(host.place(true).unwrap_err().to_string().contains("9.0.0"));
@@ -183,7 +183,8 @@ fn multus_is_never_wrapped_and_may_come_first_once_it_leads_to_the_list() {
         assert!(error.contains("00-multus.conf: it delegates"), "{error}");
         assert_eq!(host.files(), ["00-multus.conf"]);
 
-        // Multus takes the first list beside its own, so that is written before it can lead there.
+        // Multus takes the first list beside its own, so hauberk's must exist before Multus can
+        // lead to it.
         host.put("10-flannel.conflist", FLANNEL);
         let error = host.place(true).unwrap_err().to_string();
         assert!(error.contains("00-multus.conf before 05-hauberk.conflist"), "{error}");
@@ -264,7 +265,7 @@ fn uninstall_removes_what_is_ours_and_nothing_else() {
         assert!(!host.cni.binary_directory.join(PLUGIN).exists());
         assert!(host.cni.binary_directory.join("bridge").exists());
     }
-    // Somebody else's file under our name stays.
+    // Another program's file under hauberk's name stays.
     host.put("05-hauberk.conflist", FLANNEL);
     uninstall(&host.cni).unwrap();
     assert!(host.path("05-hauberk.conflist").exists());

@@ -1,14 +1,16 @@
-//! The versions of the CNI specification that a list of others is run in, made ones that hauberk-cni speaks.
+//! Reduces the versions of the CNI specification in another plugin's list to those that hauberk-cni
+//! speaks.
 //!
-//! The runtime runs every plugin of a list in one version: the highest of `cniVersion` and `cniVersions` that it knows. Lists
-//! are still about whose version is 0.3.0, 0.2.0 or missing, for which the plugins' answers have another form.
+//! The runtime runs every plugin of a list in one version: the highest of `cniVersion` and
+//! `cniVersions` that it knows. Some lists still have version 0.3.0, 0.2.0 or none, for which the
+//! plugins' answers have another form.
 
 use serde_json::{Map, Value};
 
-/// What hauberk-cni speaks, oldest first.
+/// The versions that hauberk-cni speaks, oldest first.
 const SPOKEN: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-/// Plugins all of whose releases since 2017 speak the oldest of these: the CNI project's own, and those that wrote it into
-/// their lists.
+/// Plugins whose releases since 2017 all speak the oldest of these versions: the CNI project's own,
+/// and those that have that version in their lists.
 const KNOWN: [&str; 22] = [
     "bandwidth",
     "bridge",
@@ -34,8 +36,8 @@ const KNOWN: [&str; 22] = [
     "hauberk-cni",
 ];
 
-/// Keeps of a list's versions those that hauberk-cni speaks. If there are none, an old list whose plugins can be expected to
-/// answer is raised to the oldest of them.
+/// Keeps those versions of a list that hauberk-cni speaks. If there are none, an old list is raised
+/// to the oldest of them, provided that its plugins can be expected to speak it.
 ///
 /// # Errors
 /// What is wrong, and what to do.

@@ -1,5 +1,5 @@
-//! Whose protection was changed a moment ago. While a change makes its way to every node and through the kernel, what is
-//! seen of its addresses accuses no one.
+//! Addresses whose protection changed a moment ago. While a change spreads to every node and
+//! through the kernel, a packet of such an address does not count as evidence against a node.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use hauberk_abi::address::Address;
 
-/// Addresses remembered one by one; of more, all count as changed.
+/// The most addresses that are remembered one by one; with more, all addresses count as changed.
 const REMEMBERED: usize = 16_384;
-/// Nothing is asked about what is longer ago, nanoseconds.
+/// Older changes are not asked for, nanoseconds.
 const KEPT: u64 = 60 * 1_000_000_000;
 
 /// When addresses changed, by the monotonic clock, nanoseconds.
@@ -20,7 +20,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// These have changed now; none: any may have.
+    /// Notes that these addresses have changed now. Without a set, any may have.
     pub fn note(&mut self, addresses: Option<&BTreeSet<Address>>, now: u64) {
         if addresses.is_some_and(BTreeSet::is_empty) {
             return;
@@ -37,8 +37,8 @@ impl Changes {
         }
     }
 
-    /// Whether a packet of `at` between these addresses was sent before, or less than `grace` (nanoseconds) after one of them
-    /// changed.
+    /// Whether a packet between these addresses, sent at `at`, was sent before one of them changed,
+    /// or less than `grace` (nanoseconds) after.
     pub fn excuse(&self, addresses: [IpAddr; 2], at: u64, grace: u64) -> bool {
         let of_these = addresses.into_iter().filter_map(|address| self.addresses.get(&address.into()));
         of_these.chain(&self.everything).any(|changed| at < changed.saturating_add(grace))

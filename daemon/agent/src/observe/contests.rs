@@ -1,6 +1,6 @@
-//! Addresses that several nodes claim, where that costs something: opted-in pods' packets to or from one were dropped, or of its
-//! claimants all but one are silent. A virtual address whose node has died is like that; what every node's container engine has on a
-//! bridge of its own is not.
+//! Addresses that several nodes claim, where that does harm: opted-in pods' packets to or from one
+//! were dropped, or all claimants but one are silent. A virtual address whose node has died is such
+//! a case. An address that every node's container engine has on a bridge of its own is not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use crate::world::{Shared, World};
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(3);
-/// For so long after the last packet it is told.
+/// How long after the last packet the problem is reported.
 const TOLD: SignedDuration = SignedDuration::from_mins(5);
 
 const REASONS: [DropReason; 3] =
@@ -50,7 +50,8 @@ pub async fn watch(world: Shared, eyes: Eyes) {
 }
 
 impl Contests {
-    /// Takes in refused flows of contested addresses; `now` is the monotonic clock, `wall` the same moment.
+    /// Takes over refused flows of contested addresses; `now` (monotonic clock) and `wall` are the
+    /// same moment.
     fn take(&mut self, contested: &BTreeSet<IpAddr>, flows: &[(FlowKey, Flow)], now: u64, wall: Timestamp) {
         for (key, flow) in flows {
             let refused = flow.encryption == Encryption::Refused as u8;
@@ -68,7 +69,8 @@ impl Contests {
     }
 }
 
-/// One for each contested address that costs something; `mute` are nodes that do not answer handshakes.
+/// A problem for each contested address that does harm; `mute` are the nodes that do not answer
+/// handshakes.
 pub fn problems(world: &World, mute: &BTreeSet<String>) -> Vec<Problem> {
     let now = Timestamp::now();
     let contested = world.desired.contested.keys();
@@ -83,7 +85,7 @@ pub fn problems(world: &World, mute: &BTreeSet<String>) -> Vec<Problem> {
 
 fn problem(address: IpAddr, contest: &Contest, dropped: Option<Timestamp>, mute: &BTreeSet<String>) -> Option<Problem> {
     let silent: Vec<&str> = contest.nodes.iter().filter(|node| mute.contains(*node)).map(String::as_str).collect();
-    // Who is left has taken it over from the others, by the looks of it.
+    // The one claimant that still answers has probably taken the address over from the others.
     let is_taken_over = !silent.is_empty() && contest.count - silent.len() <= 1;
     if dropped.is_none() && !is_taken_over {
         return None;
@@ -131,7 +133,7 @@ mod tests {
         let dropped = told(&two, Some(Timestamp::UNIX_EPOCH), &[]).unwrap();
         assert_eq!(dropped.severity, Severity::Critical);
         assert!(dropped.message.contains("1970-01-01T00:00:00Z"), "{}", dropped.message);
-        // Bridges of container engines: one node that dies is no news of the address.
+        // Bridges of container engines: the death of one node says nothing about the address.
         assert_eq!(told(&contest(&["n2", "n3", "n4"]), None, &["n2"]), None);
     }
 

@@ -1,4 +1,4 @@
-//! Drops, by reason, with what each means and what to do about it.
+//! Drops by reason, each with what it means and what to do about it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,13 +13,13 @@ use super::Eyes;
 use crate::datapath::{self, DatapathError};
 use crate::world::{Shared, World};
 
-/// What the tunnel device drops by itself: nobody reads from it, and its queue is full.
+/// What the tunnel device itself drops because the tunnel does not read and the queue is full.
 const UNREAD: &str = "tunnel_unread";
 /// What netfilter drops because the device it would leave by has no guard.
 const UNGUARDED_DEVICE: &str = "unguarded_device";
 
-/// What counts on a healthy node too: probes of the agent, what a network has of multicast, what was on its way when a pod ended
-/// or the agent was not there.
+/// Reasons that also count on a healthy node: the agent's probes, multicast in the network, packets
+/// under way when a pod ended or while no agent ran.
 const EXPECTED: [&str; 4] = ["self_test", "multicast", "not_local", UNREAD];
 
 /// Every reason that has dropped something; `device` is the tunnel's.
@@ -85,7 +85,7 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
     Ok(Drops { reasons, leaked: world.read().leaks.counts() })
 }
 
-/// Who sent what was taken for the world's, as far as the flows still say.
+/// Senders of packets that were refused as coming from the world, as far as flows still have them.
 fn refused_from_world(eyes: &Eyes) -> Result<BTreeSet<IpAddr>, DatapathError> {
     let flows = eyes.maps().flows(datapath::now())?.into_iter();
     let refused = flows.filter(|(_, flow)| {
@@ -94,8 +94,8 @@ fn refused_from_world(eyes: &Eyes) -> Result<BTreeSet<IpAddr>, DatapathError> {
     Ok(refused.map(|(key, _)| key.source.into()).collect())
 }
 
-/// If nodes are among those who were taken for the world: which, and what to do. Their packets come sealed once everybody knows
-/// the address for theirs, and nobody is to open the pod for them.
+/// Advice for when nodes are among these senders: which nodes, and what to do. Their packets arrive
+/// encrypted once every node knows that the address is theirs, so no pod must be opened for them.
 fn nodes_advice(world: &World, sources: &BTreeSet<IpAddr>) -> Option<String> {
     let node_of = |address: &IpAddr| {
         let named = |node: &&NodeObject| node.addresses.iter().any(|given| given.address == *address);
@@ -130,7 +130,8 @@ fn nodes_advice(world: &World, sources: &BTreeSet<IpAddr>) -> Option<String> {
     })
 }
 
-/// The device's own count, kept by the kernel across restarts of the agent; 0 while there is no such device.
+/// The device's own counter, which the kernel keeps across restarts of the agent; 0 without the
+/// device.
 fn unread(device: &str) -> u64 {
     let path = format!("/sys/class/net/{device}/statistics/tx_dropped");
     std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)

@@ -20,18 +20,19 @@ const CIPHER: &str = "WireGuard (Noise IKpsk2, ChaCha20-Poly1305)";
 /// What happens to packets from `source` to `destination`, each a pod, a node or an address.
 ///
 /// # Errors
-/// [`ResolveError`] if nobody, or more than one party, has that name.
+/// [`ResolveError`] if no party, or more than one, has that name.
 pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> Result<Explanation, ResolveError> {
     let settings = eyes.maps().settings().unwrap_or_default();
     let world = world.read();
     let (from, to) = resolve_pair(&world.model, &world.policy, &world.desired, source, destination)?;
     let here = world.model.own_number();
-    // The sender's node decides; where that is another one, the same rules apply there.
+    // The sender's node decides; the same rules apply if that is another node.
     let sender = if from.identity.node == 0 { here.0 } else { from.identity.node };
     let place = Place { node: sender, stack: settings.flags & flag::STACK != 0, carries_protected: false };
     let need = judge::need(&from.identity, &to.identity, &place);
     let receiver = to.identity.node;
-    // What this node knows of the other end of the tunnel; of two other nodes, of the receiver's.
+    // What this node knows of the other end of the tunnel. If both ends are other nodes, this is
+    // the receiver.
     let peer = peer_of(&world, here, NodeNumber(if receiver == here.0 { sender } else { receiver }));
     let ends = Ends {
         side: match here.0 {
@@ -43,7 +44,7 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
         receiver: node_in_words(&world, receiver),
     };
     let verdict = if matches!(need, Need::World) && from.identity.is_world() {
-        // Nobody here sends it: the node of the other end says what becomes of it.
+        // No node of the cluster sends it, so the receiver's node decides what happens to it.
         let direct = settings.flags & flag::WORLD_DIRECT != 0;
         judge::arriving_in_clear(need, &from.identity, &to.identity, to.identity.node, direct)
     } else {
@@ -76,7 +77,7 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
     })
 }
 
-/// Whether it comes out of the tunnel at its receiver.
+/// Whether it arrives at its receiver through the tunnel.
 fn encrypted_way(need: Need) -> bool {
     matches!(need, Need::Encrypt(_) | Need::Prefer | Need::Shelter)
 }
@@ -101,14 +102,14 @@ fn last_proven(eyes: &Eyes, from: &Resolved, to: &Resolved, expected: Encryption
     seen.filter(|(_, encryption)| *encryption == expected).map(|(time, _)| time).max()
 }
 
-/// From which node to which, in words, and which of them is asked.
+/// The sender's and the receiver's node, in words, and which of them this node is.
 struct Ends {
     side: Side,
     sender: String,
     receiver: String,
 }
 
-/// Which end's node this one is.
+/// Which end this node is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Sender,
@@ -150,7 +151,7 @@ fn sentence(
         (Encryption::Refused, drop) => {
             let reason = drop.unwrap_or(DropReason::Unspecified);
             let advice = contested.unwrap_or_else(|| drops::advice(reason).to_owned());
-            // A question ends by itself.
+            // A question needs no full stop.
             let end = if advice.ends_with('?') { "" } else { "." };
             format!("{from} to {to} is dropped ({reason}): {advice}{end}")
         }
@@ -165,7 +166,7 @@ fn unconnected(world: &World, here: NodeNumber, end: &Resolved, now: Instant) ->
     Some(format!("it does so now: {name} {why}"))
 }
 
-/// Who has the party's address, if several nodes do.
+/// The nodes that have the party's address, if there are several.
 fn contest(world: &World, party: &Party) -> Option<String> {
     let nodes = world.desired.contest(party.address)?.nodes_in_words();
     Some(format!("{nodes} have {}, so that it is nobody's; leave it to one node", party.address))

@@ -1,7 +1,9 @@
-//! Pods that hauberk-cni could not give an interface: what it answers reads the runtime alone, and so it tells the agent as well.
+//! Pods that hauberk-cni could not give an interface: what it answers reads the runtime alone, and
+//! so it tells the agent as well.
 //!
-//! The runtime calls DEL after an ADD that failed, and ADD again for another container of the pod: a failure is told until the pod has
-//! its interface or needs none any more, and for a while if nobody tries again.
+//! The runtime calls DEL after an ADD that failed, and ADD again for another container of the pod:
+//! a failure is told until the pod has its interface or needs none any more, and for a while if
+//! nobody tries again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +14,8 @@ use hauberk_core::desired::Policy;
 use hauberk_core::model::{Model, PodName};
 use hauberk_core::protection;
 
-/// How long a failure is told that does not come again. The kubelet tries again every few minutes at the least.
+/// How long a failure is told that does not come again. The kubelet tries again every few minutes
+/// at the least.
 const TOLD: Duration = Duration::from_secs(600);
 /// Failures that are remembered: more pods do not start at a time.
 const MOST: usize = 64;

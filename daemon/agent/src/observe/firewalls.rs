@@ -1,19 +1,19 @@
-//! Chains of other programs that drop what pods send or are sent: the ways that nobody else would tell of.
+//! Other programs' chains that drop what pods send or receive, which nothing else would report.
 
 use hauberk_core::api::{Problem, Severity};
 
 use crate::host::netfilter::firewall::{Finding, Way, Ways};
 
-/// What was found, and on which ways it was looked for.
+/// Findings, and the paths that were judged.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Firewalls {
-    /// Where was looked.
+    /// The paths that were judged.
     pub ways: Ways,
     /// What was found there.
     pub findings: Vec<Finding>,
 }
 
-/// A chain that drops everything on these ways, and what to run.
+/// A chain that drops everything on these paths, and what to run.
 fn sentence(finding: &Finding, ways: &Ways, on: &[Way]) -> String {
     let what: Vec<String> = on.iter().map(|way| way.words(&ways.tunnel)).collect();
     format!(
@@ -25,7 +25,7 @@ fn sentence(finding: &Finding, ways: &Ways, on: &[Way]) -> String {
 }
 
 impl Firewalls {
-    /// Chains that surely drop. What only plain pods miss is no more than a warning.
+    /// Chains that certainly drop. If only plain pods are affected, it is a warning.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         for finding in &self.findings {
@@ -41,13 +41,13 @@ impl Firewalls {
         problems
     }
 
-    /// What drops on one way now, for `hauberk explain`.
+    /// What drops on one path now, for `hauberk explain`.
     pub fn on(&self, way: Way) -> Vec<String> {
         let found = self.findings.iter().filter(|finding| finding.ways(false).contains(&way));
         found.map(|finding| format!("it does so now: {}", sentence(finding, &self.ways, &[way]))).collect()
     }
 
-    /// For `hauberkd check`: what drops, and what may; nothing if all passes.
+    /// For `hauberkd check`: what drops, and what may; none if everything passes.
     pub fn summary(&self) -> Option<String> {
         let mut sentences = Vec::new();
         for finding in &self.findings {

@@ -1,4 +1,5 @@
-//! Flow records: from the kernel's ring buffer to whoever follows, and the last few thousand to whoever asks later.
+//! Flow records: from the kernel's ring buffer to followers. The last few thousand are kept for
+//! later requests.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -16,20 +17,20 @@ use hauberk_abi::reason::{DropReason, Encryption, Why};
 use hauberk_core::api::FlowRecord;
 use hauberk_core::model::NodeNumber;
 use jiff::{SignedDuration, Timestamp};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::broadcast;
 use tracing::warn;
 
 use super::Eyes;
 use crate::datapath::{self, DatapathError};
+use crate::syscalls::{self, OwnsDescriptor};
 use crate::world::{Shared, World};
 
-/// Records kept for who asks later.
+/// Records kept for later requests.
 const KEPT: usize = 4_096;
-/// Records a slow follower may lag behind before it loses some (and is told so).
+/// How many records a slow follower may lag behind before it loses some. It is told when it does.
 const LAG: usize = 8_192;
-/// How long after the first event the rest is gathered: one look at many instead of a wake-up for each. The ring has room
-/// for some 450,000 events a second.
+/// How long events are gathered after the first one: one look at many instead of a wake-up for
+/// each. The ring has room for some 450,000 events a second.
 const GATHER: Duration = Duration::from_millis(20);
 /// How often idle flows are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
@@ -42,8 +43,8 @@ pub struct FlowLog {
     lost: Arc<AtomicU64>,
 }
 
-/// What was seen of a flow, and what its ends were called at that time. A record for people is made of it when somebody
-/// asks: most are overwritten before.
+/// What was seen of a flow, and the names of its ends at that time. It becomes a full record only
+/// on request, because most are overwritten before one.
 #[derive(Clone)]
 pub struct Seen {
     event: &'static str,
@@ -66,17 +67,17 @@ impl Default for FlowLog {
 }
 
 impl FlowLog {
-    /// What is remembered, oldest first.
+    /// The remembered records, oldest first.
     pub fn recent(&self) -> Vec<FlowRecord> {
         self.kept().iter().map(Seen::record).collect()
     }
 
-    /// Everything from now on.
+    /// All records from now on.
     pub fn follow(&self) -> broadcast::Receiver<Seen> {
         self.live.subscribe()
     }
 
-    /// Events the kernel could not deliver.
+    /// Events that the kernel could not deliver.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -93,7 +94,7 @@ impl FlowLog {
                 kept.pop_front();
             }
             if followed {
-                // Whoever followed may be gone by now.
+                // The followers may be gone by now.
                 let _ = self.live.send(seen.clone());
             }
             kept.push_back(seen);
@@ -104,19 +105,20 @@ impl FlowLog {
 /// A ring buffer's descriptor, for the runtime to wait on.
 struct Ring(RingBuf<MapData>);
 
+impl OwnsDescriptor for Ring {}
+
 impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> i32 {
         self.0.as_raw_fd()
     }
 }
 
-/// Reads events as they come, and forgets idle flows, until the runtime ends.
+/// Reads events as they come, and removes idle flows, until the runtime ends.
 ///
 /// # Errors
 /// The ring buffer cannot be waited on.
 pub async fn run(ring: RingBuf<MapData>, log: FlowLog, world: Shared, eyes: Eyes) -> io::Result<()> {
-    // SAFETY: the ring buffer owns its descriptor and lives as long as the registration.
-    let mut ring = unsafe { AsyncFd::register(Ring(ring)) }.map_err(io::Error::from)?;
+    let mut ring = syscalls::readable(Ring(ring))?;
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -158,7 +160,7 @@ fn drain(ring: &mut RingBuf<MapData>) -> Vec<FlowEvent> {
     events
 }
 
-/// An event from its bytes. Field by field, in the layout's order.
+/// Reads an event from its bytes, field by field in the layout's order.
 pub(crate) fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
     if bytes.len() != size_of::<FlowEvent>() {
         return None;
@@ -197,7 +199,7 @@ pub(crate) fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
     })
 }
 
-/// Ends flows that have been silent for as long as the programs wait before they start one anew.
+/// Ends flows that have been silent for so long that the programs would start them anew.
 fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
     let mut maps = eyes.maps();
     let silent = match maps.silent_flows(datapath::now()) {
@@ -216,7 +218,7 @@ fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
         warn!(%error, "cannot forget answers that are not waited for any more");
     }
     drop(maps);
-    // A closed TCP connection has said so already.
+    // The end of a closed TCP connection was reported already.
     let untold = silent.iter().filter(|(_, flow)| {
         let closed = flow.tcp_flags & (hauberk_abi::flow::TCP_FIN | hauberk_abi::flow::TCP_RST) != 0;
         !closed || flow.encryption == Encryption::Refused as u8
@@ -226,7 +228,7 @@ fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
     log.append(untold.map(|(key, flow)| observer.see("end", key, flow)));
 }
 
-/// The flows the kernel remembers, as records of kind `ongoing`.
+/// The flows that the kernel remembers, as records of kind `ongoing`.
 ///
 /// # Errors
 /// [`DatapathError`] if they cannot be read.
@@ -236,14 +238,15 @@ pub fn ongoing(world: &World, eyes: &Eyes, lost: u64) -> Result<Vec<FlowRecord>,
     Ok(flows.iter().map(|(key, flow)| observer.see("ongoing", key, flow).record()).collect())
 }
 
-/// When traffic from `source` to `destination` was last seen, on any port, and with which encryption value.
+/// When traffic between `source` and `destination` was last seen, in either direction and on any
+/// port, and with which encryption value.
 pub fn last_seen(eyes: &Eyes, source: Address, destination: Address) -> Vec<(Timestamp, Encryption)> {
     let clock = Clock::now();
     let between = |key: &FlowKey| {
         (key.source == source && key.destination == destination)
             || (key.source == destination && key.destination == source)
     };
-    // What cannot be read proves nothing.
+    // Flows that cannot be read prove nothing.
     let flows = eyes.maps().flows(clock.monotonic).unwrap_or_default();
     let seen = flows.into_iter().filter(|(key, _)| between(key));
     seen.map(|(_, flow)| (clock.at(flow.last), Encryption::from_u8(flow.encryption))).collect()
@@ -266,7 +269,7 @@ impl Clock {
     }
 }
 
-/// Gives flows a time and names: those of one moment, each looked up once.
+/// Gives the flows of one moment a time and names. Each name is looked up once.
 struct Observer<'a> {
     world: &'a World,
     clock: Clock,
@@ -309,7 +312,7 @@ impl<'a> Observer<'a> {
 }
 
 impl Seen {
-    /// For people.
+    /// The record for the API.
     pub fn record(&self) -> FlowRecord {
         let (key, flow) = (&self.key, &self.flow);
         let encryption = Encryption::from_u8(flow.encryption);

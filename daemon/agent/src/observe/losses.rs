@@ -1,12 +1,13 @@
-//! Packets that came out of the tunnel and that the IP stack lost: seldom hauberk's doing, and nothing else tells of it.
+//! Packets that came out of the tunnel and that the IP stack lost. This is seldom hauberk's doing,
+//! but nothing else reports it.
 
 use hauberk_core::api::{Problem, Severity};
 
 use crate::host::netfilter::{Counters, Neighbours};
 
-/// So few may be on their way between two looks, or have ended of old age.
+/// Fewer may be under way between two looks, or have expired.
 const FEW: u64 = 3;
-/// One of so many may be lost as well.
+/// One in so many may be lost as well.
 const SHARE: u64 = 20;
 
 /// What was lost between two looks.
@@ -14,11 +15,11 @@ const SHARE: u64 = 20;
 pub struct Losses {
     /// Packets that came out of the tunnel into the stack.
     pub came: u64,
-    /// Those of them that reached neither a device nor a process.
+    /// The part of them that reached neither a device nor a process.
     pub lost: u64,
 }
 
-/// Whether something was lost from one look to the next; none if nothing came that could tell.
+/// What was lost from one look to the next; none if nothing arrived to judge by.
 pub fn compare(before: Counters, now: Counters) -> Option<Option<Losses>> {
     let came = now.decrypted.saturating_sub(before.decrypted);
     let lost = came.saturating_sub(now.carried_on.saturating_sub(before.carried_on));
@@ -28,7 +29,7 @@ pub fn compare(before: Counters, now: Counters) -> Option<Option<Losses>> {
     Some((lost >= FEW && lost > came / SHARE).then_some(Losses { came, lost }))
 }
 
-/// In words, with those whose rules may be why.
+/// The problem in words, with the programs whose rules may be why.
 pub fn problem(losses: &Losses, neighbours: &Neighbours, tunnel: &str) -> Problem {
     let Losses { came, lost } = losses;
     let all = lost == came;
@@ -69,7 +70,7 @@ mod tests {
         assert_eq!(compare(counters(0, 0), counters(2, 0)), Some(None));
         assert_eq!(compare(counters(0, 0), counters(10, 0)), Some(Some(Losses { came: 10, lost: 10 })));
         assert_eq!(compare(counters(10, 0), counters(20, 10)), Some(None), "it has healed");
-        // Counters that began anew say nothing.
+        // Counters that were reset say nothing.
         assert_eq!(compare(counters(10, 0), counters(3, 3)), None);
     }
 

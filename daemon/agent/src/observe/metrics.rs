@@ -1,4 +1,5 @@
-//! `/metrics`: the Prometheus text format (OpenMetrics), read from maps and statistics at each scrape.
+//! `/metrics`: the Prometheus text format (OpenMetrics), read from maps and statistics at each
+//! scrape.
 
 use std::fmt::Write as _;
 
@@ -65,7 +66,7 @@ impl EncodeLabelValue for Text {
 type Counters<L> = Family<L, Counter>;
 type Gauges<L> = Family<L, Gauge>;
 
-/// Everything, as text.
+/// All metrics, as text.
 pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("hauberk");
     let now = status(&world.read(), eyes, facts);

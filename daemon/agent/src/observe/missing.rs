@@ -1,5 +1,6 @@
-//! Nodes that have no object: pods are said to be on them, or they ask for a session with a key that no object publishes. What is
-//! between them and this node is dropped, and nothing else would tell.
+//! Nodes that have no object: pods are assigned to them, or they ask for a session with a key that
+//! no object publishes. Traffic between them and this node is dropped, and nothing else would
+//! report it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,7 +19,8 @@ use crate::world::{Shared, World};
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// Objects come in any order, and so does what a node that is new publishes: so long nothing is missed.
+/// Objects arrive in any order, and so does what a new node publishes: during this time nothing
+/// counts as missing.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Looks for them until the runtime ends.
@@ -35,7 +37,7 @@ pub async fn watch(world: Shared) {
     }
 }
 
-/// What is new is an event as well. One whose words alone have changed is not new.
+/// Also notes an event for each new problem. A problem with only a changed text is not new.
 fn tell(world: &mut World, problems: Vec<Problem>) {
     let before = std::mem::replace(&mut world.missing, problems);
     let known: BTreeSet<&str> = before.iter().map(|problem| problem.object.as_str()).collect();
@@ -60,7 +62,7 @@ struct Since {
 }
 
 impl Since {
-    /// What has been missing for long enough.
+    /// Nodes that have been missing for long enough.
     fn look(&mut self, world: &World, strangers: &[Stranger], now: Instant) -> Vec<Problem> {
         let generation = world.model.generation();
         if self.seen.as_ref().is_none_or(|(seen, policy)| (*seen, policy) != (generation, &world.policy)) {
@@ -97,7 +99,7 @@ fn opted_in_here(world: &World) -> bool {
     world.desired.attachments.values().any(|pod| pod.protection > Protection::None)
 }
 
-/// The node that has an address, or had it until lately.
+/// The node that has an address, or had it until recently.
 fn owner(world: &World, address: IpAddr) -> Option<String> {
     let departed = || world.model.departed().find(|(departed, _)| *departed == address);
     let named = world.model.nodes().find(|node| node.addresses.iter().any(|given| given.address == address));
@@ -148,7 +150,7 @@ fn unknown_key(world: &World, node: Option<String>, addresses: &BTreeSet<IpAddr>
             ),
         },
         None => Problem {
-            // Anyone who knows this node's public key can ask.
+            // Any host that knows this node's public key can ask.
             severity: Severity::Warning,
             object: "tunnel".into(),
             message: format!(

@@ -1,5 +1,5 @@
-//! Looking at what happens. Observers read maps, statistics and the [`crate::world`]; they never write to the kernel, with
-//! one exception that decides nothing: [`flows`] forgets flows that have been idle.
+//! Observers read maps, statistics and the [`crate::world`]. They never write to the kernel, with
+//! one exception that decides nothing: [`flows`] removes idle flows.
 
 pub mod changes;
 pub mod contests;
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::datapath::Maps;
 
-/// Handles to the maps, for those who look.
+/// Handles to the maps, for readers.
 #[derive(Clone)]
 pub struct Eyes(Arc<Mutex<Maps>>);
 
@@ -32,7 +32,7 @@ impl Eyes {
         Eyes(Arc::new(Mutex::new(maps)))
     }
 
-    /// One at a time.
+    /// The handles, for one caller at a time.
     pub fn maps(&self) -> MutexGuard<'_, Maps> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

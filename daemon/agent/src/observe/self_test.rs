@@ -1,5 +1,5 @@
-//! The self-test: real packets through the real hooks. Ready means that these arrived where they must, not that something
-//! was loaded.
+//! The self-test: real packets through the real hooks. The node is ready when they arrived where
+//! they must, not when something was loaded.
 //!
 //! | probe | sent | proves |
 //! |---|---|---|
@@ -8,30 +8,68 @@
 //! | tunnel | the same | `to_wire` puts packets into the tunnel, and the backend takes them |
 //! | inject | out of the tunnel device | `from_tunnel` runs |
 //!
-//! Probes carry addresses in the discard prefix (RFC 6666). The first three never leave the node: the programs eat them. If a
-//! program is missing they do - harmless, and the test fails.
+//! Probes carry addresses in the discard prefix (RFC 6666). The first three never leave the node,
+//! because the programs consume them. If a program is missing they do leave, which is harmless, and
+//! the test fails.
 
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use hauberk_abi::layout::probe;
 use hauberk_abi::reason::DropReason;
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, sendto, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
 use super::Eyes;
 use crate::backend::Backend;
 use crate::datapath::{Pins, rivals};
+use crate::syscalls;
 use crate::world::Device;
 
 /// How long a probe may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(10);
+/// Where probes are addressed to: a locally administered address that no interface has.
+const RECEIVER: [u8; 6] = [0x02, 0x68, 0x61, 0x75, 0x62, 0x01];
 
-/// Sends every probe on every device, and one out of the tunnel. A device that fails hides no other.
+/// The result of the last self-test, as far as it still counts.
+#[derive(Debug, Default)]
+pub struct SelfTest {
+    outcome: Option<Result<(), String>>,
+    /// How often the earlier results were set aside.
+    asked: u64,
+}
+
+impl SelfTest {
+    /// The last result; none before the first, and none after [`SelfTest::ask`].
+    pub fn outcome(&self) -> Option<&Result<(), String>> {
+        self.outcome.as_ref()
+    }
+
+    /// Asks for a new test: something changed that the last one did not see. The result of a test
+    /// that runs now does not count either, because it may have passed the device before the change.
+    pub fn ask(&mut self) {
+        self.outcome = None;
+        self.asked += 1;
+    }
+
+    /// A test begins. The number belongs to its result.
+    pub fn begin(&self) -> u64 {
+        self.asked
+    }
+
+    /// A test has ended. Returns whether its result counts and is another than the last.
+    pub fn end(&mut self, begun: u64, outcome: Result<(), String>) -> bool {
+        let counts = begun == self.asked && self.outcome.as_ref() != Some(&outcome);
+        if counts {
+            self.outcome = Some(outcome);
+        }
+        counts
+    }
+}
+
+/// Sends every probe on every device, and one out of the tunnel. The other devices are tested even
+/// if one fails.
 ///
 /// # Errors
 /// A sentence for each device: which program was not seen to run, and what to do.
@@ -68,7 +106,8 @@ fn self_tests(eyes: &Eyes) -> u64 {
     drops.into_iter().find(|(reason, _)| *reason == DropReason::SelfTest).map_or(0, |(_, count)| count)
 }
 
-/// Sends and waits until the counter has moved; what could not be sent, because nothing leaves by that device now, is not waited for.
+/// Sends a probe and waits until the counter has moved. It does not wait if the probe could not be
+/// sent because nothing leaves by that device now.
 async fn expect(
     counter: impl Fn() -> u64,
     send: impl FnOnce() -> Result<bool, String>,
@@ -91,7 +130,8 @@ async fn expect(
     })
 }
 
-/// Says whether the device takes packets: one that is down or gone does not, and needs no proof.
+/// Returns whether the device takes packets. A device that is down or gone does not, and needs no
+/// test.
 fn send(device: &Device, destination: [u8; 16]) -> Result<bool, String> {
     match send_frame(device, destination) {
         Ok(()) => Ok(true),
@@ -111,33 +151,17 @@ fn send_frame(device: &Device, destination: [u8; 16]) -> Result<(), Errno> {
     let socket: OwnedFd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None::<SockProtocol>)?;
     let mut frame = Vec::new();
     if device.ethernet {
-        frame.extend([0x02, 0x68, 0x61, 0x75, 0x62, 0x01, 0x02, 0x68, 0x61, 0x75, 0x62, 0x02, 0x86, 0xdd]);
+        frame.extend(RECEIVER);
+        frame.extend([0x02, 0x68, 0x61, 0x75, 0x62, 0x02, 0x86, 0xdd]);
     }
     frame.extend(packet(destination));
-    let address = link_address(device.index).map_err(|_| Errno::EINVAL)?;
+    let address =
+        syscalls::packet_address(device.index, nix::libc::ETH_P_IPV6 as u16, RECEIVER).map_err(|_| Errno::EINVAL)?;
     match sendto(socket.as_raw_fd(), &frame, &address, MsgFlags::empty()) {
-        // How the kernel tells a packet socket that a program dropped the frame on egress: as it should be.
+        // ENOBUFS tells a packet socket that a program dropped the frame on egress, as expected.
         Ok(_) | Err(Errno::ENOBUFS) => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// A packet-socket address of the interface.
-fn link_address(index: u32) -> io::Result<LinkAddr> {
-    let raw = nix::libc::sockaddr_ll {
-        sll_family: nix::libc::AF_PACKET as u16,
-        sll_protocol: (nix::libc::ETH_P_IPV6 as u16).to_be(),
-        sll_ifindex: index as i32,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 6,
-        sll_addr: [0x02, 0x68, 0x61, 0x75, 0x62, 0x01, 0, 0],
-    };
-    // SAFETY: `raw` is an initialized `sockaddr_ll` and its length is passed; the call copies it.
-    let address = unsafe {
-        LinkAddr::from_raw((&raw const raw).cast(), Some(size_of::<nix::libc::sockaddr_ll>() as nix::libc::socklen_t))
-    };
-    address.ok_or_else(|| io::Error::other("the interface's address cannot be expressed"))
 }
 
 /// An empty UDP packet over IPv6 (RFC 8200, RFC 768), from the discard prefix.
@@ -147,4 +171,22 @@ fn packet(destination: [u8; 16]) -> Vec<u8> {
     packet.extend(destination);
     packet.extend([0, 9, 0, 9, 0, 8, 0xff, 0xff]);
     packet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_from_before_a_change_does_not_count() {
+        let mut test = SelfTest::default();
+        let begun = test.begin();
+        assert!(test.end(begun, Ok(())) && test.outcome() == Some(&Ok(())));
+        assert!(!test.end(test.begin(), Ok(())), "the same result again is no news");
+        let begun = test.begin();
+        test.ask();
+        assert!(!test.end(begun, Ok(())) && test.outcome().is_none());
+        assert!(test.end(test.begin(), Err("from_wire does not run".into())));
+        assert!(test.end(test.begin(), Ok(())) && test.outcome() == Some(&Ok(())));
+    }
 }

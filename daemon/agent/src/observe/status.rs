@@ -1,4 +1,4 @@
-//! `hauberk status`: what is so, and what is wrong with it, worst first.
+//! `hauberk status`: the state of the node and its problems, the worst first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -25,22 +25,23 @@ pub struct Facts {
     pub keys: Vec<(u32, [u8; 32])>,
     /// How programs are attached.
     pub attach: &'static str,
-    /// Problems found at start that only a restart can change.
+    /// Problems found at the start that only a restart can change.
     pub lasting: Vec<Problem>,
-    /// What a cluster adds; none with a source that has no cluster behind it.
+    /// What a cluster adds; none if the source has no cluster behind it.
     pub cluster: Option<ClusterFacts>,
 }
 
 /// What a cluster adds to the status.
 pub struct ClusterFacts {
-    /// Its own configuration's state.
+    /// The state of the cluster's own configuration.
     pub configuration: watch::Receiver<ConfigurationStatus>,
     /// Since when namespaces have been enforced everywhere.
     pub since: watch::Receiver<BTreeMap<String, Timestamp>>,
 }
 
-/// So many handshakes begun without an answer, 5 s apart, say that nobody is there; fewer are an ordinary renewal, or a
-/// lost packet. A session alone says nothing: it outlives its peer by up to 180 s.
+/// This many handshakes in a row without an answer, 5 s apart, mean that the peer is gone. Fewer
+/// are an ordinary renewal, or a lost packet. A session alone proves nothing: it outlives its peer
+/// by up to 180 s.
 const MUTE: u32 = 3;
 
 /// The status now.
@@ -66,7 +67,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     problems.extend(no_pod_range(world));
     problems.extend(not_running(world, silent, &stats, &facts.config.tunnel.device));
     let any_protected = namespaces.iter().any(|namespace| namespace.protected_pods > 0);
-    // Without a datapath here that alone is why nobody talks with peers.
+    // Without a datapath here, that alone explains why peers are silent.
     if world.running.is_some() && any_protected {
         let publishes = |node: &str| world.model.node_object(node).is_some_and(|object| object.keys.is_some());
         let permissive = world.desired.permissive_endpoints > 0;
@@ -187,7 +188,7 @@ fn mute_nodes(world: &World, stats: &Stats) -> BTreeSet<String> {
     mute.filter_map(|peer| world.model.node_name(peer.number)).map(str::to_owned).collect()
 }
 
-/// Pods that hauberk-cni connects need an address.
+/// The problem that pods which hauberk-cni connects have no range to get an address from.
 fn no_pod_range(world: &World) -> Option<Problem> {
     let node = world.model.node_object(world.model.node())?;
     if world.policy.chained || !node.pod_ranges.is_empty() {
@@ -201,7 +202,7 @@ fn no_pod_range(world: &World) -> Option<Problem> {
     Some(Problem { severity: Severity::Warning, object: format!("node/{}", node.name), message })
 }
 
-/// Why protected pods cannot be promised what they ask for.
+/// Why protected pods cannot get what they ask for.
 fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &str) -> Vec<Problem> {
     let critical =
         |object: &str, message: String| Problem { severity: Severity::Critical, object: object.into(), message };
@@ -233,9 +234,9 @@ fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &st
         );
         problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });
     }
-    match &world.self_test {
+    match world.self_test.outcome() {
         _ if world.running.is_none() => {
-            // Why it could not be started is told already.
+            // The reason of a failed start is reported already.
             let why = world.not_up().filter(|_| !world.failures.contains_key("datapath"));
             problems.extend(why.map(|why| critical("datapath", why)));
         }

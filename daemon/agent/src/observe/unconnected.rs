@@ -1,5 +1,5 @@
-//! Pods of this node that no interface connects, as when somebody deleted it: nothing else would tell of them, and the rules go on
-//! saying what became of packets that nobody can send.
+//! Pods of this node that no interface connects, as when somebody deleted it: nothing else would
+//! tell of them, and the rules go on saying what became of packets that nobody can send.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -59,7 +59,8 @@ impl Seen {
     }
 }
 
-/// Before everything has been read, and while the kernel does not tell of devices, absence says nothing.
+/// Before everything has been read, and while the kernel does not tell of devices, absence says
+/// nothing.
 fn find(world: &World) -> BTreeMap<String, Unconnected> {
     match &world.interfaces {
         Some(interfaces) if world.model.synced() => {
@@ -104,7 +105,8 @@ impl Missed {
         self.lasting(GRACE, now).find(|(missed, _)| **missed == object).map(|(_, one)| why(&one.lack))
     }
 
-    /// The same by an address, for `hauberk explain`: at once, but for an interface that is just being made.
+    /// The same by an address, for `hauberk explain`: at once, but for an interface that is just
+    /// being made.
     pub fn of_address(&self, address: IpAddr, now: Instant) -> Option<String> {
         let mut missed = self.lasting(LOOK, now);
         missed

@@ -1,4 +1,5 @@
-//! What this node says of itself on its Node object: who it is, and what it enforces.
+//! What this node publishes about itself on its Node object: its keys and addresses, and what it
+//! enforces.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,13 +15,14 @@ use super::{Reconciler, note};
 use crate::source::SourceError;
 
 impl Reconciler {
-    /// Begins to publish what the node's object does not have, as last read.
+    /// Starts to publish what the node's object, as last read, does not have.
     pub(super) fn announce(&mut self) {
         self.announcer.begin_round();
         self.announce_rest();
     }
 
-    /// Keys and addresses first, in a patch of their own, which neither a failed step nor a long acknowledgement holds back.
+    /// Keys and addresses come first, in a patch of their own. Neither a failed step nor a long
+    /// acknowledgement delays it.
     fn announce_rest(&mut self) {
         self.announce_at = None;
         let identity = BTreeMap::from([
@@ -32,7 +34,7 @@ impl Reconciler {
         }
     }
 
-    /// A write has ended: the next one begins, or this one is tried again.
+    /// A write has ended: starts the next one, or schedules a retry.
     pub(super) fn announced(&mut self, end: Result<(), SourceError>) {
         match end {
             Ok(()) => self.announce_rest(),
@@ -49,7 +51,8 @@ impl Reconciler {
         }
     }
 
-    /// What is enforced now; while it enforces less than that, what was acknowledged before stays. Returns whether it is there.
+    /// Publishes what is enforced now. While the kernel enforces less than what is desired, the
+    /// earlier acknowledgement stays. Returns whether the annotation is there.
     fn acknowledge(&mut self) -> bool {
         if !self.enforces {
             return true;
@@ -61,7 +64,8 @@ impl Reconciler {
         }
     }
 
-    /// Those that the node's object names and those in its pod range come first, if there are too many.
+    /// If there are too many addresses, those in the node's object and in its pod ranges come
+    /// first.
     fn published_addresses(&self) -> BTreeSet<IpAddr> {
         let mut world = self.world.write();
         let own = world.model.node_object(world.model.node());
@@ -79,21 +83,22 @@ impl Reconciler {
         published
     }
 
-    /// Returns whether they are there; otherwise they are being written, or will be after what is being written now.
+    /// Returns whether the annotations are there. If not, they are being written, or will be after
+    /// the write under way.
     fn annotate(&mut self, annotations: BTreeMap<String, String>) -> bool {
         let world = self.world.read();
         let own = world.model.node_object(world.model.node());
         self.announcer.announce(annotations, |name, value| own.is_none_or(|own| annotation(own, name) == Some(value)))
     }
 
-    /// What takes long is told of for as long as it does.
+    /// Reports writes that take long, for as long as they do.
     pub(super) fn look_at_writes(&mut self) {
         let late = self.announcer.is_late(Instant::now()).then(|| {
             "the source does not answer while this node's annotations are written, so peers do not learn what is new of its \
              keys, its addresses and what it enforces; look at the source's disk or API server"
                 .to_owned()
         });
-        // Whether they are there in the end is told by the end of the write.
+        // The end of the write clears the problem.
         if let Some(late) = late {
             self.tell_once("annotations", Severity::Critical, late);
         }

@@ -1,4 +1,5 @@
-//! Writes annotations beside the reconciler, which waits neither for a disk nor for an API server.
+//! Writes annotations in the background, so that the reconciler waits neither for a disk nor for an
+//! API server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,14 +11,14 @@ use tokio::time::Instant;
 use super::{FIRST_PAUSE, LONGEST_PAUSE};
 use crate::source::{Source, SourceError};
 
-/// A write that takes longer is told of.
+/// A write that takes longer is reported.
 const LATE: Duration = Duration::from_secs(5);
 
-/// One write at a time, so that an older one that takes long never ends after a newer one.
+/// One write at a time, so that a slow older write never ends after a newer one.
 pub(super) struct Announcer {
     source: Arc<dyn Source>,
     written: BTreeMap<String, String>,
-    /// Written in this round: the object may not have been read since.
+    /// Written in this round; the object may not have been read again since.
     fresh: BTreeSet<String>,
     under_way: Option<Write>,
     pause: Duration,
@@ -30,18 +31,20 @@ struct Write {
 }
 
 impl Announcer {
-    /// Writes by `source`. Nothing is written yet.
+    /// Writes through `source`. Nothing is written yet.
     pub(super) fn new(source: Arc<dyn Source>) -> Announcer {
         Announcer { source, written: BTreeMap::new(), fresh: BTreeSet::new(), under_way: None, pause: FIRST_PAUSE }
     }
 
-    /// From now on only what the object has counts as being there, and what is written after this.
+    /// From now on an annotation counts as there only if the object has it or it is written after
+    /// this call.
     pub(super) fn begin_round(&mut self) {
         self.fresh.clear();
     }
 
-    /// Begins to write these, unless they are there or another write is under way; its end is the time to ask again. `held` says
-    /// whether the object has one, as last read. Returns whether they are there.
+    /// Starts to write these annotations, unless they are there or another write is under way; the
+    /// caller asks again when that one ends. `held` says whether the object, as last read, has an
+    /// annotation. Returns whether all are there.
     pub(super) fn announce(
         &mut self,
         annotations: BTreeMap<String, String>,
@@ -61,7 +64,8 @@ impl Announcer {
         false
     }
 
-    /// Waits for the end of the write under way; without one, for ever. May be dropped and called again.
+    /// Waits for the end of the write under way; without one, forever. The future may be dropped
+    /// and the method called again.
     pub(super) async fn end(&mut self) -> Result<(), SourceError> {
         let Some(write) = &mut self.under_way else { return std::future::pending().await };
         let end = (&mut write.end).await.unwrap_or_else(|error| Err(SourceError::Thread(std::io::Error::other(error))));
@@ -75,12 +79,12 @@ impl Announcer {
         end
     }
 
-    /// Whether something is being written.
+    /// Whether a write is under way.
     pub(super) fn is_busy(&self) -> bool {
         self.under_way.is_some()
     }
 
-    /// Whether something has been being written for long.
+    /// Whether the write under way takes long.
     pub(super) fn is_late(&self, now: Instant) -> bool {
         self.under_way.as_ref().is_some_and(|write| now.saturating_duration_since(write.since) >= LATE)
     }
@@ -105,7 +109,7 @@ mod tests {
     use super::*;
     use crate::source::Batch;
 
-    /// Takes what is to be written, and answers when it is let.
+    /// Records what is to be written, and answers when the test allows it.
     #[derive(Default)]
     struct Slow {
         asked: Mutex<Vec<BTreeMap<String, Option<String>>>>,
@@ -157,7 +161,7 @@ mod tests {
         let begun = Instant::now();
         assert!(!announcer.is_late(begun));
         assert!(announcer.is_late(begun + LATE));
-        // Others wait for its end: what is asked for then is the newest.
+        // Later calls wait for its end; then the newest value is written.
         assert!(!announcer.announce(keys("2"), nothing));
         assert!(!announcer.announce(keys("3"), nothing));
         source.answers.as_ref().unwrap().add_permits(1);

@@ -1,4 +1,5 @@
-//! What is wrong, by what it concerns. A problem stays until that very thing succeeds: other work that goes well says nothing of it.
+//! Problems by what they concern. A problem stays until that same thing succeeds; the success of
+//! other work does not clear it.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +8,32 @@ use tracing::warn;
 
 use super::Reconciler;
 
-/// Whose work it is that goes wrong or well.
+/// The part of the reconciler's work that a problem belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Area {
     /// The plan's steps.
     Steps,
-    /// Devices, as they come and go.
+    /// Devices that come and go.
     Devices,
-    /// Programs, as the kernel tells of them.
+    /// Programs that do not run as attached.
     Programs,
-    /// Neighbours that pods' packets are sent by.
+    /// Next hops of pods' packets.
     Hops,
-    /// Anything else, told one by one.
+    /// Anything else, reported one by one.
     Others,
 }
 
-/// All of it.
+/// All problems.
 #[derive(Debug, Default)]
 pub(super) struct Failures(BTreeMap<Area, BTreeMap<String, Problem>>);
 
 impl Failures {
-    /// Whether nothing is wrong in one area.
+    /// Whether an area has no problem.
     pub(super) fn is_empty(&self, area: Area) -> bool {
         self.0.get(&area).is_none_or(BTreeMap::is_empty)
     }
 
-    /// What is wrong altogether; of two problems with one thing, the worse.
+    /// All problems; of two with the same object, the worse one.
     fn all(&self) -> BTreeMap<String, Problem> {
         let mut all: BTreeMap<String, Problem> = BTreeMap::new();
         for (object, problem) in self.0.values().flatten() {
@@ -46,13 +47,13 @@ impl Failures {
 }
 
 impl Reconciler {
-    /// All that is wrong in one area now.
+    /// Replaces an area's problems by those it has now.
     pub(super) fn tell(&mut self, area: Area, problems: BTreeMap<String, Problem>) {
         self.failures.0.insert(area, problems);
         self.world.write().failures = self.failures.all();
     }
 
-    /// One more thing is wrong. Returns false.
+    /// Adds a problem. Returns false.
     pub(super) fn fail(&mut self, object: &str, message: String) -> bool {
         self.add(object, Severity::Critical, message);
         false
@@ -65,7 +66,7 @@ impl Reconciler {
         self.world.write().failures = self.failures.all();
     }
 
-    /// The same for what is looked at often: nothing is logged twice.
+    /// Adds a problem, for a check that runs often: the same message is not logged twice.
     pub(super) fn tell_once(&mut self, object: &str, severity: Severity, message: String) {
         let known = self.failures.0.get(&Area::Others).and_then(|others| others.get(object));
         if known.is_none_or(|known| known.message != message) {
@@ -73,7 +74,7 @@ impl Reconciler {
         }
     }
 
-    /// It is well again.
+    /// Removes the problem of an object that works again.
     pub(super) fn succeed(&mut self, object: &str) {
         if self.failures.0.get_mut(&Area::Others).and_then(|others| others.remove(object)).is_some() {
             self.world.write().failures = self.failures.all();

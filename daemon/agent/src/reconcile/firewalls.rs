@@ -1,4 +1,4 @@
-//! What others' chains do on the ways of this node's pods.
+//! What other programs' chains do on the paths of this node's pods.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::config::HostRouting;
 use crate::host::netfilter::firewall::{self, Way, Ways};
 use crate::observe::firewalls::Firewalls;
 
-/// To look at large tables takes long: not more than this part of the time.
+/// Reading large tables takes long: it may use at most one part in this many of the time.
 const SHARE: u32 = 50;
 const SHORTEST: Duration = Duration::from_secs(4);
 
 impl Reconciler {
-    /// Judges the chains on the ways through the stack that pods' packets take in this mode.
+    /// Judges the chains on the paths through the stack that pods' packets take in this mode.
     pub(super) async fn look_at_firewalls(&mut self) {
         if self.firewalls_due.is_some_and(|due| Instant::now() < due) {
             return;
@@ -31,7 +31,7 @@ impl Reconciler {
         }
         let begun = Instant::now();
         let ways = self.ways(wanted).await;
-        // Without an answer what was found stays told.
+        // If there is no answer, the earlier findings stay.
         if let Ok(findings) = firewall::look(ways.clone()).await
             && let Some(running) = &mut self.world.write().running
         {
@@ -40,7 +40,7 @@ impl Reconciler {
         self.firewalls_due = Some(Instant::now() + (begun.elapsed() * SHARE).max(SHORTEST));
     }
 
-    /// What some ways lead by on this node.
+    /// The devices, ports and ranges of these paths on this node.
     pub(super) async fn ways(&self, ways: Vec<Way>) -> Ways {
         let (Stage::Running(kernel), Some(node)) = (&self.stage, self.own_node()) else { return Ways::default() };
         let all = self.world.read().policy.cluster_ranges.clone();
@@ -55,7 +55,7 @@ impl Reconciler {
         }
     }
 
-    /// What lets everything through that comes out of the tunnel.
+    /// The commands that let through everything that comes out of the tunnel.
     pub(super) async fn cures_of_losses(&self) -> String {
         let ways = self.ways(vec![Way::Opened, Way::ToNode]).await;
         let findings = firewall::look(ways.clone()).await.unwrap_or_default();

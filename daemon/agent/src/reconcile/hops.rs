@@ -1,6 +1,7 @@
-//! Next hops of routes to other nodes' pods that do not answer: what is sent by them ends in the kernel's neighbour queue, which no
-//! hook and no counter sees, while the tunnel goes on where the peer was heard last. Where that is another address of the node's, the
-//! routes follow the tunnel.
+//! Next hops of routes to other nodes' pods that do not answer. Packets sent to them end in the
+//! kernel's neighbour queue, which no hook and no counter sees, while the tunnel keeps using the
+//! address from which it last heard the peer. If that is another address of the node, the routes
+//! follow the tunnel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,7 +17,8 @@ use crate::apply::NextHop;
 use crate::backend::PeerStats;
 use crate::config::HostRouting;
 
-/// So long it has to be silent: a peer that is started anew, or a cable that is put back, is no news.
+/// How long a next hop must be silent to be reported: a peer that restarts, or a cable that is
+/// replugged, is back sooner.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Since when next hops have been silent, by device and address.
@@ -24,10 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Hops(BTreeMap<(u32, IpAddr), Instant>);
 
 impl Hops {
-    /// Takes in what is seen at one moment. Returns those that have been silent for long, each with how long.
+    /// Takes over one observation. Returns the next hops that have been silent for long, each with
+    /// the time.
     fn take<'a>(&mut self, seen: &'a [NextHop], now: Instant) -> Vec<(&'a NextHop, Duration)> {
         let key = |hop: &NextHop| (hop.index, hop.address);
-        // One without an entry has not answered: what was known of it stays. Who was left for another one has to answer first.
+        // A next hop without a neighbour entry keeps its earlier state. One that routes have left
+        // counts as silent until it answers.
         let is_silent = |hop: &&NextHop| hop.answers != Some(true);
         let silent: BTreeSet<_> = seen.iter().filter(is_silent).map(key).collect();
         self.0.retain(|hop, _| silent.contains(hop));
@@ -43,8 +47,9 @@ impl Hops {
 }
 
 impl Reconciler {
-    /// Tells of next hops that have been silent for long, and leaves those behind which the tunnel hears the node elsewhere. Those
-    /// under suspicion are asked for again, so that one that is back is seen without a packet for it.
+    /// Reports next hops that have been silent for long, and moves routes away from them if the
+    /// tunnel hears the node at another address. Silent hops are asked for again, so that one that
+    /// is back is noticed without a packet for it.
     pub(super) async fn look_at_hops(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
         let (wanted, left) = {
@@ -53,7 +58,7 @@ impl Reconciler {
         };
         let Ok(seen) = kernel.next_hops(&wanted, &left).await else { return };
         let silent = self.hops.take(&seen, Instant::now());
-        // From hook to hook, what is encrypted needs no route; through the stack all of it does.
+        // From hook to hook, encrypted packets need no route; through the stack all packets do.
         let (severity, lost) = match self.config.host_routing {
             HostRouting::Stack => (Severity::Critical, "packets to its pods are lost"),
             HostRouting::Bpf => (Severity::Warning, "packets that go to its pods in the clear are lost"),
@@ -86,7 +91,7 @@ impl Reconciler {
             }
         }
         for (index, address) in self.hops.0.keys() {
-            // It is asked again at the next look in any case.
+            // A failure is ignored: the next look asks again.
             let _ = kernel.ask_for_neighbour(*index, *address).await;
         }
         let silences = silent
@@ -97,8 +102,9 @@ impl Reconciler {
         self.follow_tunnels(&silences);
     }
 
-    /// Has routes leave the addresses at which nobody answers where the tunnel has proof of another one, and come back to those at
-    /// which somebody does. `silences` says for how long each was silent.
+    /// Moves routes from silent addresses to another address of the node if the tunnel has heard
+    /// the node there, and moves them back when the first address answers again. `silences` has the
+    /// time for which each address has been silent.
     fn follow_tunnels(&mut self, silences: &BTreeMap<IpAddr, Duration>) {
         let before = self.world.read().policy.detours.clone();
         if silences.is_empty() && before.is_empty() {
@@ -126,7 +132,8 @@ impl Reconciler {
         }
     }
 
-    /// Has the tunnel find out where the peer is, also by its other addresses, though there may be nothing to send.
+    /// Makes the tunnel find out where the peer is, also at its other addresses, even if there is
+    /// nothing to send.
     fn look_for(&mut self, backend: &dyn crate::backend::Backend, number: NodeNumber) {
         let now = Instant::now();
         if self.greeted.get(&number).is_some_and(|at| now.duration_since(*at) < GREETING) {
@@ -138,7 +145,7 @@ impl Reconciler {
         }
     }
 
-    /// The nodes' addresses that the routes by this hop lead by.
+    /// The node addresses of the routes by this hop.
     fn led_by(&self, hop: &NextHop) -> BTreeSet<IpAddr> {
         let world = self.world.read();
         let routes = hop.destinations.iter().filter_map(|destination| world.desired.routes.get(destination));
@@ -160,7 +167,7 @@ impl Reconciler {
     }
 }
 
-/// Whether the peer has proved within this time that it is there.
+/// Whether the peer completed a handshake within this time.
 fn was_heard_within(peer: &PeerStats, time: Duration) -> bool {
     let since = peer.latest_handshake.and_then(|at| SystemTime::now().duration_since(at).ok());
     since.is_some_and(|since| since < time)

@@ -1,4 +1,4 @@
-//! What the reconciler is told.
+//! The reconciler's inputs.
 
 use std::time::Instant;
 
@@ -10,38 +10,38 @@ use tokio::sync::oneshot;
 use crate::backend::Progress;
 use crate::config::Config;
 
-/// Something the reconciler should know.
+/// An input of the reconciler.
 #[derive(Debug)]
 pub enum Input {
     /// Objects changed.
     Changes(Vec<Change>),
-    /// Objects changed, as the source told at this time.
+    /// Objects changed; the source told it at this time.
     Told(Vec<Change>, Instant),
-    /// A change somebody waits for.
+    /// A change that a caller waits for.
     Waiting(Box<Change>, Waiter),
     /// A peer's tunnel changed its state.
     Peer(NodeNumber, Progress),
-    /// A device or an address came, changed or went.
+    /// A device, an address or a route appeared, changed or disappeared.
     Devices,
-    /// The source's own state, and what it has to say.
+    /// The source's own state, and its events.
     Source(Box<SourceStatus>, Vec<NewEvent>),
-    /// The configuration changed in what the running agent can take over.
+    /// The configuration changed in fields that the running agent can take over.
     Configuration(Box<Config>),
 }
 
-/// Somebody who waits until an attachment is, or is not, in force.
+/// A caller that waits until an attachment is, or is not, in force.
 #[derive(Debug)]
 pub struct Waiter {
-    /// Which attachment.
+    /// The attachment.
     pub(super) key: AttachmentKey,
-    /// In force or not.
+    /// Whether it waits for the attachment to be in force.
     pub(super) attached: bool,
     reply: oneshot::Sender<Result<(), String>>,
 }
 
 impl Waiter {
     pub(super) fn answer(self, answer: Result<(), String>) {
-        // Who waited may have given up.
+        // The caller may have given up.
         let _ = self.reply.send(answer);
     }
 }
@@ -54,7 +54,7 @@ impl Input {
         (Input::Waiting(Box::new(Change::Attachment(attachment)), Waiter { key, attached: true, reply }), answer)
     }
 
-    /// A pod's interface is no more; the answer comes once the kernel holds nothing of it.
+    /// A pod's interface is gone; the answer comes once the kernel holds nothing of it.
     pub fn release(key: AttachmentKey) -> (Input, oneshot::Receiver<Result<(), String>>) {
         let (reply, answer) = oneshot::channel();
         (Input::Waiting(Box::new(Change::AttachmentGone(key.clone())), Waiter { key, attached: false, reply }), answer)

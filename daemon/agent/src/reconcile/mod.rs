@@ -1,5 +1,5 @@
-//! The reconciler: takes in changes, computes what the node should hold, and has the difference carried out. It alone writes
-//! to the kernel; everybody else sends it an [`Input`].
+//! The reconciler: takes in changes, computes what the node should hold, and carries out the
+//! difference. It alone writes to the kernel; the other tasks send it an [`Input`].
 
 mod annotations;
 mod announcer;
@@ -44,17 +44,19 @@ pub use input::Input;
 /// First pause after a failure; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Between looks whether the programs on devices still run where they were attached, and those on pods' interfaces too.
+/// Between checks whether the programs on devices still run where they were attached, and between
+/// those that include the programs on pods' interfaces.
 const LOOK: Duration = Duration::from_millis(250);
 const WHOLE_LOOK: Duration = Duration::from_secs(1);
-/// Between looks at everything else that nobody announces: netfilter flushed by somebody, peers that went quiet.
+/// Between checks of everything else that the kernel does not announce: flushed netfilter rules,
+/// silent peers.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// Between two attempts to start a handshake with a peer that may not answer.
 const GREETING: Duration = Duration::from_secs(30);
-/// Inputs taken in before the next computation.
+/// The most inputs that are taken in before the next computation.
 const BATCH: usize = 4_096;
 
-/// Makes the tunnel's configuration once its MTU is known.
+/// Makes the tunnel's configuration once the tunnel's MTU is known.
 pub type TunnelMaker = Box<dyn Fn(u32) -> UserspaceConfig + Send + Sync>;
 
 /// The kernel's side, as far as it is up.
@@ -62,7 +64,7 @@ enum Stage {
     /// Waiting for the node's own object.
     Prepared(Box<Prepared>),
     Running(Box<Kernel>),
-    /// Between the two; never seen outside of a transition.
+    /// Between the two; only during a transition.
     Changing,
 }
 
@@ -72,32 +74,32 @@ pub struct Reconciler {
     world: Shared,
     stage: Stage,
     actual: Actual,
-    /// Where what is desired may not be in the kernel yet.
+    /// Where the kernel may not hold what is desired yet.
     pending: Scope,
-    /// When the source told what is not in the kernel yet.
+    /// When the source told the changes that are not in the kernel yet.
     waiting_since: Vec<std::time::Instant>,
-    /// What new pods are given may have changed.
+    /// Whether the settings of new pods may have changed.
     settings_due: bool,
     attachments: Attachments,
     make_tunnel: TunnelMaker,
     /// The keys annotation this node publishes.
     published: String,
     announcer: Announcer,
-    /// When to write annotations again that could not be written.
+    /// When to retry annotations that could not be written.
     announce_at: Option<Instant>,
-    /// Whether the kernel holds what is desired, as far as it concerns what is enforced.
+    /// Whether the kernel holds everything desired that concerns enforcement.
     enforces: bool,
-    /// Interfaces of attachments on record when the agent started.
+    /// Interfaces of the attachments that were on record when the agent started.
     known_interfaces: BTreeSet<u32>,
     pause: Duration,
-    /// What the node should hold has changed without an input saying so.
+    /// Whether what the node should hold has changed without an input.
     stale: bool,
     foreign_routes_removed: bool,
     greeted: BTreeMap<NodeNumber, Instant>,
     failures: Failures,
     looked: Option<Instant>,
     looked_around: Option<Instant>,
-    /// When to look at others' chains again.
+    /// When to look at other programs' chains again.
     firewalls_due: Option<Instant>,
     hops: hops::Hops,
 }
@@ -106,7 +108,7 @@ pub struct Reconciler {
 pub struct Parts {
     /// The configuration.
     pub config: Arc<Config>,
-    /// What is known.
+    /// The shared state.
     pub world: Shared,
     /// The kernel's side, loaded.
     pub prepared: Prepared,
@@ -176,7 +178,7 @@ impl Reconciler {
                 }
             }
             let devices = batch.iter().any(|input| matches!(input, Input::Devices));
-            // Addresses first: the guards are to know a new one before a packet carries it.
+            // Addresses come first: the guards must know a new one before a packet carries it.
             if devices && !(self.take_host_addresses().await & self.refresh_devices(false).await) {
                 retry = Some(Instant::now() + self.pause);
             }
@@ -187,7 +189,7 @@ impl Reconciler {
                 self.pause = if clean { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
                 retry = (!clean).then(|| Instant::now() + self.pause);
             } else {
-                // What was told is so already.
+                // The kernel holds already what was told.
                 self.waiting_since.clear();
             }
             for waiter in waiting {
@@ -197,7 +199,8 @@ impl Reconciler {
         }
     }
 
-    /// The memory step: changes go into the model. Says whether anything is different, and who waits for it.
+    /// The memory step: changes go into the model. Returns whether anything is different, and the
+    /// callers that wait for it.
     fn absorb(&mut self, batch: Vec<Input>) -> (bool, Vec<input::Waiter>) {
         let mut changed = false;
         let mut waiting = Vec::new();
@@ -207,7 +210,8 @@ impl Reconciler {
             let changes = match input {
                 Input::Changes(changes) => changes,
                 Input::Told(changes, at) => {
-                    // Before everything is known, most of it waits for the rest.
+                    // Before everything is known, most changes wait for the rest and would distort
+                    // the measurement.
                     if world.model.synced() && self.waiting_since.len() < BATCH {
                         self.waiting_since.push(at);
                     }
@@ -248,7 +252,7 @@ impl Reconciler {
         (changed, waiting)
     }
 
-    /// The I/O step. Returns whether everything is as it should be now.
+    /// The I/O step. Returns whether everything is now as it should be.
     async fn reconcile(&mut self) -> bool {
         if !self.settle().await {
             return false;
@@ -278,7 +282,7 @@ impl Reconciler {
             return true;
         }
         let Some(node) = self.own_node() else {
-            // Nothing to retry: the source will tell.
+            // Nothing to retry: the source will tell the object.
             return true;
         };
         let Stage::Prepared(prepared) = std::mem::replace(&mut self.stage, Stage::Changing) else { return false };
@@ -330,10 +334,10 @@ impl Reconciler {
         Some(Node { addresses: addresses.iter().map(|a| a.address).collect(), pod_ranges: object.pod_ranges.clone() })
     }
 
-    /// What new pods are given follows the node's object.
+    /// Updates the settings of new pods from the node's object.
     fn take_settings(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
-        // A change that concerns nodes or the policy concerns everything.
+        // A change of nodes or of the policy marks everything as pending.
         if !std::mem::take(&mut self.settings_due) && !self.pending.is_everything() {
             return;
         }
@@ -355,7 +359,7 @@ impl Reconciler {
         self.attachments.set_settings(settings);
     }
 
-    /// What is desired follows what is known.
+    /// Updates what is desired from what is known.
     fn follow(&mut self) {
         let now = Timestamp::now();
         let mut world = self.world.write();
@@ -368,7 +372,8 @@ impl Reconciler {
         self.pending.extend(followed.scope);
     }
 
-    /// Every step of the plan, those that fail set aside. After a failed deny nothing is opened.
+    /// Carries out every step of the plan, and returns the failures. After a failed deny nothing is
+    /// opened.
     async fn carry_out(&mut self) -> BTreeMap<String, Problem> {
         let mut failures = BTreeMap::new();
         let Stage::Running(kernel) = &mut self.stage else { return failures };
@@ -376,7 +381,8 @@ impl Reconciler {
         let scope = std::mem::take(&mut self.pending);
         let steps = plan_within(&self.actual, &self.world.read().desired, &scope);
         for group in steps.chunk_by(|a, b| peer_step(a).is_some() && peer_step(b).is_some()) {
-            // What moves from one peer to another moves at once. If that is refused, each is tried for itself.
+            // What moves from one peer to another moves at once. If that is refused, each step is
+            // tried alone.
             if group.len() > 1 && kernel.apply_peers(group).is_ok() {
                 group.iter().for_each(|step| self.actual.apply(step));
                 continue;
@@ -403,7 +409,8 @@ impl Reconciler {
         failures
     }
 
-    /// Publishes this node's keys, whatever failed, and acknowledges what is enforced now. Tidies up once.
+    /// Publishes this node's keys, whatever failed, and acknowledges what is enforced now. Removes
+    /// an earlier agent's routes once.
     async fn publish(&mut self, clean: bool) {
         let Stage::Running(kernel) = &self.stage else { return };
         if !self.foreign_routes_removed
@@ -419,7 +426,7 @@ impl Reconciler {
         self.announce();
     }
 
-    /// Every route that is to be there, once that is known.
+    /// Every route that should exist; none while that is not known.
     fn own_routes(&self) -> Option<BTreeSet<IpNet>> {
         let world = self.world.read();
         let desired = &world.desired;
@@ -427,7 +434,8 @@ impl Reconciler {
         desired.prune.then(|| desired.routes.keys().copied().chain(pods).collect())
     }
 
-    /// Permissive traffic is encrypted once a handshake has succeeded, and nothing else would start one.
+    /// Permissive traffic is encrypted only after a handshake has succeeded, and nothing else would
+    /// start one.
     fn greet(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
         let world = self.world.read();
@@ -448,7 +456,8 @@ impl Reconciler {
         }
     }
 
-    /// What the devices of this node have is its own, whatever its object tells. Returns whether it could be read.
+    /// The addresses of this node's devices are its own, whatever its object says. Returns whether
+    /// they could be read.
     async fn take_host_addresses(&mut self) -> bool {
         let Stage::Running(kernel) = &self.stage else { return true };
         match kernel.host_addresses().await {
@@ -465,7 +474,7 @@ impl Reconciler {
         }
     }
 
-    /// Whether what a waiter asked for is now in force.
+    /// Whether what a caller waits for is now in force.
     fn answer(&self, waiter: &input::Waiter) -> Result<(), String> {
         let key = &waiter.key;
         let world = self.world.read();
@@ -482,12 +491,12 @@ impl Reconciler {
     }
 }
 
-/// What leads to other nodes and the world, as far as it is up.
+/// The uplinks that are up.
 fn uplinks(kernel: &Kernel) -> Vec<String> {
     kernel.uplinks().iter().filter(|uplink| uplink.up).map(|uplink| uplink.name.clone()).collect()
 }
 
-/// The devices that can prove that they are guarded.
+/// The guarded devices that the self-test can check.
 fn devices(kernel: &Kernel) -> Vec<Device> {
     let up = kernel.devices().guarded.iter().filter(|(_, guarded)| guarded.up);
     up.map(|(index, guarded)| Device {
@@ -498,7 +507,7 @@ fn devices(kernel: &Kernel) -> Vec<Device> {
     .collect()
 }
 
-/// Notes an event; news are logged.
+/// Notes an event, and logs it if it is new.
 fn note(world: &mut crate::world::World, event: &NewEvent, now: Timestamp) {
     if world.events.note(event, now) {
         if event.warning {
@@ -509,7 +518,7 @@ fn note(world: &mut crate::world::World, event: &NewEvent, now: Timestamp) {
     }
 }
 
-/// The object a step concerns, as problems name it.
+/// The object that a step concerns, named as in problems.
 fn concerns(step: &Step) -> String {
     match step {
         Step::PutEndpoint(address, _) | Step::RemoveEndpoint(address) => format!("address/{address}"),
@@ -525,13 +534,13 @@ fn concerns(step: &Step) -> String {
     }
 }
 
-/// Whether a failure leaves in doubt what this node enforces. A route or a peer that cannot be had only denies.
+/// Whether a failure leaves in doubt what this node enforces. A missing route or peer only denies.
 fn concerns_enforcement(object: &str) -> bool {
     ["address/", "range/", "container/", "settings", "netfilter"].iter().any(|part| object.starts_with(part))
 }
 
-/// Where packets of pods may have to go through the tunnel: to other pods and to nodes. Unless `nodeRanges` says where nodes
-/// are, any address may be one's.
+/// The destinations to which pods' packets may have to go through the tunnel: other pods and nodes.
+/// Unless `nodeRanges` says where nodes are, any address may be a node's.
 pub(crate) fn tunnelled_ranges(policy: &Policy) -> Vec<IpNet> {
     if policy.node_ranges.is_empty() {
         let [v4, v6]: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];

@@ -6,8 +6,9 @@ use super::{Reconciler, Stage};
 use crate::restart::restart;
 
 impl Reconciler {
-    /// Has devices be there under their names. Without the tunnel's the agent starts anew in place, which makes another one: the
-    /// programs, and with them every denial, stay meanwhile.
+    /// Restores the names of the agent's devices. If the tunnel's device is gone, the agent
+    /// restarts in place and makes another one; the programs, and with them every denial, stay
+    /// meanwhile.
     pub(super) async fn keep_names(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
         let device = &self.config.tunnel.device;

@@ -1,5 +1,6 @@
-//! What others do to the kernel: devices that come and go, programs, rules, routes and settings that somebody takes away. All of it
-//! is read back and repaired; until it is, the node is not ready.
+//! What other programs do to the kernel: devices that come and go, and programs, rules, routes and
+//! settings that are taken away. All of it is read back and repaired; until then the node is not
+//! ready.
 
 use crate::host::netfilter::{Counters, Neighbours};
 use crate::observe::losses;
@@ -17,7 +18,7 @@ use crate::world::Shared;
 
 use super::{Area, Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK, devices, note, uplinks};
 
-/// What is wrong with devices, and with pods' interfaces that are nobody's.
+/// Problems with devices, and with pods' interfaces that no known pod has.
 pub(super) fn device_problems(kernel: &Kernel, world: &Shared, actual: &Actual) -> BTreeMap<String, Problem> {
     let mut known: BTreeSet<u32> = actual.attachments.values().map(|pod| pod.host_index).collect();
     let world = world.read();
@@ -28,9 +29,10 @@ pub(super) fn device_problems(kernel: &Kernel, world: &Shared, actual: &Actual) 
 }
 
 impl Reconciler {
-    /// Guards follow the devices, routes follow the uplinks. Returns whether all could be read.
+    /// Updates guards from the devices, and routes from the uplinks. Returns whether everything
+    /// could be read.
     pub(super) async fn refresh_devices(&mut self, ways: bool) -> bool {
-        // First: under another name it would be guarded as another device.
+        // Names come first: under another name a device would be guarded as a different one.
         self.keep_names().await;
         let Some(node) = self.own_node() else {
             self.world.write().interfaces = None;
@@ -58,24 +60,25 @@ impl Reconciler {
                 running.uplinks.clone_from(&uplinks);
                 running.mtu = mtu;
                 if is_new {
-                    // The new ones have proven nothing yet.
-                    world.self_test = None;
+                    // The new devices have not been tested yet.
+                    world.self_test.ask();
                 }
             }
         }
         if changed {
             info!(?uplinks, mtu, "devices changed");
             self.settings_due = true;
-            // Routes, and what new pods are given, follow at once: no input may come for long.
+            // Routes, and the settings of new pods, are updated at once: the next input may take
+            // long.
             self.stale = true;
         }
         self.find_lost_routes(ways || changed).await && self.take_host_addresses().await
     }
 
-    /// Marks what is not in the routing table to be put again.
+    /// Marks what the routing table lacks, so that it is put again.
     async fn find_lost_routes(&mut self, ways: bool) -> bool {
         let Stage::Running(kernel) = &self.stage else { return true };
-        // What was never put is not lost.
+        // A route that was never put is not lost.
         let wanted = {
             let world = self.world.read();
             let routes = world.desired.routes.iter();
@@ -87,7 +90,8 @@ impl Reconciler {
                     self.actual.routes.remove(destination);
                 }
                 for key in &lost.pods {
-                    // Another than is desired, and still known: its pod may be ending, and then it is to be removed.
+                    // Makes the entry differ from what is desired, so that it is put again. The
+                    // entry stays, because the pod may be ending and must then still be removed.
                     if let Some(pod) = self.actual.attachments.get_mut(key) {
                         pod.host_mac = [0; 6];
                     }
@@ -104,7 +108,7 @@ impl Reconciler {
         }
     }
 
-    /// What nobody announces. Returns whether something must be reconciled.
+    /// Checks what the kernel does not announce. Returns whether something must be reconciled.
     pub(super) async fn look(&mut self) -> bool {
         self.look_at_writes();
         self.look_at_programs().await;
@@ -123,8 +127,8 @@ impl Reconciler {
         self.stale
     }
 
-    /// Programs that somebody detached are attached again, and those that somebody came behind take their place back. The problem
-    /// stays until the next look has seen them run.
+    /// Attaches programs again that another program detached, and moves those back that others got
+    /// in between. The problem stays until the next look has seen them run.
     async fn look_at_programs(&mut self) {
         self.look_at_pins();
         let Stage::Running(kernel) = &mut self.stage else { return };
@@ -135,7 +139,7 @@ impl Reconciler {
         let findings = kernel.look(&self.config, whole).await;
         let is_missing = findings.iter().any(|finding| finding.found == Found::Missing);
         if !whole && !is_missing && !self.failures.is_empty(Area::Programs) {
-            // What was found stays told until all of it is looked at again.
+            // Earlier findings stay until the next whole look.
             return;
         }
         let mut problems: BTreeMap<String, Problem> = BTreeMap::new();
@@ -151,10 +155,11 @@ impl Reconciler {
         if mendable.is_empty() {
             return;
         }
-        // Told for as long as it is to the next whole look, and if one was missing not ready until they have proven themselves.
+        // The problem stays until the next whole look. If a program was missing, the node is not
+        // ready until the self-test has passed again.
         self.looked = Some(Instant::now());
         if is_missing {
-            self.world.write().self_test = None;
+            self.world.write().self_test.ask();
         }
         let Stage::Running(kernel) = &mut self.stage else { return };
         let mut restored = Vec::new();
@@ -181,7 +186,8 @@ impl Reconciler {
         }
     }
 
-    /// Pins that somebody removed are made again. Devices' guards run all the while: the agent has handles of their links.
+    /// Restores pins that another program removed. Devices' guards run all the time: the agent has
+    /// handles of their links.
     fn look_at_pins(&mut self) {
         let Stage::Running(kernel) = &mut self.stage else { return };
         match kernel.restore_pins() {
@@ -203,7 +209,7 @@ impl Reconciler {
             Ok(true) => self.succeed("netfilter"),
             Ok(false) => {
                 let restored = kernel.restore_netfilter().await;
-                // Until it is seen that they stay.
+                // Look again at once, to see whether the rules stay.
                 self.looked_around = None;
                 match restored {
                     Ok(()) => {
@@ -228,7 +234,7 @@ impl Reconciler {
         }
     }
 
-    /// Notes what netfilter has counted, and whose rules may be why something is lost.
+    /// Notes what netfilter has counted, and which programs' rules may be why packets are lost.
     async fn count(&self, counters: Counters) {
         let before = self.world.read().running.as_ref().map(|running| running.netfilter);
         let news = before.and_then(|before| losses::compare(before, counters));
@@ -263,7 +269,7 @@ impl Reconciler {
         }
     }
 
-    /// Has netfilter know of the devices and interfaces as they are after the steps.
+    /// Tells netfilter of the devices and interfaces as they are after the steps.
     pub(super) async fn follow_rules(&mut self, failures: &mut BTreeMap<String, Problem>) {
         let Stage::Running(kernel) = &mut self.stage else { return };
         if let Err(error) = kernel.follow_rules(&self.config).await {
@@ -274,7 +280,7 @@ impl Reconciler {
         }
     }
 
-    /// Local packets' sources, and what is masqueraded, follow the node's object.
+    /// Updates the source of local packets, and what is masqueraded, from the node's object.
     pub(super) fn follow_node(&mut self) {
         let Some(node) = self.own_node() else { return };
         let Stage::Running(kernel) = &mut self.stage else { return };

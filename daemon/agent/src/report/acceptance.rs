@@ -1,4 +1,4 @@
-//! HauberkConfig's status: what each node says of the object.
+//! HauberkConfig's status: each node's answer to the object.
 
 use std::collections::BTreeMap;
 
@@ -8,11 +8,11 @@ use crate::cluster_config::{Acceptance, Condition, HauberkConfigStatus, NodeAcce
 
 /// The condition's type.
 const ACCEPTED: &str = "Accepted";
-/// Names in a message; more are counted.
+/// The most names in a message; the others are counted.
 const NAMED: usize = 5;
 
-/// The status of the object's `generation`. `nodes`: what each node that runs an agent publishes, if it does. `before`: the
-/// status as it was, for the time of the last change.
+/// The status of the object's `generation`. `nodes` has the published answer of each node that runs
+/// an agent, if there is one. `before` is the earlier status, for the time of the last change.
 pub fn status(
     generation: i64,
     nodes: &BTreeMap<String, Option<Acceptance>>,

@@ -1,8 +1,9 @@
-//! What the agent has to say about objects, as Events (events.k8s.io/v1) on them.
+//! The agent's events about objects, as Events (events.k8s.io/v1) on them.
 //!
-//! An Event's name follows from what it says, so that the same thing said by an agent before and after its restart, or by two
-//! agents, is one Event that counts up. What keeps happening is written ever more seldom, and what still holds now and then, because
-//! the API server forgets Events after an hour.
+//! An Event's name is derived from its content. So the same event from an agent before and after
+//! its restart, or from two agents, is one Event that counts up. A repeated event is written less
+//! and less often. A lasting one is repeated now and then, because the API server forgets Events
+//! after an hour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,35 +16,36 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 
-/// Events on objects without a namespace are in this one (the API server insists).
+/// The namespace of Events on objects without one (the API server insists).
 const CLUSTER_SCOPED: &str = "default";
 /// Longest `note` of an Event, bytes.
 const MAX_NOTE: usize = 1_024;
 /// Longest name of an object.
 const MAX_NAME: usize = 253;
-/// What still holds is said again after so long: less than the hour that the API server remembers.
+/// A lasting event is written again after this time: less than the hour that the API server
+/// remembers.
 const REMIND: Duration = Duration::from_secs(40 * 60);
-/// At least so long between two writes of the same Event.
+/// The least time between two writes of the same Event.
 const PAUSE: Duration = Duration::from_secs(60);
-/// Events written at once; the rest waits for the next pass.
+/// The most Events written at once; the rest waits for the next pass.
 const AT_ONCE: usize = 10;
-/// Events remembered as written.
+/// The most Events that are remembered as written.
 const REMEMBERED: usize = 2_000;
 
-/// An Event to be written: created, and if it exists already, its series updated.
+/// An Event to be written: it is created, or, if it exists already, its series is updated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Writing {
     /// The whole Event, without a series.
     pub event: Event,
-    /// How often it was seen, and when last; for an Event that exists.
+    /// How often it was seen, and when last, for an Event that exists.
     pub series: EventSeries,
     key: Key,
 }
 
-/// What an Event says: reason, objects, message.
+/// The content of an Event: reason, objects, message.
 type Key = (String, Vec<String>, String);
 
-/// What was written, by whom and how often.
+/// What was written, when and how often.
 #[derive(Debug, Default)]
 pub struct Events {
     written: BTreeMap<Key, Written>,
@@ -55,7 +57,7 @@ struct Written {
     at: Duration,
 }
 
-/// Who is asking: which events are this agent's to write.
+/// The agent that writes, which decides which events it writes.
 pub struct Writer<'a> {
     /// What is known of objects.
     pub model: &'a Model,
@@ -64,7 +66,8 @@ pub struct Writer<'a> {
 }
 
 impl Events {
-    /// What to write now. `standing`: messages of what holds at the moment. `uptime` is this agent's monotonic clock.
+    /// What to write now. `standing` has the messages of present problems. `uptime` is this agent's
+    /// monotonic clock.
     pub fn due(
         &mut self,
         noted: &[Noted],
@@ -95,7 +98,7 @@ impl Events {
         due
     }
 
-    /// It was written.
+    /// Notes that it was written.
     pub fn written(&mut self, writing: &Writing, uptime: Duration) {
         if self.written.len() >= REMEMBERED {
             let oldest = self.written.iter().min_by_key(|(_, written)| written.at).map(|(key, _)| key.clone());
@@ -106,7 +109,8 @@ impl Events {
     }
 }
 
-/// Events about pods are written by the agent beside them, those about its own Node by every agent, all others by the holder.
+/// Events about pods are written by the agent on their node, events about its own Node by every
+/// agent, all others by the holder of the Lease.
 fn ours(writer: &Writer<'_>, event: &Noted) -> bool {
     let own = writer.model.node();
     let Some(object) = event.objects.first() else { return writer.holder };
@@ -120,7 +124,7 @@ fn ours(writer: &Writer<'_>, event: &Noted) -> bool {
         }
         ("Node", _, name) if name == own => true,
         ("Pod" | "Node" | "Namespace" | "HauberkConfig", ..) => writer.holder,
-        // What is not an object of the cluster is on this node: a file, an interface.
+        // Anything that is not an object of the cluster is on this node: a file, an interface.
         _ => true,
     }
 }
@@ -143,7 +147,7 @@ fn reference(model: &Model, object: &str) -> ObjectReference {
             let pod = PodName { namespace: namespace.unwrap_or_default().to_owned(), name: name.to_owned() };
             ("v1", model.pod(&pod).and_then(|pod| pod.uid.as_deref()).map(str::to_owned))
         }
-        // As the kubelet has it, and `kubectl describe node` looks for.
+        // The kubelet uses the name as uid too, and `kubectl describe node` looks for it.
         "Node" => ("v1", Some(name.to_owned())),
         "Namespace" => ("v1", None),
         "HauberkConfig" => ("hauberk.io/v1alpha1", None),
@@ -184,12 +188,12 @@ fn made(model: &Model, noted: &Noted) -> Event {
 }
 
 fn series(noted: &Noted, now: Timestamp) -> EventSeries {
-    // An Event that exists has been seen before, whatever this agent remembers.
+    // An Event that exists has been seen before, even if this agent does not remember it.
     let count = i32::try_from(noted.count).unwrap_or(i32::MAX).max(2);
     EventSeries { count, last_observed_time: MicroTime(now) }
 }
 
-/// The same for the same thing said of the same object, on every node.
+/// The same for the same event on the same object, on every node.
 fn name(regarding: &ObjectReference, noted: &Noted) -> String {
     let mut hash = Blake2s256::new();
     let parts = [regarding.uid.as_deref().unwrap_or_default(), &noted.reason, &noted.message];

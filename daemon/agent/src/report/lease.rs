@@ -1,6 +1,7 @@
-//! Whose turn it is: one agent at a time writes what only one should. Its name is in the Lease `hauberk-reporter`, with the
-//! meaning of coordination.k8s.io (KEP-589): whoever sees the holder's record unchanged for as long as the record says may
-//! take it. Clocks of different nodes are never compared.
+//! One agent at a time writes what only one should write. Its name is in the Lease
+//! `hauberk-reporter`, used as coordination.k8s.io defines it (KEP-589): a candidate that has seen
+//! the holder's record unchanged for as long as the record says may take the Lease. Clocks of
+//! different nodes are never compared.
 
 use std::time::Duration;
 
@@ -10,29 +11,29 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 
 /// The Lease's name.
 pub const NAME: &str = "hauberk-reporter";
-/// A holder that was not heard of for so long has lost it, seconds.
+/// A holder that did not renew for this long has lost the Lease, seconds.
 const DURATION_SECONDS: i32 = 30;
 /// How often the holder renews.
 pub const RENEW: Duration = Duration::from_secs(10);
-/// A holder that could not renew for so long stops before others may start.
+/// A holder that could not renew for this long stops, before another candidate may start.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What to write.
+/// What to do with the Lease.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Move {
-    /// Nothing: somebody else has it.
+    /// Nothing: another candidate has it.
     Wait,
     /// There is no such Lease yet.
     Create(Lease),
-    /// Take or renew it: only if it is still as it was read (`metadata.resourceVersion`).
+    /// Take or renew it, but only if it is still as it was read (`metadata.resourceVersion`).
     Replace(Lease),
 }
 
-/// One candidate's view. `uptime` is its own monotonic clock, `now` what it writes down for people.
+/// One candidate's view. `uptime` is its own monotonic clock; `now` is written for human readers.
 #[derive(Debug)]
 pub struct Election {
     identity: String,
-    /// Somebody else's record, and when it was first seen so.
+    /// Another candidate's record, and when it was first seen unchanged.
     seen: Option<(LeaseSpec, Duration)>,
     renewed: Option<Duration>,
 }
@@ -60,7 +61,7 @@ impl Election {
         Move::Replace(Lease { spec: Some(self.record(spec, !ours, now)), ..lease.clone() })
     }
 
-    /// The write went through; it was decided at `uptime`.
+    /// The write succeeded; it was decided at `uptime`.
     pub fn written(&mut self, uptime: Duration) {
         self.seen = None;
         self.renewed = Some(uptime);
@@ -71,7 +72,7 @@ impl Election {
         self.renewed.is_some_and(|renewed| uptime.saturating_sub(renewed) < DEADLINE)
     }
 
-    /// The Lease given back, if it is this candidate's: the next one need not wait.
+    /// The Lease in released form, if this candidate holds it, so that the next one need not wait.
     pub fn release(&mut self, lease: &Lease) -> Option<Lease> {
         self.renewed = None;
         let mut released = lease.clone();
@@ -110,7 +111,8 @@ impl Election {
     }
 }
 
-/// How long somebody who does not hold the Lease waits before looking again: what all look together stays small.
+/// How long a candidate that does not hold the Lease waits before it looks again. It grows with the
+/// number of nodes, to keep the total load small.
 pub fn look_again(nodes: usize) -> Duration {
     RENEW.max(Duration::from_millis(50 * nodes as u64)).min(Duration::from_secs(60))
 }
@@ -156,7 +158,7 @@ mod tests {
         let mut lease = taken(&mut first, None, at(0));
         for turn in 1..100 {
             assert_eq!(second.next(Some(&lease), now(), at(10 * turn)), Move::Wait);
-            // Only a record that differs is news: the clocks of the two are never compared.
+            // Only a record that differs counts: the clocks of the two are never compared.
             let later = now() + jiff::SignedDuration::from_secs(10 * turn as i64);
             let Move::Replace(renewed) = first.next(Some(&lease), later, at(10 * turn)) else { panic!("not renewed") };
             first.written(at(10 * turn));

@@ -1,8 +1,10 @@
-//! Tells the cluster what this agent knows: Events on the objects concerned, `hauberk.io/status` on namespaces and pods, who has
-//! accepted HauberkConfig, and that this node may have pods.
+//! Reports to the cluster what this agent knows: Events on the objects concerned,
+//! `hauberk.io/status` on namespaces and pods, which nodes have accepted HauberkConfig, and that
+//! this node may have pods.
 //!
-//! Nothing here protects anything: what cannot be written is tried again, and the datapath does not wait for it. About its own
-//! node and its pods every agent writes itself; what only one should write, the holder of the Lease ([`lease`]) does.
+//! Nothing here protects anything: failed writes are retried, and the datapath does not wait for
+//! them. Every agent writes about its own node and pods; what only one should write, the holder of
+//! the Lease ([`lease`]) writes.
 
 mod acceptance;
 mod events;
@@ -30,18 +32,21 @@ use crate::report::pods::Instance;
 use crate::report::write::{Cluster, WriteError};
 use crate::world::Shared;
 
-/// Between looks at what is known.
+/// Between two passes.
 const LOOK: Duration = Duration::from_secs(2);
-/// Between looks of somebody who does not write about namespaces, and only answers `hauberk status`.
+/// Between looks at namespaces by an agent that does not write about them and only answers `hauberk
+/// status`.
 const LOOK_AT_NAMESPACES: Duration = Duration::from_secs(30);
-/// What was written is read back so often: somebody else may have changed it, or an object was made anew.
+/// How often written annotations are read back: another program may have changed one, or an object
+/// was created anew.
 const READ_BACK: Duration = Duration::from_secs(600);
-/// Between looks at who has accepted HauberkConfig, while some have not, and once all have.
+/// Between looks at which nodes have accepted HauberkConfig: while some have not, and once all
+/// have.
 const LOOK_AT_ACCEPTANCE: Duration = Duration::from_secs(10);
 const ALL_ACCEPTED: Duration = Duration::from_secs(120);
-/// Objects written to in one pass.
+/// The most objects written to in one pass.
 const AT_ONCE: usize = 20;
-/// After a failure of the API server; doubles up to [`LONGEST_PAUSE`].
+/// Pause after a failure of the API server; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -51,11 +56,12 @@ pub struct Parts {
     pub client: Client,
     /// The namespace hauberk is installed in.
     pub namespace: String,
-    /// What is known.
+    /// The shared state.
     pub world: Shared,
-    /// Whether the runtime finds hauberk's CNI plugin; true where the agent does not install it.
+    /// Whether the runtime finds hauberk's CNI plugin; true if the agent does not install it.
     pub cni_in_place: watch::Receiver<bool>,
-    /// Whether pods that another plugin attached are adopted: then no opted-in one may be left out when the taint goes.
+    /// Whether pods that another plugin attached are adopted. If so, the taint stays while an
+    /// opted-in one is left out.
     pub adopts: bool,
     /// Since when namespaces have been enforced everywhere, for `hauberk status`.
     pub since: watch::Sender<BTreeMap<String, Timestamp>>,
@@ -77,7 +83,7 @@ pub struct Reporter {
     namespaces: Option<BTreeMap<String, String>>,
     namespaces_read: Instant,
     namespaces_looked: Option<Instant>,
-    /// What this node's pods' annotations say.
+    /// What the annotations of this node's pods say.
     pods: Option<BTreeMap<Instance, String>>,
     pods_read: Instant,
     look_at_acceptance: Instant,
@@ -110,7 +116,7 @@ impl Reporter {
         }
     }
 
-    /// Runs until `stop` is true, and gives the Lease back then.
+    /// Runs until `stop` is true, and then releases the Lease.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -120,7 +126,8 @@ impl Reporter {
                     LOOK
                 }
                 Err(error) => {
-                    // The source says for how long the API server has been away; once is enough here.
+                    // The source reports for how long the API server has been away; one warning is
+                    // enough here.
                     if pause == FIRST_PAUSE {
                         warn!("{error}")
                     } else {
@@ -142,7 +149,7 @@ impl Reporter {
     }
 
     async fn pass(&mut self) -> Result<(), WriteError> {
-        // Before everything has been read, nothing is known to be so.
+        // Before everything has been read, nothing is certain.
         if !self.world.read().source.synced {
             return Ok(());
         }
@@ -179,7 +186,7 @@ impl Reporter {
         }
         if written && !held {
             info!("this agent now writes what only one should (Lease {})", lease::NAME);
-            // Somebody else wrote until now.
+            // Another agent wrote until now.
             self.namespaces = None;
             self.look_at_acceptance = Instant::now();
         }
@@ -219,7 +226,7 @@ impl Reporter {
     async fn tell_pods(&mut self) -> Result<(), WriteError> {
         if self.pods.is_none() || self.pods_read.elapsed() > READ_BACK {
             let read = self.cluster.pod_texts(&self.node).await?;
-            // Of the uid the model may have another idea (static pods): it is the model's that counts.
+            // The model may have another uid for the pod (static pods), and the model's counts.
             let world = self.world.read();
             let texts = read.into_iter().map(|(name, text)| {
                 let uid = world.model.pod(&name).and_then(|pod| pod.uid.as_deref()).map(str::to_owned);
@@ -231,7 +238,8 @@ impl Reporter {
         let Some(written) = &mut self.pods else { return Ok(()) };
         let wanted = {
             let world = self.world.read();
-            // Of a pod that is gone nothing is left to take back, least of all from the next one of its name.
+            // For a pod that is gone there is no annotation to remove, and the next pod of its name
+            // must keep its own.
             written
                 .retain(|(name, uid), _| world.model.pod(name).is_some_and(|pod| pod.uid.as_deref() == uid.as_deref()));
             pods::texts(&world)
@@ -258,7 +266,7 @@ impl Reporter {
         let wanted: BTreeMap<String, String> = {
             let world = self.world.read();
             let known = |name: &String, _: &mut String| world.model.namespace(name).is_some();
-            // A namespace made anew has no annotation.
+            // A namespace that was created anew has no annotation.
             written.retain(known);
             convergence(&world.model, &world.policy)
                 .into_iter()
@@ -326,7 +334,7 @@ impl Reporter {
     }
 }
 
-/// What is to be written so that `written` becomes `wanted`: not more than a pass may.
+/// What to write so that `written` becomes `wanted`, limited to one pass.
 fn changes<K: Clone + Ord>(written: &BTreeMap<K, String>, wanted: &BTreeMap<K, String>) -> Vec<(K, Option<String>)> {
     let new = wanted.iter().filter(|(key, text)| written.get(key) != Some(text));
     let new = new.map(|(key, text)| (key.clone(), Some(text.clone())));

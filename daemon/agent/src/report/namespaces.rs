@@ -3,10 +3,11 @@
 use hauberk_core::api::{NamespaceStatus, Protection};
 use jiff::Timestamp;
 
-/// Names of nodes that are waited for; more are counted.
+/// The most names of nodes that are waited for; the others are counted.
 const NAMED: usize = 3;
 
-/// The text now. `before` is what it said last, whoever wrote it: how it is protected may have held since then.
+/// The text now. `before` is the last text, from whichever agent: the same state may have lasted
+/// since then.
 pub fn text(status: &NamespaceStatus, before: Option<&str>, now: Timestamp) -> String {
     let (converged, nodes) = (status.converged_nodes, status.nodes);
     if status.waiting_for.is_empty() {
@@ -27,7 +28,7 @@ pub fn text(status: &NamespaceStatus, before: Option<&str>, now: Timestamp) -> S
     format!("{becoming}: {converged}/{nodes} nodes, waiting for {named}{more}")
 }
 
-/// Since when, if the text says that it has converged.
+/// The time since when, if the text says that the namespace has converged.
 pub fn since(text: &str) -> Option<Timestamp> {
     text.rsplit_once(" since ")?.1.parse().ok()
 }
@@ -40,7 +41,7 @@ fn state(protection: Protection) -> &'static str {
     }
 }
 
-/// The time in `before`, if it says the same state, on however many nodes.
+/// The time in `before`, if it says the same state, on any number of nodes.
 fn since_of(before: &str, state: &str) -> Option<Timestamp> {
     before.strip_prefix(state)?.strip_prefix(" on ")?;
     since(before)

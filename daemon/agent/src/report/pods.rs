@@ -9,7 +9,7 @@ use hauberk_core::protection;
 
 use crate::world::World;
 
-/// A pod, and which of those that have had its name.
+/// A pod and its uid, which tells it from other pods of its name.
 pub type Instance = (PodName, Option<String>);
 
 /// The text of every opted-in pod on this node.
@@ -29,7 +29,8 @@ pub fn texts(world: &World) -> BTreeMap<Instance, String> {
             _ => true,
         });
         let text = match found {
-            // The runtime asks for its network before anything else: until then there is nothing to say.
+            // The runtime sets up the network before anything else: until then there is nothing to
+            // report.
             None if pod.addresses.is_empty() => return None,
             None => "not attached: its interface is not hauberk's; its traffic between nodes is dropped unless it is encrypted elsewhere".to_owned(),
             Some(Found { failure: Some(failure), .. }) => format!("not attached: {failure}"),
@@ -43,8 +44,8 @@ pub fn texts(world: &World) -> BTreeMap<Instance, String> {
     .collect()
 }
 
-/// Opted-in local pods that have addresses and no interface of ours, as `namespace/name`. A plain pod may well have an interface
-/// that cannot be ours (macvlan, SR-IOV), and waits for nothing.
+/// Opted-in local pods that have addresses but no attached interface, as `namespace/name`. A plain
+/// pod may have an interface that hauberk cannot attach (macvlan, SR-IOV), and waits for nothing.
 pub fn unattached(world: &World) -> Vec<String> {
     let own = world.model.node();
     let attached = attached(world);
@@ -62,7 +63,7 @@ struct Found {
     failure: Option<String>,
 }
 
-/// Pods whose interface is attached, or was to be.
+/// Pods whose interface is attached, or should be.
 fn attached(world: &World) -> BTreeMap<PodName, Found> {
     let attachments = world.model.attachments().filter(|(_, attachment)| attachment.attach.is_some());
     attachments

@@ -1,5 +1,5 @@
-//! Reports against a server that behaves as the API server does in what matters here: objects with a resourceVersion, merge
-//! patches, creation once.
+//! Reports against a server that behaves like the API server where it matters here: objects with a
+//! resourceVersion, merge patches, creation once.
 
 mod server;
 
@@ -53,7 +53,7 @@ fn attachment(namespace: &str, name: &str) -> Change {
     Change::Attachment(serde_json::from_value::<Attachment>(attached).unwrap())
 }
 
-/// This node's word that it enforces everything.
+/// This node acknowledges that it enforces everything.
 fn acknowledge(world: &Shared, node: &str) {
     let enforced = {
         let world = world.read();

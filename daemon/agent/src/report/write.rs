@@ -1,5 +1,5 @@
-//! The requests: each an object read or written once. What is not there, or was changed by somebody else in the meantime, is no
-//! error: the next look decides anew.
+//! The requests: each reads or writes one object once. A missing object, or one that another writer
+//! changed meanwhile, is no error: the next look decides again.
 
 use std::collections::BTreeMap;
 
@@ -19,12 +19,12 @@ use crate::cluster_config::{Acceptance, CONFIG_ANNOTATION, HauberkConfig, Hauber
 
 /// The annotation on namespaces and pods.
 pub const STATUS_ANNOTATION: &str = "hauberk.io/status";
-/// Who manages the fields, for the API server.
+/// The field manager's name, for the API server.
 const MANAGER: &str = "hauberk";
 /// Objects in one page of a list.
 const PAGE: u32 = 100;
 
-/// The API server did not do it.
+/// The API server did not carry out a request.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what}: {source}; it is tried again")]
 pub struct WriteError {
@@ -32,14 +32,14 @@ pub struct WriteError {
     source: Box<kube::Error>,
 }
 
-/// The API server, as far as reports go.
+/// The API server, as far as reports need it.
 pub struct Cluster {
     client: Client,
     namespace: String,
 }
 
 impl Cluster {
-    /// `namespace` is where the Lease is.
+    /// `namespace` is the Lease's.
     pub fn new(client: Client, namespace: String) -> Cluster {
         Cluster { client, namespace }
     }
@@ -50,7 +50,7 @@ impl Cluster {
         self.leases().get_opt(lease::NAME).await.map_err(failed(what))
     }
 
-    /// Returns whether it was ours to create.
+    /// Returns whether this agent created it.
     pub async fn create_lease(&self, lease: &Lease) -> Result<bool, WriteError> {
         let what = || format!("create Lease {}/{}", self.namespace, lease::NAME);
         done(self.leases().create(&PostParams::default(), lease).await, what)
@@ -62,14 +62,14 @@ impl Cluster {
         done(self.leases().replace(lease::NAME, &PostParams::default(), lease).await, what)
     }
 
-    /// Takes the start-up taint off the node. Returns whether it is off.
+    /// Removes the start-up taint from the node. Returns whether it is gone.
     pub async fn untaint(&self, node: &str) -> Result<bool, WriteError> {
         let what = || format!("remove the taint {} from node {node}", taint::KEY);
         let api: Api<Node> = Api::all(self.client.clone());
         let Some(object) = api.get_opt(node).await.map_err(failed(what))? else { return Ok(false) };
         let taints = object.spec.and_then(|spec| spec.taints).unwrap_or_default();
         let Some(others) = taint::without_ours(&taints) else { return Ok(true) };
-        // The list is written whole: only if nobody has written the object since.
+        // The whole list is written, so only if the object has not changed since.
         let patch =
             json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "spec": {"taints": others}});
         done(api.patch_metadata(node, &parameters(), &Patch::Merge(&patch)).await, what)
@@ -102,7 +102,7 @@ impl Cluster {
         Ok(texts)
     }
 
-    /// What each node thinks of HauberkConfig; none where it does not say.
+    /// Each node's answer to HauberkConfig; none for a node without one.
     pub async fn acceptances(&self) -> Result<BTreeMap<String, Option<Acceptance>>, WriteError> {
         let mut acceptances = BTreeMap::new();
         let what = || "list nodes".to_owned();
@@ -175,7 +175,7 @@ where
     done(api.patch_metadata(name, &parameters(), &Patch::Merge(&patch)).await, what).map(|_| ())
 }
 
-/// Lists in pages: no list of a large cluster is in memory as a whole.
+/// Lists in pages, so that the whole list of a large cluster is never in memory.
 async fn each<K>(
     api: &Api<K>,
     mut selection: ListParams,
@@ -196,7 +196,8 @@ where
     }
 }
 
-/// Whether a write went through; that the object is not there, or not as it was read, is an answer.
+/// Whether a write was carried out. An object that is missing, or not as it was read, makes it
+/// false and is no error.
 fn done<T>(result: Result<T, kube::Error>, what: impl Fn() -> String) -> Result<bool, WriteError> {
     match result {
         Ok(_) => Ok(true),

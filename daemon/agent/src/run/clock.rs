@@ -1,5 +1,6 @@
-//! The last timestamp of this node's handshakes, kept over restarts. A peer refuses a handshake that is not later than the last
-//! one (WireGuard paper, 5.1): after a restart with a clock that was set back it would refuse this node until the clock has
+//! The last timestamp of this node's handshakes, kept over restarts. A peer refuses a handshake
+//! whose timestamp is not later than the last one (WireGuard paper, 5.1). Without this, a peer
+//! would refuse this node after a restart with a clock that was set back, until the clock has
 //! caught up.
 
 use std::io::Write as _;
@@ -16,9 +17,10 @@ const FILE: &str = "handshake-clock.json";
 const VERSION: u32 = 1;
 /// How often a new timestamp is written.
 const PERIOD: Duration = Duration::from_secs(1);
-/// What an agent that was killed may have used since it last wrote. Longer than [`PERIOD`], for a slow disk.
+/// How far timestamps may have advanced after the last write of an agent that was killed. Longer
+/// than [`PERIOD`], for a slow disk.
 const UNWRITTEN: Duration = Duration::from_secs(10);
-/// A clock that is further behind is worth a warning.
+/// A clock that is further behind causes a warning.
 const BEHIND: Duration = Duration::from_secs(60);
 
 /// The file in the state directory.
@@ -30,8 +32,9 @@ struct Kept {
     latest: u64,
 }
 
-/// Makes this process's handshakes later than those of the ones before it, and keeps when they begin: an agent may be killed
-/// before [`keep`] writes for the first time. A file that cannot be read or written costs only that.
+/// Makes this process's handshakes later than those of its predecessors, and writes the first
+/// timestamp, because an agent may be killed before [`keep`] writes for the first time. If the file
+/// cannot be read or written, only this protection is lost.
 pub fn restore(state: &Path) {
     let kept = match fs::read(state.join(FILE)) {
         Ok(bytes) => parse(&bytes),
@@ -77,7 +80,7 @@ pub async fn keep(state: PathBuf) {
             continue;
         }
         let folder = state.clone();
-        // A disk that hangs holds up this task only.
+        // A disk that hangs blocks this task only.
         let outcome = spawn_blocking(move || write(&folder, latest)).await;
         match outcome.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => (written, failing) = (latest, false),
@@ -97,15 +100,15 @@ fn warn_unwritten(error: &io::Error, state: &Path) {
 fn parse(bytes: &[u8]) -> Result<u64, String> {
     let kept: Kept = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     match kept.version {
-        // No handshake could be later than the last moment there is.
+        // Close to the maximum, no later handshake would be possible.
         VERSION if kept.latest < u64::MAX / 2 => Ok(kept.latest),
         VERSION => Err(format!("{} ns since 1970 is no time", kept.latest)),
         other => Err(format!("it has version {other}")),
     }
 }
 
-/// The old time or the new one is there at every moment. Not synchronised to the disk: a power cut may lose the last seconds, or
-/// the file.
+/// At every moment the old or the new file exists. It is not synced to the disk: a power cut may
+/// lose the last seconds, or the file.
 fn write(state: &Path, latest: u64) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(state)?;
     serde_json::to_writer(&mut file, &Kept { version: VERSION, latest })?;
@@ -125,7 +128,8 @@ mod tests {
         restore(folder.path());
         let first = kept();
         assert!(first > 1_700_000_000_000_000_000, "the clock's time: {first}");
-        // Ahead of the clock by a day: each start is later than all that the one before may have used.
+        // A day ahead of the clock: each start is later than everything its predecessor may have
+        // used.
         let tomorrow = first + 86_400_000_000_000;
         write(folder.path(), tomorrow).unwrap();
         restore(folder.path());
@@ -133,7 +137,7 @@ mod tests {
         restore(folder.path());
         assert_eq!(kept(), tomorrow + 2 * UNWRITTEN.as_nanos() as u64);
         assert!(handshake_clock::latest() >= kept());
-        // What cannot be read is replaced.
+        // A file that cannot be read is replaced.
         fs::write(folder.path().join(FILE), "{").unwrap();
         restore(folder.path());
         assert!((first..tomorrow).contains(&kept()));

@@ -1,4 +1,5 @@
-//! What the agent's life has more of where there is a cluster: the connection, the cluster's own configuration, and reports.
+//! The parts of the agent's life that exist only in a cluster: the connection, the cluster's own
+//! configuration, and reports.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,28 +22,28 @@ use crate::source::directory::Directory;
 use crate::source::kubernetes::Kubernetes;
 use crate::world::Shared;
 
-/// How long a stop waits for the Lease to be given back.
+/// How long a stop waits until the Lease is released.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
-/// The cluster could not be connected to, or its configuration leaves something out.
+/// The agent could not connect to the cluster, or the cluster's configuration is incomplete.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// Where the API server is, or who the agent is to it, is not known.
+    /// The API server's address or the agent's credentials are unknown.
     #[error(
         "cannot connect to the cluster with {from}: {reason}; in a pod the service account's token must be mounted, elsewhere set source.kubernetes.kubeconfig"
     )]
     Connect {
         /// The kubeconfig, or the service account.
         from: String,
-        /// What the library said.
+        /// The library's error.
         reason: String,
     },
-    /// The file and the cluster's own configuration together.
+    /// The file and the cluster's own configuration do not fit together.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
 
-/// A cluster the agent is connected to.
+/// A cluster that the agent is connected to.
 pub(super) struct Connected {
     client: Client,
     file: Config,
@@ -51,7 +52,8 @@ pub(super) struct Connected {
     since: watch::Sender<BTreeMap<String, Timestamp>>,
 }
 
-/// Connects if the file says so, and settles the configuration with the cluster's own. With it comes where objects come from.
+/// Connects if the file says so, and merges the cluster's own configuration into the file's. Also
+/// returns the source of objects.
 ///
 /// # Errors
 /// [`ClusterError`].
@@ -118,14 +120,14 @@ impl Connected {
 pub(super) struct Reporting(JoinHandle<()>);
 
 impl Reporting {
-    /// Waits a moment until another agent may report.
+    /// Waits a moment for the Lease to be released, so that another agent may report.
     pub(super) async fn finish(self) {
-        // Whatever is not given back expires.
+        // A Lease that is not released expires.
         let _ = tokio::time::timeout(GIVE_BACK, self.0).await;
     }
 }
 
-/// The API server, and its address for people.
+/// The API server, and its address for messages.
 async fn client(kubernetes: &config::Kubernetes) -> Result<(Client, String), ClusterError> {
     let from =
         kubernetes.kubeconfig.as_ref().map_or("the pod's service account".into(), |path| path.display().to_string());
@@ -138,7 +140,7 @@ async fn client(kubernetes: &config::Kubernetes) -> Result<(Client, String), Clu
         }
         None => kube::Config::incluster().map_err(|error| failed(error.to_string()))?,
     };
-    // Whoever asks tries again as it sees fit, and must hear of a failure at once to say so.
+    // Callers retry as they see fit, and must learn of a failure at once to report it.
     config.default_retry = false;
     let location = config.cluster_url.to_string();
     Ok((Client::try_from(config).map_err(|error| failed(error.to_string()))?, location))

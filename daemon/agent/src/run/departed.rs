@@ -1,8 +1,10 @@
-//! Addresses that nodes had until lately: kept over restarts, as nothing else remembers them, and forgotten after a while
-//! ([`Change::AddressForgotten`]), when a machine outside of the cluster may have one of them.
+//! Addresses that nodes had until recently. They are kept over restarts, because nothing else
+//! remembers them. They are forgotten after a while ([`Change::AddressForgotten`]), when a machine
+//! outside the cluster may have one of them.
 //!
-//! The file names what nodes have as well. An agent that starts takes all of it for gone, until the source has told who has what:
-//! so it knows of what went while no agent was there to see it.
+//! The file also has the nodes' current addresses. A new agent takes all of them as departed until
+//! the source has told which node has which address. So it also knows the addresses that went away
+//! while no agent ran.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -24,13 +26,14 @@ use crate::world::Shared;
 
 const FILE: &str = "node-addresses.json";
 const VERSION: u32 = 1;
-/// A longer file is none of ours: [`MOST`] entries with the longest names fit.
+/// In bytes. A longer file is not hauberk's: [`MOST`] entries with the longest names fit.
 const LONGEST: u64 = 16 << 20;
-/// No more are kept; those that have gone come first.
+/// The most addresses that are kept; departed ones come first.
 const MOST: usize = 2 * MOST_DEPARTED;
-/// How long an address stays closed: longer than connections and caches of names that still lead to it.
+/// How long a departed address stays closed: longer than connections and cached names still lead to
+/// it.
 const CLOSED: Duration = Duration::from_secs(3600);
-/// Between looks.
+/// Between checks.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The file in the state directory.
@@ -41,27 +44,27 @@ struct Kept {
     addresses: BTreeMap<IpAddr, Holder>,
 }
 
-/// Who has an address, or had it last.
+/// The node that has an address, or had it last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Holder {
     node: String,
-    /// When it went; none while the node has it.
+    /// When the node lost the address; none while it has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     gone: Option<Timestamp>,
 }
 
-/// What was kept by an earlier agent.
+/// What an earlier agent kept.
 #[derive(Debug, Default)]
 pub struct Restored {
     /// For the model, before the source tells anything.
     pub changes: Vec<Change>,
-    /// What was lost, if the file cannot be read.
+    /// Says what was lost, if the file cannot be read.
     pub event: Option<NewEvent>,
     since: Since,
 }
 
-/// Reads what was kept. A file that cannot be read costs only itself.
+/// Reads what was kept. A file that cannot be read is reported and otherwise ignored.
 pub fn restore(state: &Path, node: &str) -> Restored {
     let path = state.join(FILE);
     let kept = match read(&path) {
@@ -73,10 +76,11 @@ pub fn restore(state: &Path, node: &str) -> Restored {
     };
     let (now, wall) = (Instant::now(), Timestamp::now());
     let mut restored = Restored::default();
-    // What is gone comes first, if there is too much: the source tells of the rest.
+    // If there are too many, departed addresses come first: the source tells the others.
     let (gone, had): (Vec<_>, Vec<_>) = kept.addresses.into_iter().partition(|(_, holder)| holder.gone.is_some());
     for (address, holder) in gone.into_iter().chain(had) {
-        // A clock that was set back makes it stay longer. What a node had to the last may have gone just now.
+        // If the clock was set back, the address stays closed longer. An address that a node still
+        // had may have departed just now.
         let ago = holder.gone.map(|gone| wall.duration_since(gone)).unwrap_or_default();
         let ago = Duration::try_from(ago).unwrap_or_default();
         if ago >= CLOSED {
@@ -88,7 +92,7 @@ pub fn restore(state: &Path, node: &str) -> Restored {
     restored
 }
 
-/// Keeps and forgets until the agent ends.
+/// Writes the file and forgets old addresses, until the agent ends.
 pub async fn run(world: Shared, inputs: mpsc::Sender<Input>, state: PathBuf, restored: Restored) {
     let mut since = restored.since;
     let mut written = Kept::default();
@@ -124,7 +128,7 @@ pub async fn run(world: Shared, inputs: mpsc::Sender<Input>, state: PathBuf, res
             continue;
         }
         let folder = state.clone();
-        // A disk that hangs holds up this task only.
+        // A disk that hangs blocks this task only.
         let outcome = spawn_blocking(move || write(&folder, &kept).map(|()| kept)).await;
         match outcome.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(kept) => (written, failing, kept_by) = (kept, false, generation),
@@ -137,12 +141,12 @@ pub async fn run(world: Shared, inputs: mpsc::Sender<Input>, state: PathBuf, res
     }
 }
 
-/// Since when nobody has had an address.
+/// Since when no node has had an address.
 #[derive(Debug, Default)]
 struct Since(BTreeMap<IpAddr, Instant>);
 
 impl Since {
-    /// Those of `departed` that nobody has had for long enough.
+    /// Those of `departed` that no node has had for long enough.
     fn due(&mut self, departed: &BTreeSet<IpAddr>, now: Instant) -> impl Iterator<Item = IpAddr> {
         self.0.retain(|address, _| departed.contains(address));
         for address in departed {
@@ -151,7 +155,8 @@ impl Since {
         self.0.iter().filter(move |(_, since)| now.duration_since(**since) >= CLOSED).map(|(address, _)| *address)
     }
 
-    /// What the file is to say. The time that it says of an address stays, however the clock is set meanwhile.
+    /// What the file should say. The time written for an address stays, even if the clock is set
+    /// meanwhile.
     fn kept(&self, model: &Model, before: &Kept, now: Instant, wall: Timestamp) -> Kept {
         let gone = |address: IpAddr, node: &str| {
             let known = before.addresses.get(&address).filter(|holder| *holder.node == *node);
@@ -189,8 +194,8 @@ fn read(path: &Path) -> Result<Kept, String> {
     }
 }
 
-/// The old state or the new one is there at every moment. Not synchronised to the disk: a power cut may lose the last seconds, or
-/// the file.
+/// At every moment the old or the new file exists. It is not synced to the disk: a power cut may
+/// lose the last seconds, or the file.
 fn write(state: &Path, kept: &Kept) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(state)?;
     let mut buffer = io::BufWriter::new(&mut file);
@@ -251,7 +256,7 @@ mod tests {
         assert!(due(&[a], 0).is_empty());
         assert!(due(&[a, b], 59).is_empty());
         assert_eq!(due(&[a, b], 60), [a]);
-        // A node had it in between.
+        // A node had `b` in between.
         assert_eq!(due(&[a], 100), [a]);
         assert_eq!(due(&[a, b], 120), [a]);
         assert_eq!(due(&[a, b], 179), [a]);
@@ -274,13 +279,13 @@ mod tests {
         write(folder.path(), &kept).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
 
-        // Meanwhile the third node goes.
+        // Meanwhile the third node disappears.
         let restored = restore(folder.path(), "n1");
         assert!(restored.event.is_none());
         let after = model(restored.changes.into_iter().chain([node(2, &["192.0.2.2"])]));
         let pairs = [("192.0.2.3", "n3"), ("192.0.2.77", "n2")].map(|(a, n)| (a.to_owned(), n.to_owned()));
         assert_eq!(departed(&after), pairs);
-        // The times go on.
+        // The times continue.
         let mut since = restored.since;
         let all = after.departed().map(|(address, _)| address).collect();
         assert_eq!(since.due(&all, now + CLOSED + Duration::from_secs(60)).count(), 2);
@@ -294,7 +299,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let gone = |seconds: i64| Some(Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).unwrap());
         let holder = |seconds| Holder { node: "n2".into(), gone: gone(seconds) };
-        // The last one's clock was set back since.
+        // The clock was set back after the last one.
         let addresses = [("192.0.2.1", 3_700), ("192.0.2.2", 3_500), ("192.0.2.3", -500)];
         let addresses = addresses.map(|(address, seconds)| (ip(address), holder(seconds))).into();
         write(folder.path(), &Kept { version: VERSION, addresses }).unwrap();

@@ -1,4 +1,4 @@
-//! The tunnel as stock `wg show` sees it: a node that has two keys is two peers.
+//! The tunnel as the standard `wg show` sees it: a node with two keys is two peers.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,8 @@ impl UapiView for View {
                 peers.push(PeerView {
                     public_key: *public_key,
                     endpoint: seen.and_then(|seen| seen.endpoint).or(peer.endpoint),
-                    // Both keys speak for the same addresses; WireGuard shows each under one peer.
+                    // Both keys have the same allowed IPs; WireGuard shows each prefix under one
+                    // peer only.
                     allowed_ips: if Some(*epoch) == used { peer.allowed.iter().copied().collect() } else { Vec::new() },
                     latest_handshake: seen.and_then(|seen| seen.latest_handshake),
                     received_bytes: seen.map_or(0, |seen| seen.received),

@@ -4,8 +4,9 @@
 //! source -> model -> desired -> plan -> apply -> observe
 //! ^^^^^^
 //! ```
-//! A [`Source`] tells changes in batches, in an order that the model can take, and keeps what it told when its origin
-//! becomes unavailable: absence is not deletion. It also writes this node's annotations back.
+//! A [`Source`] tells changes in batches, in an order that the model can take. When its origin
+//! becomes unavailable, what it told stays in force: absence is not deletion. It also writes this
+//! node's annotations back.
 
 pub mod directory;
 pub mod kubernetes;
@@ -20,17 +21,18 @@ use hauberk_core::events::NewEvent;
 use hauberk_core::model::Change;
 use tokio::sync::{mpsc, watch};
 
-/// Changes that belong together, and what the operator should hear of.
+/// Changes that belong together, and events for the operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// For the model, in this order. [`Change::Synced`] comes once, after everything there was at the start.
+    /// For the model, in this order. [`Change::Synced`] comes once, after everything that existed
+    /// at the start.
     pub changes: Vec<Change>,
     /// New since the batch before.
     pub events: Vec<NewEvent>,
 }
 
 impl Batch {
-    /// Whether it tells nothing.
+    /// Whether it has neither changes nor events.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.events.is_empty()
     }
@@ -73,7 +75,7 @@ pub enum SourceError {
         /// Why.
         source: std::io::Error,
     },
-    /// Somebody else changes the file all the time, or holds the folder's lock.
+    /// Another program keeps changing the file, or another agent holds the folder's lock.
     #[error("cannot write the annotations of node {node} to {path}: {why}")]
     Busy {
         /// This node.
@@ -93,7 +95,7 @@ pub enum SourceError {
         /// The file.
         path: String,
     },
-    /// The API server did not take them.
+    /// The API server did not accept the annotations.
     #[error(
         "the API server {location} did not take the annotations of node {node}: {reason}; if it says forbidden, is the agent's token bound to a pod on this node?"
     )]
@@ -102,7 +104,7 @@ pub enum SourceError {
         node: String,
         /// The server.
         location: String,
-        /// What it said.
+        /// The server's answer.
         reason: String,
     },
     /// The thread that reads could not be started.
@@ -112,17 +114,19 @@ pub enum SourceError {
 
 /// Where objects come from.
 pub trait Source: Send + Sync {
-    /// Tells everything there is, then every change, until `stop` is true or nobody listens any more.
+    /// Tells everything there is, then every change, until `stop` is true or the receiver is
+    /// dropped.
     fn run(
         self: Arc<Self>,
         batches: mpsc::Sender<Batch>,
         stop: watch::Receiver<bool>,
     ) -> BoxFuture<'static, Result<(), SourceError>>;
 
-    /// How it is.
+    /// The source's state.
     fn status(&self) -> SourceStatus;
 
-    /// Sets this node's annotations to the given values, and removes those without one. Others stay as they are.
+    /// Sets this node's annotations to the given values, and removes those without one. Other
+    /// annotations stay as they are.
     fn annotate(
         self: Arc<Self>,
         annotations: BTreeMap<String, Option<String>>,

@@ -1,7 +1,8 @@
-//! What hauberk reads of Kubernetes' objects, and what it means: the same whether a server or a file has them.
+//! What hauberk reads from Kubernetes objects, and what it means: the same for a server and for a
+//! file.
 //!
-//! The types have the fields that matter and no others: an object's other fields are skipped while it is read and never
-//! take memory. Everything may be missing, as in the API's own types.
+//! The types have only the fields that matter: the reader skips an object's other fields, so they
+//! never take memory. Every field may be missing, as in the API's own types.
 
 use std::net::IpAddr;
 
@@ -68,10 +69,10 @@ struct Annotations {
     enforced: Option<String>,
     #[serde(rename = "hauberk.io/plaintext-seen")]
     plaintext_seen: Option<String>,
-    /// On the mirror of a static pod.
+    /// Marks the mirror of a static pod.
     #[serde(rename = "kubernetes.io/config.mirror")]
     mirror: Option<String>,
-    /// Of a static pod: what the kubelet took as its uid.
+    /// On a static pod: what the kubelet uses as its uid.
     #[serde(rename = "kubernetes.io/config.hash")]
     hash: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What a client of the WireGuard interface is told.
+//! Answers to clients of the WireGuard interface.
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
@@ -9,7 +9,8 @@ use super::{Interface, PeerView, Request};
 const REFUSED: &str = "errno=-1\n\n";
 const NOT_UNDERSTOOD: &str = "errno=-22\n\n";
 
-/// The answer to a request, with the empty line that ends it. The interface is only looked at where it is asked for.
+/// The answer to a request, with the empty line that ends it. The interface is read only if the
+/// request asks for it.
 pub fn answer(request: Request, interface: impl FnOnce() -> Interface) -> String {
     match request {
         Request::Get => describe(&interface()),

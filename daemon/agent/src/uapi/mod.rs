@@ -1,12 +1,13 @@
-//! WireGuard's cross-platform interface on a unix socket (wireguard.com/xplatform), so that stock `wg show` sees the tunnel.
+//! WireGuard's cross-platform interface on a unix socket (wireguard.com/xplatform), so that the
+//! standard `wg show` sees the tunnel.
 //!
-//! Reading is answered from a [`UapiView`]; writing is refused with `EPERM`: the agent is the only writer. The protocol's
-//! `private_key` line is left out. `wg show` derives the interface's public key from that line and from nothing else, so it
-//! shows none; a made-up private key would make it show a wrong public key, and the true one leaves the agent for nobody.
-//! `hauberk status` shows the public key.
+//! A [`UapiView`] answers reads. Writes are refused with `EPERM`: the agent is the only writer. The
+//! protocol's `private_key` line is left out. `wg show` derives the interface's public key from
+//! that line alone, so it shows none. A made-up private key would make it show a wrong public key,
+//! and the true one never leaves the agent. `hauberk status` shows the public key.
 //!
-//! [`request`] reads what a client wants, [`mod@answer`] writes what it gets: both pure. [`serve`] does the talking, bounded in
-//! time, size and number of clients.
+//! [`request`] parses a client's request and [`mod@answer`] writes the answer; both are pure.
+//! [`serve`] talks to clients, with limits on time, size and number of clients.
 
 mod answer;
 pub mod request;
@@ -28,12 +29,12 @@ use tokio::time::timeout;
 pub use answer::answer;
 pub use request::{Progress, Request, parse};
 
-/// Clients that are talked to at a time.
+/// The most clients at a time.
 const MAX_CLIENTS: usize = 8;
-/// A client that says nothing for this long is left.
+/// A client that sends nothing for this long is disconnected.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The socket could not be offered.
+/// The socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot offer the WireGuard interface on {path}: {source}; is another agent running, or the folder read-only?")]
 pub struct UapiError {
@@ -41,7 +42,7 @@ pub struct UapiError {
     source: io::Error,
 }
 
-/// The tunnel as `wg show` shall see it.
+/// The tunnel for `wg show`.
 pub trait UapiView: Send + Sync + 'static {
     /// The interface now.
     fn interface(&self) -> Interface;
@@ -52,7 +53,7 @@ pub trait UapiView: Send + Sync + 'static {
 pub struct Interface {
     /// UDP port.
     pub port: u16,
-    /// Peers; a node that has two keys is two peers.
+    /// Peers; a node with two keys is two peers.
     pub peers: Vec<PeerView>,
 }
 
@@ -63,7 +64,7 @@ pub struct PeerView {
     pub public_key: [u8; 32],
     /// Where its tunnel listens.
     pub endpoint: Option<SocketAddr>,
-    /// What it may speak for.
+    /// The prefixes that it may use as source.
     pub allowed_ips: Vec<IpNet>,
     /// When the last handshake succeeded.
     pub latest_handshake: Option<SystemTime>,
@@ -71,11 +72,12 @@ pub struct PeerView {
     pub received_bytes: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
-    /// Seconds between keepalives; 0: none.
+    /// Seconds between keepalives; 0 for none.
     pub keepalive_seconds: u16,
 }
 
-/// Binds the socket, readable and writable by the owner alone. A stale one of an earlier agent is replaced, a live one not.
+/// Binds the socket, readable and writable by the owner alone. It replaces a stale socket of an
+/// earlier agent, but not a live one.
 ///
 /// # Errors
 /// [`UapiError`].
@@ -208,7 +210,7 @@ mod tests {
         bind(&path).unwrap();
     }
 
-    /// `wg` looks in one folder only, so this test needs to be allowed to write there.
+    /// `wg` looks in one folder only, so this test must be allowed to write there.
     #[tokio::test(flavor = "multi_thread")]
     async fn stock_wg_shows_the_tunnel_and_cannot_change_it() {
         let name = format!("hbkt{}", std::process::id());

@@ -1,36 +1,38 @@
-//! What a client of the WireGuard interface wants. Bounded and total: any bytes are a request, a part of one, or too many.
+//! Requests of clients of the WireGuard interface. Bounded and total: any bytes are a request, a
+//! part of one, or too many.
 
-/// A longer request is nobody's, bytes: `wg setconf` with thousands of peers stays below.
+/// In bytes. A longer request is invalid: `wg setconf` with thousands of peers stays below.
 const MAX_BYTES: usize = 1 << 20;
 
-/// What a client wants.
+/// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// To see the interface.
+    /// To read the interface.
     Get,
     /// To change it.
     Set,
-    /// Something the protocol does not have.
+    /// Something that the protocol does not have.
     Unknown,
 }
 
-/// How far a request has come in.
+/// How much of a request has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// More must be read.
     Incomplete,
-    /// A request is there, in the first `length` bytes.
+    /// A request is complete, in the first `length` bytes.
     Complete {
-        /// What it wants.
+        /// What it asks for.
         request: Request,
         /// Its bytes, with the empty line that ends it.
         length: usize,
     },
-    /// More came than any request has.
+    /// More bytes than any request has.
     TooLong,
 }
 
-/// Reads the first request in `bytes`: lines up to an empty one, of which the first says what is wanted.
+/// Reads the first request in `bytes`: lines up to an empty one. The first line says what the
+/// request is.
 pub fn parse(bytes: &[u8]) -> Progress {
     let Some(end) = bytes.windows(2).position(|pair| pair == b"\n\n") else {
         return if bytes.len() >= MAX_BYTES { Progress::TooLong } else { Progress::Incomplete };

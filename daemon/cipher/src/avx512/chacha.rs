@@ -1,10 +1,12 @@
 //! The ChaCha20 block function (RFC 8439, 2.3) for 8, 16 or 24 blocks at once.
 //!
-//! A register holds the same word of many blocks' states, so that a round is nothing but additions, XORs and
-//! rotations; in the end a transposition makes blocks of it. A rotation's result comes after two cycles and only
-//! half of the units can do it: it takes eight independent quarter rounds to keep Zen 4 busy. That is why 24 blocks
-//! are 16 in the 512-bit registers and 8 in the 256-bit ones, side by side, which uses all 32 registers, and why the
-//! order of instructions below is what it is. With the block of the one-time key this is a full packet.
+//! A register holds the same word of many blocks' states, so a round consists of additions, XORs
+//! and rotations only; a final transposition turns the words into blocks. A rotation has a latency
+//! of two cycles, and only half of the execution units support it, so it takes eight independent
+//! quarter rounds to keep Zen 4 busy. That is why 24 blocks are processed as 16 in 512-bit
+//! registers and 8 in 256-bit registers, side by side. This uses all 32 registers, and the order of
+//! instructions below follows from it. 24 blocks, including the one for the one-time key, are
+//! enough for a full packet.
 
 use core::arch::x86_64::*;
 use core::hint::black_box;
@@ -15,18 +17,19 @@ use zeroize::Zeroize;
 /// Bytes of a block.
 pub(super) const BLOCK: usize = 64;
 
-/// The initial state's words, the block counter zero.
+/// The words of the initial state, with a block counter of zero.
 pub(super) struct State([u32; 16]);
 
-/// Room for a batch, not cleared beforehand: that costs more than wiping it, which the next message's rounds hide.
+/// Room for a batch. It is not cleared beforehand, because that costs more than wiping it
+/// afterwards, which runs in parallel with the next message's rounds.
 type Blocks = [MaybeUninit<__m512i>; 24];
 
-/// Blocks of a key stream, a batch at a time.
+/// Blocks of a key stream, generated in batches.
 pub(super) struct Stream {
     blocks: Blocks,
-    /// How many of them have been written: those of the current batch, or an earlier one's behind them.
+    /// The highest number of blocks that any batch has written: they all must be wiped.
     written: usize,
-    /// How many of them are of the current batch, and the number of the block behind it.
+    /// Number of blocks in the current batch; `next` is the number of the block behind it.
     count: usize,
     next: u32,
 }
@@ -82,7 +85,7 @@ impl Stream {
         Stream { blocks: [MaybeUninit::uninit(); 24], written: 0, count: 0, next: 0 }
     }
 
-    /// The next blocks: at least as many as wanted, or 24.
+    /// Generates the next blocks: at least as many as wanted, or 24.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub(super) fn fill(&mut self, state: &State, wanted: usize) -> &[__m512i] {
@@ -108,23 +111,24 @@ impl Stream {
     /// The current batch.
     #[inline]
     pub(super) fn blocks(&self) -> &[__m512i] {
-        // SAFETY: each function of `fill` writes as many blocks as `count` then says.
+        // SAFETY: each function that `fill` calls writes as many blocks as `count` then says.
         unsafe { self.blocks[..self.count].assume_init_ref() }
     }
 }
 
-/// Block 0 is the one-time key, and the others are as good as the plaintext.
+/// Block 0 is the one-time key, and the other blocks would reveal the plaintext.
 impl Drop for Stream {
     #[inline]
     fn drop(&mut self) {
         for block in &mut self.blocks[..self.written] {
-            // SAFETY: it is a reference; all bytes zero is a value of the type.
+            // SAFETY: the pointer is from a reference, and zero bytes are a valid value of the
+            // type.
             unsafe { core::ptr::write_volatile(block, MaybeUninit::zeroed()) };
         }
     }
 }
 
-/// It has the session's key in it.
+/// The state contains the session's key.
 impl Drop for State {
     #[inline]
     fn drop(&mut self) {
@@ -140,7 +144,7 @@ impl State {
         State([c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, k6, k7, 0, n0, n1, n2])
     }
 
-    // Not inlined, these three: what calls them has enough registers of its own to save.
+    // These three are not inlined: their callers have enough registers of their own to save.
 
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -158,7 +162,7 @@ impl State {
         blocks[..16].write_copy_of_slice(&self.finish_16(wide, first));
     }
 
-    /// The narrow ones are the first, as they are done first and block 0 is waited for.
+    /// The 256-bit blocks come first: they are finished first, and the caller needs block 0 first.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     fn blocks_24(&self, first: u32, blocks: &mut Blocks) {
@@ -170,7 +174,7 @@ impl State {
         blocks[8..].write_copy_of_slice(&self.finish_16(wide, first + 8));
     }
 
-    /// Each word for eight blocks.
+    /// Each word, for eight blocks.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     fn spread_8(&self, first: u32) -> [__m256i; 16] {
@@ -183,7 +187,7 @@ impl State {
         words
     }
 
-    /// Each word for 16 blocks.
+    /// Each word, for 16 blocks.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     fn spread_16(&self, first: u32) -> [__m512i; 16] {
@@ -196,16 +200,18 @@ impl State {
         words
     }
 
-    /// Adds the initial state, and makes blocks of words.
+    /// Adds the initial state, and turns the words into blocks.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     fn finish_8(&self, mut words: [__m256i; 16], first: u32) -> [__m512i; 8] {
-        // Read anew, or the compiler would keep all of it in registers, that is on the stack, during the rounds.
+        // Read again, because the compiler would otherwise keep all of it during the rounds, on the
+        // stack for lack of registers.
         let initial = black_box(self).spread_8(first);
         for (word, initial) in words.iter_mut().zip(initial) {
             *word = _mm256_add_epi32(*word, initial);
         }
-        // Of each four words: `a[i]` has them of block i in its first 128 bits, of block 4 + i in the others.
+        // Each group has four words of each block: `a[i]` has those of block i in its first 128
+        // bits, of block 4 + i in the others.
         let (a, b) = (quarters_8(&words, 0), quarters_8(&words, 4));
         let (c, d) = (quarters_8(&words, 8), quarters_8(&words, 12));
         let mut blocks = [_mm512_setzero_si512(); 8];
@@ -218,16 +224,17 @@ impl State {
         blocks
     }
 
-    /// Adds the initial state, and makes blocks of words.
+    /// Adds the initial state, and turns the words into blocks.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     fn finish_16(&self, mut words: [__m512i; 16], first: u32) -> [__m512i; 16] {
-        // Read anew, as in `finish_8`.
+        // Read again, as in `finish_8`.
         let initial = black_box(self).spread_16(first);
         for (word, initial) in words.iter_mut().zip(initial) {
             *word = _mm512_add_epi32(*word, initial);
         }
-        // Of each four words: `a[i]` has them of the blocks i, 4 + i, 8 + i and 12 + i.
+        // Each group has four words of each block: `a[i]` has those of blocks i, 4 + i, 8 + i and
+        // 12 + i.
         let (a, b) = (quarters_16(&words, 0), quarters_16(&words, 4));
         let (c, d) = (quarters_16(&words, 8), quarters_16(&words, 12));
         let mut blocks = [_mm512_setzero_si512(); 16];
@@ -245,7 +252,8 @@ impl State {
     }
 }
 
-/// Four words of each block next to each other: those of blocks i and 4 + i in the result's i.
+/// Puts four words of each block next to each other: element i of the result has those of blocks i
+/// and 4 + i.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn quarters_8(words: &[__m256i; 16], word: usize) -> [__m256i; 4] {
@@ -260,7 +268,8 @@ fn quarters_8(words: &[__m256i; 16], word: usize) -> [__m256i; 4] {
     ]
 }
 
-/// Four words of each block next to each other: those of blocks i, 4 + i, 8 + i and 12 + i in the result's i.
+/// Puts four words of each block next to each other: element i of the result has those of blocks i,
+/// 4 + i, 8 + i and 12 + i.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn quarters_16(words: &[__m512i; 16], word: usize) -> [__m512i; 4] {

@@ -1,8 +1,9 @@
 //! ChaCha20-Poly1305 (RFC 8439, 2.8) for CPUs with AVX-512, without associated data.
 //!
-//! A batch of the key stream is made first; block 0 is the key of the tag. Then text and tag are done in one pass, 128
-//! bytes at a time: what comes out of the XOR, or went in, is in registers, from where Poly1305 takes it. The plaintext
-//! of a message that turns out to be forged is wiped: to look at the tag beforehand would take a second pass.
+//! A batch of the key stream is generated first; its block 0 is the key of the tag. Then text and
+//! tag are computed in one pass, 128 bytes at a time: Poly1305 takes the ciphertext from the
+//! registers of the XOR. If a message turns out to be forged, its plaintext is wiped: checking the
+//! tag beforehand would take a second pass.
 
 mod chacha;
 mod poly1305;
@@ -21,14 +22,15 @@ use crate::{Forged, HEAD, TAG};
 /// Bytes of eight blocks of Poly1305.
 const EIGHT: usize = 128;
 
-/// Texts shorter than this are not worth the powers that it takes to do eight blocks of Poly1305 at a time. Their key
-/// stream and that of the tag's key must fit into eight blocks, and longer ones must have more than [`EIGHT`] bytes.
+/// For texts shorter than this, computing the powers for eight blocks of Poly1305 at a time does
+/// not pay. Their key stream and the block for the tag's key must fit into eight blocks, and longer
+/// texts must have more than [`EIGHT`] bytes.
 const SHORT: usize = 273;
 
 /// A key as words.
 pub(crate) struct Key([u32; 8]);
 
-/// Whether this CPU has every instruction that is used here.
+/// Whether this CPU has every instruction that this module uses.
 pub(crate) fn is_supported() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -39,30 +41,32 @@ pub(crate) fn is_supported() -> bool {
 }
 
 impl Key {
-    /// None where the CPU lacks an instruction: that there is a key is the proof that it does not.
+    /// None if the CPU lacks an instruction; so the existence of a key proves that it has all of
+    /// them.
     pub(crate) fn new(key: &[u8; 32]) -> Option<Key> {
         let (words, _) = key.as_chunks();
         is_supported().then(|| Key(core::array::from_fn(|i| u32::from_le_bytes(words[i]))))
     }
 
-    /// Seals `packet`, padded with zeros, into `text`, and gives the tag.
+    /// Seals `packet`, padded with zeros, into `text`, and returns the tag.
     pub(crate) fn seal(&self, counter: u64, packet: &[u8], text: &mut [u8]) -> [u8; TAG] {
-        // SAFETY: there is a key, so the CPU has the instructions.
+        // SAFETY: a key exists, so the CPU has the instructions.
         unsafe { crypt(&self.0, counter, packet, text, Direction::Seal) }
     }
 
-    /// Decrypts the first bytes of `text`, with zeros behind them.
+    /// Decrypts the first bytes of `text`; if there are too few, the rest of `head` is zeros.
     pub(crate) fn peek(&self, counter: u64, text: &[u8], head: &mut [u8; HEAD]) {
-        // SAFETY: there is a key, so the CPU has the instructions.
+        // SAFETY: a key exists, so the CPU has the instructions.
         unsafe { peek(&self.0, counter, text, head) }
     }
 
-    /// Opens `text` into `packet`, which is as long.
+    /// Opens `text` into `packet`, which has the same length.
     pub(crate) fn open(&self, counter: u64, text: &[u8], tag: &[u8; TAG], packet: &mut [u8]) -> Result<(), Forged> {
-        // SAFETY: there is a key, so the CPU has the instructions.
+        // SAFETY: a key exists, so the CPU has the instructions.
         let expected = unsafe { crypt(&self.0, counter, text, packet, Direction::Open) };
         let difference = u128::from_le_bytes(expected) ^ u128::from_le_bytes(*tag);
-        // The compiler must not know that only this is asked, and stop at the first byte that differs.
+        // `black_box` hides that only equality matters; the comparison could otherwise stop at the
+        // first byte that differs.
         if black_box(difference as u64 | (difference >> 64) as u64) != 0 {
             packet.zeroize();
             return Err(Forged);
@@ -77,9 +81,9 @@ impl Drop for Key {
     }
 }
 
-/// Whether the parts give what the RFC says: the block of 2.3.2 and the tag of 2.5.2.
+/// Whether the parts give the results in the RFC: the block of 2.3.2 and the tag of 2.5.2.
 pub(crate) fn known_answers() -> bool {
-    // SAFETY: it was just asked whether the CPU has the instructions.
+    // SAFETY: `is_supported` has just checked that the CPU has the instructions.
     is_supported() && unsafe { block_and_tag() }
 }
 
@@ -92,13 +96,13 @@ fn block_and_tag() -> bool {
     let key = core::array::from_fn(|i| (i as u32 * 4).wrapping_mul(0x0101_0101).wrapping_add(0x0302_0100));
     let state = State::new(&key, [0x0900_0000, 0x4a00_0000, 0]);
     let blocks = [8, 16, 24].into_iter().all(|count| first_half(Stream::new().fill(&state, count)[1]) == BLOCK_1);
-    // The last two letters, and the one behind them.
+    // The last two letters, and the byte 1 that follows them.
     let last = Last { words: [0x01_7075, 0], high: false };
     let tag = poly1305::Key::new(ONE_TIME).tag(b"Cryptographic Forum Research Gro", &last);
     blocks && u128::from_le_bytes(tag) == 0xa927_010c_af8b_2bc2_c636_5130_c11d_06a8
 }
 
-/// Block 0 is for the tag, which is not looked at here.
+/// Skips block 0, which is for the tag: the tag is not checked here.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
 fn peek(key: &[u32; 8], counter: u64, text: &[u8], head: &mut [u8; HEAD]) {
     let state = State::new(key, [0, counter as u32, (counter >> 32) as u32]);
@@ -109,8 +113,8 @@ fn peek(key: &[u32; 8], counter: u64, text: &[u8], head: &mut [u8; HEAD]) {
     Text { direction: Direction::Open, from: &text[..there], to: &mut head[..there], at: 0 }.four(block);
 }
 
-/// XORs `from`, padded with zeros, with the key stream from block 1 on into `to`, and gives the tag for what is
-/// encrypted.
+/// XORs `from`, padded with zeros, with the key stream from block 1 on into `to`, and returns the
+/// tag of the ciphertext.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
 fn crypt(key: &[u32; 8], counter: u64, from: &[u8], to: &mut [u8], direction: Direction) -> [u8; TAG] {
@@ -145,7 +149,7 @@ fn crypt(key: &[u32; 8], counter: u64, from: &[u8], to: &mut [u8], direction: Di
         {
             sum.add(text.eight(*two));
         }
-        // Each batch leaves a block without a partner.
+        // Each batch has one block left without a partner.
         let odd = odd[0];
         let two = match twos.next() {
             Some(two) => *two,
@@ -161,7 +165,7 @@ fn crypt(key: &[u32; 8], counter: u64, from: &[u8], to: &mut [u8], direction: Di
         };
         let mut blocks = text.left().div_ceil(16);
         let mut rest = text.eight(two);
-        // Then there is no place left for the block of the lengths.
+        // All eight places are taken, so the block of lengths goes into another group.
         if blocks == 8 {
             sum.add(rest);
             (rest, blocks) = ([_mm512_setzero_si512(); 2], 0);
@@ -170,19 +174,19 @@ fn crypt(key: &[u32; 8], counter: u64, from: &[u8], to: &mut [u8], direction: Di
     }
 }
 
-/// Which of the two texts is the encrypted one: what comes out, or what goes in.
+/// Which of the two texts is the ciphertext: the output or the input.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Seal,
     Open,
 }
 
-/// A text on its way from one place to another.
+/// A text that is being encrypted or decrypted.
 struct Text<'a> {
     direction: Direction,
     from: &'a [u8],
     to: &'a mut [u8],
-    /// How much is done.
+    /// Number of bytes done.
     at: usize,
 }
 
@@ -191,21 +195,23 @@ impl Text<'_> {
         self.to.len() - self.at
     }
 
-    /// XORs the next 128 bytes, or as many as are left, with two blocks. Gives what is encrypted of them, zeros behind.
+    /// XORs the next 128 bytes, or as many as are left, with two blocks. Returns their ciphertext,
+    /// padded with zeros.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     fn eight(&mut self, blocks: [__m512i; 2]) -> poly1305::Eight {
         [self.four(blocks[0]), self.four(blocks[1])]
     }
 
-    /// Half of it.
+    /// The same for 64 bytes and one block.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     fn four(&mut self, block: __m512i) -> __m512i {
         let at = self.at;
         if at + BLOCK <= self.from.len() && at + BLOCK <= self.to.len() {
             self.at += BLOCK;
-            // SAFETY: the 64 bytes at `at` are inside of both, as was just asked; no alignment is needed.
+            // SAFETY: the 64 bytes at `at` are inside both slices, as was just checked; no
+            // alignment is needed.
             unsafe {
                 let from = _mm512_loadu_si512(self.from.as_ptr().add(at).cast());
                 let to = _mm512_xor_si512(from, block);
@@ -216,7 +222,8 @@ impl Text<'_> {
         let (from, to) = (self.from.get(at..).unwrap_or_default(), &mut self.to[at..]);
         self.at += to.len().min(BLOCK);
         let there = first_bytes(to.len());
-        // SAFETY: the masks name no byte behind the end of either slice, and those not named are not touched.
+        // SAFETY: the masks select no byte behind the end of either slice, and unselected bytes are
+        // not accessed.
         unsafe {
             let from = _mm512_maskz_loadu_epi8(first_bytes(from.len()), from.as_ptr().cast());
             let result = _mm512_xor_si512(from, block);
@@ -226,7 +233,7 @@ impl Text<'_> {
     }
 }
 
-/// A mask of the first `count` of 64 bytes; of all, if there are more.
+/// A mask for the first `count` of 64 bytes; for all of them if `count` is larger.
 #[inline]
 fn first_bytes(count: usize) -> u64 {
     if count >= 64 { u64::MAX } else { (1 << count) - 1 }

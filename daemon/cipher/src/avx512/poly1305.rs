@@ -1,8 +1,11 @@
-//! Poly1305 (RFC 8439, 2.5) with AVX-512's multiplication of 52-bit integers, eight blocks of 16 bytes at a time.
+//! Poly1305 (RFC 8439, 2.5) with AVX-512's multiplication of 52-bit integers, eight blocks of 16
+//! bytes at a time.
 //!
-//! Numbers modulo 2^130 - 5 are three limbs of 44, 44 and 42 bits: the products of two limbs are summed up in 64-bit
-//! lanes, their low 52 bits and their high ones apart, and carried once for many. Lane `l` sums up every eighth block
-//! times r^8; at the end, of which the last eight may be fewer, say k, each lane gets the power that it lacks:
+//! A number modulo 2^130 - 5 has three limbs of 44, 44 and 42 bits. Products of two limbs are
+//! summed in 64-bit lanes, their low 52 bits and their high bits separately, with one carry step
+//! for many products. Each lane adds up every eighth block: it multiplies its sum by r^8, then adds
+//! the next block. The last group may have fewer than eight blocks, k of them. At the end each lane
+//! is multiplied by the power of r that it still lacks:
 //!
 //! ```text
 //!  ( a * r^16 + b * r^8 + c ) * r^(8+k)..r^(1+k)  +  last * r^k..r^1
@@ -10,29 +13,31 @@
 
 use core::arch::x86_64::*;
 
-/// The last block of a message, which is not part of the text: for an AEAD that of the lengths (RFC 8439, 2.8).
+/// The last block of a message, which is not part of the text: in an AEAD the block of lengths (RFC
+/// 8439, 2.8).
 pub(super) struct Last {
     pub(super) words: [u64; 2],
-    /// Whether the bit above the 16 bytes is set, as it is for all others: 2^128 is added.
+    /// Whether the bit above the 16 bytes is set, as in all other blocks: it adds 2^128.
     pub(super) high: bool,
 }
 
-/// A number modulo 2^130 - 5. The upper limbs may be a little above their sizes.
+/// A number modulo 2^130 - 5. The upper limbs may be slightly larger than their sizes.
 #[derive(Clone, Copy)]
 struct Number([u64; 3]);
 
-/// Eight numbers, a lane each.
+/// Eight numbers, one in each lane.
 #[derive(Clone, Copy)]
 struct Numbers([__m512i; 3]);
 
-/// Eight numbers to multiply with, and the limbs that are needed twentyfold: 2^132 is 4 * 2^130, which is 4 * 5.
+/// Eight numbers to multiply by, and 20 times their upper limbs: modulo 2^130 - 5, 2^132 = 4 *
+/// 2^130 equals 4 * 5.
 #[derive(Clone, Copy)]
 struct Factors {
     limbs: [__m512i; 3],
     twentyfold: [__m512i; 2],
 }
 
-/// Sums of products of limbs: of their low 52 bits, and of what is above these.
+/// Sums of products of limbs: of their low 52 bits, and of the bits above.
 struct Sums {
     low: [__m512i; 3],
     high: [__m512i; 3],
@@ -41,17 +46,17 @@ struct Sums {
 const MASK_44: u64 = (1 << 44) - 1;
 const MASK_42: u64 = (1 << 42) - 1;
 
-/// 2^128, which stands above each block, in the third limb.
+/// 2^128, the bit above each block, in the third limb.
 const HIGH: i64 = 1 << 40;
 
-/// The two halves of a one-time key, the first half of block 0 (RFC 8439, 2.5).
+/// The two halves of a one-time key, which is the first half of block 0 (RFC 8439, 2.5).
 #[derive(Clone, Copy)]
 pub(super) struct Key {
     r: [u64; 2],
     s: [u64; 2],
 }
 
-/// A sum of many blocks on its way, eight at a time.
+/// A running sum of many blocks, eight at a time.
 pub(super) struct Sum {
     /// The lanes' sums.
     front: Numbers,
@@ -70,14 +75,14 @@ impl Key {
         Key { r: [r0 & 0x0fff_fffc_0fff_ffff, r1 & 0x0fff_fffc_0fff_fffc], s: [s0, s1] }
     }
 
-    /// The tag for `text`, filled up with zeros to whole blocks, and `last`, block after block: what is fastest for
-    /// a short text.
+    /// The tag for `text`, padded with zeros to whole blocks, and `last`. Processes one block at a
+    /// time, which is fastest for a short text.
     pub(super) fn tag(self, text: &[u8], last: &Last) -> [u8; 16] {
         few(self.r, text, last).plus(self.s)
     }
 }
 
-/// The sum of all blocks, each times its power of r, block after block. Limbs are 64 bits here.
+/// The sum of all blocks, each times its power of r, one block at a time. Limbs have 64 bits here.
 #[inline]
 fn few(r: [u64; 2], text: &[u8], last: &Last) -> Number {
     let mut sum = [0; 3];
@@ -102,20 +107,21 @@ fn next(sum: [u64; 3], block: u128, high: u64, [r0, r1]: [u64; 2]) -> [u64; 3] {
     let low = u128::from(sum[0]) + u128::from(block as u64);
     let middle = u128::from(sum[1]) + (block >> 64) + (low >> 64);
     let (h0, h1, h2) = (low as u64, middle as u64, sum[2] + (middle >> 64) as u64 + high);
-    // The last two bits of r1 are zero, so that 2^128 * r1 is 2^130 * r1 / 4, which is 5 * r1 / 4.
+    // The last two bits of r1 are zero, so 2^128 * r1 is 2^130 * r1 / 4, which equals 5 * r1 / 4.
     let r1_folded = r1 + (r1 >> 2);
     let low = product(h0, r0) + product(h1, r1_folded);
     let middle = product(h0, r1) + product(h1, r0) + u128::from(h2 * r1_folded) + (low >> 64);
     let top = h2 * r0 + (middle >> 64) as u64;
-    // What is above bit 130, times five: four times is what the mask leaves.
+    // Five times the part above bit 130: the shift gives it once, the mask four times.
     let low = u128::from(low as u64) + u128::from((top >> 2) + (top & !3));
     let middle = u128::from(middle as u64) + (low >> 64);
     [low as u64, middle as u64, (top & 3) + (middle >> 64) as u64]
 }
 
 impl Sum {
-    /// Of eight blocks. The powers are made a doubling at a time; the exponents in the lanes are 8, 4, 7, 3, 6, 2, 5, 1
-    /// in the end, which is the order of the blocks in [`Numbers::of`].
+    /// Starts with eight blocks. Each step doubles the highest power; at the end the exponents in
+    /// the lanes are 8, 4, 7, 3, 6, 2, 5, 1, which matches the order of the blocks in
+    /// [`Numbers::of`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     pub(super) fn new(key: Key, first: Eight) -> Sum {
@@ -136,14 +142,14 @@ impl Sum {
         }
     }
 
-    /// Eight blocks more.
+    /// Adds eight blocks.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     pub(super) fn add(&mut self, eight: Eight) {
         self.front = self.r8.times(self.front).plus(Numbers::of(eight, _mm512_set1_epi64(HIGH)));
     }
 
-    /// Sixteen blocks more, carried once.
+    /// Adds sixteen blocks with a single carry step.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     pub(super) fn add_two(&mut self, first: Eight, second: Eight) {
@@ -154,11 +160,12 @@ impl Sum {
         self.front = sums.reduce().plus(Numbers::of(second, high));
     }
 
-    /// The tag: `rest` has `blocks` more, seven at most, and zeros where the last belongs, which is behind them.
+    /// The tag. `rest` has up to seven more blocks, their number is `blocks`, and zeros behind
+    /// them, where `last` is put.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     pub(super) fn tag(self, rest: Eight, blocks: usize, last: &Last) -> [u8; 16] {
-        // The last behind the others: four of 32 words, 16 in each half.
+        // `last` goes behind the other blocks: it is four of the 32 words, 16 in each half.
         let place = 0b1111 << (4 * blocks);
         let words = _mm_set_epi64x(last.words[1] as i64, last.words[0] as i64);
         let rest = [
@@ -168,7 +175,8 @@ impl Sum {
         let high = _mm512_set1_epi64((blocks + usize::from(last.high)) as i64);
         let high = _mm512_maskz_set1_epi64(_mm512_cmplt_epi64_mask(order(), high), HIGH);
 
-        // Exponents less one, up to 15: the lower three bits say in which lane it is, the fourth in which factors.
+        // Exponents minus one, at most 15: the lower three bits select the lane, the fourth bit
+        // selects the factors.
         let exponents = _mm512_add_epi64(_mm512_setr_epi64(8, 4, 7, 3, 6, 2, 5, 1), _mm512_set1_epi64(blocks as i64));
         let lanes = _mm512_permutexvar_epi64(exponents, _mm512_setr_epi64(7, 5, 3, 1, 6, 4, 2, 0));
         let lanes = _mm512_or_si512(lanes, _mm512_and_si512(exponents, _mm512_set1_epi64(8)));
@@ -188,20 +196,21 @@ fn order() -> __m512i {
 }
 
 impl Number {
-    /// Of limbs of 64 bits.
+    /// From limbs of 64 bits.
     fn from_words(low: u64, high: u64, top: u64) -> Number {
         Number([low & MASK_44, (low >> 44 | high << 20) & MASK_44, high >> 24 | top << 40])
     }
 
-    /// The tag: this, fully reduced, plus the second half of the key, modulo 2^128 (RFC 8439, 2.5.1).
+    /// The tag: this number, fully reduced, plus the second half of the key, modulo 2^128 (RFC
+    /// 8439, 2.5.1).
     fn plus(self, [low, high]: [u64; 2]) -> [u8; 16] {
         let [l0, l1, l2] = self.carried().carried().0;
-        // Whether it is 2^130 - 5 or more, by whether 5 more need bit 130; no branch.
+        // The number is 2^130 - 5 or more if adding 5 sets bit 130. Without a branch.
         let over_0 = (l0 + 5) >> 44;
         let over_1 = (l1 + over_0) >> 44;
         let over = (l2 + over_1) >> 42;
         let [l0, l1, l2] = [l0 + 5 * over, l1, l2];
-        // What is above 2^128 is of no interest from here on.
+        // Bits from 2^128 up do not matter from here on.
         let number = (u128::from(l0) + (u128::from(l1) << 44)).wrapping_add(u128::from(l2) << 88);
         number.wrapping_add(u128::from(low) | u128::from(high) << 64).to_le_bytes()
     }
@@ -216,7 +225,8 @@ impl Number {
 }
 
 impl Numbers {
-    /// Of eight blocks. The lanes get the blocks 0, 4, 1, 5, 2, 6, 3, 7, which is what interleaving gives.
+    /// From eight blocks. The lanes get the blocks in the order 0, 4, 1, 5, 2, 6, 3, 7, which
+    /// results from interleaving.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     fn of([first, second]: Eight, high_bits: __m512i) -> Numbers {
@@ -260,7 +270,7 @@ impl Numbers {
         Number([total(l0), total(l1), total(l2)])
     }
 
-    /// With the lanes of `mask` from `other`.
+    /// Replaces the lanes in `mask` with those of `other`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     fn with(self, mask: u8, other: Numbers) -> Numbers {
@@ -278,7 +288,7 @@ impl Factors {
         Factors { limbs: numbers.0, twentyfold: [twenty(numbers.0[1]), twenty(numbers.0[2])] }
     }
 
-    /// The lanes that `lanes` names, of these and, from 8 on, of the others.
+    /// Selects the lanes in `lanes`: numbers below 8 from these factors, from 8 on from the others.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     fn permuted(&self, lanes: __m512i, others: &Factors) -> Factors {
@@ -317,20 +327,23 @@ impl Sums {
         }
     }
 
-    /// Makes limbs of the sums: 45 bits at most.
+    /// Turns the sums into limbs of at most 45 bits.
     ///
-    /// Limbs that are multiplied have at most 46 bits, factors 45 and twentyfold 49. So a low sum of six products has
-    /// less than 55 bits, a high one, which counts 2^52 times, less than 46, and no lane overflows.
+    /// Limbs that are multiplied have at most 46 bits, factors 45 and 20 times a factor 49. So a
+    /// low sum of six products has less than 55 bits. A high sum, in units of 2^52, has less than
+    /// 46, so no lane overflows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
     fn reduce(self) -> Numbers {
         let ([l0, l1, l2], [h0, h1, h2]) = (self.low, self.high);
-        // 2^52 is 2^8 of the next limb; above the last one it is 2^140, which is 2^10 * 5.
+        // 2^52 of one limb is 2^8 of the next. Above the last limb it is 2^140, which equals 2^10 *
+        // 5.
         let over = _mm512_add_epi64(_mm512_slli_epi64::<10>(h2), _mm512_slli_epi64::<12>(h2));
         let l0 = _mm512_add_epi64(l0, over);
         let l1 = _mm512_add_epi64(l1, _mm512_slli_epi64::<8>(h0));
         let l2 = _mm512_add_epi64(l2, _mm512_slli_epi64::<8>(h1));
-        // Each limb's carry goes into the next, all at once: what is left over fits.
+        // The carries of all limbs are added to the next ones in parallel; the excess that remains
+        // fits.
         let (mask_44, mask_42) = (_mm512_set1_epi64(MASK_44 as i64), _mm512_set1_epi64(MASK_42 as i64));
         let (c0, c1, c2) = (_mm512_srli_epi64::<44>(l0), _mm512_srli_epi64::<44>(l1), _mm512_srli_epi64::<42>(l2));
         let five = _mm512_add_epi64(c2, _mm512_slli_epi64::<2>(c2));

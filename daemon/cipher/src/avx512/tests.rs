@@ -1,4 +1,4 @@
-//! The parts against the vectors of RFC 8439, and Poly1305 against itself done the slow way.
+//! The parts against the vectors of RFC 8439, and Poly1305 against a slow implementation.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::is_supported;
 use super::poly1305::{Key, Last, Sum};
 use core::arch::x86_64::*;
 
-/// Says so if nothing can be tested here.
+/// Whether this CPU can run the tests; prints a message if it cannot.
 fn can_run() -> bool {
     if !is_supported() {
         eprintln!("NOT TESTED: this CPU has not all of AVX-512 that the implementation needs");
@@ -15,7 +15,7 @@ fn can_run() -> bool {
     is_supported()
 }
 
-/// So many bytes of the stream from block `first` on, made so many blocks at a time.
+/// `length` bytes of the key stream from block `first` on, generated `at_a_time` blocks at a time.
 fn stream(state: &State, first: usize, length: usize, at_a_time: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     // SAFETY: only called where `can_run`.
@@ -23,7 +23,7 @@ fn stream(state: &State, first: usize, length: usize, at_a_time: usize) -> Vec<u
     while bytes.len() < first * BLOCK + length {
         // SAFETY: as above.
         for block in unsafe { stream.fill(state, at_a_time) } {
-            // SAFETY: both are 64 bytes of which any value will do.
+            // SAFETY: both types have 64 bytes, and any bytes are valid.
             bytes.extend(unsafe { core::mem::transmute::<__m512i, [u8; BLOCK]>(*block) });
         }
     }
@@ -34,7 +34,8 @@ fn xor(a: &[u8], b: &[u8]) -> Vec<u8> {
     a.iter().zip(b).map(|(a, b)| a ^ b).collect()
 }
 
-/// The tag of Poly1305 by itself (RFC 8439, 2.5): the last block, whole or not, gets a one behind it.
+/// The tag of Poly1305 by itself (RFC 8439, 2.5): the last block, whole or not, is followed by a
+/// one.
 fn poly1305(key: &[u8], message: &[u8]) -> [u8; 16] {
     let whole = message.len().saturating_sub(1) / 16 * 16;
     let mut block = [0; 17];
@@ -43,7 +44,7 @@ fn poly1305(key: &[u8], message: &[u8]) -> [u8; 16] {
     tag(key, &message[..whole], &Last { words: [word(&block), word(&block[8..])], high: block[16] == 1 })
 }
 
-/// The tag, which all ways of getting it must agree on: one block at a time, eight, and sixteen.
+/// The tag. All ways to compute it must agree: one, eight and sixteen blocks at a time.
 fn tag(key: &[u8], text: &[u8], last: &Last) -> [u8; 16] {
     let key = Key::new(core::array::from_fn(|i| word(&key[i * 8..])));
     let expected = key.tag(text, last);
@@ -59,7 +60,7 @@ fn tag_of_eights(key: Key, text: &[u8], last: &Last, at_a_time: usize) -> [u8; 1
     let eight = |bytes: &[u8]| {
         let mut padded = [0; 128];
         padded[..bytes.len()].copy_from_slice(bytes);
-        // SAFETY: both are 128 bytes of which any value will do.
+        // SAFETY: both types have 128 bytes, and any bytes are valid.
         unsafe { core::mem::transmute::<[u8; 128], [__m512i; 2]>(padded) }
     };
     let (first, text) = text.split_at(128);
@@ -127,7 +128,7 @@ fn chacha20_encryption() {
     }
 }
 
-/// RFC 8439, 2.8.2; its associated data stand in front of the text, filled up to a block.
+/// RFC 8439, 2.8.2; its associated data is in front of the text, padded to a block.
 #[test]
 fn aead() {
     if !can_run() {
@@ -150,7 +151,7 @@ fn aead() {
     assert_eq!(tag.to_vec(), hex("1ae10b594f09e26a7e902ecbd0600691"));
 }
 
-/// RFC 8439, 2.5.2 and appendix A.3: from number 5 on they are about what wraps at 2^130 - 5.
+/// RFC 8439, 2.5.2 and appendix A.3: from vector 5 on they test the wrap at 2^130 - 5.
 #[test]
 fn poly1305_vectors() {
     if !can_run() {
@@ -204,7 +205,7 @@ fn poly1305_vectors() {
     }
 }
 
-/// The largest of everything: limbs and sums that carry as far as they ever do.
+/// The largest values: limbs and sums with the longest carries.
 #[test]
 fn poly1305_extremes() {
     if !can_run() {
@@ -240,9 +241,9 @@ proptest! {
     }
 }
 
-/// Poly1305 as the RFC words it, on digits of a byte.
+/// Poly1305 as the RFC describes it, with digits of one byte.
 mod slow {
-    /// 2^130 - 5 and everything below, in 34 digits so that there is room for a product.
+    /// Any number up to 2^130 - 5, in 34 digits so that there is room for a product.
     type Digits = [u32; 34];
 
     pub(super) fn poly1305(key: &[u8], message: &[u8]) -> [u8; 16] {
@@ -267,7 +268,7 @@ mod slow {
             }
             sum = reduced(product);
         }
-        // Subtract 2^130 - 5 if that is possible: add 5 and see whether bit 130 is set.
+        // Subtract 2^130 - 5 if possible: add 5 and check whether bit 130 is set.
         let mut over = sum;
         over[0] += 5;
         carry(&mut over);
@@ -281,11 +282,12 @@ mod slow {
         core::array::from_fn(|i| sum[i] as u8)
     }
 
-    /// Below 2^130, though maybe not below 2^130 - 5.
+    /// Below 2^130, but not necessarily below 2^130 - 5.
     fn reduced(mut digits: Digits) -> Digits {
         carry(&mut digits);
         while digits[16] >= 4 || digits[17..].iter().any(|digit| *digit != 0) {
-            // What is above bit 130, five times, to the bottom: 17 digits less two bits.
+            // Add five times the part above bit 130 to the low end. It has 17 digits minus two
+            // bits.
             let mut folded: Digits = [0; 34];
             folded[..17].copy_from_slice(&digits[..17]);
             folded[16] &= 3;

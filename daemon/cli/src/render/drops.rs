@@ -1,4 +1,4 @@
-//! `hauberk drops`: each reason with what to do about it.
+//! `hauberk drops`: each reason, with what to do about it.
 
 use hauberk_core::api::Drops;
 

@@ -1,4 +1,4 @@
-//! `hauberk explain`: the verdict first, then what it follows from.
+//! `hauberk explain`: first the verdict, then the reasons.
 
 use hauberk_core::api::{Explanation, Party, Protection};
 use jiff::Timestamp;
@@ -101,7 +101,7 @@ mod tests {
         plain.source.protection = Protection::None;
         plain.destination.protection = Protection::Permissive;
         assert_eq!(Outcome::of_explanation(&plain), Outcome::Fine);
-        // A pod on its node's network is opted in by its label, in vain.
+        // The label of a host-network pod opts it in without effect.
         plain.source.unmet = Some(Protection::Permissive);
         assert_eq!(Outcome::of_explanation(&plain), Outcome::Fine);
         plain.source.unmet = Some(Protection::Enabled);

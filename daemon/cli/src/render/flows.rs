@@ -1,4 +1,4 @@
-//! `hauberk flows`: one line a flow, as it comes.
+//! `hauberk flows`: one line for each flow, in order of arrival.
 
 use std::net::IpAddr;
 
@@ -7,11 +7,11 @@ use hauberk_core::api::FlowRecord;
 use crate::render::page::{self, painted};
 use crate::render::words::{bytes, counted, encryption};
 
-/// One flow; `addresses` shows them also where names are known.
+/// One flow; with `addresses`, addresses are shown also where names are known.
 pub(crate) fn line(flow: &FlowRecord, addresses: bool) -> String {
     let source = end(flow.source_name.as_deref(), flow.source, flow.source_port, addresses);
     let destination = end(flow.destination_name.as_deref(), flow.destination, flow.destination_port, addresses);
-    // Padding counts the colours' bytes as well: it goes outside.
+    // A format width would also count the bytes of the colours, so the padding is separate.
     let padding = " ".repeat(9_usize.saturating_sub(flow.encryption.len()));
     format!(
         "{} {:<7} {}{padding} {:<6} {source} -> {destination} ({}; {}; at {})\n",
@@ -25,14 +25,14 @@ pub(crate) fn line(flow: &FlowRecord, addresses: bool) -> String {
     )
 }
 
-/// Says once when events were lost, not with every record that carries the count.
+/// Reports lost events once, not with every record that has the count.
 #[derive(Default)]
 pub(crate) struct Losses {
     told: u64,
 }
 
 impl Losses {
-    /// A notice if more events are missing than were told of.
+    /// A notice if more events are missing than were reported so far.
     pub(crate) fn notice(&mut self, flow: &FlowRecord) -> Option<String> {
         let new = flow.lost_events.checked_sub(self.told).filter(|new| *new > 0)?;
         self.told = flow.lost_events;
@@ -41,7 +41,7 @@ impl Losses {
     }
 }
 
-/// When there is nothing to show: nothing there, or nothing that matches.
+/// The message when no flow is shown: the table is empty, or nothing matches.
 pub(crate) fn nothing(seen: usize) -> String {
     match seen {
         0 => "no flows in the table: nothing was sent lately (--follow waits for what comes)".to_string(),

@@ -5,12 +5,13 @@ use hauberk_core::api::{MapContent, Maps};
 use crate::render::page::{self, Page, painted};
 use crate::render::words::counted;
 
-/// Rows per map that are shown unless all are asked for.
+/// Rows per map that are shown without `--verbose`.
 const ROWS: usize = 20;
-/// From this share of its room on a map is marked: when it is full, what does not fit is treated as protected.
+/// From this percentage of its capacity on, a map is marked. If it is full, entries that do not fit
+/// are treated as protected.
 const NEARLY_FULL_PERCENT: usize = 90;
 
-/// The whole answer; `only_map` leaves out what is not a map.
+/// The whole answer; `only_map` leaves out everything except maps.
 pub(crate) fn page(maps: &Maps, only_map: bool, verbose: bool) -> String {
     let mut page = Page::default();
     if !only_map {

@@ -1,5 +1,6 @@
-//! Answers as text for people: pure functions from the agent's types to a string with colours, which the printer takes out
-//! again where they are not wanted. Explicit words everywhere: never an empty place or a bare dash.
+//! Answers as text for people: pure functions from the agent's types to a string with colours. The
+//! printer removes the colours where they are not wanted. The text always uses words, never an
+//! empty place or a dash.
 
 pub(crate) mod drops;
 pub(crate) mod events;

@@ -1,4 +1,5 @@
-//! The shape that all answers share, `wg show`'s: a coloured heading, indented fields, an empty line.
+//! The common layout of all answers, as in `wg show`: a coloured heading, indented fields, an empty
+//! line.
 
 use std::fmt::{Display, Write};
 
@@ -31,7 +32,7 @@ impl Page {
         self.line(format_args!("  {LABEL}{label}{LABEL:#}: {value}"));
     }
 
-    /// `  label:`, for the items that follow.
+    /// `  label:`, followed by items.
     pub(crate) fn list(&mut self, label: &str) {
         self.line(format_args!("  {LABEL}{label}{LABEL:#}:"));
     }
@@ -41,7 +42,7 @@ impl Page {
         self.line(format_args!("    {value}"));
     }
 
-    /// A line as it is.
+    /// A line without changes.
     pub(crate) fn line(&mut self, value: impl Display) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.text, "{value}");

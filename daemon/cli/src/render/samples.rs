@@ -1,4 +1,4 @@
-//! Answers for the tests, and the comparison with the files that hold what a person should see.
+//! Answers for the tests, and the comparison with the golden files of their expected text.
 
 use hauberk_core::api::{
     DropCount, Drops, Event, Explanation, FlowRecord, Hook, KeyStatus, LeakCount, LinkStatus, MapContent, Maps,

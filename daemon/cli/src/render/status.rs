@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::render::page::{self, Page, painted};
 use crate::render::words::{ago, bytes, counted, key, protection, shortened};
 
-/// How many ranges or names fit on a line that is still read.
+/// How many ranges or names are shown in a line, so that it stays readable.
 const SHORT: usize = 4;
 
 /// The whole answer; `verbose` leaves out nothing.
@@ -165,7 +165,7 @@ fn source(source: &SourceStatus, now: Timestamp) -> String {
     format!("{} {}, {state}{rejected}", source.kind, source.location)
 }
 
-/// What is wrong with it is among the problems.
+/// If something is wrong with it, the problems say so.
 fn configuration(state: &ConfigurationStatus) -> String {
     let generation = state.generation.map(|generation| format!(" generation {generation}")).unwrap_or_default();
     let origin = match state.origin.as_str() {

@@ -1,4 +1,5 @@
-//! `hauberk version`: this command's and the agent's, which may differ during an upgrade.
+//! `hauberk version`: the versions of this command and of the agent, which may differ during an
+//! upgrade.
 
 use serde::Serialize;
 
@@ -11,12 +12,12 @@ pub(crate) struct Versions {
     /// None if the agent did not answer.
     agent: Option<String>,
     node: Option<String>,
-    /// Why it did not.
+    /// Why the agent did not answer.
     agent_error: Option<String>,
 }
 
 impl Versions {
-    /// From the agent's version and node, or why there is none.
+    /// From the agent's version and node, or the error.
     pub(crate) fn new(client: &'static str, agent: Result<(String, String), String>) -> Versions {
         match agent {
             Ok((version, node)) => Versions { client, agent: Some(version), node: Some(node), agent_error: None },

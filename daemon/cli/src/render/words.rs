@@ -5,13 +5,13 @@ use jiff::Timestamp;
 
 use crate::render::page::{self, painted};
 
-/// `2 minutes, 3 seconds ago`: the two greatest units.
+/// `2 minutes, 3 seconds ago`: the two largest units.
 pub(crate) fn ago(then: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(then).as_secs();
     match seconds {
         0 => "now".to_string(),
         1.. => format!("{} ago", duration(seconds.unsigned_abs())),
-        // Two clocks are involved: this node's, and that of whoever wrote the time.
+        // Two clocks are involved: this node's, and that of the node that wrote the time.
         _ => format!("{} in the future (clocks differ)", duration(seconds.unsigned_abs())),
     }
 }
@@ -27,7 +27,7 @@ pub(crate) fn duration(seconds: u64) -> String {
         if count > 0 && parts.len() < 2 {
             parts.push(counted(count, unit));
         } else if !parts.is_empty() {
-            // Not `3 days, 5 seconds`.
+            // The second unit must follow the first directly: not `3 days, 5 seconds`.
             break;
         }
     }
@@ -58,7 +58,7 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{amount:.2} {}", UNITS[unit])
 }
 
-/// The first of a list; how many more there are and what shows them.
+/// The first items of a list, how many more there are, and the option that shows them.
 pub(crate) fn shortened(items: &[String], limit: usize) -> String {
     if items.is_empty() {
         return "none".to_string();
@@ -84,7 +84,8 @@ pub(crate) fn protection(protection: Protection) -> String {
     }
 }
 
-/// What happened to a flow, by colour: the clear is to be noticed, not feared.
+/// The word for a flow's encryption, in a colour: plain traffic is yellow, so that it is noticed
+/// but does not look like an error.
 pub(crate) fn encryption(word: &str) -> String {
     painted(
         match word {

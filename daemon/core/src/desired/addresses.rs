@@ -1,11 +1,14 @@
-//! Which address is which node's: by its object's status, by what its agent reads from its kernel and publishes, and on this
-//! node by its own devices.
+//! Which address belongs to which node: by its object's status, by what its agent reads from its
+//! kernel and publishes, and on this node by its own devices.
 //!
-//! - A device's address here is this node's, whatever others claim.
-//! - Nodes' addresses lie in `nodeRanges`, if there are any of the family, and in no pod range. A device alone may have one in
-//!   its own node's pod range: another plugin's bridge and overlay do.
-//! - What a node had until lately is nobody's, and closed: to take it for the world's would open what runs.
-//! - What two nodes claim is nobody's, and closed: to believe one of them could hand it the other's traffic.
+//! - An address of a device here is this node's, whatever others claim.
+//! - Nodes' addresses must lie in `nodeRanges`, if these have ranges of the family, and in no pod
+//!   range. Only a device's address may lie in its own node's pod range: the bridge or overlay of
+//!   another plugin has one there.
+//! - An address that a node had until recently belongs to no node and is closed: if it counted as
+//!   the world's, packets of protected pods that are still on their way would leave in the clear.
+//! - An address that two nodes claim belongs to no node and is closed: believing one could give it
+//!   the other's traffic.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +23,7 @@ use crate::events::{Collector, reason};
 use crate::model::{Model, NodeObject, read_from};
 use crate::reserved;
 
-/// Objects that one event names.
+/// The most objects that one event names.
 const NAMED: usize = 8;
 
 /// What the nodes have: pod ranges and addresses.
@@ -34,20 +37,20 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 pub(super) struct NodeAddresses {
     claims: BTreeMap<Address, NodeClaim>,
-    /// Those that several claim, none of them this node by a device.
+    /// Addresses that several nodes claim and that no device of this node has.
     contests: BTreeMap<IpAddr, Contest>,
-    /// Those that are a pod's all the same.
+    /// Claimed addresses that belong to a pod instead.
     lost: BTreeSet<Address>,
 }
 
-/// What became of the nodes' claims to an address.
+/// The outcome of the nodes' claims to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NodeClaim {
-    /// This one node claims it.
+    /// Only this node claims it.
     Of(String),
-    /// Several do, this one among them.
+    /// Several nodes claim it; this is one of them.
     Contested(String),
-    /// None does; this one did last.
+    /// No node claims it now; this node was the last to have it.
     Departed(String),
 }
 
@@ -55,14 +58,14 @@ pub(super) enum NodeClaim {
 struct Claimant<'a> {
     name: &'a str,
     origin: &'a str,
-    /// By its object's status, not by its devices alone.
+    /// Whether its object's status lists the address, rather than its devices alone.
     by_status: bool,
 }
 
 /// Nodes that claim one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contest {
-    /// Their names: of many, the first eight.
+    /// Their names, at most the first eight.
     pub nodes: Vec<String>,
     /// How many they are.
     pub count: usize,
@@ -74,7 +77,7 @@ impl Contest {
         Contest { nodes, count: claimants.len() }
     }
 
-    /// Their names, and how many more they are.
+    /// Their names, and the number of the others.
     pub fn nodes_in_words(&self) -> String {
         let named = self.nodes.join(" and ");
         match self.count.saturating_sub(self.nodes.len()) {
@@ -85,14 +88,14 @@ impl Contest {
 }
 
 impl Places {
-    /// As the nodes say, less what they cannot have.
+    /// The claims of the nodes, without those to addresses and ranges that they cannot have.
     pub(super) fn claimed(model: &Model, policy: &Policy, events: &mut Collector) -> Places {
         let ranges = PodRanges::claimed(model, policy, events);
         let nodes = NodeAddresses::claimed(model, policy, &ranges, events);
         Places { ranges, nodes }
     }
 
-    /// Whether a node's claim to the address counts less than a pod's: it is in somebody's pod range.
+    /// Whether a pod's claim to the address outweighs a node's: the address is in a pod range.
     pub(super) fn are_pods(&self, policy: &Policy, address: IpAddr) -> bool {
         policy.is_for_pods(address) || self.ranges.hold(address)
     }
@@ -111,7 +114,8 @@ impl NodeAddresses {
                 }
             };
             let is_own = object.name == model.node();
-            // What this node published is no claim: its devices say it themselves, and are believed.
+            // This node's annotation is no claim: the node reads its own devices directly and
+            // trusts them.
             let devices = if is_own { &policy.host_addresses } else { &node.devices };
             let believed = |address: &IpAddr| is_own || can_be_a_devices(policy, ranges, object, *address);
             devices.iter().filter(|address| believed(address)).for_each(|address| claim(*address, false));
@@ -120,7 +124,8 @@ impl NodeAddresses {
                 match refusal(policy, ranges, address) {
                     None => claim(address, true),
                     Some(_) if devices.contains(&address) && can_be_a_devices(policy, ranges, object, address) => {}
-                    // Such an address is often an address translator's.
+                    // An external address outside the node ranges often belongs to an address
+                    // translator.
                     Some(Refusal::OutsideNodeRanges) if !given.internal => {}
                     Some(refusal) => {
                         events.warn(reason::ADDRESS_REFUSED, [name(object)], || refused(object, address, &refusal));
@@ -144,7 +149,8 @@ impl NodeAddresses {
             let claim = if is_contested { NodeClaim::Contested(first) } else { NodeClaim::Of(first) };
             claims.insert((*address).into(), claim);
         }
-        // What was kept over a restart is nobody's only when no object has turned out to say otherwise.
+        // Addresses kept over a restart count as departed only after the model has synced, when no
+        // object claims them.
         for (address, node) in model.departed.iter().filter(|_| model.synced()) {
             if refusal(policy, ranges, address).is_none() && !policy.host_addresses.contains(&address) {
                 let vacant = claims.entry(address.into());
@@ -154,14 +160,14 @@ impl NodeAddresses {
                 }
             }
         }
-        // This node's devices are there before its object is, and after it.
+        // This node's devices have their addresses before its object exists, and after it is gone.
         let here = policy.host_addresses.iter().filter(|address| is_possible(**address));
         claims.extend(here.map(|address| ((*address).into(), NodeClaim::Of(model.node().to_owned()))));
         tell_unusable(model, policy, ranges, events);
         NodeAddresses { claims, contests, lost: BTreeSet::new() }
     }
 
-    /// Takes over what the nodes claim now. Returns the addresses of which that is not the same.
+    /// Takes over the nodes' present claims. Returns the addresses whose claim has changed.
     pub(super) fn replace(&mut self, now: NodeAddresses) -> BTreeSet<Address> {
         let before = std::mem::replace(&mut self.claims, now.claims);
         self.contests = now.contests;
@@ -179,7 +185,7 @@ impl NodeAddresses {
         self.claims.keys().copied()
     }
 
-    /// Which node may speak for which address.
+    /// Which address belongs to which node's allowed IPs.
     pub(super) fn owned(&self) -> impl Iterator<Item = (IpAddr, &str)> {
         self.claims.iter().filter_map(|(address, claim)| match claim {
             NodeClaim::Of(node) if !self.lost.contains(address) => Some((IpAddr::from(*address), node.as_str())),
@@ -187,8 +193,9 @@ impl NodeAddresses {
         })
     }
 
-    /// Addresses of the node's status to reach it at, internal ones first, each kind in its object's order. Also those that
-    /// another node claims too: the tunnel proves who answers there, and a false claim must not cut a node off.
+    /// Addresses in the node's status to reach it at, internal ones first, each kind in its
+    /// object's order. They include addresses that another node also claims: the tunnel proves who
+    /// answers there, and a false claim must not cut a node off.
     pub(super) fn reached_at(&self, node: &NodeObject) -> impl Iterator<Item = IpAddr> {
         let of_kind = |internal| node.addresses.iter().filter(move |address| address.internal == internal);
         of_kind(true).chain(of_kind(false)).map(|address| address.address).filter(|address| {
@@ -202,12 +209,13 @@ impl NodeAddresses {
         })
     }
 
-    /// Notes whether the address is a pod's or a node's after all. Returns whether that is news.
+    /// Records whether the address belongs to a pod rather than to the claiming node. Returns
+    /// whether that has changed.
     pub(super) fn note(&mut self, address: Address, lost: bool) -> bool {
         if lost { self.lost.insert(address) } else { self.lost.remove(&address) }
     }
 
-    /// What became of the nodes' claims to the address.
+    /// The outcome of the nodes' claims to the address.
     pub(super) fn claim(&self, address: Address) -> Option<&NodeClaim> {
         self.claims.get(&address)
     }
@@ -266,7 +274,8 @@ fn refused(node: &NodeObject, address: IpAddr, refusal: &Refusal) -> String {
     format!("Node {}{}: address {address} is refused: it is {what}; {advice}", node.name, read_from(&node.origin))
 }
 
-/// Of one address there is one event, however many claim it. That several nodes' devices have it is usual for some.
+/// One event for each address, however many nodes claim it. It is no warning if only devices have
+/// the address: for some addresses several nodes' devices normally do.
 fn tell_contest(address: IpAddr, claimants: &[Claimant<'_>], is_here: bool, events: &mut Collector) {
     let warning = claimants.iter().any(|claimant| claimant.by_status);
     let reason = if warning { reason::ADDRESS_CONFLICT } else { reason::ADDRESS_SHARED };
@@ -302,7 +311,7 @@ fn tell_departure(address: IpAddr, node: &str, events: &mut Collector) {
     });
 }
 
-/// Other nodes do not believe everything.
+/// Other nodes accept only some addresses as this node's; the event names the rest.
 fn tell_unusable(model: &Model, policy: &Policy, ranges: &PodRanges, events: &mut Collector) {
     let Some(own) = model.node_object(model.node()) else { return };
     let unusable = || policy.host_addresses.iter().filter(|it| !can_be_a_devices(policy, ranges, own, **it));

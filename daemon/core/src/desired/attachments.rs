@@ -1,4 +1,4 @@
-//! The pods' interfaces on this node, as the datapath is to have them.
+//! The pods' interfaces on this node, as the datapath should have them.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::events::{Collector, reason};
 use crate::model::{AttachmentKey, Model};
 use crate::reserved;
 
-/// The interface, if its veth exists. One that is only reserved has addresses, but nothing to attach to yet.
+/// The interface, if its veth exists. A reserved one has addresses, but no device to attach to yet.
 pub(super) fn local_pod(
     model: &Model,
     policy: &Policy,
@@ -24,13 +24,15 @@ pub(super) fn local_pod(
     let (host_mac, pod_mac) = devices(attach)?;
     let mut protection = claims::protection_of(model, policy, attachment);
     let mut addresses: Vec<IpAddr> = Vec::new();
-    // One that is refused claims nothing, and what it is called by may be another's: `::ffff:10.0.1.1`.
+    // A refused address claims nothing, and another pod may have the address it maps to:
+    // `::ffff:10.0.1.1`.
     let possible = |address: &IpAddr| reserved::address(*address).is_none();
     for address in attachment.reservation.addresses.iter().map(IpNet::addr).filter(possible) {
         let settled = claims::settle(model, policy, places, address.into(), &mut Collector::counting());
         let Party::Pod(claim) = settled else { continue };
         protection = protection.max(claim.protection);
-        // An address that two interfaces have is entered once: the map has one entry.
+        // An address that two interfaces have is entered once, because the map has one entry for
+        // it.
         if claim.attachment == Some(key) && !addresses.contains(&address) {
             addresses.push(address);
         }
@@ -48,7 +50,7 @@ pub(super) fn local_pod(
     })
 }
 
-/// What is to be said of an interface on this node.
+/// Adds the events about an interface on this node.
 pub(super) fn tell(
     model: &Model,
     policy: &Policy,
@@ -75,7 +77,7 @@ fn devices(attach: &Attach) -> Option<([u8; 6], [u8; 6])> {
     }
 }
 
-/// A device's MAC address, `aa:bb:cc:dd:ee:ff`: not all zero and not a group's.
+/// A device's MAC address, `aa:bb:cc:dd:ee:ff`: not all zero and not multicast.
 fn mac(text: &str) -> Option<[u8; 6]> {
     let mut bytes = [0; 6];
     let mut parts = text.split(':');

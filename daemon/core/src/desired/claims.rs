@@ -1,4 +1,5 @@
-//! Who has which address: nodes, pods by their objects, and pods by their interfaces on this node.
+//! Which party has which address: nodes, pods by their objects, and pods by their interfaces on
+//! this node.
 
 use std::net::IpAddr;
 
@@ -14,21 +15,21 @@ use crate::model::{AttachmentKey, Claimant, ENCRYPTION_LABEL, Model, Pod, PodNam
 use crate::protection::{self, Rule};
 use crate::reserved;
 
-/// Who has an address.
+/// The party that has an address.
 pub(super) enum Party<'a> {
     Nobody,
     /// A node, by name.
     Node(&'a str),
-    /// One of several nodes: none is believed.
+    /// Several nodes claim it, so none is believed.
     Contested,
-    /// A node's until lately, and nobody's since.
+    /// A node had it until recently, and no party has it now.
     Departed,
     Pod(PodClaim<'a>),
 }
 
-/// A pod's claim to an address, or what became of several.
+/// A pod's claim to an address, or several claims joined.
 pub(super) struct PodClaim<'a> {
-    /// The strictest of all who claim the address.
+    /// The strictest protection of all that claim the address.
     pub(super) protection: Protection,
     /// The node the pod is on, if it is known.
     pub(super) node: Option<&'a str>,
@@ -39,7 +40,7 @@ pub(super) struct PodClaim<'a> {
     origin: &'a str,
 }
 
-/// Whose claim it is. An interface whose pod is named is that pod's.
+/// The holder of the claim. An interface whose pod is named counts as that pod.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Holder<'a> {
     /// By namespace and name.
@@ -47,10 +48,11 @@ enum Holder<'a> {
     Attachment(&'a AttachmentKey),
 }
 
-/// Who has the address.
+/// Decides which party has the address.
 ///
-/// One address, a pod and a node: in pod ranges, and on an interface of this node, it is the pod's: no node may take a pod's
-/// traffic by claiming its address. Elsewhere, and on a device of this node, it is the node's: no pod may cut off a node.
+/// If a pod and a node claim one address, it is the pod's if it lies in a pod range or an interface
+/// of this node has it: no node may take a pod's traffic by claiming its address. Elsewhere, and if
+/// a device of this node has it, it is the node's: no pod may cut off a node.
 pub(super) fn settle<'a>(
     model: &'a Model,
     policy: &Policy,
@@ -63,7 +65,7 @@ pub(super) fn settle<'a>(
     let of_nodes = match nodes {
         NodeClaim::Of(node) => Party::Node(node),
         NodeClaim::Contested(_) => Party::Contested,
-        // A pod that has it now has it.
+        // A pod may have taken over the departed address.
         NodeClaim::Departed(_) => return pod.map_or(Party::Departed, Party::Pod),
     };
     let Some(claim) = pod else { return of_nodes };
@@ -88,7 +90,8 @@ pub(super) fn settle<'a>(
     if pod_keeps { Party::Pod(claim) } else { of_nodes }
 }
 
-/// What became of the claims of pods and interfaces to the address. The interfaces' count before the pod's object says so.
+/// Joins the claims of pods and interfaces to the address. An interface's claim counts before the
+/// pod's object lists it.
 fn pod_claim<'a>(
     model: &'a Model,
     policy: &Policy,
@@ -103,7 +106,8 @@ fn pod_claim<'a>(
             Claimant::Attachment(key) => of_attachment(model, policy, key, model.attachments.get(key)?),
             Claimant::Pod(pod) => {
                 let mut claim = of_pod(model, policy, pod);
-                // A range has one owner: an object gives protection there, but moves nothing to another node.
+                // A range has one owner: an object may add protection there, but cannot move an
+                // address to another node.
                 if let Some(owner) = owner.filter(|owner| claim.node != Some(owner)) {
                     if let Some(node) = claim.node {
                         let objects = [claim.object(), format!("Node/{owner}")];
@@ -165,7 +169,7 @@ pub(super) fn protection_of(model: &Model, policy: &Policy, attachment: &Attachm
     protection::of_attached(model, policy, pod.as_ref().map(|(name, uid)| (name, *uid))).protection
 }
 
-/// Who has the address, for people; of several the likeliest.
+/// The owner of the address, for messages; if several claim it, the likeliest.
 pub(super) fn owner(model: &Model, policy: &Policy, address: Address) -> Option<Owner> {
     let places = Places::default();
     Some(match pod_claim(model, policy, &places, address, &mut Collector::counting())?.holder {
@@ -175,7 +179,8 @@ pub(super) fn owner(model: &Model, policy: &Policy, address: Address) -> Option<
 }
 
 impl<'a> PodClaim<'a> {
-    /// Two pods, one address: the stricter protection of both, and the place of the one more likely to be there.
+    /// Joins the claims of two pods to one address: the stricter protection of both, and the node
+    /// of the more likely one.
     fn join(&mut self, other: PodClaim<'a>) {
         let protection = self.protection.max(other.protection);
         if other.likelihood() > self.likelihood() {
@@ -184,14 +189,15 @@ impl<'a> PodClaim<'a> {
         self.protection = protection;
     }
 
-    /// An interface here is certain; a pod on a known node is more likely than one on none, a pod that stays than one
-    /// that goes. Then the stricter one, and then any order will do as long as it is always the same.
+    /// An interface here is certain. A pod on a known node is more likely than one without a node,
+    /// and a pod that stays more than one that terminates. Then the stricter one wins; after that
+    /// any order will do as long as it is always the same.
     fn likelihood(&self) -> impl Ord {
         let order = std::cmp::Reverse((self.holder, self.attachment));
         (self.attachment.is_some(), self.node.is_some(), !self.terminating, self.protection, order)
     }
 
-    /// As events name it.
+    /// Its name in an event's list of objects.
     fn object(&self) -> String {
         match self.holder {
             Holder::Pod(namespace, name) => format!("Pod/{namespace}/{name}"),
@@ -209,10 +215,11 @@ impl std::fmt::Display for PodClaim<'_> {
     }
 }
 
-/// What is to be said of a pod by itself.
+/// Adds the events about a pod by itself.
 pub(super) fn tell_pod(model: &Model, policy: &Policy, pod: &Pod, events: &mut Collector) {
     let ruling = protection::of_pod(model, policy, pod);
-    // What its namespace asks for is not known before that is read: each agent starts with pods whose namespace comes later.
+    // What the namespace asks for is not known before its object is read: at every start some pods
+    // are read before their namespace.
     let is_asked = ruling.protection > Protection::None && ruling.rule != Rule::NamespaceUnknown;
     if pod.host_network && !pod.finished && is_asked {
         let name = pod.full_name();
@@ -243,8 +250,8 @@ pub(super) fn tell_pod(model: &Model, policy: &Policy, pod: &Pod, events: &mut C
     tell_refused(&of_pod(model, policy, pod), &pod.addresses, events);
 }
 
-/// What is to be said of a namespace. While the source is still being read it is no news that it has no object: that may
-/// come next.
+/// Adds the event about a namespace without an object. While the source is still being read there
+/// is none, because the object may come next.
 pub(super) fn tell_namespace(model: &Model, namespace: &str, events: &mut Collector) {
     if !model.synced() || model.namespace(namespace).is_some() {
         return;
@@ -260,7 +267,7 @@ pub(super) fn tell_namespace(model: &Model, namespace: &str, events: &mut Collec
     });
 }
 
-/// What is to be said of the addresses of an interface on this node.
+/// Adds the events about the addresses of an interface on this node.
 pub(super) fn tell_attachment(
     model: &Model,
     policy: &Policy,

@@ -1,9 +1,11 @@
 //! The desired state, kept in step with the model.
 //!
-//! What a node should hold of an address depends on who claims it, and on nodes and the policy. So a change of a pod, an
-//! interface or a namespace looks at the addresses it touches, one of a node's keys at the tunnels; nodes that come and go or
-//! have other addresses or ranges, another policy, or the word that everything is known look at everything. [`desired`](super::desired()) is the same with nothing known before, and the tests hold one
-//! against the other.
+//! What a node should hold for an address depends on the claimants of the address, on the nodes and
+//! on the policy. So a change of a pod, an interface or a namespace looks at the addresses it
+//! touches, and a change of one node's keys at the tunnels. Everything is computed again when nodes
+//! come or go, when their ranges change, when the model syncs, and when the policy changes in
+//! anything but `host_addresses` and `detours`. [`desired`](super::desired()) does the same with no
+//! earlier state, and the tests compare the two.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -26,15 +28,15 @@ use crate::events::{Collector, NewEvent};
 use crate::model::{Claimant, Model, NodeNumber, Touched};
 use crate::plan::Scope;
 
-/// See the module.
+/// The desired state, updated change by change; see the module.
 #[derive(Debug, Default)]
 pub struct Incremental {
     desired: Desired,
-    /// What it was computed by.
+    /// The policy it was computed with.
     policy: Option<Policy>,
     places: Places,
     speakers: Speakers,
-    /// Ranges that netfilter is to leave alone whoever is in there.
+    /// Ranges that are always exempt from masquerading, whatever addresses are in use there.
     inside: BTreeSet<IpNet>,
     standing: Standing,
 }
@@ -43,9 +45,9 @@ pub struct Incremental {
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Followed {
-    /// What may be otherwise than before.
+    /// What may differ from before.
     pub scope: Scope,
-    /// Events that did not stand before.
+    /// Events that were not in the previous set.
     pub news: Vec<NewEvent>,
 }
 
@@ -58,7 +60,7 @@ impl Deref for Incremental {
 }
 
 impl Incremental {
-    /// From scratch.
+    /// The desired state, computed from scratch.
     pub(super) fn computed(model: &Model, policy: &Policy) -> Desired {
         let mut incremental = Incremental::default();
         incremental.compute(model, policy);
@@ -66,7 +68,7 @@ impl Incremental {
         incremental.desired
     }
 
-    /// Takes in what has changed in the model and the policy since the last call.
+    /// Applies what has changed in the model and the policy since the last call.
     pub fn follow(&mut self, model: &mut Model, policy: &Policy) -> Followed {
         let touched = model.take_touched();
         let alike = self.policy.as_ref().is_some_and(|before| before.is_alike(policy));
@@ -79,7 +81,7 @@ impl Incremental {
         Followed { scope, news: self.tell(model, policy) }
     }
 
-    /// Everything anew, but what stands in words.
+    /// Computes everything again, except the text of the events.
     fn compute(&mut self, model: &Model, policy: &Policy) {
         let mut events = Collector::default();
         self.policy = Some(policy.clone());
@@ -122,7 +124,7 @@ impl Incremental {
         self.standing.set_nodes(of_nodes);
     }
 
-    /// What has been touched; none if that concerns more.
+    /// Updates what has been touched; none if everything must be computed again.
     fn update(&mut self, model: &Model, policy: &Policy, touched: &Touched) -> Option<Scope> {
         let mut scope = Scope::default();
         let mut addresses = Cow::Borrowed(&touched.addresses);
@@ -151,7 +153,7 @@ impl Incremental {
             }));
         }
         if let Some(events) = of_nodes {
-            // The order of a node's own addresses says by which it is reached.
+            // The order of a node's own addresses decides at which one it is reached.
             self.derive_tunnels(model, policy, events);
             scope.nodes();
         }
@@ -188,8 +190,8 @@ impl Incremental {
         Some(scope)
     }
 
-    /// Who has the address now. Returns whether that changes which addresses or ranges are nodes': then tunnels and routes are to
-    /// be computed anew.
+    /// Decides which party has the address now. Returns whether that changes which addresses or
+    /// ranges are nodes': then the caller computes tunnels and routes again.
     fn settle(&mut self, model: &Model, policy: &Policy, address: Address, scope: &mut Scope) -> bool {
         let mut told = Collector::counting();
         let number = |node: &str| model.node_number(node).unwrap_or_default();
@@ -206,7 +208,8 @@ impl Incremental {
                 (Some(identity), (!covered).then_some(node))
             }
         };
-        // Who has a departed address now has no route to pods: what plain pods send there is masqueraded.
+        // A new owner of a departed address has no route to pods, so what unprotected pods send
+        // there is masqueraded.
         let in_cluster = !matches!(party, Party::Nobody | Party::Departed);
         let lost = matches!(party, Party::Pod(_)) && self.places.nodes.claim(address).is_some();
         self.standing.note(Cause::Address(address), told);
@@ -214,7 +217,8 @@ impl Incremental {
         let mut anew = false;
         if let Some([before, now]) = self.speakers.set_pod(ip, outside) {
             self.move_prefix(ip.into(), before, now, scope);
-            // A range of one address has a route of its own.
+            // If the range is this one address, it has a route of its own, which must be computed
+            // again.
             anew = self.places.ranges.is_owned(&ip.into());
             let route = now.and_then(|node| tunnels::route_to_pod(model, policy, &self.places.nodes, ip, node));
             let before = match route {
@@ -245,7 +249,7 @@ impl Incremental {
         }
     }
 
-    /// A pod's address is another peer's now.
+    /// Moves a pod's address from one peer to another.
     fn move_prefix(&mut self, prefix: IpNet, before: Option<NodeNumber>, now: Option<NodeNumber>, scope: &mut Scope) {
         for (number, has) in [(before, false), (now, true)] {
             let Some(peer) = number.and_then(|number| self.desired.peers.get_mut(&number)) else { continue };
@@ -275,7 +279,7 @@ impl Incremental {
         self.standing = standing;
     }
 
-    /// Puts what stands into words. Returns what did not stand before.
+    /// Writes the standing problems as events. Returns those that did not stand before.
     fn tell(&mut self, model: &Model, policy: &Policy) -> Vec<NewEvent> {
         let Some(told) = self.standing.told(model, policy, &self.places) else { return Vec::new() };
         let before = std::mem::replace(&mut self.desired.events, told);

@@ -1,4 +1,5 @@
-//! Which node owns which pod range, and what an address in a range is while nobody is known to have it.
+//! Which node owns which pod range, and the identity of an address in a range that no party is
+//! known to have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,19 +18,20 @@ use crate::reserved;
 pub(super) struct PodRanges {
     /// Each node's own, by node name. No two of different nodes overlap.
     owned: BTreeMap<String, BTreeSet<IpNet>>,
-    /// Whose each of them is.
+    /// The owner of each range.
     owners: BTreeMap<IpNet, String>,
-    /// The lengths that occur among them, of IPv4 and of IPv6 ranges.
+    /// The prefix lengths that occur among them, as (is IPv4, length).
     lengths: BTreeSet<(bool, u8)>,
     /// Ranges that overlap another node's.
     contested: BTreeSet<IpNet>,
 }
 
 impl PodRanges {
-    /// What the nodes claim, less what they cannot have.
+    /// The ranges that nodes claim, without those they cannot have.
     ///
-    /// A range that overlaps another node's is nobody's, whoever claimed it first: a guess could hand one node's traffic
-    /// to another. Pods in there are reached by their own addresses all the same; only what has no Pod object is not.
+    /// A range that overlaps another node's belongs to neither, whichever claimed it first: a guess
+    /// could give one node's traffic to another. Pods in it are still reached by their own
+    /// addresses; only addresses without a Pod object are not.
     pub(super) fn claimed(model: &Model, policy: &Policy, events: &mut Collector) -> PodRanges {
         let mut claims: BTreeMap<IpNet, Vec<&NodeObject>> = BTreeMap::new();
         for node in model.nodes() {
@@ -59,14 +61,15 @@ impl PodRanges {
         ranges
     }
 
-    /// The node in whose own range the address is. There is one at most: ranges of two nodes do not overlap.
+    /// The node whose own range holds the address. There is at most one: ranges of two nodes do not
+    /// overlap.
     pub(super) fn owner(&self, address: IpAddr) -> Option<&str> {
         let of_family = self.lengths.iter().filter(|(is_ipv4, _)| *is_ipv4 == address.is_ipv4());
         let mut ranges = of_family.filter_map(|(_, length)| Some(IpNet::new(address, *length).ok()?.trunc()));
         ranges.find_map(|range| self.owners.get(&range)).map(String::as_str)
     }
 
-    /// Whether it is one of the nodes' own ranges.
+    /// Whether it is a node's own range.
     pub(super) fn is_owned(&self, range: &IpNet) -> bool {
         self.owners.contains_key(range)
     }
@@ -91,12 +94,13 @@ impl PodRanges {
         self.owned.values().flatten().chain(&self.contested).copied()
     }
 
-    /// RANGES.
+    /// The content of the RANGES map.
     pub(super) fn identities(&self, model: &Model, policy: &Policy) -> BTreeMap<Prefix, Identity> {
         let unknown_node = Identity::new(Kind::UnknownNode, Protection::None, 0);
         let unknown_pod = |node: u32| Identity::new(Kind::UnknownPod, Protection::Enabled, node);
         let mut identities = BTreeMap::new();
-        // Where two of these are one prefix, the later one counts: pods before nodes, owned before unowned.
+        // If two of these are the same prefix, the later one counts: pods before nodes, owned
+        // before unowned.
         identities.extend(policy.node_ranges.iter().map(|range| (prefix(*range), unknown_node)));
         identities.extend(policy.cluster_ranges.iter().map(|range| (prefix(*range), unknown_pod(0))));
         identities.extend(self.contested.iter().map(|range| (prefix(*range), unknown_pod(0))));
@@ -108,7 +112,8 @@ impl PodRanges {
     }
 }
 
-/// The ranges that overlap one of another node. Prefixes are nested or apart, and sorted order puts the outer one first.
+/// The ranges that overlap another node's. Two prefixes are either nested or disjoint, and sorted
+/// order puts the outer one first.
 fn contested(claims: &BTreeMap<IpNet, Vec<&NodeObject>>, events: &mut Collector) -> BTreeSet<IpNet> {
     let mut contested = BTreeSet::new();
     let mut enclosing: Vec<(&IpNet, &Vec<&NodeObject>)> = Vec::new();
@@ -121,7 +126,7 @@ fn contested(claims: &BTreeMap<IpNet, Vec<&NodeObject>>, events: &mut Collector)
             for node in nodes {
                 if let Some(other) = others.iter().find(|other| other.name != node.name) {
                     contested.extend([**outer, *range]);
-                    // Within one prefix each pair is met from both sides: tell it once.
+                    // Within one prefix, each pair comes up from both sides: report it once.
                     if *outer != range || other.name < node.name {
                         let objects = [object(other), object(node)];
                         events.warn(reason::RANGE_OVERLAP, objects, || overlap(other, outer, node, range));

@@ -1,5 +1,5 @@
-//! The problems that stand at the moment. Their number is kept for every object that has some, their words are made for the
-//! few that are told.
+//! The problems that exist at the moment. Every object with problems has their number; the text is
+//! made only for the few that are reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::desired::{Policy, attachments};
 use crate::events::{Collector, Counts, NewEvent};
 use crate::model::{AttachmentKey, Model};
 
-/// What a problem comes from, in the order in which problems are told.
+/// What a problem comes from, in the order in which problems are reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Cause {
     Address(Address),
@@ -22,30 +22,30 @@ pub(super) enum Cause {
     Pod(Arc<str>, Box<str>),
 }
 
-/// The problems that stand.
+/// The problems that exist.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    /// Of nodes among themselves.
+    /// Problems between nodes.
     nodes: Collector,
     others: BTreeMap<Cause, Counts>,
     news: bool,
 }
 
 impl Standing {
-    /// Of nodes among themselves there are these.
+    /// Replaces the problems between nodes.
     pub(super) fn set_nodes(&mut self, nodes: Collector) {
         self.nodes = nodes;
         self.news = true;
     }
 
-    /// Looks at what a problem could come from.
+    /// Counts the problems that come from this cause.
     pub(super) fn look(&mut self, model: &Model, policy: &Policy, places: &Places, cause: Cause) {
         let mut told = Collector::counting();
         tell(model, policy, places, &cause, &mut told);
         self.note(cause, told);
     }
 
-    /// Notes what has been counted of a cause.
+    /// Records the counts of a cause.
     pub(super) fn note(&mut self, cause: Cause, told: Collector) {
         let counts = told.counts();
         if counts.is_empty() {
@@ -56,7 +56,7 @@ impl Standing {
         }
     }
 
-    /// All of them in words, if any of them may be another than before.
+    /// All problems as events, if any of them may have changed since the last call.
     pub(super) fn told(&mut self, model: &Model, policy: &Policy, places: &Places) -> Option<BTreeSet<NewEvent>> {
         if !std::mem::take(&mut self.news) {
             return None;

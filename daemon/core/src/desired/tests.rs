@@ -12,7 +12,7 @@ fn identity_of_pod(protection: Protection, node: u32) -> Identity {
     Identity::new(Kind::Pod, protection, node)
 }
 
-/// A world of three nodes with one pod changed to taste.
+/// A world of three nodes with one pod, changed by the caller.
 fn with_pod(change: impl FnOnce(&mut PodObject)) -> World {
     let mut world = World::three_nodes();
     let mut object = pod("open/a", 2, &["10.0.2.5"]);
@@ -162,7 +162,7 @@ fn addresses_that_nobody_can_have_are_refused() {
         assert!(!world.desired().endpoints.contains_key(&ip(address).into()), "{address}");
         assert_eq!(protection_of(&world, "10.0.2.5"), Protection::None, "the other address is taken");
     }
-    // ::ffff:10.0.3.9 would be taken for 10.0.3.9.
+    // ::ffff:10.0.3.9 would count as 10.0.3.9.
     let world = with_pod(|pod| pod.addresses.push(ip("::ffff:10.0.3.9")));
     world.assert_event(reason::ADDRESS_REFUSED, &["Pod/open/a"]);
     assert_eq!(world.desired().identity(ip("10.0.3.9")).kind(), Kind::UnknownPod);
@@ -376,10 +376,10 @@ fn a_pod_that_keeps_its_address_when_its_nodes_range_changes_is_reached_by_it() 
     assert_eq!((route.via, route.mtu), (ip("192.0.2.2"), Some(1420)));
     let peer = world.desired().peers[&NodeNumber(world.number(2))].clone();
     assert!(peer.allowed.contains(&net("10.0.2.5/32")));
-    // What a Pod object says of an address outside of clusterRanges leads nothing there.
+    // A Pod object's address outside clusterRanges gets no route.
     world.apply(Change::Pod(pod("open/world", 2, &["198.51.100.7"])));
     assert_eq!(routes(&world).len(), 3);
-    // Nor is there a route to one of this node, whose interface is here.
+    // Nor does a pod of this node get one: its interface is here.
     world.apply(Change::Pod(pod("open/here", 1, &["10.0.77.1"])));
     assert_eq!(routes(&world).len(), 3);
     world.apply(Change::PodGone(pod_name("open/a")));
@@ -425,7 +425,7 @@ fn a_newcomer_cannot_take_a_nodes_key() {
     // The holder's object changes, but not its key: it keeps its place.
     world.apply(Change::Node(NodeObject { origin: "moved.yaml".into(), ..node(2) }));
     assert_eq!(world.desired().peers[&NodeNumber(world.number(2))].keys, [(1, key(2))]);
-    // The holder gives it up: then it is the other's.
+    // The holder gives it up, and the other gets it.
     world.apply(Change::NodeGone("n2".into()));
     assert_eq!(world.desired().peers[&world.model.node_number("a0").unwrap()].keys, [(9, key(2))]);
 }
@@ -485,7 +485,7 @@ fn an_interface_on_record_again_is_of_the_pod_that_has_its_addresses() {
     again.recovered = true;
     world.apply(Change::Attachment(again));
     assert_eq!(protection_of(&world, "10.0.1.5"), Protection::Enabled, "nobody is known to have it");
-    // One of its addresses is enough, and then both are that pod's.
+    // One of its addresses is enough to identify the pod, and then both are that pod's.
     world.apply(Change::Pod(pod("open/a", 1, &["10.0.1.5"])));
     for address in ["10.0.1.5", "fd00::1:5"] {
         assert_eq!(protection_of(&world, address), Protection::None, "{address}");

@@ -1,4 +1,4 @@
-//! The other nodes' tunnels: keys, where they listen, what they may speak for; and the routes to their pods.
+//! The other nodes' tunnels: keys, endpoints and allowed IPs; and the routes to their pods.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use crate::desired::{Peer, Policy, Route};
 use crate::events::{Collector, reason};
 use crate::model::{Held, Model, NodeNumber, NodeObject, read_from};
 
-/// What is desired of the tunnel, of the PEERS map and of the routing table.
+/// The desired content of the tunnel, of the PEERS map and of the routing table.
 #[derive(Default)]
 pub(super) struct Tunnels {
     pub(super) peers: BTreeMap<NodeNumber, Peer>,
@@ -22,7 +22,7 @@ pub(super) struct Tunnels {
 }
 
 impl Tunnels {
-    /// From the nodes' objects, and what became of their claims.
+    /// Derived from the nodes' objects and the outcome of their claims.
     pub(super) fn derive(
         model: &Model,
         policy: &Policy,
@@ -54,7 +54,8 @@ impl Tunnels {
             tunnels.entries.insert(number, entry);
             tunnels.peers.insert(number, Peer { number, name: name.clone(), keys, endpoint, fallbacks, allowed });
         }
-        // Also where the address alone is some node's range: who speaks for it is where it is.
+        // Also where this single address is some node's whole range: the route leads to the node
+        // that the pod is on.
         for (prefix, node) in &speakers.pods {
             match node.and_then(|node| route_to_pod(model, policy, nodes, prefix.addr(), node)) {
                 Some(route) => tunnels.routes.insert(*prefix, route),
@@ -64,7 +65,7 @@ impl Tunnels {
         tunnels
     }
 
-    /// Routes to the node's pod ranges by its address of the same family.
+    /// Adds routes to the node's pod ranges, by its address of the same family.
     fn route(
         &mut self,
         policy: &Policy,
@@ -75,7 +76,7 @@ impl Tunnels {
         events: &mut Collector,
     ) {
         for destination in ranges.of(&node.name).filter(|range| families.has(range.addr())) {
-            // An address inside the range would be reached by the route itself.
+            // An address inside the range would itself be reached by the route.
             let usable = |via: &IpAddr| same_family(*via, destination.addr()) && !destination.contains(via);
             match way(policy, nodes, node, usable) {
                 Some(via) => {
@@ -87,14 +88,15 @@ impl Tunnels {
     }
 }
 
-/// The families that this node has: a node of one family among others of two needs no way to the other family's pods.
+/// The address families that this node has. A node with one family needs no route to the other
+/// family's pods.
 struct Families {
     ipv4: bool,
     ipv6: bool,
 }
 
 impl Families {
-    /// By its object and its devices; both while its object is not there.
+    /// The families of its object and its devices; both while its object does not exist.
     fn of_own_node(model: &Model, policy: &Policy) -> Families {
         let Some(own) = model.node_object(model.node()) else { return Families { ipv4: true, ipv6: true } };
         let ranges = own.pod_ranges.iter().map(IpNet::addr);
@@ -110,8 +112,9 @@ impl Families {
     }
 }
 
-/// The route to a pod outside of its node's ranges, as one that keeps its address when the range changes. Outside of
-/// `clusterRanges` there is none: a Pod object must not lead the world's traffic to its node.
+/// The route to a pod outside its node's ranges, for example a pod that kept its address when the
+/// range changed. There is none outside `clusterRanges`: a Pod object must not redirect the world's
+/// traffic to its node.
 pub(super) fn route_to_pod(
     model: &Model,
     policy: &Policy,
@@ -127,7 +130,7 @@ pub(super) fn route_to_pod(
     Some(Route { destination: pod.into(), via, mtu: policy.route_mtu })
 }
 
-/// Who publishes which key, and since when.
+/// Which nodes publish which key, and since when.
 struct Holders<'a>(HashMap<[u8; 32], Vec<Holder<'a>>>);
 
 struct Holder<'a> {
@@ -138,7 +141,7 @@ struct Holder<'a> {
 impl<'a> Holders<'a> {
     fn collect(model: &'a Model) -> Holders<'a> {
         let mut holders: HashMap<[u8; 32], Vec<Holder<'a>>> = HashMap::new();
-        // What this node's own object says is no claim: its keys are in the policy.
+        // This node's own object is no claim: its keys are in the policy.
         for (name, node) in model.nodes.iter().filter(|(name, _)| *name != model.node()) {
             for (key, arrival) in node.held.iter().flat_map(|held| &held.arrival) {
                 debug_assert_eq!(*name, node.object.name);
@@ -148,7 +151,8 @@ impl<'a> Holders<'a> {
         Holders(holders)
     }
 
-    /// The node's keys that are its own alone, newest first.
+    /// The node's usable keys, newest first. Left out are this node's own keys, and keys that
+    /// another node had before or came with at the same time.
     fn usable(&self, policy: &Policy, node: &NodeObject, held: &Held, events: &mut Collector) -> Vec<(u32, [u8; 32])> {
         let mut usable = Vec::new();
         for key in &held.published.keys {
@@ -165,7 +169,8 @@ impl<'a> Holders<'a> {
         usable
     }
 
-    /// Another node that had the key before this one, or came with it at the same time, so that neither can be believed.
+    /// Another node that had the key before this one, or came with it at the same time, when
+    /// neither can be believed.
     fn earlier_or_equal(&self, node: &NodeObject, key: &[u8; 32]) -> Option<&Holder<'a>> {
         let holders = self.0.get(key)?;
         let own = holders.iter().find(|holder| holder.node.name == node.name)?;
@@ -176,19 +181,19 @@ impl<'a> Holders<'a> {
     }
 }
 
-/// Who may speak for what. Unique by construction: a prefix has one place in each map, and what is more certain - a pod's
-/// own object - comes first.
+/// Which prefix is in which node's allowed IPs. Unique by construction: a prefix occurs once in
+/// each map, and the more certain source, a pod's own object, comes first.
 #[derive(Debug, Default)]
 pub(super) struct Speakers {
-    /// For the nodes' own ranges and addresses.
+    /// The nodes' own ranges and addresses.
     nodes: BTreeMap<IpNet, NodeNumber>,
-    /// For pods' addresses outside of their node's ranges. Nobody may speak for a pod that is nowhere, even if its address
-    /// alone is some node's whole range.
+    /// Pods' addresses outside their node's ranges. A pod without a node is in no peer's allowed
+    /// IPs, even if its address alone is some node's whole range.
     pods: BTreeMap<IpNet, Option<NodeNumber>>,
 }
 
 impl Speakers {
-    /// As the nodes say.
+    /// Replaces the ranges and addresses of the nodes.
     pub(super) fn set_nodes(&mut self, model: &Model, places: &Places) {
         self.nodes.clear();
         for node in model.nodes() {
@@ -199,7 +204,8 @@ impl Speakers {
         self.nodes.extend(places.nodes.owned().map(|(address, node)| (IpNet::from(address), number(node))));
     }
 
-    /// As a pod says. Returns who spoke for the address and who does now, if that is not the same.
+    /// Sets or removes a pod's address. Returns the previous and the present node for it, if they
+    /// differ.
     pub(super) fn set_pod(
         &mut self,
         address: IpAddr,
@@ -230,8 +236,9 @@ impl Speakers {
     }
 }
 
-/// Where the node's tunnel listens: an address of the family this node's own first address has, if there is one. The last
-/// choice is an external address outside of `nodeRanges`: an address translator's, whose other side proves who it is.
+/// Where the node's tunnel listens: preferably an address of the family of this node's own first
+/// address. The last choice is an external address outside `nodeRanges`: an address translator may
+/// have it, and the handshake proves who is behind it.
 fn endpoint(policy: &Policy, node: &NodeObject, own: Option<IpAddr>, places: &Places, port: u16) -> Option<SocketAddr> {
     let internal = |address: &IpAddr| node.addresses.iter().any(|other| other.internal && other.address == *address);
     let other_family = |address: &IpAddr| own.is_some_and(|own| !same_family(own, *address));
@@ -246,15 +253,17 @@ fn endpoint(policy: &Policy, node: &NodeObject, own: Option<IpAddr>, places: &Pl
     best.or_else(external).map(|address| SocketAddr::new(address, port))
 }
 
-/// The node's other addresses, those of the other family first: a firewall or a router may carry only one of them.
+/// The node's other addresses, those of the other family first: a firewall or a router may carry
+/// only one family.
 fn fallbacks(node: &NodeObject, places: &Places, endpoint: SocketAddr) -> Vec<SocketAddr> {
     let mut others: Vec<IpAddr> = places.nodes.reached_at(node).filter(|address| *address != endpoint.ip()).collect();
     others.sort_by_key(|address| same_family(*address, endpoint.ip()));
     others.into_iter().map(|address| SocketAddr::new(address, endpoint.port())).collect()
 }
 
-/// The address of the node by which routes lead: the first one that `may` be. While nobody answers there, the one at which the tunnel
-/// hears the node, if that is its own, or another one of its status.
+/// The node's address that routes go via: the first one that `may` accepts. If that one does not
+/// answer, it is the address at which the tunnel hears the node, if it is the node's own, else
+/// another address of its status.
 fn way(policy: &Policy, nodes: &NodeAddresses, node: &NodeObject, may: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
     let first = nodes.reached_at(node).find(&may)?;
     let Some(heard) = policy.detours.get(&first) else { return Some(first) };

@@ -1,5 +1,5 @@
-//! Which pods and interfaces claim which address: kept in step with the objects, so that a change of one looks at its own
-//! addresses only.
+//! Which pods and interfaces claim which address. Kept in step with the objects, so that a change
+//! of one object has to look at its own addresses only.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use hauberk_abi::address::Address;
 
 use crate::model::{AttachmentKey, Pod};
 
-/// Who claims an address. Interfaces sort before pods.
+/// A pod or interface that claims an address. Interfaces sort before pods.
 #[derive(Clone, Debug)]
 pub(crate) enum Claimant {
     /// A pod's interface on this node.
@@ -18,16 +18,17 @@ pub(crate) enum Claimant {
     Pod(Arc<Pod>),
 }
 
-/// Every claim to an address that somebody may have.
+/// Every claim of a pod or an interface to an address.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
-    /// Nobody is less than everybody, which is where a search for an address begins; it is never in here.
+    /// `None` sorts before every claimant, so a search for an address starts there; it is never
+    /// stored.
     claims: BTreeSet<(Address, Option<Claimant>)>,
 }
 
 impl Claims {
     pub(crate) fn insert(&mut self, address: Address, claimant: Claimant) {
-        // A pod that is replaced is equal to the one before.
+        // A replaced pod compares equal to the one before.
         self.claims.replace((address, Some(claimant)));
     }
 
@@ -35,13 +36,13 @@ impl Claims {
         self.claims.remove(&(address, Some(claimant)));
     }
 
-    /// Who claims the address.
+    /// The claimants of the address.
     pub(crate) fn of(&self, address: Address) -> impl Iterator<Item = &Claimant> {
         let from = self.claims.range((address, None)..);
         from.take_while(move |(other, _)| *other == address).filter_map(|(_, claimant)| claimant.as_ref())
     }
 
-    /// Every claimed address, some more than once.
+    /// Every claimed address; an address with several claims appears several times.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = Address> {
         self.claims.iter().map(|(address, _)| *address)
     }

@@ -1,19 +1,21 @@
-//! Addresses that nodes had until lately: their object went, or no longer says so. Whoever has one next is not known yet, and packets
-//! of protected pods may still be on their way there. So they stay closed until a node says that it has one, or they are forgotten
+//! Addresses that nodes had until recently: the node's object is gone, or no longer lists the
+//! address. The next owner is not known yet, and packets of protected pods may still be on their
+//! way there. So the address stays closed until a node claims it or the agent forgets it
 //! ([`super::Change::AddressForgotten`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// No more are kept; nodes that come and go faster lose some.
+/// The most addresses that are kept; when nodes come and go faster, some are not recorded.
 pub const MAX: usize = 16_384;
 
-/// The node that had an address last, by address.
+/// By address, the last node that had it.
 #[derive(Debug, Default)]
 pub(crate) struct Departed(BTreeMap<IpAddr, String>);
 
 impl Departed {
-    /// A node had some addresses before, and has others now. Returns whether that concerns anyone.
+    /// A node had some addresses before, and has others now. Returns whether the record has
+    /// changed.
     pub(super) fn note(&mut self, node: &str, before: &BTreeSet<IpAddr>, now: &BTreeSet<IpAddr>) -> bool {
         let mut changed = false;
         for address in now {
@@ -25,7 +27,7 @@ impl Departed {
         changed
     }
 
-    /// A node had the address last. Returns whether that is news.
+    /// Records that a node had the address last. Returns whether that is new.
     pub(super) fn put(&mut self, address: IpAddr, node: String) -> bool {
         if self.0.len() >= MAX && !self.0.contains_key(&address) {
             return false;

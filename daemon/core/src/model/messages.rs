@@ -1,4 +1,4 @@
-//! What is to be said of an object by itself.
+//! Events about one object by itself.
 
 use hauberk_keyring::published;
 

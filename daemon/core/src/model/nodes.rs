@@ -1,4 +1,5 @@
-//! A node as it is remembered: its object, and what it last published in a form that could be read.
+//! A node as the model keeps it: its object, and what it last published in a form that could be
+//! read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -42,31 +43,31 @@ pub struct NodeAddress {
     pub internal: bool,
 }
 
-/// A node, and what is remembered of it.
+/// A node's object and what the model remembers about the node.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) object: NodeObject,
-    /// The last keys it published in a form that could be read.
+    /// The last readable keys that it published.
     pub(crate) held: Option<Held>,
-    /// The addresses of its devices, as it last published them in a form that could be read.
+    /// The last readable addresses of its devices that it published.
     pub(crate) devices: BTreeSet<IpAddr>,
     /// What it acknowledges.
     pub(crate) enforced: Acknowledged,
 }
 
 impl Node {
-    /// Those its object and its devices say.
+    /// The addresses from its object and of its devices.
     pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
         self.object.addresses.iter().map(|given| given.address).chain(self.devices.iter().copied()).collect()
     }
 }
 
-/// A node's keys, each with when it came.
+/// A node's keys and when each came.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) published: Published,
-    /// When the node first published the key: 0 before everything was known, when nobody can tell who came first; then
-    /// one number per change.
+    /// When the node first published the key. 0 before the model has synced, because the order of
+    /// arrival is not known then; after that, one number per change.
     pub(crate) arrival: BTreeMap<[u8; 32], u64>,
 }
 
@@ -81,7 +82,7 @@ impl Model {
         if let Some(other) = self.numbers.assign(&object.name) {
             events.push(number_taken(&object.name, &other));
         }
-        // What a node acknowledges or has seen concerns nobody but who asks.
+        // The desired state does not depend on what a node acknowledges or has seen.
         self.touched.node_set |= before.is_none();
         self.touched.nodes |= before.as_ref().is_some_and(|before| {
             let others = |node: &NodeObject| NodeObject { enforced: None, plaintext_seen: None, ..node.clone() };
@@ -105,15 +106,15 @@ impl Model {
         true
     }
 
-    /// This node's own addresses are known by its devices.
+    /// This node's own addresses come from its devices, so they are left out.
     pub(super) fn note_addresses(&mut self, name: &str, before: &BTreeSet<IpAddr>, now: &BTreeSet<IpAddr>) {
         if name != self.node {
             self.touched.nodes |= self.departed.note(name, before, now);
         }
     }
 
-    /// A broken annotation leaves the last good keys in force: it must not be possible to cut a node off by a slip of the
-    /// pen. A removed annotation takes them away.
+    /// A broken annotation leaves the last good keys in force: a typing error must not cut a node
+    /// off. A removed annotation removes the keys.
     fn hold_keys(&mut self, object: &NodeObject, before: Option<Held>, events: &mut Vec<NewEvent>) -> Option<Held> {
         let text = object.keys.as_deref()?;
         match published::parse(text) {
@@ -137,7 +138,8 @@ impl Model {
     }
 }
 
-/// A broken annotation leaves the last good addresses in force, as it does the keys. A removed one takes them away.
+/// A broken annotation leaves the last good addresses in force, as it does the keys. A removed one
+/// removes them.
 fn devices(object: &NodeObject, before: BTreeSet<IpAddr>, events: &mut Vec<NewEvent>) -> BTreeSet<IpAddr> {
     match object.published_addresses.as_deref().map(addresses::parse) {
         None => BTreeSet::new(),

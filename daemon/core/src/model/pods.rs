@@ -1,4 +1,5 @@
-//! The pods as they are remembered. A cluster has tens of thousands: what repeats is shared, and nothing is kept twice.
+//! The pods as the model keeps them. A cluster has tens of thousands, so repeated strings are
+//! shared and nothing is stored twice.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -39,12 +40,12 @@ impl Pod {
         PodName { namespace: self.namespace.to_string(), name: self.name.to_string() }
     }
 
-    /// Whether its addresses, if it has any, are its own.
+    /// Whether the pod, rather than its node, has the addresses in its status.
     pub fn has_network(&self) -> bool {
         !self.host_network && !self.finished
     }
 
-    /// The addresses that are its own.
+    /// The addresses that belong to the pod itself.
     pub fn own_addresses(&self) -> &[IpAddr] {
         if self.has_network() { &self.addresses } else { &[] }
     }
@@ -58,7 +59,7 @@ pub(crate) struct Pods {
 }
 
 impl Pods {
-    /// The pod as it was before, if that was otherwise, and as it is now; none if nothing is different.
+    /// The pod as it was before, if it existed, and as it is now; none if nothing has changed.
     pub(crate) fn put(&mut self, object: PodObject) -> Option<(Option<Arc<Pod>>, Arc<Pod>)> {
         let before = self.find(&object.namespace, &object.name).cloned();
         let namespace = match self.by_namespace.get_key_value(object.namespace.as_str()) {
@@ -85,7 +86,7 @@ impl Pods {
         Some((before, pod))
     }
 
-    /// Takes the pod away.
+    /// Removes the pod.
     pub(crate) fn remove(&mut self, name: &PodName) -> Option<Arc<Pod>> {
         let pods = self.by_namespace.get_mut(name.namespace.as_str())?;
         let pod = pods.take(name.name.as_str())?.0;
@@ -100,12 +101,12 @@ impl Pods {
         self.by_namespace.get(namespace)?.get(name).map(|ByName(pod)| pod)
     }
 
-    /// Every pod, in the order of its names.
+    /// Every pod, ordered by name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Pod>> {
         self.by_namespace.values().flatten().map(|ByName(pod)| pod)
     }
 
-    /// The namespace's pods, in the order of their names.
+    /// The namespace's pods, ordered by name.
     pub(crate) fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pod>> {
         self.by_namespace.get(namespace).into_iter().flatten().map(|ByName(pod)| pod)
     }
@@ -116,7 +117,7 @@ impl Pods {
     }
 }
 
-/// A pod, found among its namespace's by its name.
+/// A pod in its namespace's set, which is ordered and searched by name.
 #[derive(Debug)]
 struct ByName(Arc<Pod>);
 
@@ -146,11 +147,11 @@ impl Ord for ByName {
     }
 }
 
-/// Words that many pods have in common: names of nodes, values of labels.
+/// Strings that many pods share: names of nodes, values of labels.
 #[derive(Debug, Default)]
 struct Words {
     words: HashSet<Arc<str>>,
-    /// How many there were after those that nobody had any more were last forgotten.
+    /// How many strings were left after the last time unused ones were dropped.
     kept: usize,
 }
 

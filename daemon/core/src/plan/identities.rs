@@ -1,10 +1,12 @@
 //! The order of changes to ENDPOINTS and RANGES.
 //!
-//! What an address resolves to depends on several entries at once, so an order by entry is not enough:
+//! What an address resolves to depends on several entries at once, so an order by entry is not
+//! enough:
 //!
-//! - Stricter first: only entries that make no address less strict than it is now.
-//! - Then the others. Longer prefixes are put before shorter ones, and shorter ones are removed before longer ones, so that
-//!   whenever an entry becomes visible for an address it is the one that decides in the end: each address changes once.
+//! - First the stricter ones: only entries that make no address less strict than it is now.
+//! - Then the others. Longer prefixes are put before shorter ones, and shorter ones are removed
+//!   before longer ones, so that an entry that becomes visible for an address is also the one that
+//!   decides in the end: each address changes once.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,13 +23,14 @@ use crate::plan::{Actual, Scope, Step};
 /// Steps in two halves.
 #[derive(Default)]
 pub(super) struct Order {
-    /// None of these makes anything less strict.
+    /// Steps that make nothing less strict.
     pub(super) stricter: Vec<Step>,
     /// The rest, removals included.
     pub(super) weaker: Vec<Step>,
 }
 
-/// How strictly packets of an address are judged: outside the cluster, in it, permissive, enabled or unknown.
+/// How strictly packets of an address are judged: world, cluster, permissive, enabled or unknown,
+/// in this order.
 pub(crate) fn strictness(identity: Identity) -> u8 {
     if identity.is_world() { 0 } else { 1 + identity.protection() as u8 }
 }
@@ -58,7 +61,7 @@ pub(super) fn order(actual: &Actual, desired: &Desired, scope: &Scope) -> Order 
     let gone = scope.endpoints_of(&actual.endpoints).filter(|(address, _)| !desired.endpoints.contains_key(*address));
     for (address, identity) in gone {
         let step = Step::RemoveEndpoint(*address);
-        // A plain pod that is gone leaves an unknown, hence protected address behind.
+        // When an unprotected pod is gone, its address becomes unknown and is therefore protected.
         if desired.prune && strictness(lookup.identity(*address)) > strictness(*identity) {
             order.stricter.push(step);
         } else {
@@ -68,7 +71,7 @@ pub(super) fn order(actual: &Actual, desired: &Desired, scope: &Scope) -> Order 
     order.weaker.extend(late_endpoints);
     order.weaker.extend(late_ranges.into_iter().map(|(prefix, identity)| Step::PutRange(prefix, identity)));
     if scope.is_everything() {
-        // A prefix sorts by its length first.
+        // Prefixes sort by length first, so shorter ones are removed first.
         let gone = actual.ranges.keys().filter(|prefix| !desired.ranges.contains_key(prefix));
         order.weaker.extend(gone.copied().map(Step::RemoveRange));
     }
@@ -88,7 +91,8 @@ fn put_strict_ranges(
         .filter(|(prefix, identity)| ranges.get(prefix) != Some(identity))
         .map(|(prefix, identity)| (*prefix, *identity))
         .collect();
-    // The strictest first, so that what would open a hole in one of them is seen; then the longest.
+    // The strictest first, so that a later range that would open a hole in one of them is noticed;
+    // then the longest.
     puts.sort_by_key(|(prefix, identity)| std::cmp::Reverse((strictness(*identity), *prefix)));
     let mut late = Vec::new();
     for (prefix, identity) in puts {

@@ -1,6 +1,7 @@
 //! The order of changes to the tunnel's peers and the PEERS map.
 //!
-//! No key and no prefix is ever in two peers. What moves from one to another is given up first, then taken.
+//! No key and no prefix is ever in two peers. One that moves is first removed from the old peer,
+//! then added to the new one.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +13,9 @@ use crate::model::NodeNumber;
 use crate::plan::identities::Order;
 use crate::plan::{Actual, Scope, Step};
 
-/// The steps from one set of peers to the other. A peer out of scope is as desired, and so has nothing of another's; but before
-/// every source has been read peers are kept that are not desired, and any of them may have what another is to get.
+/// The steps from one set of peers to the other. A peer out of scope is as desired, so it has
+/// nothing that belongs to another. But before every source has been read, the plan keeps peers
+/// that are not desired, and any of them may have something that another peer should get.
 pub(super) fn order(actual: &Actual, desired: &Desired, scope: &Scope) -> Order {
     let all = Scope::all_nodes();
     let scope = if desired.prune { scope } else { &all };
@@ -39,7 +41,7 @@ pub(super) fn order(actual: &Actual, desired: &Desired, scope: &Scope) -> Order 
     order
 }
 
-/// What each key and prefix shall be whose.
+/// The desired owner of each key and prefix.
 struct Owners {
     prefixes: BTreeMap<IpNet, NodeNumber>,
     keys: BTreeMap<[u8; 32], NodeNumber>,
@@ -62,7 +64,7 @@ impl Owners {
     }
 }
 
-/// The step that takes from a peer what shall be another's, if it has any of that.
+/// The step that removes from a peer what another peer should have, if there is any.
 fn give_up(peer: &Peer, desired: &Desired, owners: &Owners) -> Option<Step> {
     let mut rest = peer.clone();
     rest.allowed.retain(|prefix| !owners.is_anothers_prefix(prefix, peer.number));
@@ -74,8 +76,8 @@ fn give_up(peer: &Peer, desired: &Desired, owners: &Owners) -> Option<Step> {
     Some(if goes { Step::RemovePeer(peer.number) } else { Step::PutPeer(rest) })
 }
 
-/// The peer, with the prefixes it has and that are nobody else's: while the source is being read, the object that gives
-/// them to it may still be to come.
+/// The peer with its desired prefixes and those it already has that no other peer should get: while
+/// the source is being read, the object that gives them to it may still come.
 fn keep_allowed(peer: &Peer, before: Option<&Peer>, owners: &Owners) -> Peer {
     let mut kept = peer.clone();
     let allowed = before.into_iter().flat_map(|before| &before.allowed);
@@ -83,7 +85,8 @@ fn keep_allowed(peer: &Peer, before: Option<&Peer>, owners: &Owners) -> Peer {
     kept
 }
 
-/// A flag that goes lets permissive traffic out in the clear, so it goes late; one that comes waits for the peer.
+/// Removing a flag lets permissive traffic out in the clear, so it comes late. A new flag waits
+/// until the peer is put.
 fn entries(actual: &Actual, desired: &Desired, scope: &Scope, order: &mut Order) {
     for (number, entry) in scope.peers_of(&desired.peer_entries) {
         let before = actual.peer_entries.get(number);

@@ -1,4 +1,4 @@
-//! What a plan has to look at.
+//! Which parts of the state a plan has to compare.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,18 +6,18 @@ use hauberk_abi::address::Address;
 
 use crate::model::NodeNumber;
 
-/// Where the desired state may differ from the actual one. Whoever leaves something out knows that it is as desired, or that
-/// nothing could be done about it before every source has been read.
+/// Where the desired state may differ from the actual one. A caller that leaves something out knows
+/// that it is as desired, or that nothing could be done about it before every source has been read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
-    /// Anywhere; as at the start, and after a failure.
+    /// Anywhere: at the start, and after a failure.
     everything: bool,
     endpoints: BTreeSet<Address>,
     /// The tunnel's peers, PEERS and the routes of every node.
     nodes: bool,
     /// The tunnel's peers and PEERS.
     peers: BTreeSet<NodeNumber>,
-    /// Pods' interfaces: few enough to look at all of them.
+    /// Pods' interfaces. There are few, so the plan looks at all of them.
     pub(crate) attachments: bool,
     pub(crate) untranslated: bool,
 }
@@ -38,7 +38,7 @@ impl Scope {
         *self == Scope::default()
     }
 
-    /// Addresses that may belong to another, or be protected otherwise; none if any may.
+    /// Addresses whose party or protection may differ; none if that can be any address.
     pub fn addresses(&self) -> Option<&BTreeSet<Address>> {
         (!self.everything).then_some(&self.endpoints)
     }
@@ -48,7 +48,7 @@ impl Scope {
         self.everything
     }
 
-    /// What is in either.
+    /// Adds the other scope to this one.
     pub fn extend(&mut self, other: Scope) {
         if self.everything || other.everything {
             *self = Scope::everything();
@@ -100,7 +100,7 @@ impl Scope {
     }
 }
 
-/// The map's entries of these keys, or all, in order.
+/// The map's entries with these keys, or all entries, in order.
 fn within<'a, K: Ord, V>(
     map: &'a BTreeMap<K, V>,
     keys: Option<&'a BTreeSet<K>>,

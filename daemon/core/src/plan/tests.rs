@@ -18,7 +18,7 @@ fn reach(actual: &mut Actual, desired: &Desired) -> Vec<Step> {
     steps
 }
 
-/// What the state looks like that a desired one leads to from nothing, once it may prune.
+/// The actual state after a world's plan has been carried out from an empty one, once it may prune.
 fn reached(world: &World) -> Actual {
     let mut actual = Actual::default();
     reach(&mut actual, &world.desired());
@@ -57,7 +57,7 @@ fn before_everything_is_known_nothing_is_removed_or_weakened() {
     before.apply(Change::Attachment(attachment("c1", Some("secret/c"), &["10.0.1.5"])));
     let mut actual = reached(&before);
     let old = actual.clone();
-    // The agent starts again and has read one node and an unlabelled namespace so far.
+    // The agent has restarted and has read only one node and an unlabelled namespace so far.
     let mut world = World::new();
     world.apply(Change::Node(node(2)));
     world.apply(namespace("secret", None));
@@ -149,7 +149,7 @@ fn an_interface_keeps_its_protection_until_everything_is_known() {
     let mut before = World::three_nodes();
     before.apply(Change::Attachment(attachment("c1", Some("secret/a"), &["10.0.1.5"])));
     let mut actual = reached(&before);
-    // Started again: the namespace is no longer opted in, and the interface has another index.
+    // After a restart the namespace is no longer opted in, and the interface has another index.
     let mut world = World::new();
     world.apply(namespace("secret", None));
     world.apply(Change::Pod(pod("secret/a", 1, &[])));
@@ -184,9 +184,9 @@ fn a_peer_that_can_no_longer_encrypt_is_said_so_late_and_one_that_can_early() {
     assert_eq!(flags, [peer_flag::KEY | peer_flag::READY, peer_flag::KEY]);
 }
 
-// ---- properties -------------------------------------------------------------------------------------------------------
+// ---- properties -----------------------------------------------------------------------
 
-/// Few addresses and many overlaps: everything happens often.
+/// Few addresses and many overlaps, so that every case occurs often.
 fn universe() -> Vec<Address> {
     let v4 = (0..4u8).flat_map(|range| (0..4u8).map(move |host| Address::v4([10, 0, range, host])));
     v4.chain([Address::v4([192, 0, 2, 1]), Address::v4([8, 8, 8, 8]), Address::from(ip("fd00::1"))]).collect()
@@ -201,7 +201,7 @@ fn any_prefix() -> impl Strategy<Value = Prefix> {
         .prop_map(|(address, length)| crate::lookup::truncate(address, length))
 }
 
-/// Anything an older run may have left, numbers nobody knows included.
+/// Anything that an older run may have left, including unknown numbers.
 fn any_identity() -> impl Strategy<Value = Identity> {
     (0u8..7, 0u8..4, 0u32..3).prop_map(|(kind, protection, node)| Identity { kind, protection, reserved: 0, node })
 }
@@ -268,12 +268,13 @@ proptest! {
     }
 }
 
-/// What a source can come up with, in a universe small enough for contradictions.
+/// Any change that a source can report, in a universe small enough for contradictions.
 fn any_change() -> impl Strategy<Value = Change> {
     any_change_of((0..5u8, 0..4u8).prop_map(|(range, host)| std::net::IpAddr::from([10, 0, range, host])).boxed())
 }
 
-/// The same, where pods also claim addresses of nodes, outside of the cluster, and such as nobody can have.
+/// The same, but pods also claim addresses of nodes, addresses outside the cluster, and impossible
+/// ones.
 fn any_odd_change() -> impl Strategy<Value = Change> {
     let odd = [
         "192.0.2.1",
@@ -363,7 +364,7 @@ fn any_change_of(address: BoxedStrategy<std::net::IpAddr>) -> impl Strategy<Valu
     ]
 }
 
-/// No prefix and no key in two peers.
+/// No prefix and no key is in two peers.
 fn peers_share_nothing(peers: &BTreeMap<NodeNumber, Peer>) -> bool {
     let mut prefixes = BTreeSet::new();
     let mut keys = BTreeSet::new();
@@ -403,7 +404,8 @@ proptest! {
                     prop_assert!(now >= before[&address].min(after[&address]), "{address} after {step:?}");
                 }
             }
-            // Whoever claims an address is protected at least as its labels say, and what nobody claims is unknown.
+            // A pod's address is at least as protected as its labels ask for, and an address that
+            // no party claims is unknown.
             let claimed: BTreeSet<Address> = desired.endpoints.keys().copied().collect();
             for pod in world.model.pods().filter(|pod| pod.has_network()) {
                 let ruling = crate::protection::of_pod(&world.model, &world.policy, pod);
@@ -437,7 +439,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
-    /// Change by change, policies that change in between included: the same as from scratch, in the same steps.
+    /// The incremental state equals one computed from scratch after every change, policy changes
+    /// included, and so do the steps.
     #[test]
     fn what_is_kept_in_step_is_what_is_computed_from_scratch(
         batches in prop::collection::vec((prop::collection::vec(any_odd_change(), 1..4), 0u8..16), 1..25),

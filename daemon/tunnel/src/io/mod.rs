@@ -2,6 +2,7 @@
 
 pub(crate) mod outbox;
 pub(crate) mod queues;
+#[allow(unsafe_code, reason = "see the module")]
 mod syscalls;
 pub(crate) mod tun;
 pub(crate) mod udp;

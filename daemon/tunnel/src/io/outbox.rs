@@ -1,26 +1,29 @@
-//! Gathers sealed datagrams into the largest sends the kernel takes.
+//! Gathers encrypted datagrams into the largest sends that the kernel accepts.
 //!
-//! One send carries datagrams to one address, all of one size but for the last, which may be
-//! smaller (UDP_SEGMENT, linux/udp.h). Datagrams are sealed right into the batch.
+//! One send carries datagrams to one address, all of one size except the last, which may be smaller
+//! (UDP_SEGMENT, linux/udp.h). Datagrams are encrypted directly into the batch.
 
 use std::net::SocketAddr;
 
 use crate::stats::{Counters, TunnelDrop};
 
-/// Most datagrams in one send (UDP_MAX_SEGMENTS, linux/udp.h).
+/// The most datagrams in one send (UDP_MAX_SEGMENTS, linux/udp.h).
 const MOST_DATAGRAMS: usize = 64;
-/// Most bytes in one send: what an IPv4 packet with a UDP header can carry.
+/// The most bytes in one send: what an IPv4 packet with a UDP header can carry.
 pub(crate) const MOST_BYTES: usize = 65_507;
-/// IPv4 and TCP headers with timestamps: of full packets that carry less payload there is none that is usual.
+/// IPv4 and TCP headers with timestamps. The kernel rounds down to whole packets, so other usual
+/// headers, 40 to 72 bytes long, do not lead to more packets.
 const HEADERS: u32 = 52;
-/// What TCP keeps free of a super-packet for headers (`MAX_TCP_HEADER + 1`, net/core/sock.c) where that is most.
+/// The most that TCP reserves for headers in a super-packet (`MAX_TCP_HEADER + 1`,
+/// net/core/sock.c).
 const RESERVED: u32 = 321;
 
-/// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: as many of them in one super-packet
-/// as, `overhead` bytes longer when they are sealed, leave in one send.
+/// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: a
+/// super-packet then has as many packets as one send can carry, each `overhead` bytes longer after
+/// encryption.
 pub(crate) fn gso_max_size(mtu: u32, overhead: u32) -> u32 {
     let packets = (MOST_BYTES as u32 / (mtu + overhead)).min(MOST_DATAGRAMS as u32);
-    // The kernel fills it with whole packets' payloads.
+    // The kernel fills a super-packet with the payloads of whole packets.
     (packets * mtu.saturating_sub(HEADERS) + RESERVED).min(1 << 16)
 }
 
@@ -29,7 +32,7 @@ pub(crate) trait DatagramSink {
     /// Sends the batch; returns how many of its datagrams the kernel did not take.
     fn send(&mut self, batch: &Batch) -> usize;
 
-    /// Whether several datagrams may be given in one batch.
+    /// Whether one batch may hold several datagrams.
     fn takes_batches(&self) -> bool;
 }
 
@@ -37,12 +40,12 @@ pub(crate) trait DatagramSink {
 pub(crate) struct Batch {
     buffer: Box<[u8]>,
     length: usize,
-    /// Size of each datagram but the last.
+    /// Size of each datagram except the last.
     size: usize,
     count: usize,
     to: Option<SocketAddr>,
     class: u8,
-    /// The last datagram is smaller, so none may follow.
+    /// The last datagram is smaller, so no datagram may follow.
     full: bool,
 }
 
@@ -69,7 +72,7 @@ impl Batch {
         self.bytes().chunks(self.size.max(1))
     }
 
-    /// Size of each datagram but the last.
+    /// Size of each datagram except the last.
     pub(crate) fn size(&self) -> usize {
         self.size
     }
@@ -79,7 +82,7 @@ impl Batch {
         self.count
     }
 
-    /// Traffic class of them all: DSCP and ECN.
+    /// Their common traffic class: DSCP and ECN.
     pub(crate) fn class(&self) -> u8 {
         self.class
     }
@@ -106,7 +109,7 @@ impl Batch {
     }
 }
 
-/// The way out for datagrams. Whoever made it flushes it.
+/// Collects and sends datagrams. The caller that creates it also flushes it.
 pub(crate) struct Outbox<'a> {
     batch: &'a mut Batch,
     sink: &'a mut dyn DatagramSink,
@@ -118,7 +121,7 @@ impl<'a> Outbox<'a> {
         Outbox { batch, sink, counters }
     }
 
-    /// Whether several datagrams leave in one call, as far as is known by now.
+    /// Whether several datagrams leave in one call, as far as the sink knows at this point.
     pub(crate) fn takes_batches(&self) -> bool {
         self.sink.takes_batches()
     }
@@ -162,7 +165,7 @@ impl<'a> Outbox<'a> {
         });
     }
 
-    /// Sends what is gathered.
+    /// Sends the batch.
     pub(crate) fn flush(&mut self) {
         if self.batch.count > 0 {
             let refused = self.sink.send(self.batch);

@@ -1,13 +1,14 @@
-//! The queues of the device that one engine reads, each in its turn.
+//! The queues of the device that one engine reads, in turn.
 //!
-//! What is for one peer comes by one of them, so one that is full is not everybody's.
+//! All packets for one peer come through one queue, so a full queue affects only the peers that use
+//! it.
 
 use std::io;
 
 use super::tun::Device;
 use crate::crew::MOST_ENGINES;
 
-/// Queues of each engine, where the kernel lets us choose among them.
+/// Queues of each engine, if the kernel lets the tunnel choose the queue of a packet.
 pub(crate) const QUEUES_PER_ENGINE: usize = 4;
 /// The kernel's limit for a device (MAX_TAP_QUEUES, drivers/net/tun.c).
 const _: () = assert!(QUEUES_PER_ENGINE * MOST_ENGINES <= 256);
@@ -16,17 +17,17 @@ const _: () = assert!(QUEUES_PER_ENGINE * MOST_ENGINES <= 256);
 pub(crate) struct Queues {
     all: Vec<Device>,
     ready: [bool; QUEUES_PER_ENGINE],
-    /// Which is read next.
+    /// The queue to read next.
     next: usize,
 }
 
 impl Queues {
-    /// Of one device, at most [`QUEUES_PER_ENGINE`].
+    /// Queues of one device, at most [`QUEUES_PER_ENGINE`].
     pub(crate) fn new(all: Vec<Device>) -> Queues {
         Queues { all, ready: [false; QUEUES_PER_ENGINE], next: 0 }
     }
 
-    /// The device, by the first of them.
+    /// The device, as its first queue.
     pub(crate) fn device(&self) -> &Device {
         &self.all[0]
     }
@@ -35,12 +36,12 @@ impl Queues {
         self.all.iter()
     }
 
-    /// Takes note of those that may have something, by their places.
+    /// Records which queues may have packets, by their position.
     pub(crate) fn are_ready(&mut self, is_ready: impl Fn(usize) -> bool) {
         self.ready = std::array::from_fn(is_ready);
     }
 
-    /// Reads one packet or super-packet from one that has something.
+    /// Reads one packet or super-packet from a queue that has one.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         for _ in 0..self.all.len() {
             let queue = self.next;

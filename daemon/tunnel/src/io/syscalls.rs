@@ -1,11 +1,11 @@
-//! System calls that no safe wrapper covers: the TUN and interface ioctls, some socket options, and the program that chooses a
-//! device's queue.
+//! System calls without a safe wrapper: the TUN and interface ioctls, some socket options, and the
+//! eBPF program that chooses a device's queue.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-// linux/if_tun.h; all take an int or a pointer to one, or an ifreq.
+// From linux/if_tun.h; all take an int, a pointer to an int, or an ifreq.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 const TUNGETFEATURES: libc::c_ulong = 0x8004_54cf;
@@ -14,7 +14,7 @@ const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
 const TUNSETSTEERINGEBPF: libc::c_ulong = 0x8004_54e0;
 
-/// An interface name as the kernel takes it: at most 15 bytes, then zeros.
+/// An interface name in the kernel's form: at most 15 bytes, then zeros.
 pub(super) type Name = [libc::c_char; libc::IFNAMSIZ];
 
 /// Checks a name and pads it.
@@ -31,7 +31,7 @@ pub(super) fn interface_name(name: &str) -> Option<Name> {
     acceptable.then_some(padded)
 }
 
-/// Attaches an open `/dev/net/tun` to the named device, which is made if there is none.
+/// Attaches an open `/dev/net/tun` to the named device; the kernel creates it if it does not exist.
 pub(super) fn tun_set_interface(tun: BorrowedFd<'_>, name: &Name, flags: libc::c_int) -> io::Result<()> {
     let mut request = interface_request(name);
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
@@ -54,14 +54,16 @@ pub(super) fn tun_features(tun: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     Ok(features as libc::c_int)
 }
 
-/// Has the program, which is shown each packet, say by which queue it leaves: the number it returns, modulo that of the queues.
+/// Lets the program choose the queue of each packet: its return value modulo the number of queues.
 pub(super) fn tun_set_steering(tun: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let program = program.as_raw_fd();
-    // SAFETY: TUNSETSTEERINGEBPF reads one int from the pointer, which outlives the call; the kernel keeps the program itself.
+    // SAFETY: TUNSETSTEERINGEBPF reads one int from the pointer, which outlives the call; the
+    // kernel holds its own reference to the program.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETSTEERINGEBPF, &raw const program) })
 }
 
-/// Loads the eBPF program "return `skb->queue_mapping`": what a program at tc has written there, it says.
+/// Loads the eBPF program "return `skb->queue_mapping`", which returns what a program at tc has
+/// written there.
 pub(super) fn load_queue_mapping_program() -> io::Result<OwnedFd> {
     /// `struct bpf_insn` of linux/bpf.h.
     #[repr(C)]
@@ -71,7 +73,8 @@ pub(super) fn load_queue_mapping_program() -> io::Result<OwnedFd> {
         offset: i16,
         immediate: i32,
     }
-    /// The beginning of `union bpf_attr` of linux/bpf.h, as `BPF_PROG_LOAD` takes it; the rest counts as zero.
+    /// The beginning of `union bpf_attr` of linux/bpf.h, as for `BPF_PROG_LOAD`; the rest counts as
+    /// zero.
     #[repr(C)]
     struct Attributes {
         kind: u32,
@@ -84,7 +87,8 @@ pub(super) fn load_queue_mapping_program() -> io::Result<OwnedFd> {
     }
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
-    // BPF_LDX | BPF_MEM | BPF_W: r0 = *(u32 *)(r1 + offsetof(struct __sk_buff, queue_mapping)); then BPF_JMP | BPF_EXIT.
+    // BPF_LDX | BPF_MEM | BPF_W: r0 = *(u32 *)(r1 + offsetof(struct __sk_buff, queue_mapping));
+    // then BPF_JMP | BPF_EXIT.
     let instructions = [
         Instruction { code: 0x61, registers: 0x10, offset: 12, immediate: 0 },
         Instruction { code: 0x95, registers: 0, offset: 0, immediate: 0 },
@@ -99,21 +103,23 @@ pub(super) fn load_queue_mapping_program() -> io::Result<OwnedFd> {
         log_size: 0,
         log: 0,
     };
-    // SAFETY: the kernel reads `attributes`, the instructions and the license through the pointers in it; all outlive the call.
+    // SAFETY: the kernel reads `attributes`, and the instructions and license through its pointers;
+    // all outlive the call.
     let program =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<Attributes>()) };
     if program < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the call has just returned this descriptor, which nobody else has.
+    // SAFETY: the call has just returned this descriptor, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(program as libc::c_int) })
 }
 
-/// Has a classic BPF program, which is shown the payload of each datagram, say which socket of the group gets it: the number it returns,
-/// in the order in which they were bound.
+/// Lets a classic BPF program choose the socket of the group that gets a datagram. The program sees
+/// the payload and returns the socket's number, in the order in which the sockets were bound.
 pub(super) fn set_group_filter(socket: BorrowedFd<'_>, filter: &[libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog { len: filter.len() as libc::c_ushort, filter: filter.as_ptr().cast_mut() };
-    // SAFETY: SO_ATTACH_REUSEPORT_CBPF reads a sock_fprog and the instructions it points to; both outlive the call.
+    // SAFETY: SO_ATTACH_REUSEPORT_CBPF reads a sock_fprog and the instructions it points to; both
+    // outlive the call.
     check(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -125,7 +131,7 @@ pub(super) fn set_group_filter(socket: BorrowedFd<'_>, filter: &[libc::sock_filt
     })
 }
 
-/// Says which super-packets and unfinished checksums we take.
+/// Tells the kernel which super-packets and partial checksums this program accepts.
 pub(super) fn tun_set_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value; no memory is touched.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
@@ -137,7 +143,7 @@ pub(super) fn tun_set_header_length(tun: BorrowedFd<'_>, length: libc::c_int) ->
     check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETVNETHDRSZ, &raw const length) })
 }
 
-/// Makes the device stay, or go, when its last descriptor is closed.
+/// Sets whether the device stays when its last descriptor is closed.
 pub(super) fn tun_set_persist(tun: BorrowedFd<'_>, persist: bool) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST takes its argument by value; no memory is touched.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(persist)) })
@@ -150,10 +156,10 @@ pub(super) fn set_mtu(socket: BorrowedFd<'_>, name: &Name, mtu: u32) -> io::Resu
     interface_ioctl(socket, libc::SIOCSIFMTU as libc::c_ulong, &mut request)
 }
 
-/// Sets how many packets wait for a reader.
+/// Sets how many packets may wait to be read.
 pub(super) fn set_queue_length(socket: BorrowedFd<'_>, name: &Name, packets: libc::c_int) -> io::Result<()> {
     let mut request = interface_request(name);
-    // The kernel's ifr_qlen lies where the union's other ints do.
+    // The kernel's ifr_qlen is at the offset of the union's other ints.
     request.ifr_ifru.ifru_metric = packets;
     interface_ioctl(socket, libc::SIOCSIFTXQLEN as libc::c_ulong, &mut request)
 }
@@ -168,8 +174,9 @@ pub(super) fn bring_up(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
     interface_ioctl(socket, libc::SIOCSIFFLAGS as libc::c_ulong, &mut request)
 }
 
-/// Asks whether an interface has its link, which makes the kernel act on a change of it at once: a
-/// device that was left without a reader has lost its link, and drops packets until then.
+/// Asks whether an interface has a link, which makes the kernel process a link change at once. A
+/// device without a reader has lost its link, and drops packets until the kernel processes the
+/// change.
 pub(super) fn settle_link(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
     /// `struct ethtool_value` of linux/ethtool.h.
     #[repr(C)]
@@ -181,7 +188,7 @@ pub(super) fn settle_link(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()>
     let mut value = Value { command: ETHTOOL_GLINK, data: 0 };
     let mut request = interface_request(name);
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // `value` is all that ETHTOOL_GLINK reads and writes through the request, and outlives the call.
+    // ETHTOOL_GLINK reads and writes only `value` through the request, and it outlives the call.
     interface_ioctl(socket, libc::SIOCETHTOOL as libc::c_ulong, &mut request)
 }
 
@@ -212,7 +219,7 @@ fn interface_request(name: &Name) -> libc::ifreq {
 }
 
 fn interface_ioctl(fd: BorrowedFd<'_>, code: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: every code passed here reads and writes at most one ifreq and, with SIOCETHTOOL, what it
+    // SAFETY: every code passed here accesses at most one ifreq and, with SIOCETHTOOL, the value it
     // points to; both outlive the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), code, request as *mut libc::ifreq) })
 }

@@ -1,4 +1,4 @@
-//! The TUN device: super-packets in, super-packets out.
+//! The TUN device, which reads and writes super-packets.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::offload::virtio;
 use crate::stats::OffloadFeatures;
 
-/// Packets the kernel holds for us, each up to 64 KB, before it drops.
+/// Packets, each up to 64 KB, that the kernel holds for a queue before it drops.
 const QUEUE_LENGTH: libc::c_int = 1000;
 
 /// TUN_F_* of linux/if_tun.h.
@@ -21,10 +21,10 @@ const CHECKSUM: libc::c_uint = 0x01;
 const TSO: libc::c_uint = 0x02 | 0x04 | 0x08; // IPv4, IPv6, with ECN
 const USO: libc::c_uint = 0x20 | 0x40; // IPv4, IPv6
 
-/// An open TUN device, or one queue more of it.
+/// An open TUN device, or one more queue of it.
 ///
-/// Its queue takes part in traffic only once a tunnel runs on it: until then, and once it is
-/// dropped, the kernel drops (and counts) what is sent into the device.
+/// Its queue gets packets only while a tunnel runs on it. Before that, and after it is dropped, the
+/// kernel drops (and counts) what is sent into the device.
 pub struct Device {
     file: File,
     name: String,
@@ -34,7 +34,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens the device in this thread's network namespace, making it if needed, and brings it up.
+    /// Opens the device in this thread's network namespace, creates it if needed, and brings it up.
     pub fn open(config: &DeviceConfig) -> Result<Device, Error> {
         let name =
             syscalls::interface_name(&config.name).ok_or_else(|| Error::DeviceName { name: config.name.clone() })?;
@@ -62,7 +62,7 @@ impl Device {
         syscalls::set_queue_length(control.as_fd(), &name, QUEUE_LENGTH).map_err(failed("set its queue length"))?;
         syscalls::bring_up(control.as_fd(), &name).map_err(failed("bring it up"))?;
         syscalls::settle_link(control.as_fd(), &name).map_err(failed("settle its link"))?;
-        // Last: a device that could not be set up should not stay.
+        // Last, so that a device whose setup fails does not stay.
         syscalls::tun_set_persist(file.as_fd(), config.persist).map_err(failed("set whether it persists"))?;
         let index = nix::net::if_::if_nametoindex(config.name.as_str())
             .map_err(io::Error::from)
@@ -70,7 +70,7 @@ impl Device {
         Ok(Device { file, name: config.name.clone(), index, mtu: config.mtu as usize, features })
     }
 
-    /// One more queue of the same device, as the first one was: not in traffic yet.
+    /// One more queue of the same device; like the first one, it gets no packets yet.
     pub(crate) fn another(&self) -> Result<Device, Error> {
         let name = syscalls::interface_name(&self.name).ok_or_else(|| Error::DeviceName { name: self.name.clone() })?;
         let file = open_driver()
@@ -79,7 +79,8 @@ impl Device {
         Ok(Device { file, name: self.name.clone(), ..*self })
     }
 
-    /// Has the kernel choose the queue by the peer's number, which the eBPF programs write to `queue_mapping`. False if it refuses.
+    /// Lets the kernel choose the queue by the peer's number, which the eBPF programs write to
+    /// `queue_mapping`. False if the kernel refuses.
     pub(crate) fn steer(&self) -> bool {
         let set = syscalls::load_queue_mapping_program()
             .and_then(|program| syscalls::tun_set_steering(self.file.as_fd(), program.as_fd()));
@@ -104,7 +105,7 @@ impl Device {
         self.features
     }
 
-    /// Removes a device that was left in place. One that does not exist is fine.
+    /// Removes a device that was left in place. A device that does not exist is no error.
     pub fn remove(name: &str) -> Result<(), Error> {
         let padded = syscalls::interface_name(name).ok_or_else(|| Error::DeviceName { name: name.to_owned() })?;
         if nix::net::if_::if_nametoindex(name).is_err() {
@@ -126,7 +127,7 @@ impl Device {
         self.mtu
     }
 
-    /// Lets packets in.
+    /// Lets packets into the queue.
     pub(crate) fn attach(&self) -> Result<(), Error> {
         syscalls::tun_set_queue(self.file.as_fd(), true).map_err(|source| Error::Device {
             name: self.name.clone(),
@@ -135,7 +136,7 @@ impl Device {
         })
     }
 
-    /// Reads one packet or super-packet, with its virtio header where there is one.
+    /// Reads one packet or super-packet, with its virtio header if the device has one.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         nix::unistd::read(&self.file, buffer).map_err(io::Error::from)
     }
@@ -149,8 +150,8 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Closing alone is not enough: a child that was forked and has not yet executed its program
-        // holds a copy of the descriptor, and packets would go on into a queue that nobody reads.
+        // Closing alone is not enough: a forked child that has not executed its program yet holds a
+        // copy of the descriptor, and packets would still go into a queue that no process reads.
         let _ = syscalls::tun_set_queue(self.file.as_fd(), false);
     }
 }
@@ -165,9 +166,11 @@ fn open_driver() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open("/dev/net/tun")
 }
 
-/// Takes part in the device, which is made if there is none, but not in its traffic.
+/// Opens a queue of the device, which the kernel creates if needed, but lets no packets into the
+/// queue.
 fn open_queue(file: &File, name: &syscalls::Name, vnet_header: bool) -> io::Result<()> {
-    // Multi-queue even for one: a device that persists could not be opened with more later.
+    // Multi-queue even for one queue: a persistent device could not be opened with more queues
+    // later.
     let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
     if vnet_header {
         flags |= libc::IFF_VNET_HDR;
@@ -176,7 +179,7 @@ fn open_queue(file: &File, name: &syscalls::Name, vnet_header: bool) -> io::Resu
     syscalls::tun_set_queue(file.as_fd(), false)
 }
 
-/// Asks for as much as the kernel gives: UDP super-packets came last (6.2), TCP's long before.
+/// Asks for as much as the kernel supports: UDP super-packets came last (6.2), TCP's long before.
 fn agree_offload(tun: BorrowedFd<'_>) -> OffloadFeatures {
     let agreed = [CHECKSUM | TSO | USO, CHECKSUM | TSO, CHECKSUM]
         .into_iter()

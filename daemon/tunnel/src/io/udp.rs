@@ -1,4 +1,4 @@
-//! The UDP sockets: batches of sealed datagrams to and from the network.
+//! The UDP sockets: batches of encrypted datagrams to and from the network.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,12 +16,12 @@ use super::outbox::{Batch, DatagramSink};
 use super::syscalls;
 use crate::error::Error;
 
-/// Socket buffers. With 1 MB, four streams lose packets by the ten thousand.
+/// Size of the socket buffers. With 1 MB, four streams lose tens of thousands of packets.
 const BUFFER_BYTES: usize = 4 << 20;
-/// How long a full send buffer may hold up the engine before datagrams are dropped, in ms.
+/// How long a full send buffer may block the engine before datagrams are dropped, in ms.
 const SEND_PATIENCE: u16 = 20;
 
-/// A socket for each family the machine has.
+/// A socket for each address family that the machine has.
 pub(crate) struct Sockets {
     pub(crate) v4: Option<Socket>,
     pub(crate) v6: Option<Socket>,
@@ -36,30 +36,32 @@ pub(crate) struct Socket {
     control: Vec<u8>,
 }
 
-/// What one receive brought.
+/// The result of one receive.
 pub(crate) struct Received {
     pub(crate) from: SocketAddr,
     pub(crate) length: usize,
-    /// Size of each datagram but the last.
+    /// Size of each datagram except the last.
     pub(crate) size: usize,
     pub(crate) ecn: u8,
 }
 
 impl Sockets {
-    /// Binds to the port on all addresses. A machine without IPv6 (or without IPv4) is served by the other.
+    /// Binds to the port on all addresses. A machine with only one family gets only that socket.
     pub(crate) fn bind(port: u16, mark: Option<u32>) -> Result<Sockets, Error> {
         Sockets::bind_one(port, mark, false)
     }
 
-    /// So many at one port. Which of them gets a datagram says the filter, a classic BPF program, by its payload. The last is
-    /// false if the kernel refuses it: then a sender's datagrams all reach one of them, but nobody knows which.
+    /// Binds this many at one port. The filter, a classic BPF program, chooses by payload which of
+    /// them gets a datagram. The bool is false if the kernel refuses the filter: then all datagrams
+    /// of a sender reach the same one, but it is not known which.
     pub(crate) fn bind_group(
         port: u16,
         mark: Option<u32>,
         count: usize,
         filter: &[libc::sock_filter],
     ) -> Result<(Vec<Sockets>, bool), Error> {
-        // Alone at first, so that whoever else is at the port is noticed; the others then join it.
+        // The first binds without sharing the port, so that another program at the port is noticed;
+        // the others then join it.
         let first = Sockets::bind(port, mark)?;
         if count == 1 {
             return Ok((vec![first], true));
@@ -90,7 +92,7 @@ impl Sockets {
 
     fn bind_one(port: u16, mark: Option<u32>, joins: bool) -> Result<Sockets, Error> {
         let v4 = Socket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), mark, joins)?;
-        // An ephemeral port must be the same one for both.
+        // An ephemeral port must be the same for both.
         let port = match &v4 {
             Some(socket) => socket.port().unwrap_or(port),
             None => port,
@@ -135,7 +137,7 @@ impl DatagramSink for Sockets {
 }
 
 impl Socket {
-    /// `None` when the machine does not have this family.
+    /// `None` if the machine does not have this family.
     fn bind(address: SocketAddr, mark: Option<u32>, joins: bool) -> Result<Option<Socket>, Error> {
         let failed = |step| move |errno: Errno| Error::Socket { address, step, source: errno.into() };
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -157,7 +159,8 @@ impl Socket {
             Err(Errno::EADDRNOTAVAIL) if address.is_ipv6() => return Ok(None),
             other => other.map_err(failed("bind it"))?,
         }
-        // A path smaller than the tunnel's MTU expects must fragment, not swallow: no DF on our packets.
+        // If the path MTU is smaller than the tunnel's MTU assumes, packets must be fragmented, not
+        // dropped: do not set DF.
         let (level, option, dont) = match family {
             AddressFamily::Inet => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
             _ => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
@@ -169,14 +172,14 @@ impl Socket {
         })?;
         enlarge_buffers(fd.as_fd());
         let _ = match family {
-            // Without it congestion marks are not carried over; nothing else depends on it.
+            // Without this, congestion marks are not carried over; nothing else depends on it.
             AddressFamily::Inet => setsockopt(&fd, sockopt::IpRecvTos, &true),
             _ => setsockopt(&fd, sockopt::Ipv6RecvTClass, &true),
         };
         let gro = setsockopt(&fd, sockopt::UdpGroSegment, &true).is_ok();
-        // Zero turns it off again, but a kernel that does not know it refuses it.
+        // Zero switches it off, but a kernel that does not know the option returns an error.
         let gso = setsockopt(&fd, sockopt::UdpGsoSegment, &0).is_ok();
-        // Room for the segment size and for the traffic class, an int each.
+        // Room for the segment size and the traffic class, an int each.
         let control = cmsg_space!(libc::c_int, libc::c_int);
         Ok(Some(Socket { fd, family, gso, gro, control }))
     }
@@ -186,7 +189,7 @@ impl Socket {
         socket_address(&address).map(|address| address.port())
     }
 
-    /// Receives one datagram or one run of them. `Ok(None)` when there is nothing.
+    /// Receives one datagram or one run of datagrams. `Ok(None)` if there is none.
     pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
         let mut slices = [IoSliceMut::new(buffer)];
         let message = match recvmsg::<SockaddrStorage>(
@@ -210,12 +213,12 @@ impl Socket {
             }
         }
         let from = message.address.as_ref().and_then(socket_address);
-        // A packet without a sender cannot happen; as an empty run it is harmless.
+        // A packet without a sender cannot occur; the unspecified address would stand for it.
         let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         Ok(Some(Received { from: from.unwrap_or(unknown), length, size: size.max(1), ecn }))
     }
 
-    /// Sends a batch, in one call if the path takes it. Returns how many datagrams were refused.
+    /// Sends a batch, in one call if the path supports it. Returns how many datagrams were refused.
     fn send(&mut self, batch: &Batch) -> usize {
         let Some(to) = batch.to() else { return 0 };
         let to = SockaddrStorage::from(to);
@@ -223,7 +226,7 @@ impl Socket {
             let size = batch.size() as u16;
             match self.send_message(batch.bytes(), Some(size), batch.class(), &to) {
                 Ok(()) => return 0,
-                // The interface does no checksums for us: it will not change its mind.
+                // The interface lacks checksum offload, and that will not change.
                 Err(errno @ (Errno::EIO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP)) => {
                     self.gso = false;
                     tracing::warn!(
@@ -233,7 +236,8 @@ impl Socket {
                          CPU time; does the interface lack checksum offload (ethtool -k)?"
                     );
                 }
-                // A path smaller than a datagram: the kernel fragments single ones only.
+                // The path MTU is smaller than a datagram: the kernel fragments single datagrams
+                // only.
                 Err(Errno::EMSGSIZE | Errno::EINVAL) => {}
                 Err(_) => return batch.count(),
             }
@@ -242,7 +246,8 @@ impl Socket {
         for (index, datagram) in batch.datagrams().enumerate() {
             match self.send_message(datagram, None, batch.class(), &to) {
                 Ok(()) => {}
-                // No room even after waiting: waiting again for each would hold up everyone.
+                // No room even after waiting: waiting again for each datagram would block every
+                // peer.
                 Err(Errno::EAGAIN) => return refused + batch.count() - index,
                 Err(_) => refused += 1,
             }
@@ -269,7 +274,8 @@ impl Socket {
             match sendmsg(self.fd.as_raw_fd(), &slices, &control[..used], MsgFlags::MSG_DONTWAIT, Some(to)) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
-                // Back-pressure: while we wait, the device's queue fills up and senders notice.
+                // Back-pressure: while the engine waits, the device's queue fills up and senders
+                // slow down.
                 Err(Errno::EAGAIN) if !waited => {
                     waited = true;
                     let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
@@ -287,7 +293,7 @@ impl AsFd for Socket {
     }
 }
 
-/// As large as permitted: beyond the system's limit where privileged, up to it otherwise.
+/// As large as permitted: above the system's limit if privileged, up to it otherwise.
 fn enlarge_buffers(fd: BorrowedFd<'_>) {
     if setsockopt(&fd, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
         let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER_BYTES);
@@ -316,7 +322,7 @@ mod tests {
         assert_arrive(Sockets::bind(0, None).unwrap());
     }
 
-    /// The kernel cuts up nothing that has no checksum.
+    /// The kernel does not segment packets without a checksum.
     #[test]
     fn batches_that_are_refused_leave_one_by_one() {
         let sender = Sockets::bind(0, None).unwrap();

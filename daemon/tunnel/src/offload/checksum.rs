@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071).
 //!
-//! All sums are of 16-bit words in the machine's own byte order, which the arithmetic does not mind
-//! (RFC 1071, 2 B) as long as every word is read and written the same way.
+//! All sums are over 16-bit words in the machine's byte order. That gives the same checksum (RFC
+//! 1071, 2 B) as long as every word is read and written in that order.
 
 /// Adds `bytes` to a running sum. Only the last part summed may have an odd length.
 pub(crate) fn add(mut sum: u64, bytes: &[u8]) -> u64 {
@@ -25,7 +25,7 @@ pub(crate) fn add_word(sum: u64, word: u16) -> u64 {
     sum + u64::from(word.to_be())
 }
 
-/// Takes one number, as it stood on the wire, out of a sum.
+/// Subtracts one number, as it stood on the wire, from a sum.
 pub(crate) fn remove_word(sum: u64, word: u16) -> u64 {
     sum + u64::from(!word.to_be())
 }
@@ -38,7 +38,7 @@ pub(crate) fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
-/// The finished checksum, as bytes for the packet. Never zero, which in UDP would mean "none".
+/// The finished checksum, as bytes for the packet. Never zero, which in UDP means "no checksum".
 pub(crate) fn finish(sum: u64) -> [u8; 2] {
     match !fold(sum) {
         0 => [0xff, 0xff],
@@ -48,12 +48,12 @@ pub(crate) fn finish(sum: u64) -> [u8; 2] {
 
 /// The sum of the pseudo header of TCP and UDP (RFC 9293, 3.1; RFC 8200, 8.1).
 pub(crate) fn pseudo_header(addresses: &[u8], protocol: u8, length: usize) -> u64 {
-    // Both forms are the addresses, the length and the protocol, between zeros.
+    // In both forms, the other bytes of the pseudo header are zero.
     let sum = add_word(add(0, addresses), u16::from(protocol));
     add_word(add_word(sum, (length >> 16) as u16), length as u16)
 }
 
-/// Whether a sum over a packet *with* its checksum says that the packet is whole.
+/// Whether a sum over a packet that includes its checksum shows that the checksum is right.
 pub(crate) fn is_valid(sum: u64) -> bool {
     fold(sum) == 0xffff
 }

@@ -1,43 +1,45 @@
 //! Joins decrypted packets of one flow into super-packets for the device.
 //!
 //! A joined packet tells the kernel that its checksums are right, so they are verified first: a
-//! packet that its sender spoilt must arrive spoilt. Packets of one flow keep their order.
+//! packet that arrives with a wrong checksum must be delivered with it. Packets of one flow keep
+//! their order.
 
 use super::virtio::{Gso, HEADER_LENGTH, Header};
 use super::{checksum, ip};
 
-/// Flows that are joined at the same time; the oldest makes room for a new one.
+/// Flows that are joined at the same time; a new one replaces the oldest.
 const FLOWS: usize = 8;
-/// Longest super-packet: what an IPv4 length field can say.
+/// The longest super-packet: the limit of an IPv4 length field.
 const LONGEST: usize = 65_535;
-/// Most datagrams in a UDP super-packet (UDP_MAX_SEGMENTS, linux/udp.h).
+/// The most datagrams in a UDP super-packet (UDP_MAX_SEGMENTS, linux/udp.h).
 const MOST_DATAGRAMS: usize = 64;
 
 const TCP_PSH: u8 = 0x08;
 const TCP_ACK: u8 = 0x10;
 const TCP_ECE: u8 = 0x40;
 
-/// Longest that is ever put behind a super-packet: a datagram, of which a part is the packet.
+/// The most bytes that are ever put behind a super-packet: one datagram, which contains the packet.
 const LONGEST_ROOM: usize = 1 << 16;
-/// Longest headers in front of a payload that is joined to others: IPv6, and TCP with all its options.
+/// The longest headers in front of a payload that is joined: IPv6, and TCP with all its options.
 const LONGEST_HEADERS: usize = ip::V6_HEADER + 60;
 
-/// Super-packets in the making.
+/// Super-packets under construction.
 ///
-/// A packet is opened right where it belongs if it is the next one of the flow that had the last one ([`Coalescer::room`]): its
-/// payload then lies behind that flow's other payloads, and its headers over the last bytes of them, which are kept aside until it
-/// is delivered. So payloads are not copied.
+/// A packet is decrypted directly to its final place if it continues the flow that got the last
+/// packet ([`Coalescer::room`]). Its payload then lies right behind that flow's other payloads. Its
+/// headers overwrite the last bytes of these, which are saved until the packet is delivered. So
+/// payloads are not copied.
 pub(crate) struct Coalescer {
     open: Vec<Joined>,
-    /// Which of them had the last packet.
+    /// The one that got the last packet.
     recent: Option<usize>,
-    /// Where packets are opened that do not land behind others.
+    /// Room for packets that are not decrypted behind others.
     apart: Joined,
-    /// What the packet now in the room lies over.
+    /// The saved bytes that the packet now in the room overwrites.
     covered: [u8; LONGEST_HEADERS],
-    /// Where the room is, once it was asked for.
+    /// Where the room is, once the caller has asked for it.
     place: Option<Place>,
-    /// Buffers of packets already written.
+    /// Buffers of packets that have been written.
     spare: Vec<Joined>,
     tcp: bool,
     udp: bool,
@@ -46,27 +48,27 @@ pub(crate) struct Coalescer {
 /// Where the room for the next packet is.
 #[derive(Clone, Copy)]
 enum Place {
-    /// Behind what is held of the flow that had the last packet.
+    /// Behind the super-packet that got the last packet.
     Behind(usize),
-    /// In a buffer of its own.
+    /// In a separate buffer.
     Apart,
 }
 
-/// One super-packet in the making.
+/// One super-packet under construction.
 struct Joined {
-    /// A virtio header's room, then the packet, then room for more.
+    /// Room for a virtio header, then the packet, then room for more.
     buffer: Box<[u8]>,
     /// Where the packet ends.
     end: usize,
     shape: Shape,
     count: usize,
-    /// Whether the checksums of the first packet were looked at; the others' always are.
+    /// Whether the checksums of the first packet were verified; those of the others always are.
     verified: bool,
-    /// Nothing may follow: the last payload was a smaller one, or the end of a burst.
+    /// Nothing may follow: the last payload was smaller, or it ended a burst.
     is_closed: bool,
 }
 
-/// Where things are in a packet that can be joined to others.
+/// The layout of a packet that can be joined to others.
 #[derive(Clone, Copy)]
 struct Shape {
     protocol: u8,
@@ -75,20 +77,20 @@ struct Shape {
     payload: usize,
 }
 
-/// What joining may do with a packet.
+/// How joining treats a packet.
 enum Class {
     /// May be joined.
     Joinable(Shape),
-    /// TCP or UDP that must go alone, after what is held of its flow.
+    /// TCP or UDP that must go alone, after the packets held for its flow.
     Alone { protocol: u8, transport: usize },
-    /// TCP or UDP whose flow is not plain to see: goes alone, after all that is held.
+    /// TCP or UDP whose flow cannot be read easily: goes alone, after all held packets.
     Obscure,
-    /// Something else altogether, without an order to keep.
+    /// Any other packet, which has no order to keep.
     Other,
 }
 
 impl Coalescer {
-    /// Joins TCP and UDP as far as the device takes such packets.
+    /// Joins TCP and UDP if the device accepts such packets.
     pub(crate) fn new(tcp: bool, udp: bool) -> Coalescer {
         Coalescer {
             open: Vec::with_capacity(FLOWS),
@@ -102,14 +104,15 @@ impl Coalescer {
         }
     }
 
-    /// Room for the next packet: longer than any datagram. The same one until a packet is delivered.
+    /// Room for the next packet, longer than any datagram. It stays the same until a packet is
+    /// delivered.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         let place = *self.place.get_or_insert_with(|| {
             let recent = self.recent.and_then(|index| Some((index, self.open.get_mut(index)?)));
             let Some((index, joined)) = recent.filter(|(_, joined)| joined.has_room_behind()) else {
                 return Place::Apart;
             };
-            // Once it is covered it is too late to look at it.
+            // The packet's end is about to be overwritten, so it must be verified now.
             if !joined.verify() {
                 return Place::Apart;
             }
@@ -126,8 +129,8 @@ impl Coalescer {
         }
     }
 
-    /// Takes the packet that is in the room now, whose envelope was read and which is as long as it says. Gives `write` what is
-    /// complete: a virtio header, then a packet.
+    /// Takes the packet in the room. Its envelope has been read, and it is as long as the envelope
+    /// says. Gives `write` each complete packet, with a virtio header in front.
     pub(crate) fn deliver(&mut self, length: usize, write: &mut dyn FnMut(&[u8])) {
         match self.place.take() {
             Some(Place::Behind(index)) if self.deliver_behind(index, length) => {
@@ -139,9 +142,9 @@ impl Coalescer {
         }
     }
 
-    /// Writes everything that is held.
+    /// Writes all held packets.
     pub(crate) fn flush(&mut self, write: &mut dyn FnMut(&[u8])) {
-        // Something may have been put into the room that was nothing to deliver.
+        // The room may hold data that was not delivered.
         if let Some(Place::Behind(index)) = self.place.take() {
             self.uncover(index);
         }
@@ -150,7 +153,8 @@ impl Coalescer {
         }
     }
 
-    /// Joins the packet to what it lies behind. If it does not belong there it is moved, and left to be pushed.
+    /// Joins the packet to the one in front of it. If it does not belong there, it is moved to the
+    /// separate buffer for `push`.
     fn deliver_behind(&mut self, index: usize, length: usize) -> bool {
         let joined = &mut self.open[index];
         let start = joined.end - joined.shape.headers;
@@ -180,7 +184,7 @@ impl Coalescer {
         joined.buffer[joined.end - headers..joined.end].copy_from_slice(&self.covered[..headers]);
     }
 
-    /// Takes the packet that lies apart.
+    /// Takes the packet in the separate buffer.
     fn push(&mut self, length: usize, write: &mut dyn FnMut(&[u8])) {
         self.apart.end = HEADER_LENGTH + length;
         match classify(self.apart.packet()) {
@@ -221,7 +225,7 @@ impl Coalescer {
             self.finish(index, write);
         }
         if pushes {
-            // The end of a burst: nothing follows that it could wait for.
+            // This is the end of a burst, so no further packet is expected.
             return self.write_alone(write);
         }
         if self.open.len() == FLOWS {
@@ -234,7 +238,7 @@ impl Coalescer {
         self.open.push(joined);
     }
 
-    /// The super-packet that the flow of the packet apart is joined into.
+    /// The super-packet of the same flow as the packet in the separate buffer.
     fn position(&self, protocol: u8, transport: usize) -> Option<usize> {
         let packet = self.apart.packet();
         self.open.iter().position(|joined| joined.has_flow(packet, protocol, transport))
@@ -256,13 +260,13 @@ impl Coalescer {
 
 impl Joined {
     fn empty() -> Joined {
-        // Zeroed pages that nobody touches cost no memory.
+        // Zeroed pages cost no memory until they are written.
         let buffer = vec![0; HEADER_LENGTH + LONGEST + LONGEST_ROOM].into_boxed_slice();
         let shape = Shape { protocol: 0, transport: 0, headers: 0, payload: 0 };
         Joined { buffer, end: HEADER_LENGTH, shape, count: 0, verified: false, is_closed: false }
     }
 
-    /// Makes the first packet of a super-packet of what is in the buffer.
+    /// Starts a super-packet with the packet in the buffer.
     fn begin(&mut self, shape: Shape) {
         self.buffer[..HEADER_LENGTH].copy_from_slice(&Header::PLAIN.to_bytes());
         self.shape = shape;
@@ -287,19 +291,20 @@ impl Joined {
             && held[transport..transport + 4] == packet[transport..transport + 4]
     }
 
-    /// Whether headers may lie over the end of it without touching its own.
+    /// Whether a packet's headers fit over its end without reaching its own headers.
     fn has_room_behind(&self) -> bool {
         self.end >= HEADER_LENGTH + 2 * self.shape.headers
     }
 
-    /// Whether the first packet's checksums are right. Nothing is joined to one that its sender spoilt.
+    /// Whether the first packet's checksums are right. Nothing is joined to a packet with a wrong
+    /// one.
     fn verify(&mut self) -> bool {
         self.verified = self.verified || (self.count == 1 && is_sound(self.packet(), self.shape));
         self.verified
     }
 
-    /// Whether segmentation would make the very same packet again, were it joined. `held` is the packet so far, of which the end may
-    /// be covered.
+    /// Whether segmentation would produce exactly this packet again after joining. `held` is the
+    /// super-packet so far; its end may be overwritten.
     fn takes(&self, held: &[u8], packet: &[u8], shape: Shape) -> bool {
         shape.headers == self.shape.headers
             && shape.payload <= self.shape.payload
@@ -310,7 +315,7 @@ impl Joined {
             && is_sound(packet, shape)
     }
 
-    /// Takes note of a payload that was put behind the others.
+    /// Adds a payload that was put behind the others.
     fn grow(&mut self, shape: Shape, pushes: bool) {
         self.end += shape.payload;
         self.count += 1;
@@ -320,14 +325,14 @@ impl Joined {
         self.is_closed = pushes || shape.payload < self.shape.payload;
     }
 
-    /// Whether the packet's headers are those that come next.
+    /// Whether these are the headers of the flow's next packet.
     fn continues(&self, held: &[u8], packet: &[u8]) -> bool {
         let at = self.shape.transport;
         let ip_continues = if held[0] >> 4 == 4 {
             let dont_fragment = held[6] & 0x40 != 0;
             let next = u16::from_be_bytes([held[4], held[5]]).wrapping_add(self.count as u16);
-            // Version and traffic class, fragment flags, hop limit; the id means nothing in a packet
-            // that may not be fragmented (RFC 6864, 4.1).
+            // Version and traffic class, fragment flags, hop limit; the id has no meaning in a
+            // packet that may not be fragmented (RFC 6864, 4.1).
             held[..2] == packet[..2]
                 && held[6..9] == packet[6..9]
                 && (dont_fragment || packet[4..6] == next.to_be_bytes())
@@ -340,7 +345,8 @@ impl Joined {
         let joined = (self.count * self.shape.payload) as u32;
         let sequence = u32::from_be_bytes([held[at + 4], held[at + 5], held[at + 6], held[at + 7]]);
         packet[at + 4..at + 8] == sequence.wrapping_add(joined).to_be_bytes()
-            // Acknowledgement and header length, then flags, window, and after the checksum the rest.
+            // Acknowledgement and header length, then flags, window, and the rest after the
+            // checksum.
             && held[at + 8..at + 13] == packet[at + 8..at + 13]
             && held[at + 13] == packet[at + 13] & !TCP_PSH
             && held[at + 14..at + 16] == packet[at + 14..at + 16]
@@ -398,7 +404,8 @@ fn classify(packet: &[u8]) -> Class {
         }
         Some(6) if packet.len() >= ip::V6_HEADER => {
             let protocol = packet[6];
-            // Extension headers (RFC 8200, 4.1; and 51, 135, 139, 140) may hide either protocol.
+            // Extension headers (RFC 8200, 4.1; also 51, 135, 139, 140) may be followed by either
+            // protocol.
             if matches!(protocol, 0 | 43 | 44 | 50 | 51 | 60 | 135 | 139 | 140) {
                 return Class::Obscure;
             }

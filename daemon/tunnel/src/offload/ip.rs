@@ -1,4 +1,4 @@
-//! Just enough of IP to know whose packet it is, how long it is, and whether it met congestion.
+//! The parts of IP that the tunnel reads: addresses, length, flow and congestion.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -20,11 +20,11 @@ const CONGESTION: u8 = 0b11;
 pub(crate) struct Envelope {
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,
-    /// Length by the packet's own word: never more than what was there.
+    /// Length according to the header: never more than the bytes at hand.
     pub(crate) length: usize,
 }
 
-/// Reads the envelope; `None` when the headers contradict themselves or the bytes at hand.
+/// Reads the envelope; `None` if the headers contradict themselves or the length of the bytes.
 pub(crate) fn envelope(packet: &[u8]) -> Option<Envelope> {
     match packet.first()? >> 4 {
         4 => {
@@ -58,8 +58,9 @@ pub(crate) fn envelope(packet: &[u8]) -> Option<Envelope> {
     }
 }
 
-/// Whether a packet whose envelope was read is a fragment: IPv4's "more" or offset, or IPv6's header of it right behind the first one
-/// (RFC 8200 section 4.5), where the kernel puts it unless there are options for every hop.
+/// Whether a packet whose envelope was read is a fragment: IPv4's "more fragments" flag or offset,
+/// or IPv6's fragment header directly behind the first header (RFC 8200 section 4.5). The kernel
+/// puts it there unless there are hop-by-hop options.
 pub(crate) fn is_fragment(packet: &[u8]) -> bool {
     const V6_FRAGMENT: u8 = 44;
     match packet {
@@ -69,7 +70,7 @@ pub(crate) fn is_fragment(packet: &[u8]) -> bool {
     }
 }
 
-/// The flow of a packet of which at least the headers are there.
+/// The flow of a packet whose headers are complete.
 pub(crate) fn flow(packet: &[u8]) -> Option<Flow> {
     let word = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
     let (ends, protocol, start) = match packet.first()? >> 4 {
@@ -107,8 +108,8 @@ pub(crate) fn traffic_class(packet: &[u8]) -> u8 {
     }
 }
 
-/// Carries congestion met by the outer packet over to the inner one (RFC 6040, 4.2), if the inner
-/// one's sender understands it.
+/// Carries a congestion mark of the outer packet over to the inner packet (RFC 6040, 4.2), if the
+/// inner packet's sender supports ECN.
 pub(crate) fn mark_congestion(outer: u8, packet: &mut [u8]) {
     if outer & 0b11 != CONGESTION || ecn(packet) == 0 || packet.len() < V4_HEADER {
         return;
@@ -148,7 +149,7 @@ mod tests {
             }
             assert_eq!(flow(&fragment), Some(Flow { ports: None, ..one }));
             for length in 0..tcp.len() {
-                // Whatever is missing, nothing panics.
+                // With anything missing, nothing panics.
                 let _ = flow(&tcp[..length]);
             }
         }

@@ -1,8 +1,9 @@
-//! Batches of packets as one: cutting what the device hands us, joining what the network brings.
+//! Batches of packets as one: splits super-packets from the device, and joins packets from the
+//! network.
 //!
-//! Pure functions over byte slices; nothing here does I/O. [`segment`] stands between the TUN
-//! device and sealing, [`coalesce`] between opening and the TUN device, [`virtio`] is the header
-//! both speak with the kernel.
+//! Pure functions over byte slices; nothing here does I/O. [`segment`] is between the TUN device
+//! and encryption, [`coalesce`] between decryption and the TUN device; [`virtio`] is the header
+//! that both exchange with the kernel.
 
 pub(crate) mod checksum;
 pub(crate) mod coalesce;

@@ -77,7 +77,8 @@ pub(crate) fn udp(family: Family, source_port: u16, destination_port: u16, paylo
     packet(family, 1, ip::UDP, 6, datagram)
 }
 
-/// Makes a super-packet of a finished packet, as the kernel hands it over: its checksum is the pseudo header's sum alone.
+/// Turns a finished packet into a super-packet as the kernel passes it on: its checksum covers only
+/// the pseudo header.
 pub(crate) fn as_super_packet(packet: &mut [u8], size: u16) -> Header {
     let (family, addresses, protocol) = match packet[0] >> 4 {
         4 => (Family::V4, packet[12..20].to_vec(), packet[9]),

@@ -1,15 +1,16 @@
-//! Cuts a super-packet read from the device into the packets it stands for.
+//! Cuts a super-packet read from the device into its packets.
 //!
-//! Until the first segment is asked for, the packet is as it was read.
+//! The packet stays as it was read until the first segment is requested.
 //!
-//! In place: the headers of each segment are written right in front of its payload, over the
-//! payload of the segment before, which by then is sealed. So a segment lives only until the next
-//! one is asked for.
+//! Cutting is in place: the headers of each segment are written right in front of its payload. They
+//! overwrite the payload of the previous segment, which is encrypted by then. So a segment is valid
+//! only until the next one is requested.
 
 use super::virtio::{Gso, Header};
 use super::{checksum, ip};
 
-/// Longest headers that are repeated: IPv6 with extension headers, and TCP with all its options.
+/// The longest headers that are repeated: IPv6 with extension headers, and TCP with all its
+/// options.
 const LONGEST_HEADERS: usize = 256;
 
 const TCP_FIN: u8 = 0x01;
@@ -20,19 +21,19 @@ const TCP_CWR: u8 = 0x80;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// The segments of one super-packet, or the one packet that it is.
+/// The segments of one super-packet, or a single packet.
 #[allow(clippy::large_enum_variant)] // lives on one stack frame; a box would be an allocation per read
 pub(crate) enum Segments<'a> {
-    /// One packet, and where its checksum is if it lacks something.
+    /// One packet, and its checksum if it must be completed.
     Single(Option<&'a mut [u8]>, Option<Checksum>),
-    /// A run of them.
+    /// A super-packet of several.
     Run(Run<'a>),
 }
 
 /// A super-packet that is being cut.
 pub(crate) struct Run<'a> {
     packet: &'a mut [u8],
-    /// The headers as they came: those in the packet are overwritten.
+    /// The headers as read: those in the packet are overwritten.
     headers: [u8; LONGEST_HEADERS],
     headers_length: usize,
     /// Where the transport header begins.
@@ -45,7 +46,8 @@ pub(crate) struct Run<'a> {
     next: usize,
 }
 
-/// What a checksum of a single packet lacks: the sum of everything from `start`. Its place is at `at`.
+/// The incomplete checksum of a single packet: it covers everything from `start`, and is stored at
+/// `at`.
 #[derive(Clone, Copy)]
 pub(crate) struct Checksum {
     start: usize,
@@ -68,8 +70,8 @@ impl Transport {
 }
 
 impl<'a> Segments<'a> {
-    /// Checks the virtio header against the packet, whose envelope must already have been read and
-    /// which must be exactly as long as it says.
+    /// Checks the virtio header against the packet. The envelope must have been read, and the
+    /// packet must be exactly as long as it says.
     pub(crate) fn new(header: Header, packet: &'a mut [u8]) -> Result<Segments<'a>, Malformed> {
         let kind = match (header.gso, packet.first().map(|first| first >> 4)) {
             (Gso::None, _) => {
@@ -80,7 +82,8 @@ impl<'a> Segments<'a> {
             (Gso::Udp, Some(4 | 6)) => Transport::Udp,
             _ => return Err(Malformed),
         };
-        // The kernel never leaves a finished checksum in a super-packet: it could not be right for each segment.
+        // A finished checksum could not be right for every segment, so the kernel leaves it partial
+        // in a super-packet.
         if !header.needs_checksum || usize::from(header.checksum_offset) != kind.checksum_offset() {
             return Err(Malformed);
         }
@@ -93,7 +96,8 @@ impl<'a> Segments<'a> {
         Ok(Segments::Run(run))
     }
 
-    /// Length of the longest packet, and how many there are; before the first was asked for.
+    /// Length of the longest packet, and their number. Call it before the first packet is
+    /// requested.
     pub(crate) fn extent(&self) -> (usize, usize) {
         match self {
             Segments::Single(packet, _) => (packet.as_ref().map_or(0, |packet| packet.len()), 1),
@@ -150,7 +154,8 @@ impl<'a> Run<'a> {
             transport,
             kind,
             size: usize::from(header.gso_size),
-            // The kernel's field has the length of the whole; each segment adds its own.
+            // The kernel's sum has the length of the whole super-packet; each segment adds its own
+            // length.
             pseudo: checksum::remove_word(u64::from(field), length as u16),
             next: 0,
             packet,
@@ -217,7 +222,7 @@ impl Checksum {
         Ok(Checksum { start, at })
     }
 
-    /// Adds what the kernel left out.
+    /// Completes the checksum.
     fn complete(self, packet: &mut [u8]) {
         let sum = checksum::finish(checksum::add(0, &packet[self.start..]));
         packet[self.at..self.at + 2].copy_from_slice(&sum);
@@ -281,7 +286,7 @@ mod tests {
         }
     }
 
-    /// Whoever finds out that a packet is another's to seal gives it away as it came.
+    /// An engine that finds that another one must encrypt a packet hands it over as it was read.
     #[test]
     fn nothing_is_changed_before_the_first_is_asked_for() {
         for (payload, size) in [(1, 1000), (1000, 1000), (5000, 1000), (1000, 0)] {

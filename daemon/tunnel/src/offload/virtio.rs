@@ -8,10 +8,10 @@ const GSO_NONE: u8 = 0;
 const GSO_TCP_V4: u8 = 1;
 const GSO_TCP_V6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
-/// Says that the first segment carries CWR; the TCP flags say it too.
+/// Set if the first segment has CWR, which the TCP flags also show.
 const GSO_ECN: u8 = 0x80;
 
-/// What kind of super-packet follows.
+/// The kind of super-packet that follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gso {
     /// One packet.
@@ -27,17 +27,17 @@ pub(crate) enum Gso {
 /// The parsed header. All numbers are in the machine's byte order on TUN devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// The checksum field holds only the pseudo header's sum; the rest is to be added.
+    /// The checksum field holds only the pseudo header's sum and must be completed.
     pub(crate) needs_checksum: bool,
     /// The kind of super-packet.
     pub(crate) gso: Gso,
-    /// Length of the headers that each segment repeats. A hint.
+    /// Length of the headers that each segment repeats. Only a hint.
     pub(crate) header_length: u16,
     /// Payload bytes per segment.
     pub(crate) gso_size: u16,
     /// Where the checksummed part begins: the transport header.
     pub(crate) checksum_start: u16,
-    /// Where, from there, the checksum is stored.
+    /// Offset of the checksum field from there.
     pub(crate) checksum_offset: u16,
 }
 
@@ -52,7 +52,7 @@ impl Header {
         checksum_offset: 0,
     };
 
-    /// Reads the header. `None` for a kind of super-packet that was never offered.
+    /// Reads the header. `None` for a kind of super-packet that the device does not offer.
     pub(crate) fn parse(bytes: [u8; HEADER_LENGTH]) -> Option<Header> {
         let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         Some(Header {
@@ -71,7 +71,7 @@ impl Header {
         })
     }
 
-    /// The header as the kernel reads it.
+    /// The header in the kernel's form.
     pub(crate) fn to_bytes(self) -> [u8; HEADER_LENGTH] {
         let mut bytes = [0; HEADER_LENGTH];
         bytes[0] = if self.needs_checksum { FLAG_NEEDS_CHECKSUM } else { 0 };

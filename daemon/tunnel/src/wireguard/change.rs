@@ -1,7 +1,9 @@
-//! Turns a batch of changes into what each touched peer shall be, or refuses all of it.
+//! Turns a batch of changes into the configuration that each touched peer should have, or refuses
+//! all of it.
 //!
-//! Pure: reads what is installed, changes nothing. Two peers never own one prefix or one key, not
-//! even in passing, so a batch may move either from one peer to another.
+//! Pure: reads the installed peers and changes nothing. Two peers never have one prefix or key at
+//! the same time, not even while a plan is carried out, so a batch may move either from one peer to
+//! another.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -15,7 +17,7 @@ use crate::allowed::AllowedIps;
 use crate::config::{PeerChange, PeerConfig, PeerId, PeerKey};
 use crate::error::Error;
 
-/// What each touched peer shall be; `None` means gone.
+/// The configuration that each touched peer should have; `None` removes the peer.
 pub(crate) type Plan = BTreeMap<PeerId, Option<PeerConfig>>;
 
 /// What is installed now.
@@ -26,7 +28,7 @@ pub(super) struct Installed<'a> {
     pub(super) identities: &'a [Arc<Identity>],
 }
 
-/// Works out the plan, or says which change cannot be.
+/// Makes the plan, or says which change is impossible.
 pub(super) fn plan(changes: Vec<PeerChange>, installed: &Installed<'_>) -> Result<Plan, Error> {
     let mut plan = Plan::new();
     for change in changes {
@@ -64,12 +66,13 @@ pub(super) fn plan(changes: Vec<PeerChange>, installed: &Installed<'_>) -> Resul
     Ok(plan)
 }
 
-/// The peer as it shall be so far.
+/// The peer's configuration as planned so far.
 fn planned<'p>(plan: &'p mut Plan, installed: &Installed<'_>, id: PeerId) -> Result<&'p mut PeerConfig, Error> {
     plan.entry(id).or_insert_with(|| (installed.config)(id).cloned()).as_mut().ok_or(Error::UnknownPeer { id })
 }
 
-/// The first thing two peers would own, with the one that has it and the one that wants it.
+/// The first thing that two peers would have, with the peer that has it and the one that also
+/// claims it.
 fn first_conflict<T: Copy + Eq + Hash>(
     plan: &Plan,
     things: impl Fn(&PeerConfig) -> Vec<T>,
@@ -83,7 +86,7 @@ fn first_conflict<T: Copy + Eq + Hash>(
             {
                 return Some((thing, first, *id));
             }
-            // An owner that is touched too has given it up, or claims it above.
+            // If the owner is also in the plan, it has given the thing up, or claims it above.
             if let Some(owner) = owner(&thing)
                 && owner != *id
                 && !plan.contains_key(&owner)
@@ -104,7 +107,7 @@ fn normalize(mut config: PeerConfig, identities: &[Arc<Identity>]) -> Result<Pee
     Ok(config)
 }
 
-/// Why these keys cannot be a peer's, if so.
+/// Why these keys cannot be a peer's; none if they can.
 pub(super) fn unusable_keys(keys: &[PeerKey], identities: &[Arc<Identity>]) -> Option<&'static str> {
     match keys {
         [] => return Some("it has no key: has its agent published one?"),
@@ -126,7 +129,7 @@ pub(super) fn unusable_keys(keys: &[PeerKey], identities: &[Arc<Identity>]) -> O
     None
 }
 
-/// One form for each set: host bits cleared, in order, none twice.
+/// Brings a set of prefixes into one form: host bits cleared, sorted, without duplicates.
 fn canonicalize(prefixes: &mut Vec<IpNet>) {
     for prefix in prefixes.iter_mut() {
         *prefix = prefix.trunc();

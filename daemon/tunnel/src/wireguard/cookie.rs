@@ -1,6 +1,8 @@
-//! The two MACs that end a handshake message, and the cookies that make the second one (WireGuard paper, 5.3, 5.4.4, 5.4.7).
+//! The two MACs at the end of a handshake message, and the cookies for the second MAC (WireGuard
+//! paper, 5.3, 5.4.4, 5.4.7).
 //!
-//! This is the sender's part. [`super::identity`] has the receiver's: it checks MACs and gives cookies out.
+//! This is the sender's part. The receiver's part is in [`super::identity`]: it checks MACs and
+//! sends cookies.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +17,15 @@ use zeroize::Zeroizing;
 use super::message::MAC;
 use crate::stats::TunnelDrop;
 
-/// For how long a cookie is used: its maker changes its secret after as long (5.4.7).
+/// How long a cookie is used: the receiver changes its secret after the same time (5.4.7).
 const COOKIE_LIFE: Duration = Duration::from_secs(120);
 
-/// Puts MACs under the messages to one peer.
+/// Computes the MACs of the messages to one peer.
 pub(super) struct Macs {
     mac1_key: [u8; 32],
     cookie_key: [u8; 32],
-    /// Sender index and first MAC of the last message: a cookie answers these, once.
+    /// Sender index and first MAC of the last message. A cookie reply refers to these, and only one
+    /// is accepted.
     last: Option<(u32, [u8; MAC])>,
     cookie: Option<(Instant, Zeroizing<[u8; 16]>)>,
 }
@@ -45,7 +48,7 @@ impl Macs {
         self.last = Some((sender, mac1));
     }
 
-    /// Keeps the cookie of a reply to the last message, to sign the next with.
+    /// Keeps the cookie of a reply to the last message, for the next message's MAC.
     pub(super) fn take_reply(
         &mut self,
         now: Instant,
@@ -88,7 +91,7 @@ mod tests {
     use super::*;
     use crate::wireguard::message::{self, COOKIE_REPLY, INITIATION, INITIATION_NOISE, Message};
 
-    /// Whoever receives the messages, always under load.
+    /// A receiver of the messages that is always under load.
     struct Receiver {
         public: PublicKey,
         gate: RateLimiter,
@@ -100,7 +103,7 @@ mod tests {
             Receiver { gate: RateLimiter::new(&public, 0), public }
         }
 
-        /// What it answers, unless it lets the message pass.
+        /// Its reply, unless it accepts the message.
         fn reply(&self, from: &str, message: &[u8]) -> Option<[u8; COOKIE_REPLY]> {
             let mut reply = [0; COOKIE_REPLY];
             match self.gate.verify_packet(Some(from.parse().unwrap()), message, &mut reply) {

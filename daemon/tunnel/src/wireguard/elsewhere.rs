@@ -1,4 +1,4 @@
-//! What came to an engine and is another one's.
+//! Messages that arrive at one engine and belong to another.
 
 use std::time::Instant;
 
@@ -10,7 +10,8 @@ use crate::protocol::{Datagram, Datagrams, Inbox, Protocol};
 use crate::stats::TunnelDrop;
 
 impl WireGuard {
-    /// Gives a datagram that is another engine's to that one: the kernel joins what comes from one sender, and looks at the first alone.
+    /// Hands a datagram to the engine it belongs to. The kernel joins datagrams of one sender and
+    /// steers them all by the first one, so a run can contain datagrams for several engines.
     pub(super) fn forward(&self, engine: usize, datagram: Datagram<'_>) -> Result<(), TunnelDrop> {
         let Datagram { from, ecn, bytes } = datagram;
         let bytes = bytes.to_vec();
@@ -32,7 +33,7 @@ impl WireGuard {
         Ok(())
     }
 
-    /// The engine that has what the message is for.
+    /// The engine that has the session, or the peer, that the message is for.
     pub(super) fn engine_of(&self, message: &Message<'_>) -> usize {
         match message {
             Message::Initiation { .. } => FIRST_ENGINE,
@@ -40,7 +41,7 @@ impl WireGuard {
             | Message::CookieReply { receiver, .. }
             | Message::Data(Data { receiver, .. }) => match (receiver >> 8) as usize % MOST_ENGINES {
                 engine if engine < self.crew.count() => engine,
-                // Nobody's, which anyone can find out.
+                // No engine has it, which any engine can find out.
                 _ => self.crew.own(),
             },
         }

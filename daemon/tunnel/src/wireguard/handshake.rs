@@ -1,8 +1,10 @@
-//! The handshake: Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s (WireGuard paper, 5.4.1 to 5.4.5; Noise specification, 5 and 9).
+//! The handshake: Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s (WireGuard paper, 5.4.1 to 5.4.5; Noise
+//! specification, 5 and 9).
 //!
-//! What is said is hashed, what is agreed on is mixed into a chaining key, and what the other side could read it can only read if
-//! it has heard and agreed to the same. Only the computation is here; who is spoken to, and when, is [`super::pair`]'s to know.
-//! Everything secret is overwritten when it is dropped.
+//! Each side hashes all messages into a transcript and mixes all shared secrets into a chaining
+//! key. So a side can decrypt a message only if both have seen the same messages and computed the
+//! same secrets. This module only computes; [`super::pair`] decides when to send what to which
+//! peer. All secrets are overwritten when they are dropped.
 
 use blake2::{Blake2s256, Digest};
 use chacha20poly1305::{AeadInPlace, ChaCha20Poly1305, Key, KeyInit, Nonce, Tag};
@@ -17,25 +19,26 @@ use crate::stats::TunnelDrop;
 
 const CONSTRUCTION: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
-/// None is configured (5.2).
+/// hauberk uses no preshared key, so it is all zeros (5.2).
 const PRESHARED_KEY: [u8; 32] = [0; 32];
 
 type Secret = Zeroizing<[u8; 32]>;
 
-/// What a handshake is for.
+/// The result of a handshake.
 pub(super) struct SessionKeys {
     pub(super) sending: Secret,
     pub(super) receiving: Secret,
 }
 
-/// The side that began, waiting for the response.
+/// The side that sent the initiation, waiting for the response.
 pub(super) struct Initiator {
     transcript: Transcript,
     ephemeral: ReusableSecret,
 }
 
 impl Initiator {
-    /// First message: e, es, s, ss, and the timestamp. `agreed` is what the two static keys agree on.
+    /// First message: e, es, s, ss, and the timestamp. `agreed` is the shared secret of the two
+    /// static keys.
     pub(super) fn begin(
         local: &PublicKey,
         remote: &PublicKey,
@@ -57,7 +60,8 @@ impl Initiator {
         (Initiator { transcript, ephemeral }, noise)
     }
 
-    /// Second message: e, ee, se, psk, and nothing. A forged one changes nothing, the true one may still come.
+    /// Second message: e, ee, se, psk, and nothing. A forged one changes nothing, so the true one
+    /// is still accepted later.
     pub(super) fn finish(&self, local: &StaticSecret, noise: &[u8; RESPONSE_NOISE]) -> Result<SessionKeys, TunnelDrop> {
         let (public, sealed_nothing) = ephemeral_of(noise);
         let mut transcript = self.transcript.clone();
@@ -71,7 +75,7 @@ impl Initiator {
     }
 }
 
-/// The side that was spoken to.
+/// The side that received the initiation.
 pub(super) struct Responder {
     transcript: Transcript,
     remote_ephemeral: PublicKey,
@@ -80,7 +84,7 @@ pub(super) struct Responder {
 }
 
 impl Responder {
-    /// First message, as far as it says whose it is: e, es, s.
+    /// First message, up to the initiator's static key: e, es, s.
     pub(super) fn begin(
         local: &StaticSecret,
         local_public: &PublicKey,
@@ -99,12 +103,13 @@ impl Responder {
         Ok(Responder { transcript, remote_ephemeral, remote: PublicKey::from(remote), sealed_timestamp })
     }
 
-    /// Who says to have sent the first message; nothing proves it before [`Responder::timestamp`].
+    /// The initiator's key according to the first message; unproven until [`Responder::timestamp`].
     pub(super) fn remote(&self) -> &PublicKey {
         &self.remote
     }
 
-    /// The rest of the first message: ss, and the timestamp. `agreed` is what the two static keys agree on.
+    /// The rest of the first message: ss, and the timestamp. `agreed` is the shared secret of the
+    /// two static keys.
     pub(super) fn timestamp(&mut self, agreed: &SharedSecret) -> Result<Timestamp, TunnelDrop> {
         let key = self.transcript.mix_key(agreed.as_bytes());
         let mut timestamp = NEVER;
@@ -129,7 +134,7 @@ impl Responder {
     }
 }
 
-/// Everything said and agreed on so far (Noise specification, 5.2).
+/// All messages and shared secrets so far (Noise specification, 5.2).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 struct Transcript {
     chaining_key: [u8; 32],
@@ -149,13 +154,13 @@ impl Transcript {
         self.hash = hash(&[&self.hash, said]);
     }
 
-    /// Where there is a preshared key, ephemeral keys are part of what is agreed on (9.2).
+    /// Because there is a preshared key, ephemeral keys are also mixed into the chaining key (9.2).
     fn mix_ephemeral(&mut self, public: &[u8]) {
         self.mix_hash(public);
         self.mix_key(public);
     }
 
-    /// Returns a key for one message.
+    /// Mixes in a shared secret, and returns a key for one message.
     fn mix_key(&mut self, agreed: &[u8]) -> Secret {
         let [chaining_key, key] = derive(&self.chaining_key, agreed);
         self.chaining_key = *chaining_key;
@@ -169,12 +174,12 @@ impl Transcript {
         key
     }
 
-    /// The keys of the session: first that of the initiator's messages.
+    /// The keys of the session; the first one is for the initiator's messages.
     fn split(&self) -> [Secret; 2] {
         derive(&self.chaining_key, &[])
     }
 
-    /// Seals with a key that is used this once, so that its nonce is zero.
+    /// Encrypts with a key that is used only once, so the nonce is zero.
     fn seal(&mut self, key: &Secret, text: &[u8], sealed: &mut [u8]) {
         let (room, tag) = sealed.split_at_mut(text.len());
         room.copy_from_slice(text);
@@ -195,7 +200,7 @@ impl Transcript {
     }
 }
 
-/// Refuses what a point of small order leads to: a secret that everybody knows.
+/// Refuses the shared secret of a small-order point, because everyone knows it.
 fn contributory(agreed: SharedSecret) -> Result<SharedSecret, TunnelDrop> {
     if agreed.was_contributory() { Ok(agreed) } else { Err(TunnelDrop::ReplayOrForged) }
 }
@@ -215,7 +220,7 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// HKDF (RFC 5869) without a context, as Noise has it (4.3).
+/// HKDF (RFC 5869) without context information, as in Noise (4.3).
 fn derive<const N: usize>(chaining_key: &[u8; 32], input: &[u8]) -> [Secret; N] {
     let root = hmac(chaining_key, &[input]);
     let mut outputs: [Secret; N] = std::array::from_fn(|_| Zeroizing::new([0; 32]));

@@ -1,4 +1,4 @@
-//! Our own keys, and the guard in front of each.
+//! This node's keys, and the checks on handshake messages for each of them.
 
 use std::sync::Arc;
 
@@ -14,32 +14,32 @@ use crate::io::outbox::Outbox;
 use crate::protocol::Datagram;
 use crate::stats::TunnelDrop;
 
-/// One key of ours. The secret is zeroized when dropped; nothing here implements `Debug`.
+/// One key of this node. The secret is zeroized when dropped; nothing here implements `Debug`.
 pub(super) struct Identity {
     pub(super) epoch: u32,
     pub(super) secret: StaticSecret,
     pub(super) public: PublicKey,
-    /// Checks first MACs, and counts: says when there are too many of them.
+    /// Checks first MACs, and counts messages to detect load.
     gate: RateLimiter,
-    /// Checks second MACs, and answers with cookies.
+    /// Checks second MACs, and sends cookie replies.
     cookies: RateLimiter,
 }
 
-/// What a handshake message that passed the gate has proved.
+/// What an admitted handshake message has proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proof {
-    /// That its sender knows our public key.
+    /// Its sender knows this node's public key.
     Key,
-    /// Also that its sender is where it says to be.
+    /// Its sender also receives packets at its source address.
     Address,
 }
 
-/// Our own keys, newest first; all engines have the same ones, so that a cookie is good at each of them.
+/// This node's keys, newest first. All engines share them, so a cookie is valid at each of them.
 #[derive(Clone)]
 pub(crate) struct Identities(pub(super) Vec<Arc<Identity>>);
 
 impl Identities {
-    /// Checks that the keys can be used, and puts the newest first.
+    /// Checks that the keys can be used, and sorts them, newest first.
     pub(crate) fn new(keys: Vec<LocalKey>, handshakes_per_second: u64) -> Result<Identities, Error> {
         if keys.is_empty() || keys.len() > 2 {
             return Err(Error::LocalKeys { given: format!("{} keys", keys.len()) });
@@ -57,12 +57,13 @@ impl Identities {
 }
 
 impl Identity {
-    /// Lets a handshake message pass whose first MAC was made for this key, and, under load, whose second MAC proves the
-    /// sender's address (WireGuard paper, 5.3).
+    /// Admits a handshake message if its first MAC was made for this key and, under load, its
+    /// second MAC proves the sender's address (WireGuard paper, 5.3).
     pub(super) fn admit(&self, datagram: Datagram<'_>, outbox: &mut Outbox<'_>) -> Result<Proof, TunnelDrop> {
         let mut reply = [0; COOKIE_REPLY];
         self.gate.reset_count();
-        // Not told the address, it says that there is too much load instead of looking at the second MAC itself.
+        // Without the address, it reports that it is under load instead of checking the second MAC
+        // itself.
         match self.gate.verify_packet(None, datagram.bytes, &mut reply) {
             Ok(_) => return Ok(Proof::Key),
             Err(TunnResult::Err(WireGuardError::UnderLoad)) => {}
@@ -71,7 +72,8 @@ impl Identity {
         match self.cookies.verify_packet(Some(datagram.from.ip()), datagram.bytes, &mut reply) {
             Ok(_) => Ok(Proof::Address),
             Err(TunnResult::WriteToNetwork(cookie)) => {
-                // The one answer that goes where the question came from: that is what it tests.
+                // The only answer that always goes to the source address: that address is what it
+                // tests.
                 outbox.post(datagram.from, cookie);
                 Err(TunnelDrop::UnderLoadCookie)
             }

@@ -1,22 +1,24 @@
-//! The four messages as they are on the wire (WireGuard paper, 5.4): types, lengths, fields. Nothing here is secret.
+//! The four messages in wire format (WireGuard paper, 5.4): types, lengths, fields. Nothing here is
+//! secret.
 
 use hauberk_cipher::TAG;
 
-/// Lengths of the messages that have one (5.4.2, 5.4.3, 5.4.7).
+/// Lengths of the messages with a fixed length (5.4.2, 5.4.3, 5.4.7).
 pub(super) const INITIATION: usize = 148;
 pub(super) const RESPONSE: usize = 92;
 pub(super) const COOKIE_REPLY: usize = 64;
-/// What Noise puts into the first two: ephemeral key, static key, timestamp; ephemeral key and a tag over nothing.
+/// The Noise parts of the first two: ephemeral key, static key, timestamp; ephemeral key and a tag
+/// over nothing.
 pub(super) const INITIATION_NOISE: usize = 32 + (32 + TAG) + (12 + TAG);
 pub(super) const RESPONSE_NOISE: usize = 32 + TAG;
-/// Length of either of the two MACs that end an initiation and a response.
+/// Length of each of the two MACs at the end of an initiation or a response.
 pub(super) const MAC: usize = 16;
 /// Type, receiver and counter of a data message (5.4.6).
 const DATA_HEADER: usize = 16;
-/// Bytes a data message is longer than what it carries.
+/// How many bytes longer a data message is than its content.
 pub(super) const OVERHEAD: usize = DATA_HEADER + TAG;
 
-/// A message whose type and length were checked, and nothing else.
+/// A message whose type and length were checked, but nothing else.
 #[derive(Clone, Copy)]
 pub(super) enum Message<'a> {
     Initiation { sender: u32, noise: &'a [u8; INITIATION_NOISE] },
@@ -30,13 +32,13 @@ pub(super) enum Message<'a> {
 pub(super) struct Data<'a> {
     pub(super) receiver: u32,
     pub(super) counter: u64,
-    /// Text and tag.
+    /// Ciphertext and tag.
     pub(super) sealed: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     pub(super) fn parse(bytes: &'a [u8]) -> Option<Message<'a>> {
-        // The type is one byte, and three that are zero.
+        // The type is one byte, followed by three zero bytes.
         let (kind, rest) = word(bytes)?;
         match (kind, bytes.len()) {
             (1, INITIATION) => {
@@ -68,7 +70,7 @@ impl<'a> Data<'a> {
         }
     }
 
-    /// Whether the bytes are a data message, and for the same session as this one.
+    /// The data message in the bytes, if they are one for the same session as this message.
     pub(super) fn alike(&self, bytes: &'a [u8]) -> Option<Data<'a>> {
         Data::of(bytes).filter(|data| data.receiver == self.receiver)
     }
@@ -80,7 +82,7 @@ impl<'a> Data<'a> {
     }
 }
 
-/// An initiation, whose MACs are still zero.
+/// An initiation with both MACs still zero.
 pub(super) fn initiation(sender: u32, noise: &[u8; INITIATION_NOISE]) -> [u8; INITIATION] {
     let mut message = [0; INITIATION];
     message[0] = 1;
@@ -89,7 +91,7 @@ pub(super) fn initiation(sender: u32, noise: &[u8; INITIATION_NOISE]) -> [u8; IN
     message
 }
 
-/// A response, whose MACs are still zero.
+/// A response with both MACs still zero.
 pub(super) fn response(sender: u32, receiver: u32, noise: &[u8; RESPONSE_NOISE]) -> [u8; RESPONSE] {
     let mut message = [0; RESPONSE];
     message[0] = 2;

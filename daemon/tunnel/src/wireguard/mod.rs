@@ -1,14 +1,16 @@
-//! WireGuard as a [`Protocol`]: finds the peer of each packet, the pair of keys of each message.
+//! WireGuard as a [`Protocol`]: finds the peer of each packet, and the pair of keys of each
+//! message.
 //!
-//! `message` is what is on the wire, `handshake` agrees on keys, `session` uses them, `pair` knows when it is time for what, `peer`
-//! which pair of keys to use.
+//! `message` has the wire format, `handshake` agrees on keys, `session` uses them, `pair` decides
+//! when to send what, and `peer` which pair of keys to use.
 //!
-//! Each engine has a [`WireGuard`] of its own. All of them know all peers' configuration, and so who has what; keys and sessions are
-//! made by the engine that has the peer. What a stranger says is for the first one to hear.
+//! Each engine has its own [`WireGuard`]. All of them know the configuration of all peers, and so
+//! which engine has which peer. Only the engine that has the peer makes keys and sessions.
+//! Handshakes from strangers go to the first engine.
 //!
-//! A datagram is believed for what its cryptography proves and for nothing else. Who may be spoken
-//! to, and which inner addresses belong to whom, comes from the configuration alone; where a peer is spoken to, as long as its
-//! configured endpoint answers ([`whereabouts`]).
+//! A datagram is trusted only for what its cryptography proves. Which nodes are peers, and which
+//! inner addresses belong to them, comes from the configuration alone. So does the address of a
+//! peer, as long as its configured endpoint answers ([`whereabouts`]).
 
 mod change;
 mod cookie;
@@ -60,19 +62,19 @@ use crate::stats::{Counters, PeerStats, TunnelDrop};
 
 pub(crate) use self::steering::filter;
 
-/// Pairs' indices have 24 bits, the lowest of which are the number of the engine that has it; the other 8 of a session's index say
-/// which of its sessions a message is for.
+/// A pair's index has 24 bits; the lowest of them are the number of the engine that has the pair.
+/// The other 8 bits of a session's index select one of the pair's sessions.
 const INDEX_BITS: u32 = 24;
-/// The engine to which strangers' handshakes come, and what cannot be understood.
+/// The engine that gets strangers' handshakes and messages that cannot be parsed.
 const FIRST_ENGINE: usize = 0;
 
-/// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: as many of them in one super-packet
-/// as, sealed, leave in one send.
+/// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: a
+/// super-packet then has as many packets as one send can carry after encryption.
 pub fn gso_max_size(mtu: u32) -> u32 {
     outbox::gso_max_size(mtu, message::OVERHEAD as u32)
 }
 
-/// The protocol's whole state.
+/// The complete state of the protocol in one engine.
 pub(crate) struct WireGuard {
     identities: Vec<Arc<Identity>>,
     peers: HashMap<PeerId, Peer>,
@@ -86,7 +88,7 @@ pub(crate) struct WireGuard {
     around: Surroundings,
 }
 
-/// What all engines have in common.
+/// Settings that all engines share.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) counters: Arc<Counters>,
@@ -97,21 +99,22 @@ pub(crate) struct Settings {
     pub(crate) cipher: Implementation,
 }
 
-/// What the peers of an engine share.
+/// State that the peers of one engine share.
 pub(crate) struct Surroundings {
     settings: Settings,
     schedule: Schedule<PeerId>,
 }
 
 impl Surroundings {
-    /// Length of a packet with its padding: a multiple of 16 bytes, as far as the MTU lets it (WireGuard paper, 5.4.6).
+    /// Length of a packet with its padding: a multiple of 16 bytes, as far as the MTU allows
+    /// (WireGuard paper, 5.4.6).
     fn padded(&self, length: usize) -> usize {
         length.next_multiple_of(16).min(self.settings.mtu).max(length)
     }
 }
 
 impl WireGuard {
-    /// The part of an engine, which is `crew`'s own.
+    /// The protocol state of the engine that `crew` belongs to.
     pub(crate) fn new(identities: Identities, settings: Settings, crew: Crew<WireGuard>) -> WireGuard {
         WireGuard {
             identities: identities.0,
@@ -120,7 +123,8 @@ impl WireGuard {
             by_index: HashMap::new(),
             by_endpoint: HashMap::new(),
             allowed: AllowedIps::default(),
-            // After a restart old sessions' indices should not meet new sessions.
+            // A random start, so that after a restart new sessions do not reuse the indices of old
+            // ones.
             next_index: RandomState::new().build_hasher().finish() as u32,
             sources: SourceLimit::new(),
             crew,
@@ -128,7 +132,8 @@ impl WireGuard {
         }
     }
 
-    /// What a batch of changes comes to in every engine, or why it cannot be. Nothing is changed yet.
+    /// The outcome of a batch of changes in every engine, or why it is impossible. Changes nothing
+    /// yet.
     pub(crate) fn plan(&self, changes: Vec<PeerChange>) -> Result<Plan, Error> {
         let peers = &self.peers;
         let installed = change::Installed {
@@ -140,9 +145,9 @@ impl WireGuard {
         change::plan(changes, &installed)
     }
 
-    /// Takes a plan as a whole, between two packets.
+    /// Carries out a complete plan between two packets.
     pub(crate) fn carry_out(&mut self, plan: Plan, now: Instant, outbox: &mut Outbox<'_>) {
-        // What is given up first: another peer of the plan may take it over.
+        // First remove what peers give up: another peer of the plan may take it over.
         for (id, wanted) in &plan {
             self.release(*id, wanted.as_ref());
         }
@@ -154,7 +159,7 @@ impl WireGuard {
         }
     }
 
-    /// Whether keys can be ours beside those of the peers.
+    /// Whether these can be this node's keys, given the keys of the peers.
     pub(crate) fn check_keys(&self, keys: &Identities) -> Result<(), Error> {
         for peer in self.peers.values() {
             if let Some(reason) = change::unusable_keys(&peer.config.keys, &keys.0) {
@@ -164,12 +169,12 @@ impl WireGuard {
         Ok(())
     }
 
-    /// Replaces our own keys, which were checked. Sessions of keys that stay are kept.
+    /// Replaces this node's keys, which were checked. Sessions of keys that stay are kept.
     pub(crate) fn set_keys(&mut self, keys: Identities, now: Instant, outbox: &mut Outbox<'_>) {
         let mut identities = keys.0;
         for identity in &mut identities {
             let is_same = |old: &Arc<Identity>| old.epoch == identity.epoch && old.public == identity.public;
-            // The same key again keeps its cookies and counts.
+            // A key that stays keeps its cookies and counts.
             if let Some(kept) = self.identities.iter().find(|old| is_same(old)) {
                 *identity = kept.clone();
             }
@@ -181,8 +186,8 @@ impl WireGuard {
         }
     }
 
-    /// Starts a handshake with a peer of ours unless one is under way, or it has a session and not even that is to be made `anew`.
-    /// Unknown peers are fine.
+    /// Starts handshakes with a peer of this engine, except where one is under way. With `anew`,
+    /// also with the pair whose session is in use. Ignores unknown peers.
     pub(crate) fn greet(&mut self, id: PeerId, anew: bool, now: Instant, outbox: &mut Outbox<'_>) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.expire(now);
@@ -194,20 +199,20 @@ impl WireGuard {
         }
     }
 
-    /// What is installed in all engines, in the order of the ids.
+    /// The peers installed in all engines, ordered by id.
     pub(crate) fn configs(&self) -> Vec<PeerConfig> {
         let mut configs: Vec<_> = self.peers.values().map(|peer| peer.config.clone()).collect();
         configs.sort_by_key(|config| config.id);
         configs
     }
 
-    /// What each of our peers did.
+    /// The statistics of this engine's peers.
     pub(crate) fn stats(&self) -> Vec<PeerStats> {
         let own = self.peers.values().filter(|peer| self.crew.is_own(peer.config.id));
         own.map(|peer| peer.stats(self.crew.own())).collect()
     }
 
-    /// Takes away what the peer shall not have any more; its endpoint is noted afresh with the rest.
+    /// Removes what the peer should no longer have. Its endpoint is added again with the rest.
     fn release(&mut self, id: PeerId, wanted: Option<&PeerConfig>) {
         let Some(peer) = self.peers.get(&id) else { return };
         for address in peer.config.addresses() {
@@ -269,7 +274,7 @@ impl WireGuard {
         }
     }
 
-    /// Makes one pair of each key of ours with each key of the peer, keeping those there are.
+    /// Makes a pair for each key of this node with each key of the peer, and keeps existing pairs.
     fn renew_pairs(&mut self, id: PeerId, now: Instant, outbox: &mut Outbox<'_>) {
         let Some(mut peer) = self.peers.remove(&id) else { return };
         let mut old = std::mem::take(&mut peer.pairs);
@@ -293,7 +298,7 @@ impl WireGuard {
         for gone in &old {
             self.by_index.remove(&gone.index);
         }
-        // Traffic flows, or waits: make the newer sessions, while an older one may still carry it.
+        // There is traffic: make the newer sessions while an older one may still carry it.
         if peer.is_established() || peer.has_waiting() {
             peer.start_handshakes(now, outbox);
         }
@@ -301,7 +306,7 @@ impl WireGuard {
         self.peers.insert(id, peer);
     }
 
-    /// A stranger asks for a session.
+    /// Handles an initiation.
     fn open_initiation(
         &mut self,
         now: Instant,
@@ -311,7 +316,7 @@ impl WireGuard {
         outbox: &mut Outbox<'_>,
     ) -> Result<(), TunnelDrop> {
         let (identity, proof) = self.pass_gate(datagram, outbox)?;
-        // Only what comes from an address may use up what that address may ask for.
+        // Only messages that prove their source address count towards its limit.
         if proof == Proof::Address && !self.sources.admit(now, datagram.from.ip()) {
             return Err(TunnelDrop::SourceRateLimited);
         }
@@ -331,7 +336,7 @@ impl WireGuard {
         self.hand_over(self.crew.engine_of(id), datagram.bytes.len(), answer)
     }
 
-    /// A peer of ours asks for a session.
+    /// Handles an initiation from one of this engine's peers.
     fn answer_initiation(
         &mut self,
         now: Instant,
@@ -349,7 +354,7 @@ impl WireGuard {
         Ok(())
     }
 
-    /// A peer answers a handshake message of ours.
+    /// Handles a response or a cookie reply.
     fn open_answer(
         &mut self,
         now: Instant,
@@ -366,7 +371,8 @@ impl WireGuard {
         Ok(())
     }
 
-    /// Data for a session of ours: the first message, and as many of the rest as are for the same.
+    /// Handles data messages for a session: the first one, and as many of the rest as are for the
+    /// same session.
     fn open_data<'d>(
         &mut self,
         now: Instant,
@@ -378,12 +384,13 @@ impl WireGuard {
     ) -> Result<(), TunnelDrop> {
         let (id, peer, pair) = find(&mut self.peers, &self.by_index, data.receiver)?;
         if peer.config.endpoint.is_none() {
-            // Answers follow the configuration, and there is none.
+            // Without a configured endpoint, nothing is sent to the peer, so nothing is accepted
+            // either.
             peer.drop_packet(TunnelDrop::NoEndpoint, &self.around);
             return Ok(());
         }
         peer.expire(now);
-        // Packets of one flow come together: the last source need not be looked up again.
+        // Packets of one flow come together, so the result for the last source is kept.
         let mut source = None;
         let allowed = &self.allowed;
         let mut is_allowed = |address: IpAddr| {
@@ -395,7 +402,8 @@ impl WireGuard {
         loop {
             if let Some(length) = peer.open(now, pair, (data, datagram.from), inbox.room(), &mut self.around, outbox) {
                 let packet = &mut inbox.room()[..length];
-                // Behind the packet there may be padding: its own header says where it ends.
+                // There may be padding behind the packet; the packet's own header says where it
+                // ends.
                 match ip::envelope(packet) {
                     None => peer.drop_packet(TunnelDrop::Malformed, &self.around),
                     Some(envelope) if !is_allowed(envelope.source) => {
@@ -418,9 +426,10 @@ impl WireGuard {
         Ok(())
     }
 
-    /// Data for a session we do not have, from where a peer of ours lives: one of the two has
-    /// restarted. Our own handshake tells it, instead of leaving it to notice our silence for 15 s.
-    /// Whoever forges this makes us greet a configured peer, at most once per session's life.
+    /// Handles data for an unknown session from the endpoint of a peer. One of the two nodes has
+    /// restarted. A handshake tells the peer so; otherwise it would notice only after 15 s of
+    /// silence. A forged message makes this node start a handshake with a configured peer, at most
+    /// once per session lifetime.
     fn greet_sender(&mut self, now: Instant, from: SocketAddr, outbox: &mut Outbox<'_>) {
         let Some(id) = self.by_endpoint.get(&from).copied() else { return };
         if self.crew.is_own(id) {
@@ -429,7 +438,7 @@ impl WireGuard {
             let greet = move |protocol: &mut WireGuard, now, _: &mut dyn Inbox, outbox: &mut Outbox<'_>| {
                 protocol.greet_stranger(id, now, outbox);
             };
-            // One that has too much to do will hear from it again.
+            // If the engine has too much to do, more messages of that peer will follow.
             let _ = self.hand_over(self.crew.engine_of(id), 0, greet);
         }
     }
@@ -446,7 +455,7 @@ impl WireGuard {
         }
     }
 
-    /// Lets an initiation pass that was made for a key of ours. Says which one.
+    /// Admits an initiation that was made for a key of this node, and returns that key.
     fn pass_gate(&self, datagram: Datagram<'_>, outbox: &mut Outbox<'_>) -> Result<(Arc<Identity>, Proof), TunnelDrop> {
         for identity in &self.identities {
             match identity.admit(datagram, outbox) {
@@ -513,7 +522,7 @@ impl Protocol for WireGuard {
     }
 
     fn flows(&mut self, datagrams: Datagrams<'_>, flows: &mut Vec<Flow>) -> bool {
-        // Anything but data has no packet in it.
+        // Only data messages contain packets.
         let mut messages = datagrams.iter().filter_map(|datagram| Data::of(datagram.bytes)).peekable();
         while let Some(first) = messages.next() {
             let Ok((_, peer, pair)) = find(&mut self.peers, &self.by_index, first.receiver) else { continue };
@@ -545,7 +554,7 @@ impl Protocol for WireGuard {
     }
 }
 
-/// The next index that no pair of this engine has, and none of another engine can have.
+/// The next index that no pair of this engine has. Pairs of other engines cannot have it.
 fn free_index(next: &mut u32, engine: usize, taken: &HashMap<u32, PeerId>) -> u32 {
     const STEPS: u32 = (1 << INDEX_BITS) / MOST_ENGINES as u32;
     loop {
@@ -557,7 +566,7 @@ fn free_index(next: &mut u32, engine: usize, taken: &HashMap<u32, PeerId>) -> u3
     }
 }
 
-/// Whose pair a message is for.
+/// The peer and the pair that a message is for.
 fn find<'p>(
     peers: &'p mut HashMap<PeerId, Peer>,
     by_index: &HashMap<u32, PeerId>,

@@ -1,7 +1,8 @@
-//! One key of ours with one key of a peer: the handshakes, the sessions they lead to, and the clock that drives both.
+//! One key of this node with one key of a peer: the handshakes, the resulting sessions, and the
+//! timers for both.
 //!
-//! What has to be sent is returned; whoever calls sends it. The time is passed in: a pair is looked at when it sends, when it is
-//! heard, and when a deadline comes, but not else.
+//! Messages to send are returned, and the caller sends them. The time is passed in: a pair acts
+//! only when it sends, when it receives, and at its deadlines.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -25,10 +26,11 @@ use crate::stats::TunnelDrop;
 pub(super) const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
-/// Initiations after which a handshake is given up.
+/// Number of initiations after which a handshake is given up.
 pub(super) const GIVEN_UP: u32 = (REKEY_ATTEMPT_TIME.as_secs() / REKEY_TIMEOUT.as_secs()) as u32;
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How old a session of ours gets while we only listen: a new one is made just before it is too late (6.2).
+/// Age at which this node renews a session that it initiated and only receives with: just before it
+/// is too late (6.2).
 pub(super) const REKEY_AT_LAST: Duration =
     REJECT_AFTER_TIME.saturating_sub(KEEPALIVE_TIMEOUT).saturating_sub(REKEY_TIMEOUT);
 
@@ -37,36 +39,38 @@ pub(super) struct Pair {
     identity: Arc<Identity>,
     pub(super) remote_epoch: u32,
     remote: PublicKey,
-    /// What the two static keys agree on.
+    /// The shared secret of the two static keys.
     agreed: SharedSecret,
     /// Upper 24 bits of the indices of this pair's sessions.
     pub(super) index: u32,
     cipher: Implementation,
-    /// They also take the cookies that the peer asks us to use.
+    /// Also keep the cookies that the peer sends.
     pub(super) macs: Macs,
-    /// Of the initiations we took from the peer: whatever is not later is a replay (5.1).
+    /// Timestamp of the latest initiation accepted from the peer: one that is not later is a replay
+    /// (5.1).
     latest_initiation: Timestamp,
     sessions: Sessions,
     handshake: Option<Handshake>,
-    /// Since when we have heard data without saying anything.
+    /// Since when data has been received without anything sent.
     owed: Option<Instant>,
-    /// Since when we have sent data without hearing anything.
+    /// Since when data has been sent without anything received.
     unanswered: Option<Instant>,
 }
 
-/// A handshake of ours that is under way.
+/// A handshake that this node started and that is under way.
 struct Handshake {
-    /// Index of the session it may lead to.
+    /// Index of the session that it may lead to.
     index: u32,
     initiator: Initiator,
     started: Instant,
     attempts: u32,
     retry_at: Instant,
-    /// A better session made it needless. An answer that is on its way is still welcome.
+    /// A better session has made it unnecessary. A response that is already on its way is still
+    /// accepted.
     abandoned: bool,
 }
 
-/// Something whose time has come.
+/// An action that is due.
 pub(super) enum Due {
     Initiation,
     Keepalive,
@@ -78,7 +82,7 @@ pub(super) enum Due {
 pub(super) struct Opened {
     /// Length of packet and padding; zero for a keepalive.
     pub(super) length: usize,
-    /// It was the one that put its session to use.
+    /// It was the first message of a session that this node answered, and confirmed it.
     pub(super) confirmed: bool,
 }
 
@@ -101,29 +105,29 @@ impl Pair {
         }
     }
 
-    /// Our key.
+    /// This node's key.
     pub(super) fn identity(&self) -> &Arc<Identity> {
         &self.identity
     }
 
-    /// Whether it is of these two keys.
+    /// Whether it is the pair of these two keys.
     pub(super) fn is_of(&self, identity: &Identity, remote: &[u8; 32]) -> bool {
         self.identity.epoch == identity.epoch
             && self.identity.public == identity.public
             && self.remote.as_bytes() == remote
     }
 
-    /// Whether packets can be sealed now.
+    /// Whether packets can be encrypted now.
     pub(super) fn is_usable(&self) -> bool {
         self.sessions.current().is_some()
     }
 
-    /// Initiations sent in the handshake under way.
+    /// Initiations sent in the handshake that is under way.
     pub(super) fn attempts(&self) -> Option<u32> {
         self.handshake.as_ref().filter(|handshake| !handshake.abandoned).map(|handshake| handshake.attempts)
     }
 
-    /// Drops what has come to its end, before anything is done with the pair.
+    /// Drops expired sessions. The caller does this before anything else.
     pub(super) fn expire(&mut self, now: Instant) {
         self.sessions.drop_ended(now);
         if !self.is_usable() {
@@ -132,12 +136,13 @@ impl Pair {
         }
     }
 
-    /// Whether the next session is to be made while this one, if `age` old, still carries packets (6.2).
+    /// Whether a new session should be made because this one, although still usable, is `age` old
+    /// (6.2).
     pub(super) fn is_to_be_renewed(&self, now: Instant, age: Duration) -> bool {
         self.attempts().is_none() && self.sessions.current().is_some_and(|session| session.is_to_be_renewed(now, age))
     }
 
-    /// Starts a handshake, or asks once more.
+    /// Starts a handshake, or sends its next initiation.
     pub(super) fn initiate(&mut self, now: Instant) -> [u8; INITIATION] {
         let index = self.free_index(None);
         let timestamp = timestamp::next();
@@ -157,14 +162,14 @@ impl Pair {
         message
     }
 
-    /// Stops asking for a session that a better one made needless.
+    /// Stops the handshake for a session that a better one has made unnecessary.
     pub(super) fn abandon_handshake(&mut self) {
         if let Some(handshake) = &mut self.handshake {
             handshake.abandoned = true;
         }
     }
 
-    /// Answers an initiation. The session is for the peer to use first.
+    /// Answers an initiation. This node may use the session only after the peer has.
     pub(super) fn answer(
         &mut self,
         now: Instant,
@@ -186,7 +191,8 @@ impl Pair {
         Ok(message)
     }
 
-    /// Takes the answer to our initiation. Something has to be sent with the session now: the peer waits for it.
+    /// Handles the response to this node's initiation. The caller must now send something with the
+    /// session: the peer waits for it.
     pub(super) fn complete(
         &mut self,
         now: Instant,
@@ -203,7 +209,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Seals `packet` into `room`, which is at least [`OVERHEAD`] bytes longer. False if there is no session.
+    /// Encrypts `packet` into `room`, which is at least [`OVERHEAD`] bytes longer. False if there
+    /// is no session.
     pub(super) fn seal(&mut self, now: Instant, packet: &[u8], room: &mut [u8]) -> bool {
         let sealed = self.sessions.seal(packet, room);
         if sealed {
@@ -213,14 +220,15 @@ impl Pair {
         sealed
     }
 
-    /// A message without a packet, if there is a session.
+    /// A keepalive message, if there is a session.
     pub(super) fn keepalive(&mut self) -> Option<[u8; OVERHEAD]> {
         let mut message = [0; OVERHEAD];
         self.owed = None;
         self.sessions.seal(&[], &mut message).then_some(message)
     }
 
-    /// Opens a data message to the start of the room. The first of a session that we answered confirms it.
+    /// Decrypts a data message to the start of the room. The first one of a session that this node
+    /// answered confirms it.
     pub(super) fn open(&mut self, now: Instant, data: Data<'_>, room: &mut [u8]) -> Result<Opened, TunnelDrop> {
         let session = self.sessions.receiving(data.receiver).ok_or(TunnelDrop::UnknownSender)?;
         let length = session.open(data, room)?;
@@ -235,13 +243,14 @@ impl Pair {
         Ok(Opened { length, confirmed })
     }
 
-    /// Shows what a data message seems to begin with; false if the cipher cannot, none if there is nothing in it for us.
+    /// Decrypts the beginning of a data message without authentication. False if the cipher cannot;
+    /// none if it holds no packet for this node.
     pub(super) fn peek(&mut self, data: Data<'_>, head: &mut [u8; HEAD]) -> Option<bool> {
         let session = self.sessions.receiving(data.receiver)?;
         (data.sealed.len() > TAG).then(|| session.peek(data, head))
     }
 
-    /// When [`Pair::next_due`] has something, or [`Pair::expire`].
+    /// When [`Pair::next_due`] or [`Pair::expire`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         [
             self.handshake.as_ref().map(|handshake| handshake.retry_at),
@@ -254,11 +263,11 @@ impl Pair {
         .min()
     }
 
-    /// One thing that is due, to be done before the next is asked for.
+    /// One action that is due. The caller does it before it asks for the next.
     pub(super) fn next_due(&mut self, now: Instant) -> Option<Due> {
         if let Some(handshake) = self.handshake.take_if(|handshake| handshake.retry_at <= now) {
             if handshake.abandoned {
-                // Nobody waits for it.
+                // It is no longer needed.
             } else if now >= handshake.started + REKEY_ATTEMPT_TIME {
                 return Some(Due::GaveUp);
             } else {
@@ -287,7 +296,7 @@ impl Pair {
     }
 }
 
-/// Up to a third of a second, so that two peers do not start over in step (6.1).
+/// Up to a third of a second, so that two peers do not keep starting at the same time (6.1).
 fn jitter() -> Duration {
     let random = RandomState::new().build_hasher().finish();
     Duration::from_millis(random % 334)

@@ -1,4 +1,4 @@
-//! One peer: its pairs of keys, the packets that wait for a session, and what is told about it.
+//! One peer: its pairs of keys, the packets that wait for a session, and its statistics.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,12 +17,12 @@ use crate::offload::ip;
 use crate::offload::segment::Segments;
 use crate::stats::{DropCounts, PeerState, PeerStats, TunnelDrop};
 
-/// Packets that wait for a handshake, per peer.
+/// The most packets that wait for a handshake, per peer.
 const MOST_WAITING: usize = 256;
 
 /// A message for a pair that carries no data.
 pub(super) enum HandshakeMessage<'a> {
-    /// Passed the gate; the peer is the one it names.
+    /// Admitted; it names this peer's key.
     Initiation {
         sender: u32,
         responder: Responder,
@@ -39,10 +39,10 @@ pub(super) enum HandshakeMessage<'a> {
     },
 }
 
-/// A peer and everything that happens with it.
+/// A peer and its complete state.
 pub(super) struct Peer {
     pub(super) config: PeerConfig,
-    /// Newest first: our newest key with its newest key, and so on.
+    /// Newest first: this node's newest key with the peer's newest key, and so on.
     pub(super) pairs: Vec<Pair>,
     whereabouts: Whereabouts,
     waiting: VecDeque<Vec<u8>>,
@@ -54,7 +54,7 @@ pub(super) struct Peer {
     rx_packets: u64,
     tx_packets: u64,
     drops: DropCounts,
-    /// The deadline the schedule knows of.
+    /// The deadline that the schedule has.
     armed: Option<Instant>,
 }
 
@@ -77,7 +77,7 @@ impl Peer {
         }
     }
 
-    /// Seals packets for this peer, or lets them wait for a session.
+    /// Encrypts packets for this peer, or queues them until there is a session.
     pub(super) fn send(
         &mut self,
         now: Instant,
@@ -105,8 +105,9 @@ impl Peer {
         self.settle(around);
     }
 
-    /// Opens a data message for one of the pairs. Returns the length of packet and padding. Whoever calls it has let the peer
-    /// [`Peer::expire`] before the first one, and lets it [`Peer::finish_receiving`] after the last one.
+    /// Decrypts a data message for one of the pairs. Returns the length of packet and padding. The
+    /// caller calls [`Peer::expire`] before the first message, and [`Peer::finish_receiving`] after
+    /// the last one.
     pub(super) fn open(
         &mut self,
         now: Instant,
@@ -126,7 +127,7 @@ impl Peer {
         (opened.length > 0).then_some(opened.length)
     }
 
-    /// Last step of a run of data messages for one pair.
+    /// The last step after a run of data messages for one pair.
     pub(super) fn finish_receiving(
         &mut self,
         now: Instant,
@@ -138,7 +139,7 @@ impl Peer {
         self.settle(around);
     }
 
-    /// Takes a handshake message for one of the pairs.
+    /// Handles a handshake message for one of the pairs.
     pub(super) fn shake_hands(
         &mut self,
         now: Instant,
@@ -150,7 +151,7 @@ impl Peer {
     ) {
         self.expire(now);
         let taken = match message {
-            // Answers follow the configuration, and there is none.
+            // Without a configured endpoint, no handshake takes place.
             _ if self.config.endpoint.is_none() => Err(TunnelDrop::NoEndpoint),
             HandshakeMessage::Initiation { sender, responder } => {
                 self.pairs[pair].answer(now, sender, responder).map(|answer| {
@@ -177,7 +178,7 @@ impl Peer {
         self.settle(around);
     }
 
-    /// Does what is due and says when to come back.
+    /// Does everything that is due and sets the next deadline.
     pub(super) fn on_deadline(&mut self, now: Instant, around: &mut Surroundings, outbox: &mut Outbox<'_>) {
         self.armed = None;
         self.expire(now);
@@ -199,24 +200,25 @@ impl Peer {
         if hopeless {
             self.drop_waiting(TunnelDrop::HandshakeFailed, around);
         }
-        // If a session is left, nobody takes what it sends.
+        // A session that is left still sends, but the peer no longer answers.
         if hopeless || is_silent {
             self.failed = Some(SystemTime::now());
         }
         self.settle(around);
     }
 
-    /// Drops the sessions that have come to their end. First step of whatever happens to a peer.
+    /// Drops expired sessions. The first step of every event of a peer.
     pub(super) fn expire(&mut self, now: Instant) {
         for pair in &mut self.pairs {
             pair.expire(now);
         }
     }
 
-    /// Starts handshakes with every pair that would be better than what there is.
+    /// Starts handshakes with every pair that is better than the one in use.
     ///
-    /// While keys are being rotated nobody knows which of its keys the other side has already
-    /// learnt: asking with all of them at once costs a message, asking in turn costs seconds.
+    /// During a key rotation this node does not know which of its keys the peer has already read. A
+    /// handshake with each key at once costs a message more; one after the other would cost
+    /// seconds.
     pub(super) fn start_handshakes(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
         if self.config.endpoint.is_none() {
             return;
@@ -229,7 +231,8 @@ impl Peer {
         }
     }
 
-    /// Starts one with the pair whose session is in use as well: the peer may be somewhere else by now.
+    /// Also starts a handshake with the pair whose session is in use: the peer's address may have
+    /// changed.
     pub(super) fn look_for(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
         let used = self.pairs.iter().position(|pair| pair.is_usable() && pair.attempts().is_none());
         if let (Some(pair), Some(_)) = (used, self.config.endpoint) {
@@ -237,7 +240,7 @@ impl Peer {
         }
     }
 
-    /// Asks again at once where a handshake is under way: the endpoint is a new one.
+    /// Sends the initiation of each handshake under way again, because the endpoint is new.
     pub(super) fn retry_handshakes(&mut self, now: Instant, outbox: &mut Outbox<'_>) {
         if self.config.endpoint.is_none() {
             return;
@@ -249,7 +252,8 @@ impl Peer {
         }
     }
 
-    /// A failure belongs to the configuration it happened with, and so does what was learnt of an endpoint.
+    /// A failure, and what was learnt about an endpoint, apply only to the configuration at that
+    /// time.
     pub(super) fn forgive(&mut self) {
         self.failed = None;
         self.whereabouts = Whereabouts::default();
@@ -282,7 +286,7 @@ impl Peer {
         self.drop_packets(reason, packets, around);
     }
 
-    /// Arms the next deadline and tells of a new state. Last step of whatever happens to a peer.
+    /// Arms the next deadline and reports a new state. The last step of every event of a peer.
     pub(super) fn settle(&mut self, around: &mut Surroundings) {
         if let Some(deadline) = self.pairs.iter().filter_map(Pair::deadline).min()
             && self.armed.is_none_or(|armed| deadline < armed)
@@ -298,11 +302,12 @@ impl Peer {
         }
     }
 
-    /// As the engine `thread` has it.
+    /// The statistics; `thread` is the number of its engine.
     pub(super) fn stats(&self, thread: usize) -> PeerStats {
         let sending = self.pairs.iter().find(|pair| pair.is_usable());
         let unanswered = match sending {
-            // Other pairs may be hopeless, for instance with a key that the peer does not use yet.
+            // Other pairs may never succeed, for instance with a key that the peer does not use
+            // yet.
             Some(pair) => pair.attempts(),
             None => self.pairs.iter().filter_map(Pair::attempts).max(),
         };
@@ -324,7 +329,7 @@ impl Peer {
         }
     }
 
-    /// Seals with the newest pair that has a session. False if none has.
+    /// Encrypts with the newest pair that has a session. False if no pair has one.
     fn seal(
         &mut self,
         now: Instant,
@@ -341,7 +346,8 @@ impl Peer {
                 self.tx_bytes += size as u64;
                 self.tx_packets += 1;
             }
-            // A pair whose session is used up is not usable any more. A packet that no datagram can hold has been dropped.
+            // A pair whose session is used up is no longer usable. A packet too large for a
+            // datagram has been dropped.
             if sealed || pair.is_usable() {
                 return true;
             }
@@ -349,7 +355,8 @@ impl Peer {
         false
     }
 
-    /// Makes the next session, if the one that is used is `age` old and it is for us to do so.
+    /// Starts a new session if the one in use is `age` old and this node is responsible for its
+    /// renewal.
     fn renew(&mut self, now: Instant, pair: usize, age: Duration, outbox: &mut Outbox<'_>) {
         if self.pairs[pair].is_to_be_renewed(now, age) {
             self.initiate(now, pair, outbox);
@@ -365,7 +372,8 @@ impl Peer {
         }
     }
 
-    /// Answers where the question came from and at the endpoint: the peer takes what comes first.
+    /// Answers both to the source address and to the endpoint: the peer accepts the answer that
+    /// comes first.
     fn answer(&mut self, now: Instant, from: SocketAddr, pair: usize, answer: &[u8], outbox: &mut Outbox<'_>) {
         self.whereabouts.begin(self.config.endpoint, from);
         let endpoint = self.config.endpoint;
@@ -390,7 +398,7 @@ impl Peer {
         outbox.post(to, message);
     }
 
-    /// Where data goes.
+    /// Where data is sent.
     fn destination(&self) -> Option<SocketAddr> {
         self.whereabouts.destination(self.config.endpoint)
     }

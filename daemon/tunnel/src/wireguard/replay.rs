@@ -1,12 +1,15 @@
-//! Which messages of a session were received already (RFC 6479): a ring of bits that is cleared a word at a time.
+//! Which messages of a session were already received (RFC 6479): a ring of bits that is cleared one
+//! word at a time.
 
-/// How far behind the newest message one may be (WireGuard paper, 5.4.6; as many as the kernel's bitmap has bits).
+/// How far a message may be behind the newest one (WireGuard paper, 5.4.6; the kernel's bitmap has
+/// the same size).
 pub(super) const WINDOW: u64 = 8192;
 const BITS: u64 = u64::BITS as u64;
-/// One word more than the window has: the newest message's, which is filled while the oldest ones are still needed.
+/// One word more than the window, for the newest messages while the oldest ones in the window are
+/// still needed.
 const WORDS: usize = (WINDOW / BITS) as usize + 1;
 
-/// The counters seen, as far as it matters.
+/// The counters seen, within the window.
 pub(super) struct Replay {
     /// One more than the highest counter seen.
     next: u64,
@@ -18,16 +21,16 @@ impl Replay {
         Replay { next: 0, words: [0; WORDS] }
     }
 
-    /// Whether the counter was not seen yet, as far as is known.
+    /// Whether the counter is within the window or newer, and was not seen yet.
     pub(super) fn is_fresh(&self, counter: u64) -> bool {
         let (word, bit) = place(counter);
         counter >= self.next || (self.next - counter <= WINDOW && self.words[word] & bit == 0)
     }
 
-    /// Takes note of a counter that is fresh, once its message is known to be authentic.
+    /// Records a fresh counter, after its message has been authenticated.
     pub(super) fn mark(&mut self, counter: u64) {
         if counter >= self.next {
-            // Words between the two still have bits of the last time around.
+            // Words in between still have bits from the ring's last round.
             let first = self.next.div_ceil(BITS);
             for word in (first..=counter / BITS).take(WORDS) {
                 self.words[(word % WORDS as u64) as usize] = 0;
@@ -49,7 +52,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashSet;
 
-    /// Every counter ever seen, and the window over it.
+    /// Every counter ever seen, and the window applied to them.
     #[derive(Default)]
     struct Naive(HashSet<u64>);
 

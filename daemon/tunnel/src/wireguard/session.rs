@@ -1,4 +1,5 @@
-//! One session: a key for each direction, and how far it has been used (WireGuard paper, 5.4.6, 6.1, 6.2).
+//! One session: a key for each direction, and how much it has been used (WireGuard paper, 5.4.6,
+//! 6.1, 6.2).
 
 use std::time::{Duration, Instant};
 
@@ -9,24 +10,24 @@ use super::message::{self, Data};
 use super::replay::Replay;
 use crate::stats::TunnelDrop;
 
-/// When a session is neither sent nor received with any more.
+/// Age after which a session is used for neither sending nor receiving.
 pub(super) const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
-/// How many messages may be sent with a session, and how many are a reason to make the next one.
+/// How many messages may be sent with a session; and after how many the next session is made.
 pub(super) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 pub(super) const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 
-/// What a finished handshake left, until it is dropped: then its keys are overwritten.
+/// The result of a finished handshake. Its keys are overwritten when it is dropped.
 pub(super) struct Session {
-    /// The index that the peer puts into messages for it, and the one that we do.
+    /// The index in messages from the peer, and the one in messages to the peer.
     local: u32,
     remote: u32,
     sending: Key,
     receiving: Key,
-    /// Messages sent: the counter of the next.
+    /// Messages sent, which is the counter of the next one.
     sent: u64,
     received: Replay,
     made: Instant,
-    /// We made it: it is for us to make the next one.
+    /// This node initiated it, so this node makes the next one.
     initiated: bool,
 }
 
@@ -50,7 +51,7 @@ impl Session {
         }
     }
 
-    /// The index that the peer uses.
+    /// The index in messages from the peer.
     pub(super) fn local(&self) -> u32 {
         self.local
     }
@@ -60,7 +61,8 @@ impl Session {
         self.made + REJECT_AFTER_TIME
     }
 
-    /// Seals a packet into a data message as long as the room, padded. False, and never true again, if it was used too often.
+    /// Encrypts a padded packet into a data message that fills the room. False once it was used too
+    /// often.
     pub(super) fn seal(&mut self, packet: &[u8], room: &mut [u8]) -> bool {
         if self.sent >= REJECT_AFTER_MESSAGES {
             return false;
@@ -71,10 +73,10 @@ impl Session {
         true
     }
 
-    /// Opens a data message to the start of the room; returns the length of packet and padding.
+    /// Decrypts a data message to the start of the room. Returns the length of packet and padding.
     pub(super) fn open(&mut self, data: Data<'_>, room: &mut [u8]) -> Result<usize, TunnelDrop> {
         let length = data.sealed.len() - TAG;
-        // A forged message must not count as received: looked up here, noted below.
+        // A forged message must not count as received: checked here, recorded after authentication.
         if data.counter >= REJECT_AFTER_MESSAGES || !self.received.is_fresh(data.counter) {
             return Err(TunnelDrop::ReplayOrForged);
         }
@@ -83,18 +85,19 @@ impl Session {
         Ok(length)
     }
 
-    /// Shows what a data message seems to begin with, without any proof; false if the cipher cannot.
+    /// Decrypts the beginning of a data message without authentication; false if the cipher cannot.
     pub(super) fn peek(&self, data: Data<'_>, head: &mut [u8; HEAD]) -> bool {
         self.receiving.peek(data.counter, data.sealed, head)
     }
 
-    /// Whether the next one is to be made while this one still carries packets: by whoever made this one once it is `age` old, by
-    /// whoever sends a great deal with it.
+    /// Whether to make the next session while this one still carries packets. The side that
+    /// initiated it does so once it is `age` old, and either side does once it has sent very many
+    /// messages.
     pub(super) fn is_to_be_renewed(&self, now: Instant, age: Duration) -> bool {
         self.sent >= REKEY_AFTER_MESSAGES || (self.initiated && now.saturating_duration_since(self.made) >= age)
     }
 
-    /// As if so many messages had been sent.
+    /// Pretends that this many messages had been sent.
     #[cfg(test)]
     pub(super) fn pretend_sent(&mut self, sent: u64) {
         self.sent = sent;

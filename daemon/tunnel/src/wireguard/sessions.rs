@@ -1,24 +1,26 @@
-//! The sessions of one pair: which of them sends, and how a message finds its own.
+//! The sessions of one pair: which one sends, and which one a message belongs to.
 //!
-//! The lowest bits of a session's index say in which slot it is. Sessions that another one followed stay until they end, because
-//! messages may still be on their way; after handshakes that crossed the peer may even go on to send with one.
+//! The lowest bits of a session's index are its slot. Replaced sessions stay until they expire,
+//! because messages may still be on their way; if two handshakes crossed, the peer may even keep
+//! sending with a replaced one.
 
 use std::time::Instant;
 
 use super::session::Session;
 
-/// How many there may be, one of them a place kept for the handshake that is under way. Two or three are usual.
+/// The most sessions; one slot is reserved for the handshake under way. Two or three are usual.
 const SLOTS: usize = 8;
 
 pub(super) struct Sessions {
     slots: [Option<Box<Session>>; SLOTS],
-    /// Lowest byte of the index that was given out last.
+    /// Lowest byte of the last index that was allocated.
     last: u8,
-    /// The slot of the one to send with, as long as it may be sent with.
+    /// The slot of the session for sending, as long as it may be used for that.
     current: Option<usize>,
-    /// The slot of the one that we answered last: ours to send with only once the peer has (WireGuard paper, 5.1).
+    /// The slot of the session that this node answered last. It may send with it only after the
+    /// peer has (WireGuard paper, 5.1).
     next: Option<usize>,
-    /// When the first of them ends.
+    /// When the first session expires.
     end: Option<Instant>,
 }
 
@@ -27,7 +29,7 @@ impl Sessions {
         Sessions { slots: Default::default(), last: 0, current: None, next: None, end: None }
     }
 
-    /// Lowest byte of an index that no session has, and that is in no slot's way, nor in that of the index `kept`.
+    /// The lowest byte of an index whose slot is free and is not the slot of the index `kept`.
     pub(super) fn free_index(&mut self, kept: Option<u32>) -> u8 {
         if self.slots.iter().flatten().count() >= SLOTS - 1 {
             self.evict();
@@ -41,18 +43,19 @@ impl Sessions {
         }
     }
 
-    /// Puts a session of ours to use. It is newer than one that we answered before and the peer has not used.
+    /// Starts to use a session that this node initiated. It is newer than an answered one that the
+    /// peer has not used.
     pub(super) fn add_initiated(&mut self, session: Session) {
         self.current = Some(self.add(session));
         self.next = None;
     }
 
-    /// Keeps a session of the peer's until it uses it.
+    /// Keeps a session that the peer initiated until the peer uses it.
     pub(super) fn add_answered(&mut self, session: Session) {
         self.next = Some(self.add(session));
     }
 
-    /// Takes note of an authentic message; whether it was the one that put the session to use.
+    /// Records an authentic message. Returns whether it was the one that confirmed its session.
     pub(super) fn confirm(&mut self, receiver: u32) -> bool {
         let is_next = self.next == Some(slot(receiver));
         if is_next {
@@ -61,12 +64,12 @@ impl Sessions {
         is_next
     }
 
-    /// The session to send with.
+    /// The session for sending.
     pub(super) fn current(&self) -> Option<&Session> {
         self.slots[self.current?].as_deref()
     }
 
-    /// Seals with the session to send with, which is none any more if it was used too often.
+    /// Encrypts with the session for sending. Once that was used too often, there is none.
     pub(super) fn seal(&mut self, packet: &[u8], room: &mut [u8]) -> bool {
         let session = self.current.and_then(|slot| self.slots[slot].as_deref_mut());
         let sealed = session.is_some_and(|session| session.seal(packet, room));
@@ -86,7 +89,7 @@ impl Sessions {
         self.end
     }
 
-    /// Drops the sessions that may not be used any more, and their keys with them.
+    /// Drops expired sessions, and their keys with them.
     pub(super) fn drop_ended(&mut self, now: Instant) {
         if self.end.is_none_or(|end| now < end) {
             return;
@@ -105,7 +108,7 @@ impl Sessions {
         slot
     }
 
-    /// Makes room: of those that only receive, the oldest has to go.
+    /// Makes room: drops the oldest session that is only used for receiving.
     fn evict(&mut self) {
         let is_needed = |slot: &usize| self.current == Some(*slot) || self.next == Some(*slot);
         let ends = |slot: &usize| self.slots[*slot].as_ref().map(|session| session.end());
@@ -161,7 +164,8 @@ mod tests {
     }
 
     proptest! {
-        /// Answers, handshakes that take some attempts, sessions that are put to use, time that passes: as a plain map has it.
+        /// Answers, handshakes with several attempts, confirmations, and passing time, compared
+        /// with a simple map.
         #[test]
         fn no_index_is_used_twice_at_a_time_and_what_sends_stays(
             steps in prop::collection::vec((0u8..5, any::<prop::sample::Index>(), 0u64..60), 0..300),
@@ -202,7 +206,7 @@ mod tests {
                     },
                     _ => now += Duration::from_secs(seconds),
                 }
-                // Only the oldest may have had to go early, for want of room.
+                // Only the oldest may have been dropped early, to make room.
                 made.retain(|index, _| sessions.receiving(*index).is_some());
                 prop_assert!(current.is_none_or(|index| made.contains_key(&index)));
                 prop_assert!(next.is_none_or(|index| made.contains_key(&index)));

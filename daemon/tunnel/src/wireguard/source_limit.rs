@@ -1,6 +1,6 @@
-//! How many handshakes one address may ask for once it has proved that it is its own.
+//! Limits the handshakes of one address that has proved itself with a cookie.
 //!
-//! A cookie keeps out those who forge their address; this keeps out those who do not bother to.
+//! Cookies stop senders with forged addresses; this limit stops senders that use their own.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 /// Handshakes per second and address, and how many may come at once.
 const PER_SECOND: u32 = 20;
 const BURST: u32 = 5;
-/// Addresses remembered at a time. When they are that many, strangers wait.
+/// The most addresses that are kept. While there are that many, handshakes of other addresses are
+/// refused.
 const MOST_SOURCES: usize = 4096;
 
-/// A token bucket per source, each kept as the time at which it will be full again.
+/// A token bucket per source, stored as the time at which it will be full again.
 pub(super) struct SourceLimit {
     full_at: HashMap<IpAddr, Instant>,
 }
@@ -42,7 +43,7 @@ impl SourceLimit {
     }
 }
 
-/// Who has one IPv6 address has 2^64 of them.
+/// A host that has one IPv6 address has 2^64 of them, so a /64 counts as one source.
 fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

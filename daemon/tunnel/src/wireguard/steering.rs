@@ -1,4 +1,4 @@
-//! Which of several sockets gets a message: the one of the engine that has the session it is for.
+//! Which of several sockets gets a message: that of the engine that has the message's session.
 
 use super::{FIRST_ENGINE, INDEX_BITS};
 use crate::crew::MOST_ENGINES;
@@ -12,10 +12,11 @@ const RETURN_ACCUMULATOR: u16 = (libc::BPF_RET | libc::BPF_A) as u16;
 
 const _: () = assert!(MOST_ENGINES.is_power_of_two() && MOST_ENGINES <= 256 && INDEX_BITS == 24);
 
-/// A classic BPF program that is shown a UDP payload and returns the engine's number.
+/// A classic BPF program that gets a UDP payload and returns the engine's number.
 ///
-/// Responses have the receiver's index at byte 8, cookie replies and data at byte 4 (WireGuard paper, 5.4), its lowest byte first.
-/// That one is the session's, in the next the lowest bits are the engine's. What is too short reads as zero.
+/// Responses have the receiver's index at byte 8, cookie replies and data at byte 4 (WireGuard
+/// paper, 5.4), in little-endian order. Its lowest byte selects the session; the lowest bits of the
+/// next byte are the engine's number. If the payload is too short, the result is 0.
 pub(crate) fn filter() -> [libc::sock_filter; 10] {
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     [
@@ -37,7 +38,8 @@ mod tests {
     use super::super::message;
     use super::*;
 
-    /// As the kernel runs it (Documentation/networking/filter.rst), as far as it is used here.
+    /// Runs the program as the kernel does (Documentation/networking/filter.rst), for the
+    /// instructions used here.
     fn run(payload: &[u8]) -> u32 {
         let program = filter();
         let (mut at, mut accumulator) = (0, 0);

@@ -1,6 +1,6 @@
 //! Alice, Bob and an eavesdropper, without sockets, devices or root.
 //!
-//! Datagrams go through a queue the tests look into. The time is the tests' own.
+//! Datagrams go through a queue that the tests can inspect. The tests set the time.
 
 mod changes;
 mod crew;
@@ -70,7 +70,7 @@ impl Inbox for Delivered {
     }
 }
 
-/// A node: its number is its address inside and outside.
+/// A node; its number is part of its inner and outer addresses.
 struct Node {
     number: u8,
     protocol: WireGuard,
@@ -199,7 +199,7 @@ impl Node {
     }
 }
 
-/// Several nodes, and someone who hears everything.
+/// Several nodes, and an eavesdropper.
 struct Net {
     nodes: Vec<Node>,
     heard: Vec<Sent>,
@@ -225,7 +225,7 @@ impl Net {
         Net { nodes, heard: vec![] }
     }
 
-    /// Carries datagrams until nothing moves. `from` is who sent the first ones.
+    /// Carries datagrams until none is left. `from` sent the first ones.
     fn carry(&mut self, now: Instant, from: usize, sent: Vec<Sent>) {
         let mut queue: VecDeque<_> = sent.into_iter().map(|sent| (from, sent)).collect();
         while let Some((from, sent)) = queue.pop_front() {
@@ -268,7 +268,7 @@ fn flows_are_known_before_anything_is_opened_and_nothing_follows_from_them() {
     let expected = can.then(|| vec![ip::flow(&packet).unwrap()]);
     assert_eq!(flows_of(&mut net.nodes[BOB], &sent[0].bytes), expected);
     assert_eq!(flows_of(&mut net.nodes[BOB], &sent[0].bytes), expected, "to look is not to receive");
-    // Forged and foreign ones have some flow or none, and that is all.
+    // Forged and foreign messages may show any flow or none, without further effect.
     let mut forged = sent[0].bytes.clone();
     *forged.last_mut().unwrap() ^= 1;
     assert_eq!(flows_of(&mut net.nodes[BOB], &forged), expected);
@@ -351,8 +351,9 @@ fn both_may_start_at_once() {
     assert_eq!(net.nodes[ALICE].received(), [packet(2, 1, b"pong")]);
 }
 
-/// When two handshakes cross, each side has two sessions. Ours goes on with the one that was made last (WireGuard paper, 5.1; as the
-/// kernel does), whichever the peer sends with: wireguard-go may have lost the index of the other in the crossing.
+/// When two handshakes cross, each side has two sessions. This side keeps sending with the later
+/// one (WireGuard paper, 5.1; as the kernel does), whichever the peer sends with: wireguard-go may
+/// have lost the index of the other one.
 #[test]
 fn data_of_an_older_session_does_not_take_sending_back_to_it() {
     let mut net = Net::new(2);
@@ -403,7 +404,7 @@ fn replays_forgeries_and_strangers_are_refused() {
     assert_eq!(bob.drops(TunnelDrop::Malformed), 5);
     assert!(bob.received().is_empty());
 
-    // A whole recorded handshake brings nothing either.
+    // Replaying a recorded initiation has no effect either.
     let initiation = net.heard.iter().find(|sent| sent.bytes[0] == 1).unwrap().bytes.clone();
     assert!(net.nodes[BOB].open(now, from, &initiation).is_empty());
     assert_eq!(net.nodes[BOB].drops(TunnelDrop::ReplayOrForged), 4);
@@ -497,7 +498,7 @@ fn packets_to_nobody_and_handshakes_from_nobody_are_counted() {
     let strangers = net.nodes[BOB].counters.strangers(now);
     assert_eq!(strangers.iter().map(|stranger| stranger.from).collect::<Vec<_>>(), [outer(66)]);
 
-    // Someone uses a key that Bob no longer has.
+    // A sender uses a key that Bob no longer has.
     let mut late = Node::new(1, &[1], 10);
     late.put(peer(2, &[9]));
     let sent = late.seal(now, &packet(1, 2, b"remember me?"));
@@ -530,7 +531,7 @@ fn forged_data_makes_nobody_talk_to_strangers_or_more_than_once() {
     assert!(net.nodes[BOB].open(now, outer(1), &forged).is_empty(), "one greeting is under way");
     net.carry(now, BOB, sent);
     assert!(net.nodes[BOB].open(now, outer(1), &forged).is_empty(), "a session exists");
-    // Where a peer no longer lives, nobody is greeted.
+    // No greeting goes to an address where the peer no longer is.
     let moved = PeerChange::Endpoint { id: PeerId(1), endpoint: Some(outer(99)) };
     net.nodes[BOB] = Node::new(2, &[1], 1000);
     net.nodes[BOB].put(peer(1, &[1]));

@@ -1,38 +1,44 @@
-//! The timestamps of initiations (WireGuard paper, 5.1): each later than all before, so that a recorded initiation is worth nothing.
+//! The timestamps of initiations (WireGuard paper, 5.1): each is later than all before, so a
+//! recorded initiation is useless.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// TAI64N: seconds and nanoseconds, big-endian, so that their order is that of the bytes.
+/// TAI64N: seconds and nanoseconds, big-endian, so that they sort as bytes.
 pub(super) type Timestamp = [u8; 12];
 
-/// Earlier than any: the peer has not shown one yet.
+/// Earlier than any timestamp: the peer has not sent one yet.
 pub(super) const NEVER: Timestamp = [0; 12];
 
-/// TAI64's name for 1970, 10 s behind TAI at that time. The leap seconds since do not matter: only order does.
+/// The TAI64 label of 1970 in UTC, when TAI was 10 s ahead. Later leap seconds do not matter,
+/// because only the order does.
 const EPOCH: u64 = (1 << 62) + 10;
-/// A step of the clock as others may see it, in nanoseconds: about 17 ms. A finer one would tell how busy this machine is.
+/// Resolution of the clock in timestamps, in nanoseconds: about 17 ms. A finer one would show how
+/// busy this machine is.
 const STEP: u64 = 1 << 24;
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// The last one given out by this node, in nanoseconds since 1970.
+/// The latest timestamp of this node, in nanoseconds since 1970.
 static LATEST: AtomicU64 = AtomicU64::new(0);
 
-/// The time, or a moment after the timestamp before, whichever is later. A clock that is set back repeats none.
+/// The present time, or just after the previous timestamp, whichever is later. So a clock that is
+/// set back repeats none.
 pub(super) fn next() -> Timestamp {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     encode(advance(&LATEST, u64::try_from(clock).unwrap_or(u64::MAX)))
 }
 
-/// The last timestamp that an initiation of this process had, in nanoseconds since 1970; 0 before the first.
+/// The timestamp of this process's last initiation, in nanoseconds since 1970; 0 before the first.
 ///
-/// Peers refuse a handshake whose timestamp is not later than the last one (WireGuard paper, 5.1). A caller that keeps this over
-/// a restart and gives it to [`not_before`] is understood by them even if the clock was set back meanwhile.
+/// Peers refuse a handshake whose timestamp is not later than the last one (WireGuard paper, 5.1).
+/// If a caller keeps this over a restart and passes it to [`not_before`], peers accept its
+/// handshakes even if the clock was set back meanwhile.
 pub fn latest() -> u64 {
     LATEST.load(Ordering::Relaxed)
 }
 
-/// Makes every later initiation's timestamp later than `earliest`, in nanoseconds since 1970, whatever the clock says.
+/// Makes the timestamps of all later initiations later than `earliest`, in nanoseconds since 1970,
+/// whatever the clock says.
 pub fn not_before(earliest: u64) {
     LATEST.fetch_max(earliest, Ordering::Relaxed);
 }

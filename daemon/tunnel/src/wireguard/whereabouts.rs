@@ -1,33 +1,35 @@
-//! Where a peer is reached: at its endpoint, which the configuration names; while that does not answer, at one of the addresses that
-//! the configuration names beside it, or, as behind a translation of addresses, where the peer itself was last heard.
+//! Where a peer is reached: at its configured endpoint. While that does not answer, at another
+//! configured address of the peer, or where the peer was last heard, as behind an address
+//! translator.
 //!
-//! Only what the peer's key proves counts as hearing the peer, and nothing else follows from it: neither keys nor allowed
-//! addresses. A peer without an endpoint is sent nothing.
+//! A peer counts as heard only if its key proves it, and this changes nothing else: neither keys
+//! nor allowed IPs. Nothing is sent to a peer without an endpoint.
 
 use std::net::SocketAddr;
 
-/// See the module.
+/// What is known about a peer's address; see the module.
 #[derive(Default)]
 pub(super) struct Whereabouts {
-    /// Where else than at the endpoint it was heard, and not at the endpoint since.
+    /// An address other than the endpoint at which it was heard, if it has not been heard at the
+    /// endpoint since.
     elsewhere: Option<SocketAddr>,
-    /// The endpoint has answered, and has left no initiation unanswered since.
+    /// The endpoint has answered, and no initiation has gone unanswered since.
     answers: bool,
-    /// The latest initiation went to the endpoint alone: whatever answers it, answers there.
+    /// The latest initiation went to the endpoint alone, so an answer to it proves the endpoint.
     alone: bool,
-    /// The endpoint was once asked alone since the peer was heard elsewhere.
+    /// The endpoint has been sent an initiation since the peer was heard elsewhere.
     tried: bool,
 }
 
 impl Whereabouts {
-    /// Where data goes.
+    /// Where data is sent.
     pub(super) fn destination(&self, endpoint: Option<SocketAddr>) -> Option<SocketAddr> {
         let endpoint = endpoint?;
         Some(if self.answers { endpoint } else { self.elsewhere.unwrap_or(endpoint) })
     }
 
-    /// Where an initiation goes beside the endpoint: where the peer was heard, and to the next of its other addresses. `attempts`
-    /// are those in this handshake, with this one.
+    /// Where else an initiation is sent: where the peer was heard, and to the next of its other
+    /// addresses. `attempts` counts the initiations of this handshake, including this one.
     pub(super) fn beside_endpoint(&mut self, attempts: u32, fallbacks: &[SocketAddr]) -> [Option<SocketAddr>; 2] {
         if attempts > 1 {
             self.answers = false;
@@ -41,7 +43,7 @@ impl Whereabouts {
         [elsewhere, fallback]
     }
 
-    /// The peer sent something from there that its key proves.
+    /// The peer sent a message from there that its key authenticates.
     pub(super) fn hear(&mut self, endpoint: Option<SocketAddr>, from: SocketAddr) {
         if endpoint.is_some_and(|endpoint| is_same(endpoint, from)) {
             if !self.answers || self.elsewhere.is_some() {
@@ -52,7 +54,8 @@ impl Whereabouts {
         }
     }
 
-    /// The peer began a handshake from there. From elsewhere, that may be because it hears nothing of what goes to the endpoint.
+    /// The peer began a handshake from there. If that is not the endpoint, it may receive nothing
+    /// that is sent to the endpoint.
     pub(super) fn begin(&mut self, endpoint: Option<SocketAddr>, from: SocketAddr) {
         self.hear(endpoint, from);
         if self.elsewhere.is_some() {
@@ -63,17 +66,19 @@ impl Whereabouts {
     /// The peer answered the latest initiation.
     pub(super) fn complete(&mut self, endpoint: Option<SocketAddr>, from: SocketAddr) {
         self.hear(endpoint, from);
-        // Its answers may come from elsewhere although it is reached at the endpoint.
+        // The answer may come from elsewhere although the peer is reached at the endpoint.
         self.answers |= self.alone;
     }
 
-    /// Whether the endpoint is to be asked, because nothing says whether the peer is reached there.
+    /// Whether to send an initiation to the endpoint, because it is unknown whether the peer is
+    /// reached there.
     pub(super) fn is_doubtful(&self) -> bool {
         self.elsewhere.is_some() && !self.answers && !self.tried
     }
 }
 
-/// Whether two addresses are one: a scope that the kernel adds to an IPv6 address does not matter.
+/// Whether two addresses are the same, apart from the scope that the kernel adds to an IPv6
+/// address.
 pub(super) fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
     one.ip() == other.ip() && one.port() == other.port()
 }
@@ -89,7 +94,7 @@ mod tests {
         let mut asked = |attempts| whereabouts.beside_endpoint(attempts, &[one, two]);
         assert_eq!([1, 2, 3, 4].map(&mut asked), [[None; 2], [None, Some(one)], [None, Some(two)], [None, Some(one)]]);
         assert_eq!(whereabouts.beside_endpoint(2, &[]), [None; 2]);
-        // Where it was heard it is asked in any case.
+        // The address at which the peer was heard is always tried.
         whereabouts.hear(Some(endpoint), two);
         assert_eq!(whereabouts.beside_endpoint(2, &[one, two]), [Some(two), Some(one)]);
         assert_eq!(whereabouts.beside_endpoint(3, &[one, two]), [Some(two), None]);

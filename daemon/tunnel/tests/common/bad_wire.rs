@@ -1,4 +1,4 @@
-//! A wire that loses, repeats and reorders: a relay between the nodes, which send to each other through it.
+//! A wire that loses, repeats and reorders: a relay through which the nodes send to each other.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use super::{Node, PORT, Playground};
 
-/// Length of a sealed packet without a packet in it.
+/// Length of a data message without a packet.
 const KEEPALIVE: usize = 32;
-/// Datagrams that are held back at most, until as many later ones have passed.
+/// The most datagrams that are held back, until as many later ones have passed.
 const HELD: usize = 48;
 
-/// How bad it is, in datagrams of a thousand.
+/// Rates of each fault, in datagrams per thousand.
 #[derive(Default)]
 pub struct Badness {
     pub lost: AtomicU32,
     pub repeated: AtomicU32,
     pub delayed: AtomicU32,
-    /// Data that was lost.
+    /// Number of data messages that were lost.
     pub losses: AtomicU64,
-    /// Data that was repeated or delayed.
+    /// Number of data messages that were repeated or delayed.
     pub others: AtomicU64,
 }
 
@@ -32,10 +32,10 @@ pub struct BadWire {
 }
 
 impl BadWire {
-    /// Where nodes have to send to.
+    /// The address that nodes send to.
     pub const ADDRESS: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), PORT));
 
-    /// Good at first.
+    /// Starts the relay without faults.
     pub fn start(playground: &Playground) -> BadWire {
         playground.wire.ip("addr add 192.0.2.9/24 dev bridge0");
         let socket = playground.wire.within(|| UdpSocket::bind(BadWire::ADDRESS).unwrap());
@@ -62,13 +62,13 @@ fn relay(socket: &UdpSocket, badness: &Badness, stop: &AtomicBool) {
     let dice = Mutex::new(0x9e37_79b9_7f4a_7c15u64);
     let thrown = |chance: &AtomicU32| {
         let mut state = dice.lock().unwrap();
-        // Xorshift: the same throws in every run.
+        // Xorshift: the same sequence in every run.
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
         *state % 1000 < u64::from(chance.load(Ordering::Relaxed))
     };
-    // What is held back, and how many have to pass before it.
+    // Held-back datagrams, each with the number of datagrams that must pass before it.
     let mut held: Vec<(usize, Vec<u8>, SocketAddr)> = Vec::new();
     let mut buffer = vec![0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {

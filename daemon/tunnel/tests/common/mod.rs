@@ -3,8 +3,8 @@
 //! ```text
 //!  node 0 (hauberk0, uplink) ── wire namespace (bridge) ── (uplink, hauberk0) node 1
 //! ```
-//! The wire is a namespace of its own, so that a capture in it sees everything that leaves a node
-//! and nothing else.
+//! The wire is a separate namespace, so that a capture in it sees everything that leaves a node and
+//! nothing else.
 
 mod bad_wire;
 
@@ -110,7 +110,7 @@ impl Playground {
         Playground { nodes, wire }
     }
 
-    /// Watches everything that crosses the wire until dropped or asked.
+    /// Captures everything that crosses the wire until dropped or finished.
     pub fn capture(&self) -> Capture {
         let socket = self.wire.within(|| {
             let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
@@ -155,10 +155,10 @@ impl Capture {
     }
 }
 
-/// What a frame is, as far as these tests care.
+/// The kind of a frame, as far as these tests need it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// Sealed, or on its way to be refused as such.
+    /// Encrypted, or a tunnel packet that will be refused.
     Tunnel,
     /// ARP, neighbour discovery, multicast group reports.
     Housekeeping,
@@ -175,7 +175,7 @@ pub fn classify(frame: &[u8]) -> Frame {
             if frame[23] == 2 {
                 return Frame::Housekeeping;
             }
-            // A closed port's answer, which quotes the sealed packet's beginning.
+            // The ICMP answer of a closed port, which quotes the beginning of the encrypted packet.
             if frame[23] == 1 && frame[34] == 3 && frame[51] == 17 && is_tunnel(&frame[62..]) {
                 return Frame::Tunnel;
             }
@@ -198,7 +198,7 @@ pub fn classify(frame: &[u8]) -> Frame {
     }
 }
 
-/// Asserts that nothing but sealed packets crossed, and that some did.
+/// Asserts that only encrypted packets crossed, and at least one did.
 pub fn assert_sealed(frames: &[Vec<u8>], never: &[u8]) {
     let tunnel = frames.iter().filter(|frame| classify(frame) == Frame::Tunnel).count();
     assert!(tunnel > 0, "nothing crossed the wire");
@@ -243,7 +243,7 @@ impl Node {
         PublicKey::from(&StaticSecret::from([self.secret; 32])).to_bytes()
     }
 
-    /// How the other node knows this one.
+    /// The node as the other node's peer.
     pub fn as_peer(self, endpoint: SocketAddr) -> PeerConfig {
         PeerConfig {
             id: self.id(),
@@ -285,10 +285,11 @@ impl Node {
     }
 }
 
-/// Starts a node's tunnel anew, on the device as it was left.
+/// Starts a node's tunnel again, on the device that was left behind.
 pub fn restart(playground: &Playground, node: Node) -> Tunnel {
     let mut tunnel = None;
-    // Another test's child, forked and not yet executing, may still hold our socket's copy.
+    // A child process of another test, forked but not yet executing its program, may still hold a
+    // copy of the socket.
     eventually(Duration::from_secs(20), "the port", || {
         tunnel = playground.nodes[node.index].within(move || Tunnel::start(node.config()).ok());
         tunnel.is_some()
@@ -310,7 +311,7 @@ pub fn state(tunnel: &Tunnel) -> PeerState {
     tunnel.stats().unwrap().peers[0].state
 }
 
-/// Waits until the condition holds; the message says what never came.
+/// Waits until the condition holds; otherwise the message says what did not happen.
 pub fn eventually(within: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -319,7 +320,7 @@ pub fn eventually(within: Duration, what: &str, mut condition: impl FnMut() -> b
     }
 }
 
-/// A stream of bytes that differ from place to place and begin with `marker` now and then.
+/// Bytes without repetition, in which `marker` occurs regularly.
 pub fn pattern(marker: &[u8], length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 64);
     let mut block = 0u32;

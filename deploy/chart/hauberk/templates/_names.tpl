@@ -18,12 +18,12 @@ app.kubernetes.io/component: {{ . }}
 {{- end -}}
 {{- end -}}
 
-{{/* Who an agent is to the API server. */}}
+{{/* The agents' user name at the API server. */}}
 {{- define "hauberk.user" -}}
 system:serviceaccount:{{ .Release.Namespace }}:hauberk
 {{- end -}}
 
-{{/* HauberkConfig's spec: as the values, with `auto` left out where the object has no word for it. */}}
+{{/* HauberkConfig's spec: the values, without `auto` where the object does not know it. */}}
 {{- define "hauberk.clusterConfig" -}}
 {{- $config := deepCopy .Values.config -}}
 {{- if eq (toString $config.uplinks) "auto" -}}
@@ -35,7 +35,7 @@ system:serviceaccount:{{ .Release.Namespace }}:hauberk
 {{ toYaml $config }}
 {{- end -}}
 
-{{/* What is in the agents' file alone. */}}
+{{/* The settings that are only in the agents' file. */}}
 {{- define "hauberk.agentConfig" -}}
 source:
   kubernetes:
@@ -55,7 +55,7 @@ cni:
   {{- toYaml .Values.cni | nindent 2 }}
 {{- end -}}
 
-{{/* The agents' whole file. */}}
+{{/* The complete file of the agents. */}}
 {{- define "hauberk.file" -}}
 {{- $tunnel := dict "tunnel" (dict "device" .Values.agent.tunnelDevice) -}}
 {{- $file := mustMergeOverwrite (deepCopy .Values.config) $tunnel (include "hauberk.agentConfig" . | fromYaml) -}}
@@ -66,12 +66,12 @@ cni:
 {{- if contains ":" .address -}}[{{ .address }}]{{- else -}}{{ .address }}{{- end -}}:{{ .port }}
 {{- end -}}
 
-{{/* Where the kubelet, on the same network as the agent, finds what listens on metrics.address. */}}
+{{/* The address at which the kubelet, on the agent's network, reaches metrics.address. */}}
 {{- define "hauberk.probeHost" -}}
 {{- get (dict "0.0.0.0" "127.0.0.1" "::" "::1") . | default . -}}
 {{- end -}}
 
-{{/* What the values' schema cannot say. */}}
+{{/* Checks that the values' schema cannot express. */}}
 {{- define "hauberk.check" -}}
 {{- if and (eq .Values.cni.install "chained") (ne .Values.config.hostRouting "stack") -}}
 {{- fail "cni.install is chained and config.hostRouting is not stack: another CNI plugin routes its pods through the host's stack; set config.hostRouting to stack" -}}
@@ -84,7 +84,7 @@ cni:
 {{- end -}}
 {{- end -}}
 
-{{/* The host's folders that the agent, and the clean-up, work on. */}}
+{{/* The host's folders that the agent and the clean-up use. */}}
 {{- define "hauberk.mounts" -}}
 - {name: config, mountPath: /etc/hauberk, readOnly: true}
 - {name: state, mountPath: {{ .Values.agent.statePath }}}
@@ -107,10 +107,10 @@ cni:
 {{- define "hauberk.volumes" -}}
 - name: config
   configMap: {name: hauberk}
-# The node's private key, and which addresses were given to whom.
+# The node's private key, and which pod has which addresses.
 - name: state
   hostPath: {path: {{ .Values.agent.statePath }}, type: DirectoryOrCreate}
-# The agent's socket, which the CNI plugin on the node asks.
+# The agent's socket, on which the CNI plugin of the node calls it.
 - name: run
   hostPath: {path: {{ .Values.agent.runPath }}, type: DirectoryOrCreate}
 # Programs and maps are pinned here, so that they stay while no agent runs.
@@ -118,7 +118,7 @@ cni:
   hostPath: {path: /sys/fs/bpf, type: Directory}
 - name: tun
   hostPath: {path: /dev/net/tun, type: CharDevice}
-# Forwarding and reverse-path filters: a container's own /proc/sys is read-only.
+# Forwarding and reverse-path filters. A container's own /proc/sys is read-only.
 - name: sysctl
   hostPath: {path: /proc/sys/net, type: Directory}
 {{- if .Values.agent.wireguardTools }}
@@ -126,20 +126,20 @@ cni:
   hostPath: {path: /run/wireguard, type: DirectoryOrCreate}
 {{- end }}
 {{- if ne .Values.cni.install "none" }}
-# The CNI plugin is copied here, and its configuration written there, by the agent.
+# Here the agent installs the CNI plugin and its configuration.
 - name: cni-binaries
   hostPath: {path: {{ .Values.cni.binaryDirectory }}, type: DirectoryOrCreate}
 - name: cni-configuration
   hostPath: {path: {{ .Values.cni.configurationDirectory }}, type: DirectoryOrCreate}
 {{- end }}
 {{- if eq .Values.cni.install "chained" }}
-# How pods that the other plugin attached are found.
+# Here the agent finds the pods that the other plugin attached.
 - name: cni-results
   hostPath: {path: {{ .Values.cni.resultsDirectory }}, type: DirectoryOrCreate}
 {{- end }}
 {{- end -}}
 
-{{/* Root without root's powers: all capabilities dropped but these. */}}
+{{/* Root with all capabilities dropped except these. */}}
 {{- define "hauberk.securityContext" -}}
 runAsUser: 0
 runAsGroup: 0

@@ -88,10 +88,12 @@ fn translated_traffic_of_a_protected_pod_stays_protected() {
     let carrying = Place { carries_protected: true, ..place(true) };
     let plain = pod(Protection::None, THERE);
     assert_eq!(need(&node(HERE), &plain, &carrying), Need::Encrypt(Why::Translated));
-    // The reply to a node's address comes back through the tunnel too, where somebody translates.
+    // The reply to a node's address also comes back through the tunnel, if another program
+    // translates addresses.
     assert_eq!(need(&pod(Protection::None, HERE), &node(THERE), &place(true)), Need::Shelter);
     assert_eq!(need(&pod(Protection::None, HERE), &node(THERE), &place(false)), Need::Clear);
-    // Nobody masquerades by an address that no node has, and nobody would take it out of a tunnel.
+    // No program masquerades with an address that no node has, and no peer would accept it from a
+    // tunnel.
     let stranger = Identity::new(Kind::UnknownNode, Protection::None, 0);
     for (source, destination) in [(stranger, plain), (plain, stranger)] {
         assert_eq!(need(&source, &destination, &place(true)), Need::Clear);
@@ -125,17 +127,18 @@ fn only_a_pods_interface_and_the_node_itself_prove_that_a_packet_is_local() {
             assert_eq!(enters(source, destination, origin).encryption, Encryption::Local, "{origin:?}");
         }
     }
-    // Masquerading gives the node's address to what came from the world by a guarded device.
+    // Masquerading gives the node's address to packets from the world that came by a guarded
+    // device.
     assert_eq!(enters(node(HERE), protected, Origin::Wire).encryption, Encryption::Local);
     assert_eq!(enters(node(HERE), protected, Origin::Unguarded).drop, DropReason::Martian);
     assert_eq!(enters(Identity::WORLD, protected, Origin::Unguarded).drop, DropReason::WorldToProtected);
-    // So it does to what came in the clear from another node, which had to be sealed.
+    // It also gives it to plaintext from another node, which should have been sealed.
     for source in [node(HERE), Identity::WORLD, node(THERE)] {
         assert_eq!(enters(source, protected, Origin::Cluster).drop, DropReason::PlaintextToProtected);
     }
     assert_eq!(enters(node(HERE), plain, Origin::Cluster).encryption, Encryption::Local);
     assert_eq!(enters(plain, protected, Origin::Cluster).drop, DropReason::PlaintextToProtected);
-    // A service's address was translated after the guard let the packet by.
+    // A service address was translated after the guard had let the packet pass.
     assert_eq!(enters(Identity::WORLD, protected, Origin::Wire).encryption, Encryption::World);
     assert_eq!(enters(plain, plain, Origin::Unguarded).encryption, Encryption::Local);
 }

@@ -122,7 +122,7 @@ fn contradictions_are_malformed() {
         bad[at] = value;
         assert_eq!(parse_frame(&&bad[..]), Err(Malformed), "byte {at} = {value:#x}");
     }
-    // An IPv4-mapped address on the wire would read as an IPv4 pod's.
+    // An IPv4-mapped address on the wire would be taken for an IPv4 pod's address.
     let mut mapped = v6_with(&[]);
     mapped[8..24].copy_from_slice(&Address::v4([10, 0, 0, 1]).octets());
     assert_eq!(parse_ip(&&mapped[..]), Err(Malformed));

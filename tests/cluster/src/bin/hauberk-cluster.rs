@@ -1,5 +1,6 @@
-//! A cluster to look at: `hauberk-cluster up` brings one up, says how to reach it, and takes it down when Enter is pressed.
-//! `hauberk-cluster up --bare` leaves hauberk out: nodes then wait for a CNI plugin.
+//! A cluster for manual use: `hauberk-cluster up` starts one, prints how to reach it, and takes it
+//! down when Enter is pressed. `hauberk-cluster up --bare` leaves hauberk out: the nodes then wait
+//! for a CNI plugin.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

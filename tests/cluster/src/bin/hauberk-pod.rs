@@ -1,8 +1,9 @@
-//! What runs in the test cluster's pods.
+//! The program in the test cluster's pods.
 //!
-//! `hauberk-pod pause` waits for its end and collects orphans, as the first process of a pod must. `hauberk-pod shout TARGET TEXT`
-//! sends datagrams with TEXT to TARGET (address:port) from its very first moment on, every millisecond for a second and then ten
-//! times a second, until it is ended: whatever of that is on the wire in the clear was sent by a pod that nobody protected yet.
+//! `hauberk-pod pause` waits for its end and collects orphans, as the first process of a pod must.
+//! `hauberk-pod shout TARGET TEXT` sends datagrams with TEXT to TARGET (address:port) from its
+//! first moment on, every millisecond for a second and then ten times a second, until it is
+//! stopped. If TEXT is on the wire in the clear, the pod sent it before it was protected.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::process::ExitCode;
@@ -60,7 +61,7 @@ fn shout(target: &str, text: &str) {
     let started = Instant::now();
     let (mut sent, mut refused) = (0_u64, 0_u64);
     loop {
-        // A socket each time: an error of an earlier datagram says nothing about this one.
+        // A new socket each time: an error from an earlier datagram must not affect this one.
         match UdpSocket::bind(any).and_then(|socket| socket.send_to(text.as_bytes(), target)) {
             Ok(_) => sent += 1,
             Err(_) => refused += 1,

@@ -1,4 +1,4 @@
-//! Everybody asks everybody, and what of it was on the wire.
+//! Exchanges between all pods, and what was on the wire.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub struct Exchanges<'a> {
 }
 
 impl<'a> Exchanges<'a> {
-    /// Every pod asks every pod on another node, in every way.
+    /// Every pod sends a request to every pod on another node, over every protocol and family.
     pub fn among(cluster: &Cluster, pods: &[&'a Party]) -> Result<Exchanges<'a>> {
         let start = cluster.capture.sync()?;
         let mut exchanges = Vec::new();
@@ -40,12 +40,13 @@ impl<'a> Exchanges<'a> {
         Ok(Exchanges { done, seen: analysis::markers(&cluster.capture.since(start)?) })
     }
 
-    /// All of it was on the wire as the other plugins send it.
+    /// Fails unless all payload was on the wire in the form in which the other plugins send it.
     pub fn assert_in_the_clear(&self) -> Result<()> {
         self.done.iter().try_for_each(|(exchange, outcome)| self.assert_own_way(exchange, outcome))
     }
 
-    /// What one of `namespace` said or was told was sealed; what others said among themselves went their plugins' way.
+    /// Fails unless packets from and to pods of `namespace` were sealed, and all other packets took
+    /// their plugins' way.
     pub fn assert_sealed_for(&self, namespace: &str) -> Result<()> {
         for (exchange, outcome) in &self.done {
             if [exchange.client, exchange.server].iter().all(|end| namespace_of(end) != namespace) {
@@ -58,7 +59,8 @@ impl<'a> Exchanges<'a> {
         Ok(())
     }
 
-    /// In the VXLAN if a pod behind it is one of the two, else not.
+    /// Fails unless the payload was in the VXLAN if one of the pods is behind it, and outside
+    /// otherwise.
     fn assert_own_way(&self, exchange: &Exchange<'_>, outcome: &Outcome) -> Result<()> {
         let overlaid = [exchange.client, exchange.server].iter().any(|end| node_of(end) == overlay::NODE);
         for marker in [outcome.request, outcome.reply] {
@@ -72,7 +74,7 @@ impl<'a> Exchanges<'a> {
     }
 }
 
-/// Pods are called `namespace/what-node` here.
+/// The node of a pod, from its name, which is `namespace/what-node` here.
 fn node_of(pod: &Party) -> &str {
     pod.name.rsplit('-').next().unwrap_or_default()
 }

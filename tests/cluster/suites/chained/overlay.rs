@@ -3,15 +3,15 @@
 use anyhow::Result;
 use hauberk_cluster::{Cluster, Node};
 
-/// The node whose pods are behind it.
+/// The node whose pods are behind the VXLAN.
 pub const NODE: &str = "n3";
-/// UDP port of its packets.
+/// The UDP port of its packets.
 pub const PORT: u16 = 8472;
 
 const DEVICE: &str = "flannel.1";
 const MTU: u32 = 1450;
 
-/// A node's end of it: the hardware address, and the first address of each of its ranges.
+/// A node's end of the VXLAN: its MAC address, and the first address of each of its pod ranges.
 struct End<'a> {
     node: &'a Node,
     ranges: [String; 2],
@@ -19,7 +19,7 @@ struct End<'a> {
     addresses: [String; 2],
 }
 
-/// Makes it, and sends through it what pods on [`NODE`] and on other nodes say to each other.
+/// Makes the VXLAN, and routes traffic between pods on [`NODE`] and pods on other nodes through it.
 pub fn connect(cluster: &Cluster) -> Result<()> {
     let mut ends = Vec::new();
     for (index, node) in cluster.nodes.iter().enumerate() {
@@ -52,7 +52,8 @@ fn make_device(end: &End<'_>) -> Result<()> {
 
 fn lead_to(from: &End<'_>, to: &End<'_>) -> Result<()> {
     for (range, address) in to.ranges.iter().zip(&to.addresses) {
-        // The plain route goes first: while it says otherwise, the kernel does not believe that the gateway is on the device.
+        // The plain route is removed first: while it exists, the kernel does not accept that the
+        // gateway is on the device.
         from.node.party.netns.ip(&format!(
             "neigh add {address} lladdr {} dev {DEVICE} nud permanent
              route del {range}

@@ -1,4 +1,4 @@
-//! etcd, by its JSON gateway: a request is a transaction.
+//! etcd, through its JSON gateway: each request is a transaction.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,14 +8,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-/// Operations etcd takes in one transaction.
+/// The largest number of operations that etcd takes in one transaction.
 pub const TRANSACTION: usize = 128;
 
 /// A change of one object.
 pub enum Operation {
-    /// The object at this key is so.
+    /// Writes the object at this key.
     Put(String, Value),
-    /// There is no object at this key.
+    /// Deletes the object at this key.
     Delete(String),
 }
 
@@ -30,7 +30,7 @@ impl Operation {
     }
 }
 
-/// Carries out operations at once; to be called where etcd is.
+/// Carries out operations in one transaction. Call it where etcd runs.
 pub fn write(operations: &[Operation]) -> Result<()> {
     let requests: Vec<Value> = operations.iter().map(Operation::request).collect();
     let body = json!({"success": requests}).to_string();

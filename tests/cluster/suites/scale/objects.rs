@@ -1,4 +1,4 @@
-//! A made-up cluster: nodes, namespaces and pods as an API server keeps them.
+//! A made-up cluster: nodes, namespaces and pods in the form in which an API server stores them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,26 +10,26 @@ use serde_json::{Value, json};
 
 use super::etcd::Operation;
 
-/// Nodes that are not there.
+/// The number of nodes that exist only as objects.
 pub const NODES: usize = 1_000;
-/// Pods that stay.
+/// The number of pods that stay.
 pub const PODS: usize = 50_000;
-/// Namespaces they are in; every other one is opted in.
+/// The number of their namespaces; every other one is opted in.
 pub const NAMESPACES: usize = 100;
 /// The namespace of the pods that come and go.
 pub const CHURN: &str = "churn";
-/// Where pods' addresses come from: a /24 and a /64 for each node.
+/// The ranges of pods' addresses: a /24 and a /64 for each node.
 pub const CLUSTER_RANGES: [&str; 2] = ["10.244.0.0/14", "fd00:244::/48"];
 
 const CREATED: &str = "2026-01-01T00:00:00Z";
 
-/// A pod by number, on one of the nodes that are not there.
+/// A pod by number, on one of the nodes that exist only as objects.
 #[derive(Clone, Copy)]
 pub struct Pod {
     pub number: usize,
 }
 
-/// What a pod has come to.
+/// The phase of a pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     Scheduled,
@@ -46,7 +46,7 @@ impl Pod {
         format!("checkout-7d9c6b5f4-{:06}", self.number)
     }
 
-    /// Its IPv4 and IPv6 address: no two pods have the same.
+    /// Its IPv4 and IPv6 address. No two pods have the same ones.
     pub fn addresses(self) -> [IpAddr; 2] {
         let (node, host) = (self.number % NODES, self.number / NODES + 2);
         let v4 = Ipv4Addr::new(10, 244 + (node / 256) as u8, (node % 256) as u8, host as u8);
@@ -54,12 +54,12 @@ impl Pod {
         [v4.into(), v6.into()]
     }
 
-    /// Where it is in etcd.
+    /// Its key in etcd.
     pub fn key(self) -> String {
         format!("/registry/pods/{}/{}", self.namespace(), self.name())
     }
 
-    /// The object, as large as one usually is.
+    /// The object, about as large as in real clusters.
     pub fn object(self, phase: Phase) -> Value {
         let labels = json!({"app": "checkout", "team": self.namespace(), "pod-template-hash": "7d9c6b5f4"});
         let environment: Vec<Value> =
@@ -112,7 +112,7 @@ impl Pod {
     }
 }
 
-/// Every namespace, node and pod that is there from the start; `own` is the node whose agent is real.
+/// Every namespace, node and pod that exists from the start. `own` is the node with the real agent.
 pub fn everything(own: &str) -> impl Iterator<Item = Operation> {
     let teams = (0..NAMESPACES).map(|team| (format!("team-{team}"), team % 2 == 0));
     let namespaces = teams.chain([(CHURN.to_owned(), true)]).map(|(name, enabled)| namespace(&name, enabled));
@@ -155,7 +155,7 @@ fn node(name: &str, number: usize, addresses: [IpAddr; 2], keys: Option<String>)
     Operation::Put(format!("/registry/minions/{name}"), object)
 }
 
-/// What a node's agent would publish. Any 32 bytes are a point of the curve.
+/// The annotation that a node's agent would publish. Any 32 bytes are a point of the curve.
 fn keys(number: usize) -> String {
     let mut key = [0x11; 32];
     key[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());

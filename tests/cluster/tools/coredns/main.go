@@ -1,4 +1,5 @@
-// Command coredns is CoreDNS with the plugins that a cluster's usual Corefile names, and none of the clouds'.
+// Command coredns is CoreDNS with the plugins in a cluster's usual Corefile, and without those for
+// clouds.
 package main
 
 import (

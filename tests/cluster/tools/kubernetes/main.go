@@ -1,5 +1,6 @@
-// Command kubernetes is the programs of a Kubernetes cluster in one: built and linked once, it acts as the one whose name it
-// was started under (kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy, kubectl).
+// Command kubernetes contains all programs of a Kubernetes cluster, so that they are built and
+// linked only once. It acts as the program whose name it was started with (kube-apiserver,
+// kube-controller-manager, kube-scheduler, kubelet, kube-proxy, kubectl).
 package main
 
 import (
@@ -17,7 +18,7 @@ import (
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 
-	// Metrics of the client and of the work queues, as the programs themselves have them.
+	// Metrics of the client and of the work queues, as in the original programs.
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
 )

@@ -1,4 +1,4 @@
-//! As many bytes over one TCP connection as the way allows.
+//! Sends bytes over one TCP connection as fast as the path allows.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,27 +13,28 @@ use crate::marker::Marker;
 use crate::party::{Family, Party};
 use crate::wait;
 
-/// What a bulk transfer was like.
+/// The result of a bulk transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct BulkReport {
-    /// What the bytes were.
+    /// The marker that fills the transfer.
     pub marker: Marker,
-    /// How many.
+    /// The number of bytes.
     pub bytes: usize,
-    /// How long they took.
+    /// The time they took.
     pub duration: Duration,
 }
 
-/// Sends `bytes` from one to the other; they are checked on arrival.
+/// Sends `bytes` from one party to the other and checks them on arrival.
 ///
 /// # Errors
-/// They did not arrive, or not unchanged.
+/// They did not arrive, or were changed.
 pub fn bulk_tcp(from: &Party, to: &Party, family: Family, bytes: usize) -> Result<BulkReport> {
     let marker = Marker::unique();
     let listener = to.netns.within(|| {
         let socket = socket::bound(Type::STREAM, None, SocketAddr::new(to.address(family), 0))?;
         socket.listen(4).context("listen")?;
-        // Receive timeouts hold for accept as well, and are inherited: a transfer that hangs ends with an error.
+        // The receive timeout also applies to accept and is inherited by the connection: a transfer
+        // that hangs ends with an error.
         socket.set_read_timeout(Some(wait::GENEROUS)).context("set timeout")?;
         Ok(TcpListener::from(socket))
     })?;

@@ -1,4 +1,4 @@
-//! UDP, fragmented or not: the request is repeated until the reply comes.
+//! UDP, fragmented or not. The request is repeated until the reply comes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -22,7 +22,7 @@ pub(super) fn serve(address: SocketAddr, bytes: usize, shared: &Shared, port: &S
         match socket.recv_from(&mut buffer) {
             Ok((count, client)) if buffer[..count] == shared.request.fill(bytes) => {
                 shared.deliver(Some(client.ip()));
-                // A reply that could not be sent is asked for again.
+                // If the reply cannot be sent, the client repeats its request.
                 socket.send_to(&shared.reply.fill(bytes), client).ok();
             }
             Ok(_) => {}
@@ -44,7 +44,7 @@ pub(super) fn ask(
     let socket = socket::bound(Type::DGRAM, None, SocketAddr::new(local, 0))?;
     allow_fragments(&socket, local)?;
     let socket = std::net::UdpSocket::from(socket);
-    // Connected, so that a reply from another address than was asked does not count.
+    // Connected, so that a reply from another address does not count.
     if let Err(error) = socket.connect(target) {
         return Ok((false, format!("connect to {target}: {error}")));
     }
@@ -68,7 +68,7 @@ pub(super) fn ask(
     Ok((false, said))
 }
 
-/// Lets the kernel fragment what is too large, instead of refusing it.
+/// Lets the kernel fragment large datagrams instead of refusing them.
 fn allow_fragments(socket: &Socket, address: IpAddr) -> Result<()> {
     let (level, name, value) = match address {
         IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),

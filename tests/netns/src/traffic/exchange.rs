@@ -14,18 +14,18 @@ use crate::marker::Marker;
 use crate::party::{Family, Party};
 use crate::wait::eventually;
 
-/// What an exchange is made of.
+/// The protocol of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
     /// A TCP connection.
     Tcp,
     /// UDP datagrams.
     Udp,
-    /// Echo request and reply; the kernel of the destination answers.
+    /// Echo request and reply; the destination's kernel answers.
     Icmp,
     /// UDP datagrams larger than any MTU on the way.
     Fragments,
-    /// ESP packets (50), or what looks like them.
+    /// ESP packets (50), or packets that look like them.
     Esp,
     /// GRE packets (47).
     Gre,
@@ -63,39 +63,39 @@ impl fmt::Display for Protocol {
 /// One request and one reply.
 #[derive(Clone, Debug)]
 pub struct Exchange<'a> {
-    /// Of which protocol.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Over which family.
+    /// The address family.
     pub family: Family,
-    /// Who asks.
+    /// The party that sends the request.
     pub client: &'a Party,
-    /// Who answers.
+    /// The party that sends the reply.
     pub server: &'a Party,
-    /// Where the client sends to, if not to the server's address: a service. Only TCP and UDP.
+    /// The address the client sends to, if it is not the server's: a service. Only for TCP and UDP.
     pub service: Option<SocketAddr>,
     /// The server's port; 0 for any.
     pub port: u16,
     /// Bytes of payload each way.
     pub bytes: usize,
-    /// How long the client goes on trying.
+    /// How long the client keeps trying.
     pub patience: Duration,
 }
 
 impl<'a> Exchange<'a> {
-    /// An ordinary one, to the server's own address.
+    /// An exchange with the server's own address.
     pub fn new(protocol: Protocol, family: Family, client: &'a Party, server: &'a Party) -> Exchange<'a> {
         let bytes = if protocol == Protocol::Fragments { 4000 } else { 400 };
         Exchange { protocol, family, client, server, service: None, port: 0, bytes, patience: Duration::from_secs(20) }
     }
 
-    /// Through a service address that somebody translates to the server's address and `port`.
+    /// Sends to a service address that is translated to the server's address and `port`.
     pub fn via(mut self, service: SocketAddr, port: u16) -> Exchange<'a> {
         self.service = Some(service);
         self.port = port;
         self
     }
 
-    /// Gives up sooner: for what is expected not to get through.
+    /// Gives up sooner: for exchanges that are expected to fail.
     pub fn patience(mut self, patience: Duration) -> Exchange<'a> {
         self.patience = patience;
         self
@@ -106,7 +106,7 @@ impl<'a> Exchange<'a> {
         self.server.address(self.family)
     }
 
-    /// Where the client sends to, given the port the server got.
+    /// The address the client sends to, given the port the server got.
     pub(super) fn target(&self, port: u16) -> SocketAddr {
         self.service.unwrap_or(SocketAddr::new(self.server_address(), port))
     }
@@ -122,20 +122,20 @@ impl fmt::Display for Exchange<'_> {
     }
 }
 
-/// What happened.
+/// The result of an exchange.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What the request carried.
+    /// The marker in the request.
     pub request: Marker,
-    /// What the reply carried; for ICMP the same.
+    /// The marker in the reply; for ICMP the same one.
     pub reply: Marker,
-    /// The server had the whole request.
+    /// The server received the whole request.
     pub delivered: bool,
-    /// The client had the whole reply, from the address it had sent to.
+    /// The client received the whole reply, from the address it had sent to.
     pub answered: bool,
-    /// Whom the server saw.
+    /// The client address that the server saw.
     pub seen_client: Option<IpAddr>,
-    /// What the client or the server has to say.
+    /// What the client or the server reports.
     pub said: String,
 }
 
@@ -143,7 +143,7 @@ pub struct Outcome {
 pub(super) struct Shared {
     pub request: Marker,
     pub reply: Marker,
-    /// The client is done; the server need wait no longer.
+    /// The client is done, so the server can stop.
     pub over: AtomicBool,
     pub delivered: AtomicBool,
     pub seen_client: Mutex<Option<IpAddr>>,
@@ -154,14 +154,14 @@ impl Shared {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// The server has the request.
+    /// Records that the server has the request.
     pub(super) fn deliver(&self, client: Option<IpAddr>) {
         *self.seen_client.lock().unwrap_or_else(PoisonError::into_inner) = client;
         self.delivered.store(true, Ordering::SeqCst);
     }
 }
 
-/// Does it, and says what happened. That nothing got through is an outcome, not an error.
+/// Performs an exchange and returns its outcome. A failed exchange is an outcome, not an error.
 ///
 /// # Errors
 /// Sockets could not be made: the test is at fault.
@@ -186,7 +186,7 @@ pub fn exchange(exchange: &Exchange<'_>) -> Result<Outcome> {
     })
 }
 
-/// The server's and the client's work, each on a thread in its own namespace.
+/// Does the server's and the client's work, each on a thread in its own namespace.
 fn perform(exchange: &Exchange<'_>, shared: &Shared) -> Result<(bool, String)> {
     thread::scope(|scope| {
         let (port_sender, port_receiver) = std::sync::mpsc::channel();
@@ -203,7 +203,7 @@ fn perform(exchange: &Exchange<'_>, shared: &Shared) -> Result<(bool, String)> {
             }
         });
         let client = scope.spawn(move || -> Result<(bool, String)> {
-            // A server that could not start says why itself.
+            // A server that could not start reports the reason itself.
             let Ok(port) = port_receiver.recv() else { return Ok((false, "no server".into())) };
             exchange.client.netns.enter()?;
             let local = exchange.client.address(exchange.family);
@@ -226,7 +226,7 @@ fn perform(exchange: &Exchange<'_>, shared: &Shared) -> Result<(bool, String)> {
     })
 }
 
-/// Does many, some at a time; outcomes in the same order.
+/// Performs many exchanges, some at a time. Outcomes are in the order of the exchanges.
 ///
 /// # Errors
 /// As [`exchange`].
@@ -250,10 +250,10 @@ pub fn exchange_all(exchanges: &[Exchange<'_>]) -> Result<Vec<Outcome>> {
     outcomes.into_iter().map(|outcome| outcome.context("not done")?).collect()
 }
 
-/// Does it again until it is answered, and returns that outcome.
+/// Repeats an exchange until it is answered, and returns that outcome.
 ///
 /// # Errors
-/// As [`eventually`]: what the last one came to.
+/// As [`eventually`]; the message has the last outcome.
 pub fn wait_answered(one: &Exchange<'_>) -> Result<Outcome> {
     eventually(one, || {
         let outcome = exchange(one)?;
@@ -265,7 +265,7 @@ pub fn wait_answered(one: &Exchange<'_>) -> Result<Outcome> {
 /// Fails unless one party answers the other over both families, by each of the protocols.
 ///
 /// # Errors
-/// Which exchange was not answered, and what the client said.
+/// An exchange was not answered; the message names it and has the client's report.
 pub fn assert_answered(from: &Party, to: &Party, protocols: &[Protocol]) -> Result<()> {
     for family in Family::ALL {
         for protocol in protocols {

@@ -1,4 +1,4 @@
-//! More datagrams than anyone can carry.
+//! Sends more datagrams than any path can carry.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -11,23 +11,24 @@ use socket2::Type;
 use super::socket;
 use crate::{Family, Party};
 
-/// What one send has: as much as an IPv4 packet, in datagrams of so many bytes.
+/// The size of one send: about the largest IPv4 packet, made of datagrams of this many bytes.
 const DATAGRAM: usize = 1_300;
 const DATAGRAMS: usize = 48;
 
-/// Datagrams from one party to another as fast as the kernel takes them, until stopped. Nobody receives them.
+/// Datagrams from one party to another, as fast as the kernel takes them, until stopped. No program
+/// receives them.
 pub struct Flood {
     flowing: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl Flood {
-    /// Starts it.
+    /// Starts the flood.
     ///
     /// # Errors
     /// No sockets.
     pub fn start(from: &Party, to: &Party, family: Family) -> Result<Flood> {
-        // Somebody has the port, or the flood would be answered by errors.
+        // A socket holds the port: without it the flood would be answered by ICMP errors.
         let receiver = to.netns.within(|| {
             Ok(UdpSocket::from(socket::bound(Type::DGRAM, None, SocketAddr::new(to.address(family), 0))?))
         })?;
@@ -49,10 +50,10 @@ impl Flood {
         Ok(Flood { flowing, thread })
     }
 
-    /// Ends it.
+    /// Stops the flood.
     ///
     /// # Errors
-    /// What kept it from flowing.
+    /// The sender failed.
     pub fn stop(self) -> Result<()> {
         self.flowing.store(false, Ordering::SeqCst);
         self.thread.join().map_err(|_| anyhow!("the flood panicked"))?

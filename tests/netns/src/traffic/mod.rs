@@ -1,7 +1,7 @@
 //! Clients and servers that run in pods, on nodes and outside.
 //!
-//! [`mod@exchange`] is one request and one reply of any protocol; [`stream`] is traffic that goes on while a test does things
-//! to the cluster; [`bulk`] is as much as will go.
+//! [`mod@exchange`] is one request and one reply of any protocol. [`stream`] is traffic that
+//! continues while a test changes the cluster. [`bulk`] sends as fast as possible.
 
 mod bulk;
 mod datagram;

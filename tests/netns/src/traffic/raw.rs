@@ -1,18 +1,21 @@
-//! Other protocols, over raw sockets on both sides: what a node must carry without understanding it.
+//! Other protocols, over raw sockets on both sides: traffic that a node must carry without
+//! understanding it.
 
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::sys::socket::{SockaddrStorage, recvfrom};
 use socket2::{SockAddr, Socket, Type};
 
 use super::exchange::{Protocol, Shared};
 use super::socket;
 use crate::marker::Marker;
 
-/// Ports in the SCTP header; nobody listens there.
+/// Ports in the SCTP header; no program listens there.
 const SCTP_PORTS: [u8; 4] = [0x9c, 0x40, 0x9c, 0x41];
 
 pub(super) fn serve(
@@ -71,35 +74,32 @@ fn raw_socket(protocol: Protocol, address: IpAddr) -> Result<Socket> {
     socket::bound(Type::RAW, Some(socket2::Protocol::from(number)), SocketAddr::new(address, 0))
 }
 
-/// The next packet on a raw socket without its IP header, and who sent it; none if nothing came for a moment.
+/// The next packet on a raw socket without its IP header, and its sender; none if nothing came for
+/// a short time.
 pub(super) fn receive(socket: &Socket, address: IpAddr) -> Result<Option<(IpAddr, Vec<u8>)>> {
-    let mut buffer = vec![MaybeUninit::new(0); socket::LARGEST];
-    let (count, from) = match socket.recv_from(&mut buffer) {
+    let mut bytes = vec![0; socket::LARGEST];
+    let (count, from) = match recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut bytes).map_err(io::Error::from) {
         Ok(received) => received,
         Err(error) if socket::is_passing(&error) => return Ok(None),
         Err(error) => return Err(error).context("receive on raw socket"),
     };
-    let bytes: Vec<u8> = buffer[..count]
-        .iter()
-        .map(|byte| {
-            // SAFETY: every element was initialised with 0 when the buffer was made.
-            unsafe { byte.assume_init() }
-        })
-        .collect();
-    let from = from.as_socket().context("sender's address")?.ip();
-    // IPv4 raw sockets deliver the header too.
+    bytes.truncate(count);
+    let from = from.context("a packet without a sender")?;
+    let v4 = from.as_sockaddr_in().map(|from| IpAddr::from(from.ip()));
+    let from = v4.or_else(|| from.as_sockaddr_in6().map(|from| from.ip().into())).context("sender's address")?;
+    // IPv4 raw sockets deliver the IP header too.
     let header = if address.is_ipv4() { usize::from(bytes.first().copied().unwrap_or(0) & 15) * 4 } else { 0 };
     Ok(Some((from, bytes.get(header..).unwrap_or_default().to_vec())))
 }
 
-/// A packet of `protocol` that holds `marker`, well-formed as far as connection trackers look.
+/// A packet of `protocol` that contains `marker`, well-formed as far as connection tracking checks.
 fn packet(protocol: Protocol, marker: Marker, bytes: usize) -> Vec<u8> {
     let payload = marker.fill(bytes);
     match protocol {
-        // Version 0, no options, a payload of the ethertype for experiments.
+        // Version 0, no options, a payload of an experimental ethertype.
         Protocol::Gre => [&[0, 0, 0x88, 0xb5][..], &payload].concat(),
         Protocol::Sctp => sctp(&payload),
-        // A parameter index and a sequence number that no one has agreed on.
+        // An arbitrary parameter index and sequence number.
         _ => [&[0x68, 0x61, 0x75, 0x62, 0, 0, 0, 1][..], &payload].concat(),
     }
 }
@@ -120,7 +120,7 @@ fn sctp(payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// CRC-32C, as SCTP has it (RFC 9260 appendix A).
+/// CRC-32C as SCTP uses it (RFC 9260 appendix A).
 pub fn sctp_checksum(bytes: &[u8]) -> u32 {
     let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))

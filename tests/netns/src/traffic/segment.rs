@@ -18,7 +18,7 @@ pub(super) fn serve(address: SocketAddr, bytes: usize, shared: &Shared, port: &S
     listener.set_nonblocking(true).context("set nonblocking")?;
     let listener = TcpListener::from(listener);
     port.send(listener.local_addr().context("local address")?.port()).context("report port")?;
-    // A client that is refused on the way may come again: every connection is served.
+    // A client that is refused on the way may connect again: every connection is served.
     while !shared.is_over() {
         match listener.accept() {
             Ok((connection, client)) => serve_one(connection, client, bytes, shared)?,
@@ -79,7 +79,8 @@ pub(super) fn ask(
     Ok((answered, if answered { String::new() } else { format!("{} of {bytes} bytes of reply", reply.len()) }))
 }
 
-/// Connects. Who is refused comes again, as real clients do: a Service refuses until its node has been told of its endpoints.
+/// Connects. It retries after a refusal, as real clients do: a Service refuses until its node knows
+/// the endpoints.
 fn connect(local: IpAddr, target: SocketAddr, deadline: Instant) -> Result<std::io::Result<TcpStream>> {
     loop {
         let socket = Socket::new(Domain::for_address(target), Type::STREAM, None).context("socket")?;

@@ -1,4 +1,5 @@
-//! Packets of an exact size that must not be fragmented, and super-packets the kernel cuts up.
+//! Packets of an exact size that must not be fragmented, and super-packets that the kernel
+//! segments.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -12,10 +13,10 @@ use crate::marker::Marker;
 use crate::party::{Family, Party};
 use crate::syscalls::set_option;
 
-/// What became of a packet of some size.
+/// What happened to a packet of some size.
 #[derive(Clone, Debug)]
 pub struct SizeOutcome {
-    /// What it carried.
+    /// The marker in the packet.
     pub marker: Marker,
     /// It arrived.
     pub delivered: bool,
@@ -25,8 +26,9 @@ pub struct SizeOutcome {
     pub refused: Option<String>,
 }
 
-/// Sends one UDP packet of `bytes` of IP that nobody may fragment, from a sender who does not know the path's MTU, and
-/// repeats it until it arrives, an ICMP error says that it is too big, or `patience` ends.
+/// Sends one UDP packet of `bytes` of IP that must not be fragmented. The sender does not know the
+/// path's MTU. The packet is repeated until it arrives, an ICMP error says that it is too big, or
+/// `patience` ends.
 ///
 /// # Errors
 /// Sockets could not be made.
@@ -80,7 +82,7 @@ fn named_mtu(message: &[u8], local: IpAddr) -> Option<u32> {
     }
 }
 
-/// "Don't fragment", and no memory of what the path was found to take.
+/// Sets "don't fragment", and makes the socket ignore the known path MTU.
 fn forbid_fragments(socket: &impl AsRawFd, family: Family) -> Result<()> {
     match family {
         Family::V4 => set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
@@ -90,7 +92,8 @@ fn forbid_fragments(socket: &impl AsRawFd, family: Family) -> Result<()> {
     .context("forbid fragments")
 }
 
-/// Hands the kernel one super-packet of `segments` datagrams of `bytes` each (UDP_SEGMENT); how many arrived.
+/// Hands the kernel one super-packet of `segments` datagrams of `bytes` each (UDP_SEGMENT) and
+/// returns how many arrived.
 ///
 /// # Errors
 /// Sockets could not be made, or the kernel refused the super-packet.
@@ -113,7 +116,7 @@ pub fn super_datagram(
     let mut arrived = 0;
     let mut buffer = vec![0; socket::LARGEST];
     let deadline = Instant::now() + Duration::from_secs(20);
-    // Repeated as long as nothing at all comes: the tunnel may be waiting for its first handshake.
+    // Repeated as long as nothing arrives: the tunnel may be waiting for its first handshake.
     while arrived == 0 && Instant::now() < deadline {
         sender.send_to(&segment.repeat(segments), target).context("send super-packet")?;
         let until = Instant::now() + Duration::from_secs(2);

@@ -1,4 +1,4 @@
-//! Sockets with the settings all traffic here has in common.
+//! Sockets with the settings that all traffic here shares.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::syscalls::set_option;
 
-/// How long a receive waits before it looks round whether to stop.
+/// How long a receive waits before it checks whether to stop.
 pub(super) const GLANCE: Duration = Duration::from_millis(50);
 /// The largest datagram.
 pub(super) const LARGEST: usize = 1 << 16;
@@ -32,7 +32,8 @@ pub(super) fn segmenting(address: SocketAddr, bytes: usize) -> Result<UdpSocket>
     Ok(UdpSocket::from(socket))
 }
 
-/// Whether an error only says that nothing has come yet, or that somebody along the way refused: datagrams go on.
+/// Whether an error only means that nothing has arrived yet, or that a host on the path refused:
+/// datagrams continue.
 pub(super) fn is_passing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{
         ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable, PermissionDenied,

@@ -1,4 +1,4 @@
-//! Traffic that goes on while a test does things to the cluster, and keeps account of what got lost.
+//! Traffic that continues while a test changes the cluster, and that counts its losses.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -18,7 +18,7 @@ use crate::wait;
 
 /// Numbered datagrams, one way, at a steady pace.
 pub struct UdpStreamer {
-    /// What every datagram carries.
+    /// The marker in every datagram.
     pub marker: Marker,
     sending: Arc<AtomicBool>,
     receiving: Arc<AtomicBool>,
@@ -27,26 +27,26 @@ pub struct UdpStreamer {
     threads: Vec<JoinHandle<Result<Vec<Instant>>>>,
 }
 
-/// What became of the datagrams.
+/// What happened to the datagrams.
 #[derive(Clone, Debug)]
 pub struct UdpReport {
     /// Handed to the kernel.
     pub sent: u64,
     /// Received.
     pub received: u64,
-    /// The longest time in which nothing was received.
+    /// The longest time without a received datagram.
     pub longest_gap: Duration,
 }
 
 impl UdpReport {
-    /// Sent and never received.
+    /// Datagrams that were sent and never received.
     pub fn lost(&self) -> u64 {
         self.sent.saturating_sub(self.received)
     }
 }
 
 impl UdpStreamer {
-    /// Starts it: `bytes` of payload every `interval`.
+    /// Starts the stream: `bytes` of payload every `interval`.
     ///
     /// # Errors
     /// No sockets.
@@ -92,7 +92,7 @@ impl UdpStreamer {
                             sent.fetch_add(1, Ordering::SeqCst);
                         }
                         Err(error) if socket::is_passing(&error) => {}
-                        // The pod is being taken apart under us: that is what some tests want.
+                        // The pod is being removed during the stream: some tests want that.
                         Err(_) => {}
                     }
                     sleep(interval);
@@ -113,22 +113,22 @@ impl UdpStreamer {
         self.received.load(Ordering::SeqCst)
     }
 
-    /// Waits until datagrams get through that were sent from now on.
+    /// Waits until datagrams arrive that were sent from now on.
     ///
     /// # Errors
-    /// They do not.
+    /// They do not arrive.
     pub fn wait_flowing(&self) -> Result<()> {
         let before = self.received();
         wait::eventually("datagrams to get through", || Ok((self.received() > before + 3).then_some(())))
     }
 
-    /// Stops sending, waits for stragglers, and sums up.
+    /// Stops sending, waits for late datagrams, and returns the totals.
     ///
     /// # Errors
-    /// A thread had one.
+    /// A traffic thread failed.
     pub fn stop(self) -> Result<UdpReport> {
         self.sending.store(false, Ordering::SeqCst);
-        // Stragglers: until nothing has come for a while.
+        // Late datagrams: waits until none has come for a while.
         let mut last = (self.received(), Instant::now());
         while last.1.elapsed() < Duration::from_millis(300) && self.received() < self.sent() {
             sleep(Duration::from_millis(10));
@@ -147,9 +147,9 @@ impl UdpStreamer {
     }
 }
 
-/// One TCP connection with chunks that are echoed, at a steady pace.
+/// One TCP connection whose chunks are echoed, at a steady pace.
 pub struct TcpStreamer {
-    /// What every chunk carries.
+    /// The marker in every chunk.
     pub marker: Marker,
     running: Arc<AtomicBool>,
     echoed: Arc<AtomicU64>,
@@ -157,17 +157,18 @@ pub struct TcpStreamer {
     threads: Vec<JoinHandle<Result<Duration>>>,
 }
 
-/// What became of the connection.
+/// What happened to the connection.
 #[derive(Clone, Debug)]
 pub struct TcpReport {
     /// Chunks that came back.
     pub echoed: u64,
-    /// The longest time one chunk took there and back.
+    /// The longest round trip of one chunk.
     pub longest_stall: Duration,
 }
 
 impl TcpStreamer {
-    /// Connects and starts: a chunk of `bytes` every `interval`, the next after the echo of the one before.
+    /// Connects and starts: a chunk of `bytes` every `interval`. The next chunk is sent after the
+    /// echo of the one before.
     ///
     /// # Errors
     /// No connection.
@@ -184,7 +185,7 @@ impl TcpStreamer {
         let target = listener.local_addr().context("local address")?;
         let (accepted_sender, accepted) = channel();
         thread::spawn(move || {
-            // The listener's receive timeout makes accept return early too.
+            // The listener's receive timeout also makes accept return early.
             let until = Instant::now() + wait::GENEROUS;
             while Instant::now() < until {
                 match listener.accept() {
@@ -229,10 +230,10 @@ impl TcpStreamer {
         })
     }
 
-    /// Ends it and sums up.
+    /// Ends the stream and returns the totals.
     ///
     /// # Errors
-    /// The connection broke on the way.
+    /// The connection broke.
     pub fn stop(self) -> Result<TcpReport> {
         self.running.store(false, Ordering::SeqCst);
         let mut longest_stall = Duration::ZERO;
@@ -303,7 +304,7 @@ fn spawn_client(
     })
 }
 
-/// Fills `chunk`; false if the stream ended or nobody wants it any more.
+/// Fills `chunk`; false if the stream ended or is no longer needed.
 fn read_whole(connection: &mut TcpStream, chunk: &mut [u8], running: &AtomicBool) -> Result<bool> {
     connection.set_read_timeout(Some(socket::GLANCE)).context("set timeout")?;
     let mut filled = 0;

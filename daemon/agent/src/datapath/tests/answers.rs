@@ -1,4 +1,4 @@
-//! What came sealed is answered sealed, by whatever answers.
+//! What arrived encrypted is answered encrypted, whatever sends the answer.
 
 use super::*;
 
@@ -21,6 +21,6 @@ fn an_error_is_judged_by_what_it_quotes() {
             assert_eq!(bench.run_frame(Hook::ToWire, &error(kind, "10.0.2.1", "10.0.1.3"), 0), REDIRECT, "{kind}");
         }
     }
-    // No error, whatever it says.
+    // An echo request is not an error, whatever it quotes.
     assert_eq!(bench.run_frame(Hook::ToWire, &error(8, "192.168.0.2", "10.0.1.1"), 0), OK);
 }

@@ -1,4 +1,5 @@
-//! Packets of protected pods inside others between nodes, as routes with an encapsulation make them.
+//! Packets of protected pods encapsulated in packets between nodes, as routes with an encapsulation
+//! make them.
 
 use super::*;
 
@@ -6,7 +7,7 @@ const IPV4: u8 = 4;
 const IPV6: u8 = 41;
 const GRE: u8 = 47;
 
-/// A frame between the two nodes, with these bytes behind its IP header.
+/// A frame between the two nodes, with these bytes after its IP header.
 fn between_nodes(protocol: u8, content: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     ip("192.168.0.1", "192.168.0.2").write(&mut frame, protocol.into(), content).unwrap();
@@ -52,7 +53,7 @@ fn what_is_protected_does_not_leave_inside_another_packet() {
             assert_eq!(bench.run_frame(Hook::ToWire, frame, 0), SHOT, "{pair:?}, form {number}");
             assert_eq!(bench.drops(DropReason::PlaintextLeaving), before + 1, "{pair:?}, form {number}");
         }
-        // More labels than are followed.
+        // More labels than the programs follow.
         labelled.splice(14..14, [0, 1, 0, 64].repeat(3));
         assert_eq!(bench.run_frame(Hook::ToWire, &labelled, 0), SHOT, "{pair:?}");
     }
@@ -74,7 +75,7 @@ fn what_is_not_protected_leaves_as_it_is() {
     ] {
         assert_eq!(bench.run_frame(Hook::ToWire, &frame, 0), OK);
     }
-    // The next packet of the same two nodes is looked into anew.
+    // The next packet between the same two nodes is inspected again.
     let protected = between_nodes(IPV4, &packet("10.0.1.1", "10.0.2.3"));
     assert_eq!(bench.run_frame(Hook::ToWire, &protected, 0), SHOT);
 }
@@ -91,7 +92,8 @@ fn nothing_of_a_datagram_leaves_whose_beginning_was_refused() {
     assert_eq!(bench.run_frame(Hook::ToWire, &later, 0), SHOT);
 }
 
-/// A frame between two addresses with an IPv6 routing header of this type, which is to go on to these.
+/// A frame between two addresses with an IPv6 routing header of this type that lists these
+/// addresses.
 fn detoured(kind: u8, left: u8, addresses: &[&str]) -> Vec<u8> {
     let mut header = vec![17, 2 * addresses.len() as u8, kind, left, 0, 0, 0, 0];
     for address in addresses {
@@ -103,7 +105,7 @@ fn detoured(kind: u8, left: u8, addresses: &[&str]) -> Vec<u8> {
     frame
 }
 
-/// The same with options of IPv4, four bytes of them or a multiple.
+/// A frame with IPv4 options, in multiples of four bytes.
 fn with_options(options: &[u8]) -> Vec<u8> {
     let mut frame = udp("192.168.0.1", "8.8.8.8");
     frame.splice(34..34, options.iter().copied());
@@ -126,7 +128,7 @@ fn a_packet_is_judged_by_every_address_that_it_goes_to() {
         detoured(4, 1, &[protected, "fd99::2"]),
         detoured(4, 7, &[&seven[..], &[protected]].concat()),
         detoured(4, 1, &["fd00::9:9"]),
-        // Kinds that cannot be read, and a list that is too long.
+        // Types that the programs cannot read, and a list that is too long.
         detoured(3, 1, &[plain]),
         detoured(4, 17, &seventeen),
         with_options(&source_route(131, 4, 1)),

@@ -1,4 +1,4 @@
-//! Loading: maps that are there already, and how long the verifier takes.
+//! Loading: maps that exist already, and how long the verifier takes.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn a_trial_takes_all_programs_and_leaves_nothing() {
     assert!(!trial.exists());
 }
 
-/// The verifier walks every path there is: a start must not wait for it for seconds.
+/// The verifier walks every path of a program: a start must not wait seconds for it.
 #[test]
 fn the_verifier_is_done_with_each_program_soon() {
     let mut bench = Bench::new(flag::SYNCED);
@@ -58,8 +58,9 @@ fn what_a_packet_costs_in_each_program() {
     }
 }
 
-/// Linux before 6.4 may take branches away behind a call of a static function: see the programs' own documentation. A function is
-/// global to the verifier if its symbol is; hidden ones are static, and only what the compiler brings along is hidden.
+/// Linux before 6.4 may remove branches after a call of a static function: see the programs' own
+/// documentation. The verifier treats a function as global if its symbol is. Hidden symbols count
+/// as static; only functions that the compiler adds are hidden.
 #[test]
 fn every_function_is_verified_by_itself() {
     use object::{Object as _, ObjectSymbol as _, SymbolFlags, SymbolKind, elf};

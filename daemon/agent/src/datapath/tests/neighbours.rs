@@ -1,4 +1,5 @@
-//! What a pod may say in ARP and neighbour discovery, and how much of the node's neighbour table it may take.
+//! What a pod may send in ARP and neighbour discovery, and how much of the node's neighbour table
+//! it may use.
 
 use std::net::Ipv6Addr;
 
@@ -37,7 +38,7 @@ impl Bench {
         assert_eq!(self.drops(reason), before + 1, "{reason}");
     }
 
-    /// The interface of the tests is now a plain pod's.
+    /// Makes the tests' interface a plain pod's.
     fn become_plain(&mut self) {
         let plain = layout::Interface { protection: Protection::None as u8, reserved: [0; 7] };
         self.datapath.maps_mut().put_interface(LO, plain).unwrap();
@@ -65,7 +66,7 @@ fn in_arp_a_pod_speaks_for_its_own_addresses_alone() {
     odd[18] = 8;
     bench.frame_refused(&odd, DropReason::Malformed);
     bench.frame_refused(&arp(1, own, gateway)[..41], DropReason::Malformed);
-    // What comes to the pod is another's own word.
+    // What arrives at the pod is not checked here: its sender speaks for itself.
     assert_eq!(bench.run_frame(Hook::ToPod, &arp(1, other, own), 0), OK);
 }
 
@@ -111,12 +112,12 @@ fn in_neighbour_discovery_a_pod_speaks_for_its_own_addresses_alone() {
         (136, OTHER, ALL_NODES, OWN),
         (136, mine, ALL_NODES, gateway),
         (136, "::", ALL_NODES, OWN),
-        // To one neighbour, past what is for all on the link.
+        // Sent to one neighbour instead of all nodes on the link.
         (136, OWN, OTHER, OTHER),
     ] {
         bench.frame_refused(&discovery(kind, source, destination, target), DropReason::SpoofedNeighbour);
     }
-    // A flow that is remembered does not carry the next word.
+    // A remembered flow does not let the next message through.
     for _ in 0..2 {
         assert_ne!(bench.run_frame(Hook::FromPod, &discovery(136, OWN, "fd00::1:2", OWN), 0), SHOT);
     }
@@ -151,7 +152,8 @@ fn a_pod_has_room_for_some_neighbours_that_nobody_knows() {
     }
     bench.refuses(Hook::FromPod, OWN, "fe80::99", DropReason::NeighbourLimit);
     assert_eq!(bench.run(Hook::FromPod, OWN, "fe80::1"), OK, "its gateway");
-    // Behind another plugin's bridge the node asks its neighbours for what is in its own range.
+    // Behind another plugin's bridge the node resolves its neighbours for addresses of its own
+    // range.
     let mut bench = Bench::new(flag::SYNCED | flag::STACK | flag::CHAINED);
     for range in ["10.0.1.0", "fd00::1:0"] {
         let length = if range.contains(':') { 112 } else { 24 };

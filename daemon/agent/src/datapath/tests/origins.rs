@@ -1,11 +1,12 @@
-//! Where a packet came from, and from whose address: what no list holds is on the protected side.
+//! Where a packet came from, by device and by source address: what no map holds is on the protected
+//! side.
 
 use super::*;
 
 #[test]
 fn a_pod_receives_by_an_unguarded_device_nothing_that_claims_to_be_local() {
     let mut bench = Bench::new(flag::SYNCED | flag::STACK);
-    // Neither the tunnel nor a device that any program saw the packet on.
+    // Neither the tunnel nor a device where a program saw the packet.
     let unguarded = 7;
     for (source, reason) in [
         ("10.0.1.3", DropReason::Martian),
@@ -36,7 +37,8 @@ fn an_address_of_the_node_that_is_not_known_yet_sends_nothing_to_protected_pods(
     bench.refuses(Hook::ToWire, "172.16.0.9", "10.0.2.1", DropReason::UnknownSource);
 }
 
-/// A port of another node that leads to a protected pod: the node that asks cannot know, the answer comes sealed.
+/// A port of another node that leads to a protected pod: the asking node cannot know, and the
+/// answer arrives encrypted.
 #[test]
 fn a_connection_that_is_answered_sealed_goes_on_sealed() {
     const SYN: u8 = 0x02;
@@ -46,7 +48,7 @@ fn a_connection_that_is_answered_sealed_goes_on_sealed() {
     assert_eq!(bench.run_frame(Hook::ToWire, &tcp(here, there, SYN), 0), OK);
     assert_eq!(bench.run_frame(Hook::ToWire, &tcp(here, there, SYN), 0), OK);
     let mut answer = tcp(there, here, SYN | ACK);
-    // The ports change places.
+    // The answer has the ports swapped.
     let (source, destination) = (14 + 20, 14 + 22);
     let ports = [answer[destination], answer[destination + 1], answer[source], answer[source + 1]];
     answer[source..source + 4].copy_from_slice(&ports);

@@ -1,7 +1,8 @@
-//! The tables that look at frames: `netdev hauberk` at the egress of each device, `bridge hauberk` at the ports of bridges.
+//! The tables that look at frames: `netdev hauberk` at the egress of each device, `bridge hauberk`
+//! at the ports of bridges.
 //!
-//! Whether a frame holds a guarded address is read from its own bytes. What the kernel notes of a frame (its protocol) is
-//! what a packet socket says it is.
+//! The rules read a frame's own bytes to see whether it has a guarded address. The kernel's note of
+//! a frame's protocol cannot be trusted: a packet socket can set it to anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -13,7 +14,7 @@ use ipnet::IpNet;
 use super::text::{LINK_SCOPE, TABLE, index_set, minimal, sets};
 use super::{Abilities, Counters, Device, Ruleset};
 
-/// Puts `netdev hauberk` in.
+/// Writes `netdev hauberk`.
 pub(super) fn guard_table(
     ruleset: &Ruleset,
     devices: &BTreeMap<String, Device>,
@@ -38,7 +39,8 @@ pub(super) fn guard_table(
     text.push_str("}\n");
 }
 
-/// Puts `bridge hauberk` in. A bridge may carry pods' frames; its ports may only if they are guarded.
+/// Writes `bridge hauberk`. A bridge may carry pods' frames; its ports may only if they are
+/// guarded.
 pub(super) fn bridge_table(ruleset: &Ruleset, passable: &BTreeSet<u32>, text: &mut String) {
     let (stack, protected) = (mark::STACK << ruleset.mark_shift, mark::PROTECTED << ruleset.mark_shift);
     let _ = writeln!(text, "table bridge {TABLE} {{");
@@ -48,7 +50,8 @@ pub(super) fn bridge_table(ruleset: &Ruleset, passable: &BTreeSet<u32>, text: &m
     for (chain, rules) in address_chains(&ruleset.guarded, "unguarded_device").into_iter().skip(1) {
         write_chain(chain, &rules, text);
     }
-    // What came in by a port is no packet socket's on this node: the guard at the port it leaves by lets it pass on to eBPF.
+    // A frame that arrived by a port is not from a packet socket of this node: the guard at the
+    // port it leaves by passes it on to eBPF.
     let _ = writeln!(
         text,
         "  chain mark_forwarded {{\n    type filter hook forward priority 0; policy accept;\n    meta mark set meta mark | {stack:#x}\n  }}"
@@ -68,7 +71,7 @@ pub(super) fn bridge_table(ruleset: &Ruleset, passable: &BTreeSet<u32>, text: &m
     text.push_str("  }\n}\n");
 }
 
-/// Adds the chain of a device, or makes the one that is there what it should be.
+/// Adds a device's chain, or refills the one that exists.
 pub(super) fn put_device(ruleset: &Ruleset, name: &str, device: Device, abilities: Abilities, text: &mut String) {
     let chain = egress_chain(name);
     let _ = writeln!(text, "add chain netdev {TABLE} {chain} {{ {} }}", egress_hook(name));
@@ -78,14 +81,14 @@ pub(super) fn put_device(ruleset: &Ruleset, name: &str, device: Device, abilitie
     }
 }
 
-/// Removes the chain of a device that is still there.
+/// Removes the chain of a device that still exists.
 pub(super) fn remove_device(name: &str, text: &mut String) {
     let chain = egress_chain(name);
     let _ = writeln!(text, "flush chain netdev {TABLE} {chain}");
     let _ = writeln!(text, "delete chain netdev {TABLE} {chain}");
 }
 
-/// Makes the chains that look for addresses anew.
+/// Refills the chains that look for addresses.
 pub(super) fn address_difference(
     family: &str,
     before: &BTreeSet<IpNet>,
@@ -93,7 +96,7 @@ pub(super) fn address_difference(
     counter: &str,
     text: &mut String,
 ) {
-    // A bridge has sets for frames without a tag.
+    // For frames without a tag, a bridge has sets instead of this chain.
     let skipped = usize::from(family == "bridge");
     let chains = address_chains(after, counter);
     if chains == address_chains(before, counter) {
@@ -107,7 +110,8 @@ pub(super) fn address_difference(
     }
 }
 
-/// The name of a device's chain: of its characters those that names in nftables may have, and others by number.
+/// The name of a device's chain. Characters that nftables does not allow in names are written as
+/// numbers.
 pub(super) fn egress_chain(device: &str) -> String {
     let mut chain = String::from("egress_");
     for byte in device.bytes() {
@@ -124,8 +128,9 @@ fn egress_hook(device: &str) -> String {
     format!("type filter hook egress device \"{device}\" priority 0; policy accept;")
 }
 
-/// What the IP stack sends has a routing entry; no packet socket can give itself one. What has none but a socket of this
-/// network namespace is a packet socket's frame, whatever its mark. The rest was redirected or bridged, and is known by it.
+/// What the IP stack sends has a routing entry, which no packet socket can set on its frame. A
+/// frame without one that belongs to a socket of this network namespace is from a packet socket,
+/// whatever its mark. The other frames were redirected or bridged; their mark tells.
 fn egress_rules(mark_shift: u32, device: Device, abilities: Abilities) -> Vec<String> {
     let expected = (mark::STACK | mark::SEEN) << mark_shift;
     let mut rules = Vec::new();
@@ -143,8 +148,8 @@ fn egress_rules(mark_shift: u32, device: Device, abilities: Abilities) -> Vec<St
     rules
 }
 
-/// Of a frame that bypasses queueing, and whose socket claims a type for it, the kernel does not know where it begins, and
-/// shows nftables no byte of its header.
+/// A frame that bypasses queueing, and whose socket claims a type for it, has no known beginning
+/// for the kernel, which then shows nftables no byte of its header.
 const UNREADABLE: [&str; 2] = ["@ll,0,8 0x00-0xff return", "counter name packet_socket drop"];
 
 fn write_chain(name: &str, rules: &[String], text: &mut String) {
@@ -162,8 +167,8 @@ const TAG: usize = 4 * 8;
 /// Types of VLAN tags (IEEE 802.1Q).
 const TAGS: [&str; 2] = ["0x8100", "0x88a8"];
 
-/// Chains that drop frames with an address in `ranges`: without a tag, behind one, behind two. A set cannot be asked for raw
-/// bytes in every nftables that is about, hence a rule each.
+/// Chains that drop frames with an address in `ranges`: without a tag, behind one, behind two. Not
+/// every nftables in use can look up raw bytes in a set, so each range has a rule.
 fn address_chains(ranges: &BTreeSet<IpNet>, counter: &str) -> Vec<(&'static str, Vec<String>)> {
     let ranges = minimal(ranges);
     let behind = |tags: usize| ranges.iter().flat_map(move |range| framed(range, TYPE + tags * TAG, counter));
@@ -172,7 +177,7 @@ fn address_chains(ranges: &BTreeSet<IpNet>, counter: &str) -> Vec<(&'static str,
     addressed.extend(jumps(TYPE, "tagged"));
     let mut tagged: Vec<String> = behind(1).collect();
     tagged.extend(jumps(TYPE + TAG, "tagged_twice"));
-    // Behind three tags nothing is looked for, and nothing gets out.
+    // A frame with three tags is dropped without a look inside.
     let mut twice: Vec<String> = behind(2).collect();
     twice.extend(TAGS.map(|tag| format!("@ll,{},16 {tag} counter name {counter} drop", TYPE + 2 * TAG)));
     vec![("addressed", addressed), ("tagged", tagged), ("tagged_twice", twice)]
@@ -195,7 +200,8 @@ fn framed(range: &IpNet, at: usize, counter: &str) -> [String; 2] {
     })
 }
 
-/// Rules for a packet where the kernel takes it to begin: devices exist whose frames have no header.
+/// Rules for a packet at the kernel's network header: some devices have frames without a link
+/// header.
 fn bare(range: &IpNet, counter: &str) -> [String; 2] {
     let (version, source, destination) = match range {
         IpNet::V4(_) => ("0x4", 12 * 8, 16 * 8),
@@ -207,7 +213,7 @@ fn bare(range: &IpNet, counter: &str) -> [String; 2] {
     })
 }
 
-/// Compares the bits at `bit` with the prefix; nothing to compare if the range is everything.
+/// A match of the bits at `bit` with the prefix; empty if the range is everything.
 fn address_at(base: &str, bit: usize, range: &IpNet) -> String {
     match range.prefix_len() {
         0 => String::new(),
@@ -215,7 +221,7 @@ fn address_at(base: &str, bit: usize, range: &IpNet) -> String {
     }
 }
 
-/// A prefix's bits as a number of that many bits.
+/// The prefix's bits as a number of that many bits.
 fn significant(range: &IpNet) -> String {
     let bits = u32::from(range.prefix_len());
     match range.network() {

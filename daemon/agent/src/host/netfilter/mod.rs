@@ -1,19 +1,22 @@
 //! hauberk's netfilter rules, in three tables of its own, always changed in one transaction.
 //!
-//! `inet hauberk` marks what went through the IP stack (before source translation), masquerades what pods send to the world,
-//! and shuts every device that nothing guards to pods' packets. `bridge hauberk` shuts ports of bridges likewise.
+//! `inet hauberk` marks packets that went through the IP stack (before source translation),
+//! masquerades what pods send to the world, and keeps pods' packets from every device that is not
+//! guarded. `bridge hauberk` does the last for the ports of bridges.
 //!
-//! `netdev hauberk` is the guard against packet sockets. What the IP stack sends has a routing entry, which no packet socket
-//! can give its frame; a frame without one that belongs to a socket of this network namespace, and carries a pod's address,
-//! was written by hand. That hook runs before any queueing discipline and before TCX: it sees `PACKET_QDISC_BYPASS`, which
-//! nothing else does.
+//! `netdev hauberk` is the guard against packet sockets. What the IP stack sends has a routing
+//! entry, which no packet socket can set on its frame. A frame that has none, belongs to a socket
+//! of this network namespace and carries a pod's address was written by hand. This hook runs before
+//! any queueing discipline and before TCX. It is the only one that sees frames sent with
+//! `PACKET_QDISC_BYPASS`.
 //!
-//! Beside another CNI plugin's network, `inet hauberk` also keeps that plugin's masquerading off what goes through the tunnel,
-//! and tells TCP of the tunnel's size.
+//! Beside another CNI plugin's network, `inet hauberk` also exempts tunnel traffic from that
+//! plugin's masquerading, and lowers TCP's segment size to fit the tunnel.
 //!
-//! [`neighbours`] looks at what other programs have there, and [`firewall`] judges it.
+//! [`neighbours`] lists other programs' chains, and [`firewall`] judges them.
 //!
-//! [`text`] writes the rules ([`stack`] and [`frames`] a part each), [`read`] understands `nft`'s JSON, this module runs it.
+//! [`text`] writes the rules ([`stack`] and [`frames`] a part each), [`read`] parses `nft`'s JSON,
+//! this module runs `nft`.
 
 pub mod firewall;
 mod frames;
@@ -50,17 +53,18 @@ pub struct Ruleset {
     pub uplinks: Vec<String>,
     /// Names of the devices that lead to other nodes and to the world.
     pub outward: Vec<String>,
-    /// Indices of the devices by which packets with pods' addresses may leave. By name, one that was replaced would pass for
-    /// its predecessor.
+    /// Indices of the devices by which packets with pods' addresses may leave. By name, a replaced
+    /// device could not be told from its predecessor.
     pub passable: BTreeSet<u32>,
-    /// Bridges, by index: pods' packets may leave by them where the kernel lets their ports be guarded.
+    /// Bridges, by index: pods' packets may leave by them if the kernel can guard their ports.
     pub bridges: BTreeMap<u32, String>,
-    /// This node's pod ranges, and pods outside of them: what they send to the world is masqueraded.
+    /// This node's pod ranges, and pods outside of them: what they send to the world is
+    /// masqueraded.
     pub local: BTreeSet<IpNet>,
-    /// Destinations that are not the world.
+    /// Destinations that are not the world: traffic to them is not masqueraded.
     pub untranslated: BTreeSet<IpNet>,
-    /// Addresses that no packet socket may send from or to, and that leave by no unguarded device: the cluster's ranges, and
-    /// pods outside of them.
+    /// Addresses that no packet socket may send from or to, and that may not leave by an unguarded
+    /// device: the cluster's ranges, and pods outside of them.
     pub guarded: BTreeSet<IpNet>,
     /// Another CNI plugin's network, if pods are connected by one.
     pub chained: Option<Beside>,
@@ -69,7 +73,7 @@ pub struct Ruleset {
 /// What the rules must know beside another CNI plugin's network.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Beside {
-    /// Largest packet inside the tunnel, bytes of IP: pods may not have been told.
+    /// Largest packet inside the tunnel, bytes of IP: pods may not know it.
     pub tunnel_mtu: u32,
 }
 
@@ -78,22 +82,25 @@ pub struct Beside {
 pub struct Counters {
     /// Frames of packet sockets that were dropped.
     pub packet_socket: u64,
-    /// Packets of pods that were about to leave by a device that is not guarded.
+    /// Packets of pods that were dropped because they would have left by an unguarded device.
     pub unguarded_device: u64,
     /// Packets that came out of the tunnel into the stack.
     pub decrypted: u64,
-    /// Those of them that the stack forwarded or gave to a process, past the rules of others.
+    /// The part of `decrypted` that the stack forwarded or delivered after all other programs'
+    /// rules.
     pub carried_on: u64,
 }
 
-/// How well packet sockets are kept from sending as pods.
+/// How well packet sockets are kept from sending as a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketSocketGuard {
-    /// Not at all when they bypass queueing: the kernel has no egress hook for nftables (5.16).
+    /// Frames that bypass queueing are not stopped: the kernel has no egress hook for nftables (it
+    /// came with 5.16).
     None,
-    /// By the packet's mark, which a process with CAP_NET_RAW can forge: the kernel tells no routing entries to nftables.
+    /// By the packet's mark, which a process with CAP_NET_RAW can forge: this kernel does not show
+    /// routing entries to nftables.
     ByMark,
-    /// By what no process can forge.
+    /// By the routing entry, which no process can forge.
     Whole,
 }
 
@@ -102,14 +109,14 @@ pub enum PacketSocketGuard {
 struct Abilities {
     /// Chains at a device's egress.
     egress: bool,
-    /// Matching by routing entry and by socket there.
+    /// Matches on the routing entry and the socket there.
     routing: bool,
     /// Chains at bridges' ports.
     bridge: bool,
 }
 
 impl Abilities {
-    /// Asks without putting anything in.
+    /// Asks `nft` in check mode, which installs nothing.
     async fn ask() -> Result<Abilities, HostError> {
         Ok(Abilities {
             egress: accepts(EGRESS_PROBE).await?,
@@ -118,7 +125,7 @@ impl Abilities {
         })
     }
 
-    /// Families in which there is a table.
+    /// The families that have a table.
     fn families(self) -> impl Iterator<Item = &'static str> {
         [(true, "inet"), (self.egress, "netdev"), (self.bridge, "bridge")]
             .into_iter()
@@ -130,8 +137,9 @@ impl Abilities {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Device {
     index: u32,
-    /// Whether what the stack sends still has its routing entry when it gets here. A bond, a team and the like may have
-    /// taken it away before they hand a packet to one of their own devices; a bridge does not.
+    /// Whether a packet of the stack still has its routing entry at this device's egress. A bond,
+    /// team or similar may remove it before it passes a packet on to one of its ports; a bridge
+    /// does not.
     keeps_routes: bool,
     /// Whether its frames have a header of their own.
     ethernet: bool,
@@ -156,13 +164,14 @@ impl Device {
 pub struct Netfilter {
     installed: Tables,
     abilities: Abilities,
-    /// Chains and definitions of sets as the kernel told of them after they were put in; none if it did not.
+    /// Chains and set definitions as the kernel listed them after the install; none if it did not.
     rules: Option<read::Rules>,
 }
 
 impl Netfilter {
-    /// Puts the rules in, in place of an earlier agent's. What the earlier one's sets held stays in them until the next
-    /// [`Netfilter::apply`]: this agent may not have heard of all of it yet. Counters go on.
+    /// Installs the rules in place of an earlier agent's. The elements of that agent's sets stay
+    /// until the next [`Netfilter::apply`], because this agent may not know all of them yet.
+    /// Counters continue.
     ///
     /// # Errors
     /// [`HostError::NoNft`], [`HostError::Nft`]; the earlier rules are then in force unchanged.
@@ -182,7 +191,7 @@ impl Netfilter {
         Ok(netfilter)
     }
 
-    /// How well this kernel lets packet sockets be guarded against.
+    /// How well this kernel can guard against packet sockets.
     pub fn packet_socket_guard(&self) -> PacketSocketGuard {
         match (self.abilities.egress, self.abilities.routing) {
             (false, _) => PacketSocketGuard::None,
@@ -191,13 +200,15 @@ impl Netfilter {
         }
     }
 
-    /// Whether the ports of bridges can be guarded. If not, pods' packets may not leave by a bridge.
+    /// Whether the ports of bridges can be guarded. If not, pods' packets may not leave by a
+    /// bridge.
     pub fn guards_bridges(&self) -> bool {
         self.abilities.bridge
     }
 
-    /// Makes the rules what they should be. Only what differs is touched; nothing is done if nothing does. To be called
-    /// after every change of devices, too: one may have been replaced by another of its name.
+    /// Changes the rules to the wanted ones. Only differences are written, and nothing if there are
+    /// none. Call it after every change of devices too: a device may have been replaced by another
+    /// one of its name.
     ///
     /// # Errors
     /// [`HostError::Nft`]; the earlier rules are then in force unchanged.
@@ -235,7 +246,8 @@ impl Netfilter {
             return Ok(());
         }
         if transaction("change its sets", &difference).await.is_err() {
-            // What it starts from is not there: rules were removed, or a device went a moment ago.
+            // The expected state is not there: another program removed rules, or a device has just
+            // disappeared.
             return self.replace().await;
         }
         if difference.contains(" chain ") || before.devices != self.installed.devices {
@@ -244,7 +256,8 @@ impl Netfilter {
         Ok(())
     }
 
-    /// Whether the kernel has what was put in: every chain, rule and set, and in the sets every element.
+    /// Whether the kernel still has what was installed: every chain, rule and set, and every
+    /// element of the sets.
     ///
     /// # Errors
     /// [`HostError::NoNft`].
@@ -264,7 +277,7 @@ impl Netfilter {
             match if_nametoindex(name.as_str()) {
                 Ok(index) if index == device.index => {}
                 Ok(_) => return Ok(false),
-                // Its chain may have gone with it.
+                // The chain may have disappeared with its device.
                 Err(_) => {
                     let chain = ("netdev".to_owned(), frames::egress_chain(name));
                     rules.remove(&chain);
@@ -275,7 +288,7 @@ impl Netfilter {
         Ok(has_sets && rules == expected)
     }
 
-    /// Puts everything in again, whatever is there.
+    /// Installs everything again, whatever is there.
     ///
     /// # Errors
     /// [`HostError::Nft`].
@@ -284,7 +297,7 @@ impl Netfilter {
         self.replace().await
     }
 
-    /// What the rules have counted since they were first put in.
+    /// What the rules have counted since the first install.
     ///
     /// # Errors
     /// [`HostError::NoNft`].
@@ -292,7 +305,7 @@ impl Netfilter {
         Ok(read::counters(&self.list(&["-t"]).await?))
     }
 
-    /// Removes all tables, if they are there, and nothing else.
+    /// Removes hauberk's tables, if they exist, and nothing else.
     ///
     /// # Errors
     /// [`HostError::NoNft`], [`HostError::Nft`].
@@ -300,7 +313,8 @@ impl Netfilter {
         transaction("remove hauberk's tables", &text::remove(Abilities::ask().await?)).await
     }
 
-    /// What is to be in the kernel. A device that went meanwhile would make nftables refuse everything.
+    /// What should be in the kernel. Devices that are gone are left out: nftables would refuse
+    /// everything because of one.
     fn tables(&self, ruleset: &Ruleset) -> Tables {
         let names = ruleset.uplinks.iter().chain(ruleset.bridges.values());
         let mut passable = ruleset.passable.clone();
@@ -342,12 +356,13 @@ impl Netfilter {
     }
 }
 
-/// Whether nftables can be told of a device of this name: of what Linux allows in names, these mean something there.
+/// Whether a device of this name can be written in nftables syntax: Linux allows these characters
+/// in names, but nftables gives them a meaning.
 fn can_be_quoted(name: &str) -> bool {
     !name.contains(['"', '*', '\\'])
 }
 
-/// Whether nft and the kernel would take these rules.
+/// Whether nft and the kernel would accept these rules.
 async fn accepts(rules: &str) -> Result<bool, HostError> {
     let output = run(&["-c", "-f", "-"], rules).await?;
     Ok(output.status.success())
@@ -370,7 +385,7 @@ async fn transaction(action: &'static str, text: &str) -> Result<(), HostError> 
         return Ok(());
     }
     let message = String::from_utf8_lossy(&output.stderr);
-    // nft repeats the text with markers below each message; the messages alone say what is wrong.
+    // nft repeats the input with markers below each message; only the messages are kept.
     let message = message.lines().filter(|line| line.contains("rror")).collect::<Vec<_>>().join("; ");
     Err(HostError::Nft { action, message })
 }
@@ -386,7 +401,7 @@ async fn run(arguments: &[&str], input: &str) -> Result<std::process::Output, Ho
         .map_err(HostError::NoNft)?;
     if let Some(mut stdin) = child.stdin.take() {
         match stdin.write_all(input.as_bytes()).await {
-            // It stopped reading; its exit code and words say why.
+            // nft stopped reading; its exit code and output say why.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(HostError::NoNft(error)),
             _ => {}
         }

@@ -1,25 +1,25 @@
-//! Other programs' tables: where a packet that the tunnel gave to the stack may end.
+//! Other programs' tables, which may drop a packet that the tunnel gave to the stack.
 
 use std::fs;
 
 use super::super::HostError;
 use super::{read, run, text};
 
-/// Chains of others that see what the stack forwards or delivers.
+/// Other programs' chains that see what the stack forwards or delivers.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Neighbours {
-    /// Those that drop what none of their rules accepts: family, table, chain and hook of each.
+    /// Chains with the policy drop: family, table, chain and hook of each.
     pub dropping: Vec<String>,
-    /// The others, likewise.
+    /// The other chains, in the same form.
     pub accepting: Vec<String>,
     /// Whether there are tables of iptables-legacy, whose chains nftables cannot list.
     pub legacy: bool,
-    /// Commands that let through what comes out of the tunnel, as far as they can be told.
+    /// Commands that let through what comes out of the tunnel, as far as they are known.
     pub cures: String,
 }
 
 impl Neighbours {
-    /// Looks at what is there now.
+    /// Lists what is there now.
     ///
     /// # Errors
     /// [`HostError::NoNft`].
@@ -31,7 +31,7 @@ impl Neighbours {
     }
 }
 
-/// The kernel lists the tables that iptables-legacy has made; those of iptables-nft are nftables' own.
+/// The kernel lists the tables that iptables-legacy made; those of iptables-nft belong to nftables.
 pub(crate) fn has_legacy_tables() -> bool {
     ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
         .iter()

@@ -1,4 +1,5 @@
-//! Understands what `nft -j` says of hauberk's tables (libnftables-json(5)). What it does not understand it leaves out.
+//! Parses what `nft -j` says of hauberk's tables (libnftables-json(5)). Entries that it does not
+//! understand are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::Counters;
 
-/// What the tables' sets hold.
+/// The elements of the tables' sets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Sets {
     pub(super) local: BTreeSet<IpNet>,
@@ -20,17 +21,17 @@ pub(super) struct Sets {
     pub(super) bridge_passable: BTreeSet<u32>,
 }
 
-/// By family and name: a definition, and of a chain its rules in their order.
+/// By family and name: the definition, and for a chain its rules in order.
 pub(super) type Rules = BTreeMap<(String, String), Vec<String>>;
 
-/// Reads the sets out of one or several JSON documents, one a line.
+/// Reads the sets from one or several JSON documents, one per line.
 pub(super) fn sets(json: &str) -> Sets {
     let mut sets = Sets::default();
     for set in objects(json, "set") {
         let elements = || set["elem"].as_array().into_iter().flatten();
         let (into, indices) = match set["family"].as_str() {
             Some("bridge") => (&mut sets.bridge_guarded, &mut sets.bridge_passable),
-            // "guarded" is where an earlier version had what "pods" has.
+            // An earlier version used the name "guarded" for what is "pods" now.
             _ => (&mut sets.guarded, &mut sets.passable),
         };
         let into = match set["name"].as_str() {
@@ -48,7 +49,7 @@ pub(super) fn sets(json: &str) -> Sets {
     sets
 }
 
-/// Reads what the tables are made of besides what sets hold and counters count.
+/// Reads the structure of the tables, without the sets' elements and the counters' values.
 pub(super) fn rules(json: &str) -> Rules {
     let mut rules = Rules::new();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -68,7 +69,7 @@ pub(super) fn rules(json: &str) -> Rules {
     rules
 }
 
-/// Anonymous sets are listed in no order.
+/// Anonymous sets are listed in no fixed order.
 fn sort_sets(value: &mut Value) {
     match value {
         Value::Object(object) => {
@@ -90,7 +91,7 @@ pub(super) fn covers_the_same(one: &BTreeSet<IpNet>, other: &BTreeSet<IpNet>) ->
     joined(one) == joined(other)
 }
 
-/// Reads the counters. One that several tables have counts for all of them.
+/// Reads the counters. Counters of the same name in several tables are added up.
 pub(super) fn counters(json: &str) -> Counters {
     let all = objects(json, "counter");
     let named = |name: &str| all.iter().filter(|c| c["name"] == name).filter_map(|c| c["packets"].as_u64()).sum();

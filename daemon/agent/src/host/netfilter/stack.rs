@@ -1,4 +1,4 @@
-//! `inet hauberk`: what went through the IP stack.
+//! `inet hauberk`: packets that went through the IP stack.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -9,7 +9,7 @@ use super::text::{LINK_SCOPE, TABLE, index_set, sets};
 use super::{Beside, Counters, Ruleset};
 use crate::attachments::INTERFACE_PREFIX;
 
-/// Puts the table in.
+/// Writes the table.
 pub(super) fn table(ruleset: &Ruleset, passable: &BTreeSet<u32>, counters: Counters, text: &mut String) {
     let stack = mark::STACK << ruleset.mark_shift;
     let names = ruleset.outward.iter().filter(|name| super::can_be_quoted(name));
@@ -19,7 +19,8 @@ pub(super) fn table(ruleset: &Ruleset, passable: &BTreeSet<u32>, counters: Count
     sets("untranslated", &ruleset.untranslated, text);
     sets("pods", &ruleset.guarded, text);
     index_set("passable", passable, text);
-    // Before source translation (100), so that what a translation rule accepts is marked too.
+    // Before source translation (100), so that packets accepted by a translation rule are marked
+    // too.
     let _ = writeln!(
         text,
         "  chain mark_stack {{\n    type filter hook postrouting priority srcnat - 10; policy accept;\n    meta mark set meta mark | {stack:#x}\n  }}"
@@ -27,8 +28,8 @@ pub(super) fn table(ruleset: &Ruleset, passable: &BTreeSet<u32>, counters: Count
     unguarded_chain(ruleset, counters, text);
     counting_chains(ruleset, counters, text);
     let _ = writeln!(text, "  chain to_world {{\n    type nat hook postrouting priority srcnat; policy accept;");
-    // By every device: a container's or a virtual machine's bridge on this node, a VPN and a second network card lead to who does
-    // not know pods' addresses either.
+    // On every device: a bridge of containers or virtual machines on this node, a VPN and a second
+    // network card also lead to hosts that do not know pods' addresses.
     for (protocol, suffix) in [("ip", 4), ("ip6", 6)] {
         let _ = writeln!(
             text,
@@ -42,7 +43,8 @@ pub(super) fn table(ruleset: &Ruleset, passable: &BTreeSet<u32>, counters: Count
     text.push_str("}\n");
 }
 
-/// Drops what is a pod's, or carries a protected pod's traffic, and would leave by a device that nothing guards.
+/// Drops a pod's packets, and packets that carry a protected pod's traffic, if they would leave by
+/// a device that is not guarded.
 fn unguarded_chain(ruleset: &Ruleset, counters: Counters, text: &mut String) {
     let protected = mark::PROTECTED << ruleset.mark_shift;
     let _ = writeln!(text, "  counter unguarded_device {{ packets {} bytes 0; }}", counters.unguarded_device);
@@ -58,8 +60,9 @@ fn unguarded_chain(ruleset: &Ruleset, counters: Counters, text: &mut String) {
     text.push_str("  }\n");
 }
 
-/// Counts what the tunnel gave to the stack, and what of it the stack was about to give to somebody. Rules of others that
-/// drop it come between: theirs have no later places.
+/// Counts what the tunnel gave to the stack, and what of it the stack was about to forward or
+/// deliver. Other programs' rules that drop packets run in between: their chains have no later
+/// priority.
 fn counting_chains(ruleset: &Ruleset, counters: Counters, text: &mut String) {
     let tunnel = &ruleset.tunnel;
     if tunnel.is_empty() || !super::can_be_quoted(tunnel) {
@@ -82,10 +85,11 @@ fn counting_chains(ruleset: &Ruleset, counters: Counters, text: &mut String) {
 /// Headers of a TCP segment without options, bytes (RFC 9293 section 3.7.1), by family.
 const TCP_HEADERS: [(&str, u8, u32); 2] = [("ip", 4, 40), ("ip6", 6, 60)];
 
-/// What is needed beside another plugin's network.
+/// The chains that are needed beside another plugin's network.
 fn beside_chains(ruleset: &Ruleset, beside: &Beside, uplinks: &str, text: &mut String) {
-    // Translated to what it was: later rules for sources are passed over then. What was sent to a service may need its
-    // source translated so that the reply comes back here.
+    // Translates the source to itself, so that later source translation rules skip the packet.
+    // Packets to a service are excluded: they may need source translation so that the reply returns
+    // here.
     let (protected, decrypted) = (mark::PROTECTED << ruleset.mark_shift, mark::DECRYPTED << ruleset.mark_shift);
     text.push_str("  chain keep_source {\n    type nat hook postrouting priority srcnat - 5; policy accept;\n");
     for (protocol, suffix, _) in TCP_HEADERS {

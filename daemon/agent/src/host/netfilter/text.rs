@@ -1,4 +1,5 @@
-//! The rules as `nft` reads them. Pure: what is in force and what should be goes in, one transaction's text comes out.
+//! The rules in `nft` syntax. Pure: takes the installed and the wanted state, and returns the text
+//! of one transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -10,40 +11,41 @@ use super::{Abilities, Counters, Device, Ruleset, frames, stack};
 /// The name of all tables.
 pub(super) const TABLE: &str = "hauberk";
 
-/// Asks for what a chain at a device's egress needs, on a device that always exists.
+/// Probes a chain at a device's egress, on a device that always exists.
 pub(crate) const EGRESS_PROBE: &str =
     "table netdev hauberk_probe {\n  chain probe {\n    type filter hook egress device \"lo\" priority 0;\n  }\n}\n";
-/// Asks for what tells packets of the IP stack from those of packet sockets.
+/// Probes the matches that tell packets of the IP stack from those of packet sockets.
 pub(crate) const ROUTING_PROBE: &str = "table netdev hauberk_probe {\n  chain probe {\n    type filter hook egress device \"lo\" priority 0;\n    \
      meta rtclassid 0-4294967295 accept\n    meta skuid 0-4294967294 drop\n  }\n}\n";
-/// Asks for chains at the ports of bridges.
+/// Probes chains at the ports of bridges.
 pub(crate) const BRIDGE_PROBE: &str =
     "table bridge hauberk_probe {\n  chain probe {\n    type filter hook postrouting priority -300;\n  }\n}\n";
 
-/// What stays on its link is let by: multicast of link scope, and questions for neighbours, which no router passes on.
+/// Accepts what stays on its link because no router forwards it: multicast of link scope and
+/// neighbour discovery.
 pub(super) const LINK_SCOPE: &str = "    ip daddr 224.0.0.0/24 accept\n    ip6 daddr { fe80::/10, ff01::/16, ff02::/16 } accept\n    \
      ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n";
 
-/// All that the tables are made from.
+/// Everything that the tables are built from.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(super) struct Tables {
-    /// As it was asked for.
+    /// The ruleset as requested.
     pub(super) ruleset: Ruleset,
-    /// Devices by which pods' packets may leave, of those that this kernel can guard.
+    /// The devices by which pods' packets may leave, as far as this kernel can guard them.
     pub(super) passable: BTreeSet<u32>,
     /// Devices that get a chain, by name.
     pub(super) devices: BTreeMap<String, Device>,
 }
 
 impl Tables {
-    /// Whether the sets and the devices' chains are all that differs.
+    /// Whether only the sets and the devices' chains differ.
     pub(super) fn differs_in_sets_alone(&self, other: &Tables) -> bool {
         let (a, b) = (&self.ruleset, &other.ruleset);
         (a.mark_shift, &a.tunnel, &a.outward, &a.chained) == (b.mark_shift, &b.tunnel, &b.outward, &b.chained)
     }
 }
 
-/// Replaces all tables by what they should be, in one transaction.
+/// Replaces all tables by the wanted ones, in one transaction.
 pub(super) fn whole(tables: &Tables, counters: Counters, abilities: Abilities) -> String {
     let mut text = remove(abilities);
     stack::table(&tables.ruleset, &tables.passable, counters, &mut text);
@@ -56,7 +58,7 @@ pub(super) fn whole(tables: &Tables, counters: Counters, abilities: Abilities) -
     text
 }
 
-/// Removes all tables; adding each first makes that right when it is not there.
+/// Removes all tables. Each is added first, because deleting a missing table is an error.
 pub(super) fn remove(abilities: Abilities) -> String {
     let mut text = String::new();
     for family in abilities.families() {
@@ -65,8 +67,9 @@ pub(super) fn remove(abilities: Abilities) -> String {
     text
 }
 
-/// What changes the sets, and the chains made from them, from `before` to `after`; empty if nothing does. `exists` says of a
-/// device that goes whether its chain may be there.
+/// The commands that change the sets, and the chains made from them, from `before` to `after`;
+/// empty if there is no difference. `exists` says whether a device that is to be removed still
+/// exists, and so its chain.
 pub(super) fn difference(
     before: &Tables,
     after: &Tables,
@@ -146,7 +149,8 @@ fn set_difference(family: &str, name: &str, before: &BTreeSet<IpNet>, after: &BT
         let set = format!("{family} {TABLE} {name}{suffix}");
         let overlap = gone.iter().any(|g| new.iter().any(|n| g.contains(n) || n.contains(g)));
         if overlap {
-            // Kernels differ in what they think of an interval that replaces one it overlaps. All anew is atomic as well.
+            // Kernels differ in how they treat an interval that replaces an overlapping one.
+            // Refilling the whole set is atomic as well.
             let _ = writeln!(text, "flush set {set}");
             let _ = writeln!(text, "add element {set} {{ {} }}", list(&after));
             continue;
@@ -160,15 +164,17 @@ fn set_difference(family: &str, name: &str, before: &BTreeSet<IpNet>, after: &BT
     }
 }
 
-/// Both families' shares, without what others cover: a set has no overlapping intervals.
+/// The ranges of each family, minimal: a set has no overlapping intervals.
 fn families(ranges: &BTreeSet<IpNet>) -> [(u8, &'static str, BTreeSet<IpNet>); 2] {
     let (v4, v6) = minimal(ranges).into_iter().partition(|range| range.addr().is_ipv4());
     [(4, "ipv4_addr", v4), (6, "ipv6_addr", v6)]
 }
 
-/// The ranges that no other covers. Neighbours are not joined, so that adding one changes no other.
+/// The ranges that no other range covers. Adjacent ranges are not merged, so that adding one
+/// changes no other.
 pub(super) fn minimal(ranges: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
-    // Sorted by network, then by length: what covers a range comes before it, and only the last one kept can.
+    // Sorted by network, then by length: a covering range comes before the covered one, and only
+    // the last kept range can be it.
     let mut sorted: Vec<IpNet> = ranges.iter().map(IpNet::trunc).collect();
     sorted.sort_by_key(|range| (range.network(), range.prefix_len()));
     let mut kept: Vec<IpNet> = Vec::new();

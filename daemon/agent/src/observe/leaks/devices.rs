@@ -1,4 +1,5 @@
-//! The devices of this node, by a listing of the observer's own: what the guard's overlooks is to be seen here.
+//! The devices of this node, listed by the observer's own code: it must see a device that the
+//! guard's listing overlooks.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +18,11 @@ pub struct Device {
     pub ethernet: bool,
 }
 
-/// Every device but loopback ones and those that `is_inside` knows: the tunnel, pods' interfaces, and what hands packets to others.
+/// Every device except loopback and those that `is_inside` knows: the tunnel, pods' interfaces, and
+/// devices that pass packets on to others.
 ///
 /// # Errors
-/// The kernel does not tell.
+/// The kernel's error.
 pub fn list(is_inside: impl Fn(&str, u32) -> bool) -> Result<Vec<Device>, nix::Error> {
     let mut devices = BTreeMap::new();
     for entry in getifaddrs()? {

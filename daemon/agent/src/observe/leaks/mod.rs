@@ -1,6 +1,7 @@
-//! The leak detector: a program of its own (`ebpf/observer`) at the egress of every device that leads out of this node, behind the
-//! guard, looks for packets that the guard should have kept back. It shares no code with the guard, its loader or its list of
-//! devices. It decides nothing: what it sees is told.
+//! The leak detector: a program of its own (`ebpf/observer`) at the egress of every device that
+//! leads out of this node, behind the guard, looks for packets that the guard should have kept
+//! back. It shares no code with the guard, its loader or its list of devices. It decides nothing:
+//! what it sees is told.
 
 mod devices;
 mod program;
@@ -22,16 +23,18 @@ pub use seen::{Leaks, Sighting};
 use crate::datapath::Pins;
 use crate::host::{LinkKind, Netlink};
 use crate::world::{Shared, World};
-use program::{Noted, Observer};
+use devices::Device;
+use program::{Lost, Noted, Observer};
 
-/// Between looks.
+/// Interval of the looks at the observer's maps and at the devices.
 const LOOK: Duration = Duration::from_secs(2);
-/// What the guard let pass by what it knew a moment ago is no leak, nanoseconds.
+/// For this long after a change, a packet that the guard let pass under the old state is no leak;
+/// nanoseconds.
 const GRACE: u64 = 2_000_000_000;
-/// Events told in one look: a leak may have many ends.
+/// Most events per look: one leak may have many pairs of ends.
 const TOLD_AT_ONCE: usize = 8;
 
-/// What the detector must know.
+/// Where the detector works.
 pub struct Place {
     /// Where the guard's maps are pinned.
     pub pins: Pins,
@@ -41,7 +44,8 @@ pub struct Place {
     pub tunnel: String,
 }
 
-/// Has the kernel take the detector's programs, with the guard's maps pinned there, and lets go of them.
+/// Has the kernel take the detector's programs, with the guard's maps pinned there, and lets go of
+/// them.
 ///
 /// # Errors
 /// What the kernel said.
@@ -56,34 +60,38 @@ pub fn try_observer(pins: &Pins) -> Result<(), String> {
 pub async fn watch(place: Place, world: Shared) -> Result<(), ObserverError> {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // Before the guard is attached there is no place behind it.
+    // The observer goes behind the guard, so the guard must be attached first.
     while world.read().running.is_none() {
         look.tick().await;
     }
     let mut observer =
         Observer::load(&place.pins, place.clsact).inspect_err(|error| world.write().leaks.failed(error.to_string()))?;
+    let netlink = loop {
+        match Netlink::connect() {
+            Ok(netlink) => break netlink,
+            Err(error) => world.write().leaks.failed(error.to_string()),
+        }
+        look.tick().await;
+    };
     let mut reader = Reader::default();
-    let mut netlink = None;
     loop {
-        let passed_on = passing_on(&mut netlink).await;
-        reader.look(&mut observer, |name, index| name == place.tunnel || passed_on.contains(&index), &world);
+        let passed_on = passing_on(&netlink).await;
+        let lost = observer.check(&netlink).await;
+        reader.look(&mut observer, &lost, |name, index| name == place.tunnel || passed_on.contains(&index), &world);
         look.tick().await;
     }
 }
 
-/// Devices that hand every packet to another one, where the guard sees it and the observer looks: what leaves by a bridge leaves by
-/// one of its ports, and an `ifb` gives back what it was given. None if the kernel does not tell: then too much is looked at.
-async fn passing_on(netlink: &mut Option<Netlink>) -> BTreeSet<u32> {
-    if netlink.is_none() {
-        *netlink = Netlink::connect().ok();
-    }
-    let Some(connected) = netlink else { return BTreeSet::new() };
-    let links = connected.links().await.unwrap_or_default();
+/// Devices that hand every packet to another one, where the guard sees it and the observer looks:
+/// what leaves by a bridge leaves by one of its ports, and an `ifb` gives back what it was given.
+/// None if the kernel does not tell: then too much is looked at.
+async fn passing_on(netlink: &Netlink) -> BTreeSet<u32> {
+    let links = netlink.links().await.unwrap_or_default();
     let passing = links.iter().filter(|link| matches!(link.kind, LinkKind::Bridge | LinkKind::Ifb));
     passing.map(|link| link.index).collect()
 }
 
-/// What was read of the observer's maps last time.
+/// What the last look read from the observer's maps.
 #[derive(Default)]
 struct Reader {
     /// Device names by index.
@@ -101,8 +109,13 @@ struct News {
 }
 
 impl Reader {
-    fn look(&mut self, observer: &mut Observer, is_inside: impl Fn(&str, u32) -> bool, world: &Shared) {
-        let overtaken: BTreeSet<u32> = observer.fall_back().into_iter().collect();
+    fn look(
+        &mut self,
+        observer: &mut Observer,
+        lost: &BTreeMap<u32, Lost>,
+        is_inside: impl Fn(&str, u32) -> bool,
+        world: &Shared,
+    ) {
         let mut failures = Vec::new();
         let more = match observer.leaked() {
             Ok(packets) => self.more(packets),
@@ -115,11 +128,20 @@ impl Reader {
         let now = monotonic();
         {
             let mut world = world.write();
-            self.tell(&mut world, more, &news, &overtaken, now);
+            self.tell(&mut world, more, &news, lost, now);
         }
         match devices::list(|name, index| is_inside(name, index) || is_pods(&world.read(), name, index)) {
             Ok(devices) => {
+                let kept: Vec<_> = devices.iter().filter(|device| self.is_detached(device, lost)).collect();
                 failures.extend(observer.follow(&devices).iter().map(ToString::to_string));
+                let mut world = world.write();
+                for device in kept {
+                    let event = world.leaks.note_detached(&device.name, now.1);
+                    if world.events.note(&event, now.1) {
+                        warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
+                    }
+                }
+                drop(world);
                 self.names = devices.into_iter().map(|device| (device.index, device.name)).collect();
             }
             Err(error) => {
@@ -147,7 +169,7 @@ impl Reader {
         let mut news = Vec::new();
         let mut known = BTreeMap::new();
         for (leak, Noted { packets, last }) in leaks {
-            // What was pushed out and came again counts from one.
+            // An entry that was evicted and came again counts from one.
             let before = self.leaks.get(&leak).copied().filter(|before| *before <= packets).unwrap_or_default();
             if packets > before {
                 news.push(News { leak, packets: packets - before, last });
@@ -158,16 +180,22 @@ impl Reader {
         news
     }
 
-    /// On a device where the guard had come behind the observer, what was seen was not what left.
+    /// Whether the observer was on a device that is there still, and does not run there any more.
+    fn is_detached(&self, device: &Device, lost: &BTreeMap<u32, Lost>) -> bool {
+        lost.get(&device.index) == Some(&Lost::Detached) && self.names.get(&device.index) == Some(&device.name)
+    }
+
+    /// Where the guard had come behind the observer, the guard may have dropped what the observer
+    /// saw: those counts are left out.
     fn tell(
         &self,
         world: &mut World,
         mut more: BTreeMap<u32, u64>,
         news: &[News],
-        overtaken: &BTreeSet<u32>,
+        lost: &BTreeMap<u32, Lost>,
         now: (u64, Timestamp),
     ) {
-        more.retain(|device, _| !overtaken.contains(device));
+        more.retain(|device, _| lost.get(device) != Some(&Lost::Overtaken));
         let mut told = 0;
         for News { leak, packets, last } in news {
             let Some(counted) = more.get_mut(&leak.device) else { continue };
@@ -199,7 +227,7 @@ impl Reader {
     }
 }
 
-/// A pod's interface: what goes there does not leave the node.
+/// Whether the device is a pod's interface: packets to it do not leave the node.
 fn is_pods(world: &World, name: &str, index: u32) -> bool {
     world.model.attachments().any(|(_, attachment)| {
         attachment.reservation.host_interface == name
@@ -211,7 +239,7 @@ fn owner(world: &World, address: IpAddr) -> String {
     world.name_of(&address.into()).unwrap_or_else(|| "nobody that is known".into())
 }
 
-/// The clock the program reads, nanoseconds, and the other one at the same moment.
+/// The clock that the program reads, in nanoseconds, and the wall clock at the same moment.
 fn monotonic() -> (u64, Timestamp) {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| Duration::from(time).as_nanos() as u64);
     (now, Timestamp::now())

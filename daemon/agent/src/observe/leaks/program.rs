@@ -1,17 +1,18 @@
-//! The observer's program in the kernel: loaded, attached behind the guard, and its maps read. No code of the guard's loader is used
-//! here, for the reason that none of its program is.
+//! The observer's program in the kernel: loaded, attached behind the guard, and its maps read. No
+//! code of the guard's loader is used here, for the reason that none of its program is.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
 use aya::maps::{HashMap, MapData, PerCpuHashMap};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
 use super::devices::Device;
-use crate::datapath::{Pins, load_program, query};
+use crate::datapath::{Pins, is_there_already, load_program, query};
+use crate::host::{Filter, Netlink};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
 
@@ -71,6 +72,15 @@ pub struct Noted {
     pub last: u64,
 }
 
+/// How the observer has lost its place on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lost {
+    /// The guard has come behind it, so that what it saw lately was not what left.
+    Overtaken,
+    /// It does not run there: another program detached it.
+    Detached,
+}
+
 /// The loaded observer.
 pub struct Observer {
     ebpf: Ebpf,
@@ -107,7 +117,7 @@ impl Observer {
         Ok(Observer { ebpf, leaked, leaks, clsact, pins: pins.clone(), attached: BTreeMap::new() })
     }
 
-    /// Sits on these devices and no others. Returns what could not be.
+    /// Attaches the observer to these devices and no others. Returns the failures.
     pub fn follow(&mut self, devices: &[Device]) -> Vec<ObserverError> {
         self.attached.retain(|_, attached| devices.contains(&attached.device));
         let mut failed = Vec::new();
@@ -123,19 +133,17 @@ impl Observer {
         failed
     }
 
-    /// Devices on which the guard has come behind the observer since, and whose counts of late are worth nothing therefore. Takes its
-    /// place behind the guard again.
-    pub fn fall_back(&mut self) -> Vec<u32> {
-        if self.clsact {
-            return Vec::new();
+    /// Asks the kernel for the program on each device it was attached to, and lets go of the
+    /// devices where it has lost its place. [`Observer::follow`] attaches it there again, behind
+    /// the guard, if the devices are there still.
+    pub async fn check(&mut self, netlink: &Netlink) -> BTreeMap<u32, Lost> {
+        let mut lost = BTreeMap::new();
+        for (index, Attached { device, .. }) in &self.attached {
+            let found = if self.clsact { clsact_place(*index, netlink).await } else { tcx_place(device) };
+            lost.extend(found.map(|found| (*index, found)));
         }
-        let overtaken: Vec<u32> =
-            self.attached.iter().filter(|(_, a)| is_overtaken(&a.device)).map(|(index, _)| *index).collect();
-        for index in &overtaken {
-            // The next look at the devices attaches it anew, as the last.
-            self.attached.remove(index);
-        }
-        overtaken
+        self.attached.retain(|index, _| !lost.contains_key(index));
+        lost
     }
 
     /// Leaked packets by interface index.
@@ -172,10 +180,8 @@ impl Observer {
             match qdisc_add_clsact(&device.name) {
                 // It goes with hauberk: no agent is there any more then that knew of it.
                 Ok(()) => self.pins.note_discipline(&device.name)?,
-                Err(error) if !matches!(error, TcError::AlreadyAttached) && !chain(&error).contains("os error 17") => {
-                    return Err(chain(&error));
-                }
-                Err(_) => {}
+                Err(error) if is_there_already(&error) => {}
+                Err(error) => return Err(chain(&error)),
             }
             // An agent that was killed left its filter; dropping a handle removes it.
             drop(SchedClassifierLink::attached(
@@ -196,11 +202,19 @@ impl Observer {
     }
 }
 
-fn is_overtaken(device: &Device) -> bool {
-    // What cannot be asked is gone.
-    let Ok(programs) = query::tcx_programs(&device.name, TcAttachType::Egress) else { return false };
-    let own = programs.iter().position(|id| query::is_observer(*id));
-    own.is_some_and(|own| own + 1 < programs.len())
+fn tcx_place(device: &Device) -> Option<Lost> {
+    let programs = query::tcx_programs(&device.name, TcAttachType::Egress).unwrap_or_default();
+    match programs.iter().position(|id| query::is_observer(*id)) {
+        Some(own) => (own + 1 < programs.len()).then_some(Lost::Overtaken),
+        None => Some(Lost::Detached),
+    }
+}
+
+/// Filters stand in the order of their preferences: none of the guard's comes behind this one.
+async fn clsact_place(index: u32, netlink: &Netlink) -> Option<Lost> {
+    let filters = netlink.filters(index, false).await.unwrap_or_default();
+    let is_own = |filter: &Filter| (filter.preference, filter.handle) == (CLSACT_PRIORITY, query::OBSERVER_MINOR);
+    (!filters.iter().any(is_own)).then_some(Lost::Detached)
 }
 
 /// Field by field, in the layout's order.

@@ -1,4 +1,4 @@
-//! What the observer has seen, for who asks: status, metrics, `hauberk drops`.
+//! What the observer has seen, as the status, the metrics and `hauberk drops` show it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,19 +9,21 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::program::Leak;
 
-/// A leak that was seen so lately makes the node not ready.
+/// A leak makes the node not ready for this long.
 const LATELY: SignedDuration = SignedDuration::from_mins(5);
-/// For so long the status speaks of it.
+/// A leak stays in the status for this long.
 const TOLD: SignedDuration = SignedDuration::from_hours(1);
-/// Leaks remembered; the oldest go first.
+/// Most leaks remembered; the oldest are dropped first.
 const REMEMBERED: usize = 256;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Leaks {
-    /// Packets by device, of those the observer sits on or has seen one on.
+    /// Packets by device: every device that the observer is attached to, or that leaked before.
     devices: BTreeMap<String, u64>,
     seen: BTreeMap<Pair, Seen>,
+    /// When another program last detached the observer, by device.
+    detached: BTreeMap<String, Timestamp>,
     failures: Vec<String>,
 }
 
@@ -41,26 +43,26 @@ struct Seen {
     last: Timestamp,
 }
 
-/// A leak with what is known of it.
+/// A leak with the names of its device and ends.
 #[derive(Clone, Debug)]
 pub struct Sighting {
     /// The packet.
     pub leak: Leak,
     /// The device's name.
     pub device: String,
-    /// Who has its source and its destination, in words.
+    /// The parties that have its source and its destination, in words.
     pub owners: [String; 2],
     /// When.
     pub last: Timestamp,
 }
 
 impl Leaks {
-    /// Packets more have left by a device.
+    /// Adds to the packets that left by a device.
     pub fn count(&mut self, device: &str, packets: u64) {
         *self.devices.entry(device.to_owned()).or_default() += packets;
     }
 
-    /// The observer sits on these; what is wrong, one sentence each.
+    /// Sets the devices that the observer is attached to, and its failures, one sentence each.
     pub fn watched<'a>(&mut self, devices: impl Iterator<Item = &'a str>, failures: Vec<String>) {
         self.devices.retain(|_, packets| *packets > 0);
         for device in devices {
@@ -93,13 +95,24 @@ impl Leaks {
         NewEvent { warning: true, reason: reason::LEAK_SEEN, objects: vec![format!("Node/{node}")], message }
     }
 
+    /// The observer did not run on the device any more, because another program had detached it.
+    /// Returns the event to tell.
+    pub fn note_detached(&mut self, device: &str, now: Timestamp) -> NewEvent {
+        self.detached.retain(|_, last| now.duration_since(*last) < LATELY);
+        self.detached.insert(device.to_owned(), now);
+        let message = "the leak detector had been detached by another program; it is attached again, and what left \
+                       meanwhile was not looked at"
+            .to_owned();
+        NewEvent { warning: true, reason: reason::RESTORED, objects: vec![format!("device/{device}")], message }
+    }
+
     /// Whether a leak was seen within the last minutes.
     pub fn lately(&self) -> bool {
         let now = Timestamp::now();
         self.seen.values().any(|seen| now.duration_since(seen.last) < LATELY)
     }
 
-    /// Packets by device; zeros too, where the observer sits.
+    /// Packets by device, with zeros for the devices that the observer is attached to.
     pub fn devices(&self) -> impl Iterator<Item = (&str, u64)> {
         self.devices.iter().map(|(device, packets)| (device.as_str(), *packets))
     }
@@ -110,7 +123,8 @@ impl Leaks {
         leaked.map(|(device, packets)| LeakCount { device: device.to_owned(), packets }).collect()
     }
 
-    /// One for each device by which something leaked lately, and one for each that cannot be looked at.
+    /// One for each device by which something leaked lately, and one for each that cannot be looked
+    /// at, or was not for a while.
     pub fn problems(&self) -> Vec<Problem> {
         let now = Timestamp::now();
         let mut latest: BTreeMap<&str, (&Pair, &Seen)> = BTreeMap::new();
@@ -130,7 +144,17 @@ impl Leaks {
             object: "leak detector".into(),
             message: sentence.clone(),
         });
-        leaks.chain(failures).collect()
+        let detached = self.detached.iter().filter(|(_, last)| now.duration_since(**last) < LATELY);
+        let detached = detached.map(|(device, last)| Problem {
+            severity: Severity::Warning,
+            object: "leak detector".into(),
+            message: format!(
+                "another program detached it from {device}, the last time seen at {last:.0}; what left by {device} until it was \
+                 attached again was not looked at; find what removes programs or queueing disciplines of {device} (`tc monitor`, a \
+                 CNI plugin or tuning script that resets them)"
+            ),
+        });
+        leaks.chain(failures).chain(detached).collect()
     }
 
     fn message(&self, device: &str, pair: &Pair, seen: &Seen) -> String {
@@ -199,6 +223,19 @@ mod tests {
         assert_eq!(leaks.problems().len(), 1);
         let mut leaks = Leaks::default();
         let _ = leaks.note("n1", &sighting("10.2.0.7", Timestamp::now() - SignedDuration::from_hours(2)));
+        assert!(leaks.problems().is_empty());
+    }
+
+    #[test]
+    fn a_detector_that_was_detached_is_told_for_some_minutes() {
+        let mut leaks = Leaks::default();
+        let event = leaks.note_detached("eth1", Timestamp::now());
+        assert_eq!((event.reason, event.objects), ("Restored", vec!["device/eth1".to_owned()]));
+        let [problem] = &leaks.problems()[..] else { panic!("{:?}", leaks.problems()) };
+        assert_eq!((problem.severity, problem.object.as_str()), (Severity::Warning, "leak detector"));
+        assert!(problem.message.contains("detached it from eth1"), "{}", problem.message);
+        assert!(!leaks.lately());
+        let _ = leaks.note_detached("eth1", Timestamp::now() - LATELY);
         assert!(leaks.problems().is_empty());
     }
 

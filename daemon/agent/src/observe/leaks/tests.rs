@@ -1,4 +1,5 @@
-//! The observer's program in the kernel, run on packets by `BPF_PROG_TEST_RUN`: beside the guard's maps, which say who is who.
+//! The observer's program in the kernel, run on packets by `BPF_PROG_TEST_RUN`, with the guard's
+//! maps for identities.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -16,7 +17,7 @@ use crate::datapath::{Datapath, Pins};
 
 const HERE: u32 = 1;
 const THERE: u32 = 2;
-/// TC_ACT_UNSPEC: the next program.
+/// TC_ACT_UNSPEC: the next program runs.
 const NEXT: u32 = u32::MAX;
 
 struct Bench {
@@ -36,7 +37,8 @@ fn pins() -> tempfile::TempDir {
 }
 
 impl Bench {
-    /// Two nodes with a protected (.1), a permissive (.2) and a plain pod (.3) each; everything else in the ranges is unknown.
+    /// Two nodes with a protected (.1), a permissive (.2) and a plain pod (.3) each; everything
+    /// else in the ranges is unknown.
     fn new() -> Bench {
         let folder = pins();
         let root: &Path = &folder.path().join("hauberk");
@@ -67,7 +69,7 @@ impl Bench {
         assert_eq!(self.observer.test_run("observe", options), NEXT);
     }
 
-    /// Whether a TCP connection that begins in this frame is seen, as what.
+    /// Whether the observer reports this frame, and as what.
     fn seen(&mut self, frame: &[u8]) -> Option<(String, String, u16)> {
         let before = self.packets();
         let earlier = self.observer.leaks();
@@ -112,10 +114,10 @@ fn only_what_had_to_be_encrypted_is_a_leak() {
         ("10.0.1.1", "192.168.0.2"),
         ("10.0.1.3", "10.0.2.1"),
         ("192.168.0.1", "10.0.2.1"),
-        // Nobody that is known: protected.
+        // An unknown end counts as protected.
         ("10.0.1.3", "10.0.2.77"),
         ("10.0.1.77", "10.0.2.3"),
-        // Passes through.
+        // Passes through this node.
         ("10.0.2.1", "10.0.9.9"),
         ("fd00::1:1", "fd00::2:3"),
     ];
@@ -132,7 +134,7 @@ fn only_what_had_to_be_encrypted_is_a_leak() {
         ("10.0.1.3", "10.0.2.3"),
         ("10.0.1.2", "10.0.2.3"),
         ("192.168.0.1", "192.168.0.2"),
-        // Stays here.
+        // Stays on this node.
         ("10.0.1.1", "10.0.1.3"),
         ("10.0.2.1", "10.0.1.3"),
         ("10.0.1.1", "192.168.0.1"),
@@ -149,7 +151,7 @@ fn tags_and_one_overlay_hide_nothing() {
     let packet = &frame[14..];
     let expected = Some(("10.0.1.1".to_owned(), "10.0.2.3".to_owned(), 443));
     let mut sources = (1..).map(|port: u16| port.to_be_bytes());
-    // Each is another flow, so that each is to be found among the leaks.
+    // Each frame is another flow, so that each is reported as a leak of its own.
     let mut fresh = |bytes: &mut Vec<u8>| {
         let at = bytes.len() - packet.len() + 20;
         bytes[at..at + 2].copy_from_slice(&sources.next().unwrap());
@@ -179,7 +181,7 @@ fn tags_and_one_overlay_hide_nothing() {
         fresh(&mut bytes);
         assert_eq!(bench.seen(&bytes), expected, "{what}");
     }
-    // The same overlay around what is nobody's secret.
+    // The same overlay around a packet that may be seen.
     let plain = syn("10.0.1.3", "10.0.2.3");
     let mut bytes = [to, kind].concat();
     let length = (20 + plain.len() as u16 - 14).to_be_bytes();
@@ -196,7 +198,7 @@ fn packets_in_the_middle_are_looked_at_now_and_then() {
     for _ in 0..packets {
         bench.run(&frame);
     }
-    // 100 are expected; 10 standard deviations are 100 too.
+    // 100 are expected; 10 standard deviations are also 100.
     assert!((20..300).contains(&bench.packets()), "{} of {packets}", bench.packets());
     assert_eq!(bench.observer.leaks()[0].1.packets, bench.packets());
 }
@@ -215,7 +217,8 @@ fn what_was_excused_or_overtaken_is_not_counted() {
     let mut reader = Reader { names: BTreeMap::from([(7, "eth7".to_owned())]), ..Reader::default() };
     let now = (100 * GRACE, Timestamp::now());
     let tell = |reader: &Reader, world: &mut World, news: &[News], overtaken: &[u32]| {
-        reader.tell(world, BTreeMap::from([(7, 5)]), news, &overtaken.iter().copied().collect(), now);
+        let lost = overtaken.iter().map(|device| (*device, Lost::Overtaken)).collect();
+        reader.tell(world, BTreeMap::from([(7, 5)]), news, &lost, now);
         world.leaks.counts().first().map_or(0, |count| count.packets)
     };
     let news = reader.news(vec![(leak, Noted { packets: 5, last: now.0 })]);
@@ -226,6 +229,6 @@ fn what_was_excused_or_overtaken_is_not_counted() {
     assert_eq!(tell(&reader, &mut world, &news, &[]), 5);
     assert_eq!(world.events.list()[0].reason, "LeakSeen");
     assert!(reader.news(vec![(leak, Noted { packets: 5, last: now.0 })]).is_empty());
-    // It was pushed out of the map and came again.
+    // The entry was evicted from the map and came back.
     assert_eq!(reader.news(vec![(leak, Noted { packets: 2, last: now.0 })])[0].packets, 2);
 }

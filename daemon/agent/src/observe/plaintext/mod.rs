@@ -1,7 +1,8 @@
-//! The cross-check on the wire: another node that sends plaintext of or to a protected pod is named, here and, by an annotation on
-//! this node's own object, to that node itself.
+//! The cross-check on the wire: a node that sends plaintext from or to a protected pod is named
+//! here and, by an annotation on this node's own object, to that node itself.
 //!
-//! A packet's source is what it says, so that a forged one accuses another node. This is an alarm: it decides nothing.
+//! A packet's source address is not proven, so a forged packet accuses another node. This is an
+//! alarm: it decides nothing.
 
 mod seen;
 #[cfg(test)]
@@ -33,16 +34,18 @@ pub use seen::{Plaintext, Sighting};
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(3);
-/// After a change, packets that were on their way or were sent by who had not heard of it accuse no one, nanoseconds.
+/// For this long after a change, packets do not count against a node: they may have been under way,
+/// or sent by a node that did not know of the change yet. Nanoseconds.
 const GRACE: u64 = 10_000_000_000;
-/// A node that has not acknowledged a namespace yet may send in the clear for so long, nanoseconds.
+/// For how long a node that has not acknowledged a namespace yet may send in the clear,
+/// nanoseconds.
 const PATIENCE: u64 = 60_000_000_000;
-/// Between two writings of the annotation, unless another node is to be named.
+/// Between two writes of the annotation, unless another node must be named.
 const WRITE: Duration = Duration::from_secs(60);
 
 const REASONS: [DropReason; 2] = [DropReason::PlaintextFromProtected, DropReason::PlaintextToProtected];
 
-/// Looks for it until the runtime ends.
+/// Looks for plaintext until the runtime ends.
 pub async fn watch(world: Shared, eyes: Eyes, source: Arc<dyn Source>) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -59,18 +62,19 @@ pub async fn watch(world: Shared, eyes: Eyes, source: Arc<dyn Source>) {
     }
 }
 
-/// What was read of the guard's counters and flows last time.
+/// What was read from the guard's counters and flows last time.
 #[derive(Default)]
 struct Reader {
     drops: u64,
     packets: HashMap<FlowKey, u64>,
-    /// What came since the last look, and between the two before.
+    /// What arrived since the last look; `held` has what arrived before that.
     fresh: Vec<Refused>,
     held: Vec<Refused>,
     suspects: BTreeMap<String, Suspicion>,
 }
 
-/// Packets that another node sent in the clear, of one flow; this node's own number if its rules have translated their source.
+/// Packets of one flow that another node sent in the clear. `node` is this node's own number if its
+/// rules have translated their source.
 struct Refused {
     addresses: [IpAddr; 2],
     node: NodeNumber,
@@ -78,7 +82,8 @@ struct Refused {
     last: u64,
 }
 
-/// A node that sends in the clear and may not have heard yet that it must not; by the monotonic clock, nanoseconds.
+/// A node that sends in the clear and may not know yet that it must not; by the monotonic clock,
+/// nanoseconds.
 #[derive(Clone, Copy)]
 struct Suspicion {
     first: u64,
@@ -86,7 +91,7 @@ struct Suspicion {
 }
 
 impl Reader {
-    /// Refused flows, if any more was dropped since the last look.
+    /// Refused flows, if any packet was dropped since the last look.
     fn refused(&mut self, eyes: &Eyes) -> Option<Vec<(FlowKey, Flow)>> {
         let maps = eyes.maps();
         let drops = maps.drops().ok()?;
@@ -96,7 +101,7 @@ impl Reader {
         }
         let mut flows = maps.flows(datapath::now()).ok()?;
         flows.retain(|(key, flow)| {
-            // At the pod: what was sent to a port of this node that stands for the pod.
+            // At the pod too, for packets sent to a port of this node that leads to the pod.
             (key.hook == Hook::FromWire as u8 || key.hook == Hook::ToPod as u8)
                 && flow.encryption == Encryption::Refused as u8
                 && REASONS.contains(&DropReason::from_u8(flow.drop))
@@ -104,11 +109,11 @@ impl Reader {
         Some(flows)
     }
 
-    /// Takes in what is new of these flows.
+    /// Takes over what is new in these flows.
     fn take(&mut self, flows: &[(FlowKey, Flow)]) {
         let before = std::mem::take(&mut self.packets);
         for (key, flow) in flows {
-            // An entry that was forgotten and made anew counts from one.
+            // An entry that was evicted and created again counts from one.
             let known = before.get(key).copied().filter(|known| *known <= flow.packets).unwrap_or_default();
             if flow.packets > known {
                 self.fresh.push(Refused {
@@ -122,8 +127,8 @@ impl Reader {
         }
     }
 
-    /// Notes what was taken in before the last look against other nodes: by now a change of which they heard sooner than this one is
-    /// known here too.
+    /// Counts packets that arrived before the last look against their nodes. A change that another
+    /// node learned of sooner than this one is known here by now.
     fn judge(&mut self, world: &mut World, now: u64) {
         self.suspects.retain(|_, suspicion| now.saturating_sub(suspicion.latest) < PATIENCE);
         let fresh = std::mem::take(&mut self.fresh);
@@ -153,7 +158,8 @@ impl Reader {
         }
     }
 
-    /// A node that has not acknowledged the namespace gets a minute. What it sent until just now is not held against it when it has.
+    /// A node that has not acknowledged the namespace gets a minute. Once it has, what it sent
+    /// until just before does not count against it.
     fn is_excused(&mut self, node: &str, unheard: bool, last: u64, now: u64) -> bool {
         if unheard {
             let suspicion = self.suspects.entry(node.to_owned()).or_insert(Suspicion { first: now, latest: now });
@@ -164,7 +170,8 @@ impl Reader {
     }
 }
 
-/// Nodes that have not acknowledged yet, by namespace. One without a key has no agent that could.
+/// Nodes that have not acknowledged yet, by namespace. A node without a key has no agent that
+/// could.
 fn waiting(world: &World) -> BTreeMap<String, BTreeSet<String>> {
     let has_key = |node: &String| world.model.node_object(node).is_some_and(|object| object.keys.is_some());
     let namespaces = convergence(&world.model, &world.policy).into_iter();
@@ -182,7 +189,7 @@ fn owner(world: &World, address: IpAddr) -> String {
     world.name_of(&address.into()).unwrap_or_else(|| "nobody that is known".into())
 }
 
-/// Notes what other nodes say of this one.
+/// Notes what other nodes report of this one.
 fn hear(world: &mut World) {
     let reports = seen::reports(world);
     for report in &reports {
@@ -205,16 +212,16 @@ fn at(monotonic: u64, now: u64) -> Timestamp {
     Timestamp::now().checked_sub(ago).unwrap_or_else(|_| Timestamp::now())
 }
 
-/// Keeps the annotation.
+/// Keeps the annotation up to date.
 #[derive(Default)]
 struct Writer {
     written: BTreeMap<String, plaintext::Report>,
     at: Option<Instant>,
-    /// Looking goes on meanwhile, however long it takes.
+    /// The write under way. Looks continue meanwhile, however long it takes.
     under_way: Option<UnderWay>,
 }
 
-/// What is being written.
+/// A write under way.
 struct UnderWay {
     wanted: BTreeMap<String, plaintext::Report>,
     end: JoinHandle<Result<(), SourceError>>,
@@ -237,7 +244,8 @@ impl Writer {
         let (wanted, stands) = {
             let world = world.read();
             let own = world.model.node_object(world.model.node());
-            // Until then its object may not be there, and what an earlier agent wrote is not known.
+            // Before that, this node's object may not be known, and with it what an earlier agent
+            // wrote.
             let Some(own) = own.filter(|_| world.model.synced()) else { return };
             (world.plaintext.reports(world.model.node()), own.plaintext_seen.is_some())
         };

@@ -1,4 +1,5 @@
-//! What was seen and heard of plaintext between nodes, for who asks: status, metrics.
+//! What this node saw of plaintext between nodes, and what others report, for the status and the
+//! metrics.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,16 +11,17 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::world::World;
 
-/// For so long after the last packet it is told.
+/// How long after the last packet this node reports it.
 const TOLD: SignedDuration = SignedDuration::from_mins(5);
-/// A report is to the minute, and takes its way.
+/// How old another node's report may be. Its time is rounded to the minute, and it takes a while to
+/// arrive.
 const HEARD: SignedDuration = SignedDuration::from_mins(8);
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Plaintext {
     senders: BTreeMap<String, Sender>,
-    /// Other nodes that say that this one sends in the clear, and what they say.
+    /// Other nodes that report plaintext from this one, and their reports.
     reporters: BTreeMap<String, Report>,
 }
 
@@ -38,16 +40,16 @@ pub struct Sighting {
     pub node: String,
     /// Source and destination.
     pub addresses: [IpAddr; 2],
-    /// Who has them, in words.
+    /// Their owners, in words.
     pub owners: [String; 2],
-    /// How many more.
+    /// How many more packets.
     pub packets: u64,
-    /// When last.
+    /// When the last packet arrived.
     pub last: Timestamp,
 }
 
 impl Plaintext {
-    /// Another node was seen to send in the clear. Returns the event to tell.
+    /// Notes that another node was seen sending in the clear. Returns the event.
     pub fn note(&mut self, own: &str, sighting: Sighting) -> NewEvent {
         let Sighting { node, addresses, owners, packets, last } = sighting;
         let what = what(own, &node);
@@ -71,17 +73,17 @@ impl Plaintext {
         event
     }
 
-    /// Whether this node did not say so the last time.
+    /// Whether this node did not report it last time.
     pub fn is_news(&self, node: &str) -> bool {
         !self.reporters.contains_key(node)
     }
 
-    /// What other nodes say now.
+    /// Replaces what other nodes report.
     pub fn heard(&mut self, reports: Vec<(String, Report)>) {
         self.reporters = reports.into_iter().collect();
     }
 
-    /// What this node, `own`, has to tell of others.
+    /// What this node, `own`, reports of others.
     pub fn reports(&self, own: &str) -> BTreeMap<String, Report> {
         let others = self.lately().filter(|(node, _)| *node != own);
         others.map(|(node, sender)| (node.clone(), Report::new(sender.packets, sender.last))).collect()
@@ -92,7 +94,7 @@ impl Plaintext {
         self.senders.iter().map(|(node, sender)| (node.as_str(), sender.packets))
     }
 
-    /// One for each node that was seen, and one for each that has seen this one.
+    /// One for each node that was seen, and one for each node that has seen this one.
     pub fn problems(&self, own: &str) -> Vec<Problem> {
         let critical =
             |node: &str, message| Problem { severity: Severity::Critical, object: format!("node/{node}"), message };
@@ -126,7 +128,8 @@ impl Plaintext {
     }
 }
 
-/// What a node does that this one, `own`, sees. What comes from this one was another's until a rule here translated it.
+/// What a node does, as this one, `own`, sees it. Packets from this node's own address came from
+/// another sender before a rule here translated them.
 fn what(own: &str, node: &str) -> String {
     if node == own {
         return "another node, or a plain pod on one, asks in the clear for a protected pod, at a port of this node"
@@ -144,7 +147,7 @@ fn advice(own: &str, node: &str) -> String {
     format!("is hauberk's agent running on {node}, and ready? Or somebody forges packets in its name")
 }
 
-/// What other nodes' objects say of this one at the moment.
+/// What other nodes' objects report of this one now.
 pub fn reports(world: &World) -> Vec<(String, Report)> {
     let (own, now) = (world.model.node(), Timestamp::now());
     let others = world.model.nodes().filter(|node| node.name != own);
@@ -157,7 +160,7 @@ pub fn reports(world: &World) -> Vec<(String, Report)> {
         .collect()
 }
 
-/// The event of what a node says.
+/// The event for a node's report.
 pub fn reported(own: &str, node: &str) -> NewEvent {
     let message = format!(
         "{node} saw plaintext from node {own} that had to be encrypted, and dropped it; something on {own} sends past the guard, or \

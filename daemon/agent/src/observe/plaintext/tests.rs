@@ -51,7 +51,7 @@ fn a_sender_is_named_and_its_packets_counted_once() {
     for (packets, expected) in [(3, 3), (3, 3), (5, 5), (2, 7)] {
         let flows = flows(&world, packets);
         reader.take(&flows);
-        // At the next look but one.
+        // Flows are judged at the second look.
         reader.judge(&mut world, now);
         reader.judge(&mut world, now);
         assert_eq!(total(&world), expected);
@@ -90,7 +90,7 @@ fn a_change_that_is_on_its_way_accuses_no_one() {
     reader.judge(&mut world, now + 11 * SECOND);
     reader.judge(&mut world, now + 11 * SECOND);
     assert_eq!(total(&world), 1);
-    // The other node heard of it first.
+    // The other node learned of the change first.
     reader.take(&[flow(&world, 9, now + 20 * SECOND)]);
     reader.judge(&mut world, now + 20 * SECOND);
     world.changes.note(None, now + 21 * SECOND);
@@ -104,7 +104,7 @@ fn who_has_not_heard_of_a_label_gets_a_minute_and_not_more() {
     let start = 1_000 * SECOND;
     assert!(reader.is_excused("n2", true, start, start));
     assert!(reader.is_excused("n2", true, start + 59 * SECOND, start + 59 * SECOND));
-    // It has acknowledged now; what it sent just before it did is no leak.
+    // It has acknowledged now; what it sent just before is no leak.
     assert!(reader.is_excused("n2", false, start + 60 * SECOND, start + 62 * SECOND));
     assert!(!reader.is_excused("n2", false, start + 70 * SECOND, start + 70 * SECOND));
     assert!(!reader.is_excused("n2", true, start + 61 * SECOND, start + 61 * SECOND));

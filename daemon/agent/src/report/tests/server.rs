@@ -18,7 +18,7 @@ struct State {
     version: u64,
     requests: usize,
     writes: usize,
-    /// Somebody else writes the object right after the next read.
+    /// Another writer changes the object right after the next read.
     between: bool,
     fails: bool,
 }
@@ -63,7 +63,7 @@ impl Server {
         self.state().requests
     }
 
-    /// Writes to anything but Leases.
+    /// The number of writes to anything but Leases.
     pub(super) fn writes(&self) -> usize {
         self.state().writes
     }

@@ -1,9 +1,9 @@
-//! Writes annotations into a Node's manifest. Every other byte's meaning is kept, and where the file is YAML in plain block
-//! style, every other byte.
+//! Writes annotations into a Node's manifest. In YAML in plain block style every other byte stays
+//! as it is; in other forms every other value does.
 //!
-//! Pure: text goes in, text comes out. What comes out has been read back and compared: it differs from what went in by the
-//! annotations and nothing else, or it is refused. [`super::yaml`] edits lines; where that cannot be done (flow style,
-//! anchors), this one document is written anew.
+//! Pure: text goes in, text comes out. The result is read back and compared: unless it differs from
+//! the input in the annotations alone, it is refused. [`super::yaml`] edits lines; where that is
+//! not possible (flow style, anchors), this one document is written anew.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,15 @@ use serde_json::{Map, Value};
 use super::document::{Document, Format, read, split};
 use super::yaml;
 
-/// Annotations to set, and to remove where there is no value.
+/// Annotations to set. One without a value is removed.
 pub type Annotations = BTreeMap<String, Option<String>>;
 
 /// Why a text could not be edited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EditError {
-    /// No document of it is the node's.
+    /// No document in it is this node's.
     NoNode,
-    /// The node's document has a form that cannot be edited without changing more.
+    /// The node's document has a form in which an edit would change more than the annotations.
     Form,
 }
 
@@ -47,9 +47,11 @@ pub fn edit(text: &str, format: Format, node: &str, annotations: &Annotations) -
     Err(EditError::NoNode)
 }
 
-/// The document edited line by line, or written anew if that changes more or cannot be done.
+/// The document edited line by line. It is written anew if a line edit is not possible or changes
+/// more than the annotations.
 fn edited_yaml(part: &str, before: &Value, node: &str, annotations: &Annotations, after: &Value) -> Option<String> {
-    // Items of a list are indented who knows how.
+    // The items of a list may have any indentation, so only a document that is a Node itself is
+    // edited by line.
     let is_node_itself = is_node(before, node);
     is_node_itself
         .then(|| yaml::edit(part, annotations))
@@ -104,7 +106,7 @@ fn is_node(value: &Value, node: &str) -> bool {
     value["kind"] == "Node" && value["apiVersion"] == "v1" && value["metadata"]["name"] == node
 }
 
-/// Sets annotations in a Node; none if it has something else where they should be.
+/// Sets annotations in a Node; none if its `annotations` is not a mapping.
 fn set(node: &mut Value, annotations: &Annotations) -> Option<()> {
     let metadata = node.get_mut("metadata")?.as_object_mut()?;
     if annotations.values().all(Option::is_none) && !metadata.contains_key("annotations") {

@@ -1,7 +1,8 @@
-//! Which file says what about which object, and what is told when several do.
+//! Which file says what about which object, and what is told when several files describe the same
+//! object.
 //!
-//! The first file by name wins, with one exception: of several labels the strictest is told. Whoever adds a second manifest
-//! of a namespace cannot weaken it.
+//! The first file by name wins, with one exception: of several labels the strictest is told. A
+//! second manifest of a namespace therefore cannot weaken its protection.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,11 +17,12 @@ use crate::source::reason;
 /// One file's word on one object.
 #[derive(Clone, Debug)]
 pub(super) struct Claim {
-    /// Whether the file does not say so any more, but what it says instead cannot be read.
+    /// Whether this is the last good version: the file has changed since and what it says now
+    /// cannot be read.
     pub(super) is_kept: bool,
     /// The file's name.
     pub(super) file: Arc<str>,
-    /// Where in it, counted in documents from 1.
+    /// The document's number in the file, from 1.
     pub(super) document: usize,
     /// The object.
     pub(super) object: Arc<Object>,
@@ -60,7 +62,7 @@ impl Claims {
         claims.sort_by(|a, b| (a.is_kept, &a.file, a.document).cmp(&(b.is_kept, &b.file, b.document)));
     }
 
-    /// Takes a file's claims on an object out.
+    /// Removes a file's claims on an object and returns them.
     pub(super) fn take(&mut self, key: &Key, file: &str) -> Vec<Claim> {
         let Some(claims) = self.by_key.get_mut(key) else { return Vec::new() };
         let (taken, left) = std::mem::take(claims).into_iter().partition(|claim| &*claim.file == file);
@@ -71,7 +73,7 @@ impl Claims {
         taken
     }
 
-    /// Notes whether an object is there more than once; the event if that is news.
+    /// Notes whether an object is there more than once. Returns the event if that is new.
     pub(super) fn note_duplicates(&mut self, key: &Key, location: &str) -> Option<NewEvent> {
         let claims = self.by_key.get(key).map(Vec::as_slice).unwrap_or_default();
         if claims.len() < 2 {
@@ -96,13 +98,14 @@ impl Claims {
         Some(event)
     }
 
-    /// How many objects are told.
+    /// The number of objects that are told.
     pub(super) fn len(&self) -> usize {
         self.by_key.len()
     }
 }
 
-/// How the model is told that an object is as given, or gone. None for kinds it does not hold yet.
+/// The change that tells the model that an object is as given, or gone. None for kinds that the
+/// model does not hold yet.
 pub(super) fn change(key: &Key, object: Option<&Object>) -> Option<Change> {
     match (object, key.kind) {
         (Some(Object::Node(node)), _) => Some(Change::Node(node.clone())),
@@ -133,8 +136,8 @@ fn encryption_of(object: &mut Object) -> Option<&mut Option<String>> {
     }
 }
 
-/// The strictest of several labels. A value nobody knows is as strict as can be. Of `permissive` and no label neither is
-/// stricter (no label on a pod means its namespace's), so that they make `enabled`.
+/// The strictest of several labels. An unknown value counts as `enabled`. `permissive` and no label
+/// cannot be ranked (a pod without a label has its namespace's), so together they make `enabled`.
 fn strictest<'a>(labels: impl Iterator<Item = Option<&'a str>> + Clone) -> Option<String> {
     let rank = |label: &str| parse_label(label).unwrap_or(Protection::Enabled);
     let strictest = labels.clone().flatten().max_by_key(|label| rank(label))?;

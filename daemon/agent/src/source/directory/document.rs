@@ -16,7 +16,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// By the file's extension; none for files that are no manifests.
+    /// By the file's extension; none for files that are not manifests.
     pub fn of(name: &str) -> Option<Format> {
         let (stem, extension) = name.rsplit_once('.')?;
         match extension {
@@ -48,7 +48,7 @@ pub fn split(text: &str, format: Format) -> Vec<Document> {
 /// A document that is malformed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadError {
-    /// The line, from 1 where the document begins.
+    /// The line, counted from 1 at the document's beginning.
     pub line: usize,
     /// What is wrong.
     pub cause: String,
@@ -70,7 +70,8 @@ pub fn read(text: &str, format: Format) -> Result<Value, ReadError> {
     }
 }
 
-/// An error's text without the place, which counts from the document's beginning and not from the file's.
+/// An error's text without its position, which counts from the document's beginning and not from
+/// the file's.
 fn without_place(text: &str) -> String {
     match text.rfind(" at line ") {
         Some(place) => text[..place].to_owned(),
@@ -78,8 +79,8 @@ fn without_place(text: &str) -> String {
     }
 }
 
-/// A `---` at the start of a line begins a document wherever it stands: no scalar can contain it (YAML 1.2.2, section
-/// 9.1.2). `...` ends one.
+/// A `---` at the start of a line always begins a document: no scalar can contain it (YAML 1.2.2,
+/// section 9.1.2). `...` ends one.
 fn split_yaml(text: &str) -> Vec<Document> {
     let mut documents = Vec::new();
     let mut begin = text.len() - text.trim_start_matches('\u{feff}').len();
@@ -101,7 +102,7 @@ fn split_yaml(text: &str) -> Vec<Document> {
 }
 
 fn push_yaml(text: &str, range: Range<usize>, line: usize, documents: &mut Vec<Document>) {
-    // Comments and directives (%YAML) alone are no document.
+    // Comments and directives (%YAML) alone are not a document.
     let has_content = text.get(range.clone()).is_some_and(|part| {
         part.lines()
             .any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#') && !line.starts_with('%'))
@@ -111,8 +112,8 @@ fn push_yaml(text: &str, range: Range<usize>, line: usize, documents: &mut Vec<D
     }
 }
 
-/// Values follow each other with or without space between. What cannot be read begins a document that goes to the end: where
-/// the next one would begin is anybody's guess.
+/// Values follow each other with or without space between them. A value that cannot be read takes
+/// the rest of the text as its document, because the beginning of the next one is unknown.
 fn split_json(text: &str) -> Vec<Document> {
     let mut documents = Vec::new();
     let mut line = Lines { text, offset: 0, line: 1 };

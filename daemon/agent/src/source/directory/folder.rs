@@ -1,10 +1,12 @@
 //! The folder as last read: turns what is in the files now into changes for the model.
 //!
-//! Nothing here waits or watches; [`Folder::scan`] is called with what was touched and what time it is. Three rules keep a
-//! broken or half-copied folder from opening anything:
+//! Nothing here waits or watches: the caller passes [`Folder::scan`] what was touched and the time.
+//! Three rules keep a broken or half-copied folder from opening anything:
 //! - a document that cannot be read leaves the last good version of its object in force;
-//! - a file that is being written is read when its writer has closed it, or has been quiet for a while;
-//! - nothing is told while this node's own Node object is missing: a folder without it is not this cluster's (any more).
+//! - a file that is being written is read once its writer has closed it, or has been quiet for a
+//!   while;
+//! - nothing is told while this node's own Node object is missing: a folder without it does not
+//!   describe this cluster (any more).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -23,19 +25,21 @@ use super::document::{self, Format};
 use super::manifest::{self, Key, Kind, Object, Rejection};
 use crate::source::{Batch, reason};
 
-/// A file that changed this long ago is complete, as far as can be told without having seen its writer close it.
+/// A file that changed this long ago is taken as complete although its writer was not seen to close
+/// it.
 const QUIET: Duration = Duration::from_millis(300);
 /// A file whose writer was seen but has not closed it is left alone for this long.
 const OPEN: Duration = Duration::from_secs(2);
-/// A file that never comes to rest is read all the same after this time.
+/// A file that keeps changing is read all the same after this time.
 const IMPATIENT: Duration = Duration::from_secs(10);
-/// A file that is gone for this long is removed, not about to be replaced.
+/// A file that is gone for this long is removed. Before that it may be about to be replaced.
 const GONE: Duration = Duration::from_millis(500);
-/// Larger files are not manifests, bytes.
+/// In bytes. Larger files are not manifests.
 const MAX_FILE: u64 = 256 << 20;
-/// Larger documents are not objects (the API server's own limit is of this size), bytes. Lists may be larger.
+/// In bytes. Larger documents are not objects (the API server's own limit is about this size), but
+/// lists may be larger.
 const MAX_OBJECT: usize = 1 << 20;
-/// Events of one scan; the rest is counted.
+/// Events told of one scan; the rest is only counted.
 const MAX_EVENTS: usize = 100;
 
 /// What happened to a file, as far as was seen.
@@ -45,7 +49,7 @@ pub(super) enum Touch {
     Closed,
     /// It is being written.
     Open,
-    /// Nobody knows.
+    /// Unknown: the rescan found it, or the event does not say.
     Unknown,
 }
 
@@ -73,11 +77,11 @@ pub(super) struct Folder {
     own: Key,
     files: BTreeMap<Arc<str>, File>,
     claims: Claims,
-    /// What was told of objects that have changed since.
+    /// Objects that have changed but were not told yet, with what was told of them before.
     untold: BTreeMap<Key, Option<Arc<Object>>>,
     hasher: RandomState,
     was_synced: bool,
-    /// Since when it is not usable, and why.
+    /// Since when the folder is not usable, and why.
     unavailable: Option<(SystemTime, String)>,
 }
 
@@ -88,13 +92,13 @@ struct File {
     stamp: Option<Stamp>,
     /// Its documents' results, by the hash of their text.
     documents: Vec<Read>,
-    /// Objects it has claims on.
+    /// The objects it has claims on.
     keys: BTreeSet<Key>,
-    /// What could not be used of it.
+    /// The events about its parts that could not be used.
     rejections: Vec<NewEvent>,
-    /// What it looks like now, if it has not been read like that.
+    /// What it looks like now, if that differs from what was read.
     waiting: Option<Waiting>,
-    /// Since when it is not there any more.
+    /// Since when it is gone.
     gone_since: Option<SystemTime>,
 }
 
@@ -116,7 +120,8 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-/// A document's objects, kept as long as its text is the same: one changed pod in a file of thousands costs one parse.
+/// A document's objects, kept as long as its text stays the same: one changed pod in a file of
+/// thousands costs one parse.
 #[derive(Clone, Debug)]
 struct Read {
     hash: u64,
@@ -128,7 +133,7 @@ struct Read {
 type Parsed = Result<(Key, Arc<Object>), Rejection>;
 
 impl Folder {
-    /// Nothing is read yet.
+    /// A folder that has not been read yet.
     pub(super) fn new(path: PathBuf, node: &str) -> Folder {
         Folder {
             path,
@@ -142,12 +147,12 @@ impl Folder {
         }
     }
 
-    /// Whether everything was told once.
+    /// Whether all objects have been told once.
     pub(super) fn is_synced(&self) -> bool {
         self.was_synced
     }
 
-    /// Since when the folder cannot be read, or is not this cluster's any more, and why.
+    /// Since when the folder cannot be read, or does not describe this cluster any more, and why.
     pub(super) fn unavailable(&self) -> Option<(SystemTime, &str)> {
         self.unavailable.as_ref().map(|(since, why)| (*since, why.as_str()))
     }
@@ -217,7 +222,8 @@ impl Folder {
         }
     }
 
-    /// Whether no file is still awaited: neither being written, nor gone so lately that it may be about to be replaced.
+    /// Whether no file is awaited: none is being written, and none disappeared so recently that it
+    /// may be about to be replaced.
     fn is_settled(&self, now: SystemTime, scan: &mut Scan) -> bool {
         let is_recent = |since: SystemTime| now.duration_since(since).unwrap_or_default() < GONE;
         if self.files.values().any(|file| file.gone_since.is_some_and(is_recent)) {
@@ -227,7 +233,8 @@ impl Folder {
         self.files.values().all(|file| file.waiting.is_none())
     }
 
-    /// Files of another cluster may have been read before the one that this node's Node object was in: looks at that one again.
+    /// When another cluster's manifests replace this folder's, other files may be read before the
+    /// one that held this node's Node object. Looks at that one again.
     fn look_at_own_node(&mut self, now: SystemTime, scan: &mut Scan) {
         if !self.untold.is_empty() {
             let files: Vec<Arc<str>> = self.claims.on(&self.own).iter().map(|claim| Arc::clone(&claim.file)).collect();
@@ -237,13 +244,13 @@ impl Folder {
         }
     }
 
-    /// Whether a file that is there, and is not being replaced, has this node's Node object.
+    /// Whether a file that exists, and is not being replaced, has this node's Node object.
     fn has_own_node(&self) -> bool {
         let is_there = |file: &File| file.gone_since.is_none() && file.waiting.is_none();
         self.claims.on(&self.own).iter().any(|claim| self.files.get(&claim.file).is_some_and(is_there))
     }
 
-    /// Looks whether a file must be read, and reads it if it is complete.
+    /// Decides whether a file must be read, and reads it if it is complete.
     fn look(&mut self, name: &str, touch: Touch, now: SystemTime, scan: &mut Scan) {
         let path = self.path.join(name);
         let stamp = match fs::metadata(&path) {
@@ -265,14 +272,14 @@ impl Folder {
             return;
         }
         match read_file(&path) {
-            // Somebody wrote while it was read.
+            // The file was written to while it was read.
             Ok((_, after)) if after != stamp => scan.come_again(QUIET),
             Ok((text, _)) => self.update(name, stamp, &text, &mut scan.batch),
             Err(error) => self.reject_file(name, Some(stamp), &error.to_string(), &mut scan.batch),
         }
     }
 
-    /// Takes a file's new text in.
+    /// Takes over a file's new text.
     fn update(&mut self, name: &str, stamp: Stamp, text: &str, batch: &mut Batch) {
         let format = Format::of(name).unwrap_or(Format::Yaml);
         let before = self.files.remove(name).unwrap_or_default();
@@ -320,7 +327,7 @@ impl Folder {
         self.note(touched, was, batch);
     }
 
-    /// Notes that objects are about to be told, and what they were before.
+    /// Notes that these objects are about to be told, and what they were before.
     fn note(&mut self, touched: BTreeSet<Key>, was: Vec<Option<Arc<Object>>>, batch: &mut Batch) {
         let location = self.path.display().to_string();
         for (key, was) in touched.into_iter().zip(was) {
@@ -331,7 +338,7 @@ impl Folder {
         }
     }
 
-    /// Tells the differences between what was told before and what is.
+    /// Tells the differences between what was told before and what is true now.
     fn tell(&mut self, batch: &mut Batch) {
         for (key, was) in std::mem::take(&mut self.untold) {
             let is = self.claims.effective(&key);
@@ -477,7 +484,8 @@ impl File {
     fn is_at_rest(&mut self, stamp: Stamp, touch: Touch, now: SystemTime) -> bool {
         let quiet = if touch == Touch::Open { OPEN } else { QUIET };
         let waiting = match self.waiting {
-            // The writer that was seen is still at it: that somebody else looked changes nothing.
+            // The writer that was seen may still be writing: a touch by another program changes
+            // nothing.
             Some(waiting) if waiting.stamp == stamp => Waiting { quiet: waiting.quiet.max(quiet), ..waiting },
             Some(waiting) => Waiting { stamp, since: now, first: waiting.first, quiet: waiting.quiet.max(quiet) },
             None => Waiting { stamp, since: now, first: now, quiet },
@@ -535,7 +543,7 @@ fn parse(text: &str, format: Format, origin: &str) -> Vec<Parsed> {
         Ok(value) => value,
         Err(error) => return vec![Err(Rejection { key: None, line: error.line, cause: error.cause })],
     };
-    // Only items of a list may add up to more than one object's size.
+    // Only the items of a list may add up to more than one object's size.
     let is_list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
     if text.len() > MAX_OBJECT && !is_list {
         let cause = format!("its {} bytes are more than the {MAX_OBJECT} an object may have", text.len());

@@ -1,4 +1,5 @@
-//! From a document to the model's objects: which object it is, and what the model keeps of it ([`crate::source::objects`]).
+//! Turns a document into the model's objects: which object it is, and what the model keeps of it
+//! ([`crate::source::objects`]).
 
 use std::fmt;
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::source::objects;
 
-/// Kinds that are read.
+/// The kinds that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// v1 Node.
@@ -25,7 +26,7 @@ pub enum Kind {
     EndpointSlice,
 }
 
-/// What tells objects apart.
+/// Identifies an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// Its kind.
@@ -36,7 +37,7 @@ pub struct Key {
     pub name: String,
 }
 
-/// An object, as far as hauberk keeps it.
+/// An object, reduced to what hauberk keeps.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// A node.
@@ -54,15 +55,16 @@ pub enum Object {
 /// An object that could not be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// Which, as far as that could be read.
+    /// Which object, if that much could be read.
     pub key: Option<Key>,
-    /// The line, from 1 where the document begins.
+    /// The line, counted from 1 at the document's beginning.
     pub line: usize,
     /// Why.
     pub cause: String,
 }
 
-/// The objects of one document, each of a list on its own. Kinds that are not hauberk's are left out.
+/// The objects of one document; each item of a list is an object of its own. Kinds that hauberk
+/// does not read are left out.
 pub fn objects(document: Value, origin: &str) -> Vec<Result<(Key, Object), Rejection>> {
     let kind = field(&document, "kind").to_owned();
     if let Some(kind_of_items) = kind.strip_suffix("List") {
@@ -152,7 +154,7 @@ fn key(kind: Kind, document: &Value) -> Result<Key, Rejection> {
 }
 
 fn typed<T: DeserializeOwned>(document: &Value) -> Result<T, String> {
-    // Which field it is costs time, and is only asked for when something is wrong.
+    // Finding the field's path costs time, so it is done only after an error.
     T::deserialize(document).map_err(|error| match serde_path_to_error::deserialize::<_, T>(document) {
         Err(with_path) => format!("`{}`: {}", with_path.path(), with_path.inner()),
         Ok(_) => error.to_string(),
@@ -167,7 +169,8 @@ fn rejection(key: Option<Key>, cause: String) -> Rejection {
     Rejection { key, line: 1, cause }
 }
 
-/// The characters of Kubernetes' names (RFC 1123 subdomains); names end up in logs, file names and addresses of pages.
+/// The characters of Kubernetes names (RFC 1123 subdomains). Names end up in logs, file names and
+/// page addresses.
 fn is_name(name: &str) -> bool {
     (1..=253).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')

@@ -1,16 +1,17 @@
-//! A folder of ordinary Kubernetes manifests as the source: for a rack or a laptop without an API server.
+//! A folder of ordinary Kubernetes manifests as the source: for a rack or a laptop without an API
+//! server.
 //!
 //! | module | does |
 //! |---|---|
 //! | [`document`] | cuts files into documents |
-//! | [`manifest`] | documents into objects |
-//! | `claims` | who wins when two files have one object |
+//! | [`manifest`] | turns documents into objects |
+//! | `claims` | decides which file wins when two describe one object |
 //! | `folder` | the folder as last read; what changed |
 //! | `watch` | which files were touched |
-//! | [`annotate`] | this node's annotations into its manifest's text |
-//! | `write` | that text into the file |
+//! | [`annotate`] | edits this node's annotations in its manifest's text |
+//! | `write` | writes that text to the file |
 //!
-//! [`Directory`] runs them: a thread of its own reads, because files block.
+//! [`Directory`] runs them. It reads on a thread of its own, because file access blocks.
 
 pub mod annotate;
 mod claims;
@@ -37,9 +38,9 @@ use self::folder::{Folder, Scope};
 use self::watch::Watch;
 use super::{Batch, Source, SourceError};
 
-/// Between looks at the whole folder, whatever the kernel says: it does not tell of changes made on another machine.
+/// Between scans of the whole folder. inotify does not report changes made on another machine.
 const RESCAN: Duration = Duration::from_secs(10);
-/// Between looks at a folder that cannot be read.
+/// Between attempts to read a folder that cannot be read.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The source.
@@ -50,7 +51,7 @@ pub struct Directory {
     shared: Mutex<Shared>,
 }
 
-/// What the reading thread tells the others.
+/// What the reading thread shares with the others.
 #[derive(Debug, Default)]
 struct Shared {
     synced: bool,
@@ -65,7 +66,7 @@ impl Directory {
         Directory { path, node, shared: Mutex::default() }
     }
 
-    /// Reads until nobody listens or it is stopped.
+    /// Reads until the receiver is dropped or the watch is stopped.
     fn read(&self, batches: &mpsc::Sender<Batch>, mut watch: Watch) {
         let mut folder = Folder::new(self.path.clone(), &self.node);
         let mut scope = Scope::All;
@@ -89,7 +90,7 @@ impl Directory {
                 }
             }
             if scope != Scope::All && whole_next <= Instant::now() {
-                // However much is touched, the whole has its turn.
+                // A full scan is due, however many files are touched.
                 scope = Scope::All;
                 continue;
             }
@@ -154,7 +155,7 @@ impl Source for Directory {
                 }
                 _ = &mut has_ended => {}
             }
-            // It has let go of its end of the channel: joining does not wait.
+            // The thread has dropped its end of the channel, so joining does not wait.
             let _ = reader.join();
             Ok(())
         })

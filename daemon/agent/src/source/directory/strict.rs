@@ -1,7 +1,7 @@
-//! A JSON value read from YAML or JSON that has every key once.
+//! A JSON value, read from YAML or JSON, in which no key occurs twice.
 //!
-//! Readers of either format silently take one of two equal keys; which one decides whether a namespace is protected. Here
-//! such a document is malformed.
+//! Parsers of both formats silently take one of two equal keys, and which one they take decides
+//! whether a namespace is protected. Here such a document is malformed.
 
 use std::fmt;
 

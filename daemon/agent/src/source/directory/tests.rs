@@ -1,4 +1,4 @@
-//! The whole of it on a real folder, with a real thread and inotify.
+//! The whole source on a real folder, with a real thread and inotify.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -34,7 +34,7 @@ impl Running {
         Running { folder, source, batches, stop, task }
     }
 
-    /// Changes up to the first that `is_last`.
+    /// Changes up to the first one that `is_last` accepts.
     async fn until(&mut self, is_last: impl Fn(&Change) -> bool) -> Vec<Change> {
         let mut changes = Vec::new();
         tokio::time::timeout(PATIENCE, async {
@@ -134,7 +134,7 @@ async fn agents_that_share_one_file_lose_none_of_their_annotations() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "the file and the lock");
 }
 
-/// Likewise figures: `cargo test -p hauberk-agent --lib delay -- --ignored --nocapture`.
+/// Prints figures: `cargo test -p hauberk-agent --lib delay -- --ignored --nocapture`.
 #[tokio::test]
 #[ignore = "prints figures"]
 async fn delay_from_file_to_change() {
@@ -152,7 +152,7 @@ async fn delay_from_file_to_change() {
     running.stop().await;
 }
 
-/// Not a test of speed, but a look at it: `cargo test -p hauberk-agent --lib twenty -- --ignored --nocapture`.
+/// Prints figures: `cargo test -p hauberk-agent --lib twenty -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints figures"]
 fn twenty_thousand_pods() {

@@ -1,4 +1,5 @@
-//! Which files of the folder were touched, from inotify. It may miss some; the rescan finds those.
+//! Which files of the folder were touched, as inotify reports it. It may miss some; the rescan
+//! finds those.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,9 +14,9 @@ use notify::{Config, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
 use super::folder::{Scope, Touch};
 
-/// Touches that may wait to be looked at; if there are more, the whole folder is.
+/// Touches that may be queued; if there are more, the whole folder is scanned.
 const QUEUE: usize = 4096;
-/// After the first touch, others are waited for this long: a copy of many files is one scan.
+/// How long to gather further touches after the first, so that a copy of many files is one scan.
 const GATHER: Duration = Duration::from_millis(5);
 
 /// The watch.
@@ -44,7 +45,7 @@ enum Wake {
 }
 
 impl Watch {
-    /// Watches nothing yet.
+    /// A watch on nothing yet.
     pub(super) fn new() -> (Watch, Stopper) {
         let (wake, queue) = mpsc::sync_channel(QUEUE);
         let stopped = Arc::new(AtomicBool::new(false));
@@ -52,7 +53,8 @@ impl Watch {
         (Watch { queue, wake, overflow: Arc::default(), stopped, watched: None }, stopper)
     }
 
-    /// Watches this folder from now on, if it does not yet: a folder that was replaced is another one.
+    /// Watches this folder from now on, if it does not already. A folder that was replaced counts
+    /// as another one.
     pub(super) fn follow(&mut self, path: &Path) {
         let Ok(metadata) = fs::metadata(path) else {
             self.watched = None;
@@ -83,7 +85,7 @@ impl Watch {
         }
     }
 
-    /// Waits until something is touched or it is `until`; none when it shall stop.
+    /// Waits until something is touched, or until `until`; none when the watch is stopped.
     pub(super) fn wait(&self, until: Instant) -> Option<Scope> {
         let mut files = BTreeMap::new();
         let mut everything = false;
@@ -113,7 +115,7 @@ impl Stopper {
     /// Ends the wait.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
-        // If there is no room, there is something else that wakes the reader up.
+        // If the queue is full, another entry wakes the reader up.
         let _ = self.wake.try_send(Wake::Everything);
     }
 }
@@ -127,7 +129,7 @@ fn understand(event: notify::Result<notify::Event>) -> Vec<Wake> {
     let touch = match event.kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => Touch::Closed,
         EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Touch::Closed,
-        // Of the two names the first is gone; both are looked at.
+        // Of the two names the first is gone; the scan looks at both.
         EventKind::Modify(ModifyKind::Name(_)) => Touch::Closed,
         EventKind::Modify(ModifyKind::Data(_)) | EventKind::Create(CreateKind::File) => Touch::Open,
         EventKind::Modify(ModifyKind::Metadata(_)) | EventKind::Remove(_) | EventKind::Create(_) => Touch::Unknown,
@@ -136,7 +138,7 @@ fn understand(event: notify::Result<notify::Event>) -> Vec<Wake> {
     };
     let touched = |path: &std::path::PathBuf| {
         let name = path.file_name()?.to_str()?;
-        // What a ConfigMap's volume is switched by.
+        // A name like `..data`: the kubelet switches a ConfigMap volume by it.
         Some(if name.starts_with("..") { Wake::Everything } else { Wake::Touched(name.to_owned(), touch) })
     };
     event.paths.iter().filter_map(touched).collect()

@@ -1,4 +1,5 @@
-//! Replaces a manifest by its edited text: whole or not at all, and never over somebody else's change.
+//! Replaces a manifest by its edited text: whole or not at all, and never over another program's
+//! change.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -14,11 +15,13 @@ use super::annotate::{Annotations, EditError, edit};
 use super::document::Format;
 use crate::source::SourceError;
 
-/// Agents that share the folder take turns by this file's lock. Its name keeps it from being read as a manifest.
+/// Agents that share the folder take turns by locking this file. Its name keeps it from being read
+/// as a manifest.
 const LOCK: &str = ".hauberk.lock";
-/// An agent holds the lock for milliseconds; one that holds it this long hangs.
+/// An agent holds the lock for milliseconds; one that holds it this long is stuck.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-/// Somebody who is no agent may write to the file while it is being edited: so often it is tried again.
+/// How often to try again when another program, which takes no lock, writes to the file during the
+/// edit.
 const TRIES: usize = 5;
 
 /// Sets annotations in the Node's manifest `file`, which is in `folder`.
@@ -38,7 +41,7 @@ pub(super) fn annotations(
             "another agent holds the lock of the folder and does not let go; is it stopped in the middle?",
         ));
     };
-    // A link is followed, so that its target is replaced and not the link.
+    // Links are resolved first, so that the target is replaced and not the link.
     let target = fs::canonicalize(file).map_err(failed)?;
     let format = file.file_name().and_then(|name| Format::of(name.to_str()?)).unwrap_or(Format::Yaml);
     for _ in 0..TRIES {
@@ -60,7 +63,7 @@ pub(super) fn annotations(
     Err(busy("somebody writes to the file all the time"))
 }
 
-/// Takes the lock; none if nobody gives it up.
+/// Takes the lock; none if it is not free within [`LOCK_PATIENCE`].
 fn lock(path: &Path) -> io::Result<Option<Flock<File>>> {
     let mut file = OpenOptions::new().create(true).append(true).mode(0o644).open(path)?;
     let begin = Instant::now();
@@ -83,7 +86,8 @@ fn read(path: &Path) -> io::Result<(String, fs::Metadata)> {
     Ok((text, metadata))
 }
 
-/// Puts `text` in the file's place, with its mode and owner; false if the file has changed since it was read.
+/// Puts `text` in the file's place, with the file's mode and owner; false if the file has changed
+/// since it was read.
 fn replace(path: &Path, text: &str, before: &fs::Metadata) -> io::Result<bool> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let mut temporary = tempfile::Builder::new().prefix(".hauberk-").suffix(".new").tempfile_in(folder)?;

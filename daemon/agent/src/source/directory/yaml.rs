@@ -1,7 +1,8 @@
-//! Sets annotations in a YAML document line by line, so that its author's comments and formatting stay.
+//! Sets annotations in a YAML document line by line, so that its author's comments and formatting
+//! stay.
 //!
-//! It understands the plain block style that people and `kubectl` write, gives up on anything else, and is never trusted:
-//! [`super::annotate`] reads the result back.
+//! It understands the plain block style that people and `kubectl` write, and gives up on anything
+//! else. Its result is never trusted: [`super::annotate`] reads it back.
 
 use super::annotate::Annotations;
 
@@ -52,7 +53,7 @@ struct Block {
     line: usize,
     /// The key's own indentation.
     key_indent: usize,
-    /// The indentation of what is in it; none if it is empty.
+    /// The indentation of its entries; none if it is empty.
     indent: Option<usize>,
 }
 
@@ -66,7 +67,8 @@ impl Block {
     }
 }
 
-/// The block below `key`, which stands at `indent` in `range` with nothing but a comment after it.
+/// The block below `key`. The key must stand at `indent` in `range`, followed by nothing but a
+/// comment.
 fn block(lines: &[String], range: std::ops::Range<usize>, indent: usize, key: &str) -> Option<Block> {
     let line = range.clone().find(|i| {
         let line = &lines[*i];
@@ -87,12 +89,13 @@ fn has_key(lines: &[String], range: std::ops::Range<usize>, indent: usize, key: 
     lines[range].iter().any(|line| indent_of(line) == indent && names(line.trim_start(), key))
 }
 
-/// The lines of an entry: its key's and those of its value.
+/// The lines of an entry: the key's and the value's.
 fn entry(lines: &[String], range: std::ops::Range<usize>, indent: usize, key: &str) -> Option<std::ops::Range<usize>> {
     let begin = range
         .clone()
         .find(|i| is_content(&lines[*i]) && indent_of(&lines[*i]) == indent && names(lines[*i].trim_start(), key))?;
-    // Up to the last line that is further in; comments and empty lines after it belong to what follows.
+    // Up to the last line that is indented deeper; comments and empty lines after it belong to what
+    // follows.
     let mut end = begin + 1;
     for (i, line) in lines.iter().enumerate().take(range.end).skip(begin + 1).filter(|(_, line)| is_content(line)) {
         if indent_of(line) <= indent {
@@ -119,12 +122,13 @@ fn indent_of(line: &str) -> usize {
     line.len() - line.trim_start_matches(' ').len()
 }
 
-/// A scalar on one line. Single quotes need only themselves doubled, which leaves JSON readable.
+/// A scalar on one line. In single quotes only the single quote itself is doubled, so JSON stays
+/// readable.
 fn quoted(value: &str) -> String {
     let is_printable = value.chars().all(|c| matches!(c, ' '..='~'));
     if is_printable {
         return format!("'{}'", value.replace('\'', "''"));
     }
-    // JSON's strings are YAML's (YAML 1.2.2, section 1.3).
+    // A JSON string is a YAML string (YAML 1.2.2, section 1.3).
     serde_json::Value::String(value.to_owned()).to_string()
 }

@@ -1,11 +1,15 @@
-//! Follows the objects of one kind: everything there is, then every change, through restarts and outages of the API server.
+//! Follows the objects of one kind: first everything there is, then every change, through restarts
+//! and outages of the API server.
 //!
-//! It is written on the level of single requests because of what must be known here at every moment and a ready watcher keeps to
-//! itself: since when nothing is heard, that a connection stands again though nothing has changed, and whether it is the same cluster.
+//! This works on single requests, because a ready-made watcher hides what the agent must know at
+//! every moment: since when the server is silent, that a connection is up again although nothing
+//! has changed, and whether the same cluster answers.
 //!
-//! A list is streamed (KEP-3157) where the server can do that: neither side then holds the whole of it. From there a watch goes
-//! on, with bookmarks, so that a watch that ends is resumed where it was and not from the start. Objects are pruned while they are read
-//! ([`crate::source::objects`]); here only their names are kept, to find out what is gone when a list must be had anew.
+//! Where the server supports it, a list is streamed (KEP-3157), so that neither side holds the
+//! whole list. After the list a watch continues, with bookmarks, so that a watch that ends is
+//! resumed where it was and not from the start. Objects are pruned while they are read
+//! ([`crate::source::objects`]). Only their names are kept here, to find out which objects are gone
+//! when a new list is needed.
 //!
 //! <https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes>
 
@@ -33,17 +37,19 @@ use super::kind::{Kind, Name};
 use super::state::State;
 use crate::source::{Batch, reason};
 
-/// The server is asked to end a watch after so long, and up to as much longer: spread, so that not all agents come back at once.
+/// The server is asked to end a watch after this time plus a random part of up to as much again, so
+/// that the agents do not all reconnect at once.
 const WATCH: Duration = Duration::from_secs(290);
-/// A server that says nothing for so long, not even a bookmark (one a minute), may be gone without a word.
+/// A server that sends nothing for this long, not even a bookmark (one a minute), may be gone
+/// without closing the connection.
 const SILENCE: Duration = Duration::from_secs(150);
-/// No answer to a request comes so late.
+/// An answer that takes longer is given up.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Objects in one page of a list.
 const PAGE: u32 = 250;
 /// Changes told at once.
 const CHUNK: usize = 100;
-/// Ends the part of a stream that is a list.
+/// The annotation of the bookmark that ends a streamed list.
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
 /// What a follower tells.
@@ -51,36 +57,36 @@ const LIST_ENDS: &str = "k8s.io/initial-events-end";
 pub(super) enum Told {
     /// Changes and events.
     Batch(Batch),
-    /// Everything there is of that kind has been told.
+    /// Every object of that kind has been told.
     Listed(&'static str),
 }
 
 /// Why objects cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// A request.
+    /// A request failed.
     #[error("cannot {what}: {}", said(.source))]
     Request {
-        /// What was asked for.
+        /// What the request was for.
         what: String,
-        /// What came of it.
+        /// How it failed.
         source: Box<kube::Error>,
     },
-    /// No answer.
+    /// No answer came in time.
     #[error("cannot {what}: no answer within {ANSWER:?}")]
     NoAnswer {
-        /// What was asked for.
+        /// What the request was for.
         what: String,
     },
-    /// The server ends a watch, and says why.
+    /// The server ended a watch and said why.
     #[error("the watch on {kind} objects was ended: {}", .status.message)]
     Ended {
-        /// Of what.
+        /// The kind of the objects.
         kind: &'static str,
         /// The server's words.
         status: Box<Status>,
     },
-    /// It answers, with the objects of another cluster.
+    /// The server answers with the objects of another cluster.
     #[error(
         "it answers for another cluster: the namespace kube-system has the uid {now}, and had {before}; was etcd emptied? If \
          this is meant to be the cluster now, restart the agents: kubectl -n hauberk-system rollout restart daemonset/hauberk"
@@ -110,13 +116,14 @@ impl Failure {
         }
     }
 
-    /// The server has understood, and will not do it: old ones know no streamed lists, some do not have them switched on, and with an
-    /// old etcd they begin one and give it up.
+    /// Whether the server understood the request and refuses it. Old servers do not know streamed
+    /// lists, some have them switched off, and with an old etcd a server begins one and gives it
+    /// up.
     fn is_refusal(&self) -> bool {
         self.status().is_some_and(|status| !matches!(status.code, 401 | 403 | 429 | 503))
     }
 
-    /// What it was to go on from is not there (any more, or yet).
+    /// Whether the version to continue from does not exist (any more, or yet).
     fn needs_list(&self) -> bool {
         let too_large = |status: &Status| {
             let causes = status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
@@ -129,11 +136,11 @@ impl Failure {
 /// How a watch ended without a failure.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// When it was to.
+    /// At the time that was asked for.
     Due,
-    /// Before; the server may have restarted.
+    /// Earlier; the server may have restarted.
     Early,
-    /// Nobody listens any more.
+    /// The receiver is gone.
     Unheard,
 }
 
@@ -144,10 +151,10 @@ pub(super) struct Follower<K> {
     identity: Arc<Identity>,
     told: mpsc::Sender<Told>,
     request: Request,
-    /// Every object that was told, with the list it was last seen in.
+    /// Every object that was told, with the number of the list that had it last.
     names: HashMap<Name, u32>,
     list: u32,
-    /// Where to go on from; none: with a list.
+    /// The version to continue from; without one, a list comes first.
     version: Option<String>,
     streams_lists: bool,
     kind: PhantomData<fn() -> K>,
@@ -160,7 +167,7 @@ struct List<K> {
 }
 
 impl<K: Kind> Follower<K> {
-    /// Nothing is read yet.
+    /// A follower that has not read anything yet.
     pub(super) fn new(
         client: Client,
         state: Arc<State>,
@@ -181,7 +188,7 @@ impl<K: Kind> Follower<K> {
         }
     }
 
-    /// Runs until nobody listens.
+    /// Runs until the receiver is gone.
     pub(super) async fn run(mut self) {
         let mut pauses = DefaultBackoff::default();
         let mut doubtful = true;
@@ -206,7 +213,7 @@ impl<K: Kind> Follower<K> {
         }
     }
 
-    /// One watch, after a list if need be. `doubtful`: the server may not be the one it was.
+    /// One watch, after a list if one is needed. `doubtful`: another server may answer now.
     async fn follow(&mut self, doubtful: bool) -> Result<End, Failure> {
         if doubtful {
             answered("tell the cluster apart", self.identity.check(&self.client)).await?;
@@ -226,14 +233,15 @@ impl<K: Kind> Follower<K> {
         {
             debug!(kind = K::NAME, %failure, "the API server does not stream lists: they are read page by page");
             self.streams_lists = false;
-            // The other way at once.
+            // Lists are read in pages at once, without a pause.
             return Ok(End::Due);
         }
         result
     }
 
-    /// Whether the server knows less than it told already, as after a backup was restored: a watch would say nothing until it has
-    /// caught up. Versions are numbers that grow (KEP-5504).
+    /// Whether the server knows less than it already told, as after the restore of a backup: a
+    /// watch would stay silent until the server has caught up. Versions are numbers that grow
+    /// (KEP-5504).
     async fn is_behind(&self) -> Result<bool, Failure> {
         let Some(told) = self.version.as_deref().and_then(number) else { return Ok(false) };
         let parameters = ListParams { limit: Some(1), ..ListParams::default() };
@@ -241,7 +249,7 @@ impl<K: Kind> Follower<K> {
         Ok(now.as_deref().and_then(number).is_some_and(|now| now < told))
     }
 
-    /// Everything there is, page by page.
+    /// Reads every object, page by page.
     async fn list(&mut self) -> Result<(), Failure> {
         self.list += 1;
         let mut parameters =
@@ -274,7 +282,7 @@ impl<K: Kind> Follower<K> {
         answered(&what, answer).await
     }
 
-    /// Goes on from the version known, or streams a list first.
+    /// Continues from the known version, or streams a list first.
     async fn watch(&mut self) -> Result<End, Failure> {
         let what = format!("watch {} objects", K::NAME);
         let due = WATCH + jitter(WATCH);
@@ -325,7 +333,7 @@ impl<K: Kind> Follower<K> {
         }
     }
 
-    /// While a list is streamed, there is nothing to go on from yet.
+    /// While a list is streamed, there is no version to continue from yet.
     fn went_to(&mut self, version: Option<String>, list_ended: bool) {
         if self.version.is_some() || list_ended {
             self.version = version.or(self.version.take());
@@ -366,7 +374,7 @@ impl<K: Kind> Follower<K> {
         batch.changes.push(K::gone(name));
     }
 
-    /// What the list that has just ended did not have is gone.
+    /// Objects that the list which has just ended did not have are gone.
     async fn end_list(&mut self) -> bool {
         let gone: Vec<Name> =
             self.names.iter().filter(|(_, seen)| **seen != self.list).map(|(name, _)| name.clone()).collect();
@@ -383,7 +391,7 @@ impl<K: Kind> Follower<K> {
         self.tell(Batch { changes: Vec::new(), events: event.into_iter().collect() }).await;
     }
 
-    /// Returns whether anybody listens.
+    /// Returns whether the receiver is still there.
     async fn tell(&self, batch: Batch) -> bool {
         batch.is_empty() || self.told.send(Told::Batch(batch)).await.is_ok()
     }
@@ -404,13 +412,14 @@ fn number(version: &str) -> Option<u128> {
     version.parse().ok()
 }
 
-/// Somewhere below `span`, another at each call.
+/// A random time below `span`, another one at each call.
 fn jitter(span: Duration) -> Duration {
     let random = RandomState::new().build_hasher().finish();
     Duration::from_millis(random % span.as_millis() as u64)
 }
 
-/// What went wrong, to the root of it: kube's own words alone leave out that a connection was refused.
+/// What went wrong, down to the root cause: kube's own text leaves out, for instance, that the
+/// connection was refused.
 fn said(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return format!("{} (HTTP {})", status.message, status.code);

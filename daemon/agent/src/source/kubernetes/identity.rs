@@ -1,8 +1,8 @@
-//! Whether it is still the same cluster that answers.
+//! Whether the same cluster still answers.
 //!
-//! An API server whose etcd was emptied, or one of another cluster behind the same address, has other objects: that the known ones
-//! are not among them does not mean that somebody deleted them. A cluster is told from another by the uid of its namespace
-//! `kube-system`, which is made once.
+//! An API server whose etcd was emptied, or another cluster's server at the same address, has other
+//! objects. That the known objects are missing there does not mean that they were deleted. The uid
+//! of the namespace `kube-system`, which is created once, identifies a cluster.
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
@@ -12,7 +12,7 @@ use super::follow::Failure;
 
 const NAMESPACE: &str = "kube-system";
 
-/// The cluster that was first heard of.
+/// The cluster that answered first.
 #[derive(Debug, Default)]
 pub(super) struct Identity {
     uid: Mutex<Option<String>>,
@@ -22,12 +22,12 @@ impl Identity {
     /// Asks the server which cluster it has.
     ///
     /// # Errors
-    /// [`Failure::OtherCluster`]; or it cannot be asked.
+    /// [`Failure::OtherCluster`]; or the request fails.
     pub(super) async fn check(&self, client: &Client) -> Result<(), Failure> {
         let failed = Failure::request("tell the cluster by its namespace kube-system");
         let now = match Api::<Namespace>::all(client.clone()).get_metadata(NAMESPACE).await {
             Ok(namespace) => namespace.metadata.uid.unwrap_or_default(),
-            // Nobody can delete it: where there is none any more, everything was emptied.
+            // The namespace cannot be deleted: if it is missing now, etcd was emptied.
             Err(kube::Error::Api(status)) if status.code == 404 && self.uid.lock().await.is_some() => "none".into(),
             Err(error) => return Err(failed(error)),
         };

@@ -1,4 +1,4 @@
-//! What tells the kinds of objects apart that are read from an API server.
+//! How the kinds of objects that are read from an API server differ.
 
 use hauberk_core::model::{Change, PodName};
 use serde::de::DeserializeOwned;
@@ -9,23 +9,23 @@ use crate::source::objects::{self, Metadata, Namespace, Node, Pod};
 pub(super) trait Kind: Clone + DeserializeOwned + Send + 'static {
     /// Its name.
     const NAME: &'static str;
-    /// Where its objects are.
+    /// The path of its objects.
     const PATH: &'static str;
-    /// Which of them matter, as a field selector.
+    /// A field selector for the objects that matter.
     const FIELDS: Option<&'static str> = None;
-    /// Whether their metadata says everything that matters.
+    /// Whether the metadata has everything that matters.
     const METADATA_ONLY: bool = false;
 
     /// `metadata`.
     fn metadata(&self) -> Option<&Metadata>;
 
-    /// What it means for the model.
+    /// The change for the model.
     ///
     /// # Errors
     /// Which field cannot be used, and why.
     fn change(self, name: &Name) -> Result<Change, String>;
 
-    /// What it means that there is none of that name any more.
+    /// The change for the model when the object of that name is gone.
     fn gone(name: &Name) -> Change;
 }
 
@@ -34,7 +34,7 @@ pub(super) trait Kind: Clone + DeserializeOwned + Send + 'static {
 pub(super) struct Name(Box<str>);
 
 impl Name {
-    /// None of an object without a name.
+    /// None for an object without a name.
     pub(super) fn of(metadata: Option<&Metadata>) -> Option<Name> {
         let metadata = metadata?;
         let name = metadata.name.as_deref()?;
@@ -44,7 +44,7 @@ impl Name {
         }))
     }
 
-    /// For people.
+    /// For messages.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
@@ -92,7 +92,8 @@ impl Kind for Namespace {
 impl Kind for Pod {
     const NAME: &'static str = "Pod";
     const PATH: &'static str = "/api/v1/pods";
-    // The addresses of pods that have finished are not theirs any more. Whoever else turns up with one is unknown, hence protected.
+    // A pod that has finished does not own its addresses any more. If another endpoint uses one, it
+    // is unknown, and therefore protected.
     const FIELDS: Option<&'static str> = Some("status.phase!=Succeeded,status.phase!=Failed");
 
     fn metadata(&self) -> Option<&Metadata> {

@@ -3,12 +3,13 @@
 //! | module | does |
 //! |---|---|
 //! | [`follow`] | one kind of object: everything there is, then every change, through outages |
-//! | [`kind`] | what tells the kinds apart |
-//! | `identity` | whether it is still the same cluster that answers |
+//! | [`kind`] | how the kinds differ |
+//! | `identity` | whether the same cluster still answers |
 //! | `state` | which kinds are read and which cannot be at the moment, for the status |
 //!
-//! [`Kubernetes`] runs a follower for each kind and puts what they tell in one line. What was told stays told while the server is away,
-//! and when another cluster answers in its place: absence is not deletion.
+//! [`Kubernetes`] runs a follower for each kind and merges what they tell. What was told stays in
+//! force while the server is away, and when another cluster answers in its place: absence is not
+//! deletion.
 
 mod follow;
 mod identity;
@@ -37,9 +38,10 @@ use self::kind::Kind;
 use self::state::State;
 use super::{Batch, Source, SourceError, objects};
 
-/// Batches that may wait for the reconciler before the API server is read no further.
+/// Batches that may wait for the reconciler before the agent stops reading from the API server.
 const WAITING: usize = 4;
-/// Whoever writes an annotation waits no longer: a server that does not answer must not hold anything else up.
+/// How long a caller waits for an annotation to be written: a server that does not answer must not
+/// hold up anything else.
 const WRITE: Duration = Duration::from_secs(3);
 
 /// The source.
@@ -71,7 +73,7 @@ impl Source for Kubernetes {
         Box::pin(async move {
             let (told, mut received) = mpsc::channel(WAITING);
             let identity = Arc::new(Identity::default());
-            // They end with this set.
+            // The followers end when this set is dropped.
             let mut followers = JoinSet::new();
             self.follow::<objects::Node>(&mut followers, &told, &identity);
             self.follow::<objects::Namespace>(&mut followers, &told, &identity);

@@ -1,4 +1,5 @@
-//! How the source is: which kinds have been read, which cannot be at the moment and why, and which objects are refused.
+//! The source's state: which kinds have been read, which cannot be at the moment and why, and which
+//! objects are refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use crate::source::reason;
 /// Kinds that are read.
 const KINDS: usize = 3;
 
-/// Shared by the followers, which write it, and whoever asks.
+/// Shared by the followers, which write it, and the readers of the status.
 #[derive(Debug)]
 pub(super) struct State {
     location: String,
@@ -56,13 +57,15 @@ impl State {
         }
     }
 
-    /// Every object of that kind has been told. Returns whether with it all kinds have been, for the first time.
+    /// Every object of that kind has been told. Returns whether now, for the first time, all kinds
+    /// have been.
     pub(super) fn listed(&self, kind: &'static str) -> bool {
         let mut inner = self.inner();
         inner.listed.insert(kind) && inner.listed.len() == KINDS
     }
 
-    /// Objects of that kind cannot be read. The event, if all could be until now or the reason is another.
+    /// Objects of that kind cannot be read. Returns an event at the start of an outage, and when
+    /// another cluster answers.
     pub(super) fn failed(&self, kind: &'static str, failure: &Failure) -> Option<NewEvent> {
         let why = failure.to_string();
         let mut inner = self.inner();
@@ -82,7 +85,7 @@ impl State {
         })
     }
 
-    /// Objects of that kind are being read. The event, if with that all are again.
+    /// Objects of that kind are being read. Returns an event if with that all kinds are again.
     pub(super) fn connected(&self, kind: &'static str) -> Option<NewEvent> {
         let mut inner = self.inner();
         let over = inner.outages.remove(kind).is_some() && inner.outages.is_empty();
@@ -99,7 +102,8 @@ impl State {
         self.inner().rejected.insert(object);
     }
 
-    /// An object is not refused (any more). It is named only if any is: every object of every list comes by here.
+    /// An object is not refused (any more). The name is built only if some object is refused,
+    /// because every object of every list passes here.
     pub(super) fn accepted(&self, object: impl FnOnce() -> String) {
         let mut inner = self.inner();
         if !inner.rejected.is_empty() {

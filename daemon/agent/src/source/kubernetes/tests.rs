@@ -1,4 +1,5 @@
-//! The source against a server that lists and watches as the API server does: with versions, bookmarks, pages, and a bad day now and then.
+//! The source against a server that lists and watches as the API server does: with versions,
+//! bookmarks, pages and outages.
 
 mod server;
 
@@ -12,7 +13,7 @@ use self::server::{Server, StreamedLists};
 use super::*;
 use crate::source::reason;
 
-/// Everything that happens, happens sooner: pauses between tries begin with less than a second.
+/// Longer than anything here takes: pauses between tries begin below a second.
 const SOON: Duration = Duration::from_secs(20);
 
 struct Listening {
@@ -31,7 +32,7 @@ impl Listening {
         Listening { source, batches, _stop: stop, running }
     }
 
-    /// Takes batches until one has what is looked for; all changes since.
+    /// Takes batches until one matches; returns all changes since the call.
     async fn until(&mut self, found: impl Fn(&Batch) -> bool) -> Vec<Change> {
         let mut changes = Vec::new();
         let wait = async {
@@ -221,7 +222,7 @@ async fn the_objects_of_another_cluster_are_not_taken() {
     server.empty();
     server.come_back();
     for uid in ["none", "second"] {
-        // The namespace is not there from the first moment on.
+        // At first the namespace does not exist.
         if uid != "none" {
             server.put("namespaces", "kube-system", json!({"metadata": {"uid": uid}}));
         }

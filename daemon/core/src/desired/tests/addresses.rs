@@ -1,15 +1,15 @@
-//! Whose an address is, when nodes and pods claim what is not theirs.
+//! Which party has an address when nodes and pods claim addresses that are not theirs.
 
 use super::*;
 use crate::addresses;
 
-/// Node `n{number}` as it is, with these addresses published for its devices.
+/// Node `n{number}`, with these addresses published for its devices.
 fn with_devices(number: u8, devices: &[&str]) -> NodeObject {
     let devices = devices.iter().map(|address| ip(address)).collect();
     NodeObject { published_addresses: Some(addresses::render(&devices)), ..node(number) }
 }
 
-/// Node `n{number}` as it is, with these addresses more in its status.
+/// Node `n{number}`, with these additional addresses in its status.
 fn with_status(number: u8, given: &[&str], internal: bool) -> NodeObject {
     let mut object = node(number);
     object.addresses.extend(given.iter().map(|address| NodeAddress { address: ip(address), internal }));
@@ -22,7 +22,7 @@ fn identity_of_node(node: u32) -> Identity {
 
 const CLOSED: Identity = Identity::new(Kind::UnknownNode, Protection::None, 0);
 
-/// What node `n{number}` may speak for.
+/// The allowed IPs of node `n{number}`.
 fn allowed(world: &World, number: u8) -> Vec<IpNet> {
     world.desired().peers[&NodeNumber(world.number(number))].allowed.iter().copied().collect()
 }
@@ -84,7 +84,7 @@ fn what_a_node_had_is_closed_until_another_one_has_it_or_it_is_forgotten() {
         assert!(world.apply(Change::AddressForgotten(ip(address))));
     }
     assert_eq!(who(&world, "192.0.2.2"), Identity::WORLD);
-    // What this node had is known by its devices.
+    // Addresses of this node are known from its devices, so they do not count as departed.
     world.apply(Change::NodeGone("n1".into()));
     assert_eq!(who(&world, "192.0.2.1"), Identity::WORLD);
 }
@@ -97,7 +97,7 @@ fn a_device_may_be_in_its_own_nodes_pod_range_and_in_no_other() {
     assert_eq!(world.desired().identity(ip("10.0.2.1")), identity_of_node(world.number(2)));
     assert_eq!(world.desired().identity(ip("10.0.3.1")), unknown(world.number(3)));
     assert_eq!(world.desired().identity(ip("10.0.77.1")), unknown(0));
-    // In a range that another node claims too it is nobody's.
+    // In a range that another node also claims, the address belongs to no node.
     world.apply(Change::Node(NodeObject { pod_ranges: vec![net("10.0.2.0/25")], ..node(3) }));
     assert_eq!(world.desired().identity(ip("10.0.2.1")), unknown(0));
     assert_eq!(allowed(&world, 2), ["192.0.2.2/32"].map(net));
@@ -114,7 +114,7 @@ fn a_pod_that_claims_an_address_of_another_nodes_range_is_protected_but_not_move
     assert_eq!(allowed(&world, 2), ["10.0.2.0/24", "192.0.2.2/32"].map(net));
     assert_eq!(allowed(&world, 3), ["10.0.3.0/24", "192.0.2.3/32"].map(net));
     world.assert_event(reason::POD_IN_FOREIGN_RANGE, &["Pod/secret/liar", "Node/n2"]);
-    // The same of this node's range.
+    // The same for this node's range.
     world.apply(Change::Pod(pod("secret/liar", 3, &["10.0.1.5"])));
     assert_eq!(world.desired().identity(ip("10.0.1.5")), identity_of_pod(Protection::Enabled, world.number(1)));
     // An interface here is certain.
@@ -133,11 +133,11 @@ fn an_address_that_two_nodes_claim_is_nobodys_and_still_reaches_their_tunnels() 
     assert_eq!(desired.peers[&NodeNumber(world.number(2))].endpoint, Some("192.0.2.2:51840".parse().unwrap()));
     assert_eq!(desired.routes[&net("10.0.2.0/24")].via, ip("192.0.2.2"));
     world.assert_event(reason::ADDRESS_CONFLICT, &["Node/n2", "Node/n3"]);
-    // The same by devices' addresses.
+    // The same for devices' addresses.
     world.apply(Change::Node(with_devices(3, &["192.0.2.2"])));
     assert_eq!(world.desired().identity(ip("192.0.2.2")), CLOSED);
     world.assert_event(reason::ADDRESS_CONFLICT, &["Node/n2", "Node/n3"]);
-    // A pod that claims it opens it neither.
+    // A pod that claims the address does not open it either.
     world.apply(Change::Pod(pod("open/a", 3, &["192.0.2.2"])));
     assert_eq!(world.desired().identity(ip("192.0.2.2")), CLOSED);
     world.apply(Change::Node(node(3)));
@@ -183,7 +183,8 @@ fn nodes_addresses_lie_in_node_ranges() {
     world.apply(Change::Node(with_status(2, &["198.51.100.7"], true)));
     assert_eq!(world.desired().identity(ip("198.51.100.7")), Identity::WORLD);
     world.assert_event(reason::ADDRESS_REFUSED, &["Node/n2"]);
-    // External addresses and devices' are left out without a word; of a family that has no range nothing is known.
+    // External addresses and devices' addresses are left out without an event; a family without
+    // node ranges is not checked.
     for object in [with_status(2, &["198.51.100.7"], false), with_devices(2, &["198.51.100.7", "2001:db8::2"])] {
         world.apply(Change::Node(object));
         assert_eq!(world.desired().identity(ip("198.51.100.7")), Identity::WORLD);
@@ -203,7 +204,7 @@ fn no_node_has_an_address_where_pods_are() {
     assert_eq!(world.desired().identity(ip("10.0.77.5")).kind(), Kind::UnknownPod);
     assert_eq!(allowed(&world, 3), ["10.0.3.0/24", "192.0.2.3/32"].map(net));
     world.assert_event(reason::ADDRESS_REFUSED, &["Node/n3"]);
-    // Where nodes and pods share a range, the longer one says what is where.
+    // Where nodes and pods share a range, the longer prefix decides.
     world.policy.node_ranges.push(net("10.0.77.0/24"));
     world.apply(Change::Node(with_status(3, &["10.0.77.5"], true)));
     assert_eq!(world.desired().identity(ip("10.0.77.5")), identity_of_node(world.number(3)));

@@ -1,17 +1,17 @@
-//! What is joined is cut into the same packets again, and what must not be joined is not.
+//! Joined packets are cut into the same packets again, and packets that must not be joined are not.
 
 use super::super::samples::{self, Family, Tcp};
 use super::super::segment::Segments;
 use super::*;
 use proptest::prelude::*;
 
-/// What the coalescer writes for these packets.
+/// The coalescer's output for these packets.
 fn joined(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut written = Vec::new();
     let mut coalescer = Coalescer::new(true, true);
     let mut write = |bytes: &[u8]| written.push(bytes.to_vec());
     for packet in packets {
-        // What was put there and refused leaves no trace.
+        // Data left in the room without delivery must have no effect.
         coalescer.room()[..200].fill(0xee);
         coalescer.room()[..packet.len()].copy_from_slice(packet);
         coalescer.deliver(packet.len(), &mut write);
@@ -20,7 +20,7 @@ fn joined(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     written
 }
 
-/// What the kernel would make of what was written.
+/// The packets that the kernel would make of this output.
 fn cut_again(written: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for bytes in written {
@@ -64,7 +64,7 @@ fn a_datagram_flow_becomes_one_write() {
     for family in [Family::V4, Family::V6] {
         let packets: Vec<_> = (0..4u8).map(|n| samples::udp(family, 1, 2, &[n; 500])).collect();
         let written = joined(&packets);
-        // IPv4 datagrams that may be fragmented need ascending ids to be the same again.
+        // IPv4 datagrams that may be fragmented must have ascending ids to come out the same.
         assert_eq!(written.len(), if family == Family::V4 { 4 } else { 1 });
         assert_eq!(cut_again(&written), packets);
     }

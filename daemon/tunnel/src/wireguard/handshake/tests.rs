@@ -1,4 +1,4 @@
-//! Beside another implementation of Noise, and what must not be taken.
+//! Compared with another implementation of Noise, and messages that must be refused.
 
 use super::*;
 use crate::wireguard::timestamp;
@@ -82,7 +82,7 @@ fn who_damages_a_message_is_noticed_wherever_it_is() {
         let finished = initiator.finish(&us.secret, &damaged);
         assert_eq!(finished.err(), Some(TunnelDrop::ReplayOrForged), "byte {at} of the response");
     }
-    // After all that the true one is still taken.
+    // After all that, the true response is still accepted.
     assert_eq!(initiator.finish(&us.secret, &response).unwrap().sending, keys.receiving);
 }
 
@@ -92,7 +92,7 @@ fn nobody_else_can_answer_or_be_taken_for_the_sender() {
     let (initiator, noise, _) = initiate(&us, &them);
     assert!(Responder::begin(&other.secret, &other.public, &noise).is_err(), "it was sealed for another key");
 
-    // Who has no secret can claim to be anybody, but not seal a timestamp.
+    // Without the secret a sender can claim any key, but cannot seal a timestamp.
     let agreed = other.secret.diffie_hellman(&them.public);
     let (_, noise) = Initiator::begin(&us.public, &them.public, &agreed, &timestamp::next());
     let mut responder = Responder::begin(&them.secret, &them.public, &noise).unwrap();
@@ -105,7 +105,8 @@ fn nobody_else_can_answer_or_be_taken_for_the_sender() {
     assert!(initiator.finish(&us.secret, &response).is_err(), "it answers another handshake");
 }
 
-/// With such a key whoever sends it leaves the other side no part in the secret: all is sealed as it should be, and known to all.
+/// With such a key the shared secret does not depend on the other side: the message decrypts, but
+/// everyone can compute the secret.
 #[test]
 fn ephemeral_keys_of_small_order_are_refused() {
     const SMALL: [u8; 32] = [0; 32];
@@ -146,7 +147,7 @@ fn no_handshake_is_like_another() {
 
 #[test]
 fn what_is_secret_is_overwritten_when_dropped() {
-    // All of them are plain bytes: that they have a destructor is that they are wiped.
+    // All of them are plain bytes, so having a destructor means that they are wiped.
     fn has_destructor<T: Zeroize>() {
         assert!(std::mem::needs_drop::<T>(), "{}", std::any::type_name::<T>());
     }

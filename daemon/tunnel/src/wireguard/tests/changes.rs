@@ -1,4 +1,4 @@
-//! Peers and keys that come, change and go.
+//! Peers and keys that are added, changed and removed.
 
 use super::*;
 
@@ -39,7 +39,7 @@ fn keys_rotate_without_losing_a_packet() {
     net.carry(now, ALICE, sent);
     exchange(&mut net, now, 3);
     assert_eq!(net.nodes[ALICE].stats(2).local_epoch, Some(1));
-    // Bob installs it: a session with it is made at once, and used.
+    // Bob installs it: a session with it is made at once and used.
     let sent = net.nodes[BOB].apply(now, vec![PeerChange::Put(peer(1, &[2, 1]))]).unwrap();
     net.carry(now, BOB, sent);
     exchange(&mut net, now, 3);
@@ -102,7 +102,7 @@ fn a_conflict_is_refused_whole_and_names_both() {
     );
     assert_eq!(net.nodes[BOB].protocol.configs(), before);
 
-    // Handing it over in one batch is fine, in either order of the peers.
+    // Moving it in one batch is allowed, in either order of the peers.
     let give = PeerChange::Allowed { id: PeerId(1), add: vec![], remove: vec![net_of("10.0.1.0/24")] };
     net.nodes[BOB].apply(now, vec![PeerChange::Put(greedy), give]).unwrap();
     net.send(now, BOB, &packet(2, 1, b"for Carol now"));
@@ -145,7 +145,7 @@ fn a_removed_peer_is_forgotten() {
     assert_eq!(net.nodes[BOB].deadline(), None);
     net.send(now, BOB, &packet(2, 1, b"anyone?"));
     assert_eq!(net.nodes[BOB].drops(TunnelDrop::NoPeer), 1);
-    // Come back, it starts afresh.
+    // When added again, it starts from scratch.
     net.nodes[BOB].put(peer(1, &[1]));
     net.send(now, BOB, &packet(2, 1, b"hello again"));
     assert_eq!(net.nodes[ALICE].received(), [packet(2, 1, b"hello again")]);

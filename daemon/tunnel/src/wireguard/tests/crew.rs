@@ -1,9 +1,10 @@
-//! Alice with several engines; what the kernel should bring to one of them comes to any.
+//! Alice with several engines; packets and messages arrive at any of them.
 
 use super::*;
 use crate::crew::{Command, Orders};
 
-/// A node whose packets and messages come to the engines in turn, whoever's they are.
+/// A node whose packets and messages arrive at its engines in turn, whichever engine they belong
+/// to.
 struct Crewed {
     engines: Vec<(WireGuard, Orders<WireGuard>)>,
     batch: Batch,
@@ -29,7 +30,7 @@ impl Crewed {
         Crewed { engines, batch: Batch::new(), inbox, counters, turn: 0 }
     }
 
-    /// Does it at an engine, and what that hands over at others.
+    /// Does the work at one engine, and what it hands over at the others.
     fn act(
         &mut self,
         now: Instant,
@@ -94,7 +95,7 @@ impl Crewed {
     }
 }
 
-/// Carries what is between Alice and another until nothing moves.
+/// Carries datagrams between Alice and another node until none is left.
 fn carry(now: Instant, alice: &mut Crewed, other: &mut Node, sent: Vec<Sent>) {
     let mut sent: VecDeque<_> = sent.into();
     while let Some(Sent { to, bytes }) = sent.pop_front() {
@@ -115,7 +116,7 @@ fn whichever_engine_hears_it_the_right_one_answers() {
     alice.apply(now, &changes);
     for (index, node) in others.iter_mut().enumerate() {
         node.put(peer(1, &[1]));
-        // Some sessions are Alice's wish, some the other's.
+        // Alice starts some sessions, the other node starts the rest.
         if index % 2 == 0 {
             let sent = node.seal(now, &packet(node.number, 1, b"from you"));
             carry(now, &mut alice, node, sent);
@@ -150,7 +151,7 @@ fn a_stranger_and_a_restarted_peer_are_heard_at_every_engine() {
     let mut alice = Crewed::new(1, 4);
     let mut bob = Node::new(2, &[1], 1000);
     bob.put(peer(1, &[1]));
-    // Not known yet: refused, whoever heard it.
+    // The peer is unknown, so every engine refuses it.
     for _ in 0..4 {
         bob.apply(now, vec![PeerChange::Remove(PeerId(1))]).unwrap();
         bob.put(peer(1, &[1]));
@@ -163,7 +164,8 @@ fn a_stranger_and_a_restarted_peer_are_heard_at_every_engine() {
     carry(now, &mut alice, &mut bob, sent);
     assert_eq!(bob.received().len(), 1);
 
-    // Alice restarts, Bob does not know: what he sends makes her greet him, at whichever engine it arrives.
+    // Alice restarts without Bob's knowledge: his packets make her greet him, at whichever engine
+    // they arrive.
     for _ in 0..4 {
         let mut restarted = Crewed { turn: alice.turn + 1, ..Crewed::new(1, 4) };
         restarted.apply(now, &[PeerChange::Put(peer(2, &[1]))]);

@@ -1,5 +1,5 @@
-//! The whole way in bulk - super-packets cut, sealed into runs, opened, joined - beside the plain way of each packet by itself: the
-//! same packets go in, the same must come out.
+//! The bulk path (super-packets cut, sealed into runs, opened, joined) compared with sending each
+//! packet by itself: the same packets must come out.
 
 use super::*;
 use crate::io::outbox::MOST_BYTES;
@@ -7,7 +7,7 @@ use crate::offload::coalesce::Coalescer;
 use crate::offload::samples::{Family, Tcp, as_super_packet};
 use crate::offload::virtio::HEADER_LENGTH;
 
-/// Datagrams as they cross a wire with UDP_SEGMENT at one end and UDP_GRO at the other.
+/// Datagrams on a wire with UDP_SEGMENT at one end and UDP_GRO at the other.
 #[derive(Default)]
 struct Runs(Vec<(Vec<u8>, usize)>);
 
@@ -23,7 +23,7 @@ impl DatagramSink for Runs {
     }
 }
 
-/// What is written to the device, cut into packets again as the kernel would.
+/// Takes what is written to the device, and cuts it into packets again as the kernel would.
 struct Device {
     coalescer: Coalescer,
     packets: Vec<Vec<u8>>,
@@ -63,7 +63,7 @@ fn segments(header: Header, packet: &[u8]) -> Vec<Vec<u8>> {
     packets
 }
 
-/// What one read of the device brings.
+/// The result of one read of the device.
 #[derive(Clone, Debug)]
 struct Read {
     header: Header,
@@ -80,7 +80,7 @@ fn read() -> impl Strategy<Value = Read> {
                 // A datagram.
                 0 => samples::udp(family, port, 53, &bytes),
                 _ => {
-                    // Often the next of its flow, sometimes not.
+                    // Often the next segment of its flow, sometimes not.
                     let mut tcp = Tcp::new(family, if joins { 1000 } else { sequence }, &bytes);
                     tcp.source_port = port;
                     tcp.flags |= if push { 8 } else { 0 };
@@ -94,11 +94,11 @@ fn read() -> impl Strategy<Value = Read> {
             let headers = packet.len() - payload;
             let header = if packet.len() > MTU || (kind == 3 && payload > usize::from(size)) {
                 let size = size.min((MTU - headers) as u16);
-                // The kernel does not hand over more segments than this.
+                // The kernel passes on at most this many segments.
                 let size = size.max(payload.div_ceil(64) as u16);
                 as_super_packet(&mut packet, size)
             } else if kind == 2 && family == Family::V4 {
-                // A fragment: what it says of its transport header may be anything.
+                // A fragment: its transport header may say anything.
                 packet[6] |= 0x20;
                 packet[10..12].fill(0);
                 let sum = crate::offload::checksum::finish(crate::offload::checksum::add(0, &packet[..20]));
@@ -112,7 +112,8 @@ fn read() -> impl Strategy<Value = Read> {
     )
 }
 
-/// Packets whose order has to be kept: those of one flow. What has no ports to be seen is told apart by nothing.
+/// Identifies packets whose order must be kept: those of one flow. Packets without visible ports
+/// count as one flow per protocol.
 fn flow(packet: &[u8]) -> Vec<u8> {
     let is_fragment = ip::is_fragment(packet);
     match packet[0] >> 4 {

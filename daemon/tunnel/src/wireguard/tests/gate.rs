@@ -1,4 +1,5 @@
-//! What has to be proved before a handshake is computed, and who pays for it.
+//! What a sender must prove before the handshake is computed, and which address its rate counts
+//! for.
 
 use super::super::message::{self, INITIATION_NOISE, MAC};
 use super::*;
@@ -17,15 +18,15 @@ fn under_load_a_cookie_is_asked_for_and_given() {
 
     let retry = net.nodes[ALICE].deadline().unwrap();
     let sent = net.nodes[ALICE].on_deadline(retry);
-    // A cookie is worth something only at the address it was sent to.
+    // A cookie is only valid at the address it was sent to.
     let thief = net.nodes[BOB].open(retry, outer(66), &sent[0].bytes);
     assert_eq!((thief[0].to, thief[0].bytes[0]), (outer(66), 3));
     net.carry(retry, ALICE, sent);
     assert_eq!(net.nodes[BOB].received(), [packet(1, 2, b"patience")]);
 }
 
-/// An initiation of a stranger's making, who knows Bob's public key as everybody does: its first MAC is right, and its second is
-/// `mac2`.
+/// An initiation by a stranger who knows Bob's public key, as everyone may: its first MAC is right,
+/// and its second MAC is `mac2`.
 fn forged(now: Instant, mac2: u8) -> Vec<u8> {
     let mut forged = message::initiation(7, &[3; INITIATION_NOISE]);
     Macs::new(&PublicKey::from(&secret(2, 1))).sign(now, 7, &mut forged);
@@ -38,7 +39,7 @@ fn forged(now: Instant, mac2: u8) -> Vec<u8> {
 fn initiations_with_a_bad_second_mac_do_not_use_up_what_an_address_may_ask_for() {
     let mut net = Net::new(2);
     let now = Instant::now();
-    // Not under load nothing says that they come from Alice's address.
+    // Without load, nothing proves that they come from Alice's address.
     for mac2 in 1..=100 {
         net.nodes[BOB].open(now, outer(1), &forged(now, mac2));
     }
@@ -46,7 +47,8 @@ fn initiations_with_a_bad_second_mac_do_not_use_up_what_an_address_may_ask_for()
     net.send(now, ALICE, &packet(1, 2, b"hello"));
     assert_eq!(net.nodes[BOB].received(), [packet(1, 2, b"hello")]);
 
-    // Under load, an initiation with a cookie comes through although as many came in its sender's name.
+    // Under load, an initiation with a cookie passes although many forged ones came from its
+    // sender's address.
     let mut net = Net::new(2);
     net.nodes[BOB] = Node::new(2, &[1], 50);
     net.nodes[BOB].put(peer(1, &[1]));

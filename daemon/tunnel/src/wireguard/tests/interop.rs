@@ -1,4 +1,5 @@
-//! Beside boringtun's `Tunn` at the other end, as initiator and as responder. Its clock is its own, ours the tests'.
+//! Compared with boringtun's `Tunn` as the peer, as initiator and as responder. `Tunn` uses its own
+//! clock, Alice the tests'.
 
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
@@ -7,7 +8,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Bob's place, taken by a stock peer.
+/// A stock peer in Bob's place.
 struct Stock {
     tunn: Tunn,
     received: Vec<Vec<u8>>,
@@ -38,7 +39,7 @@ impl Stock {
         })
     }
 
-    /// Gives it a datagram of ours; returns what it sends.
+    /// Gives it a datagram from Alice; returns what it sends.
     fn open(&mut self, datagram: &[u8]) -> Vec<Vec<u8>> {
         let mut sent = vec![];
         let mut input = datagram;
@@ -53,7 +54,7 @@ impl Stock {
                 TunnResult::Done => return sent,
                 TunnResult::Err(error) => panic!("it refuses a message of type {}: {error:?}", datagram[0]),
             }
-            // It is asked again until it has nothing more to say.
+            // It is called again until it has nothing more to send.
             input = &[];
         }
     }
@@ -63,11 +64,11 @@ impl Stock {
     }
 }
 
-/// Alice, who is ours, and the stock peer.
+/// Alice, who runs this implementation, and the stock peer.
 struct Mixed {
     alice: Node,
     stock: Stock,
-    /// Everything that crossed the wire: who sent it, and what.
+    /// Everything that crossed the wire: whether Alice sent it, and the bytes.
     heard: Vec<(bool, Vec<u8>)>,
 }
 
@@ -123,7 +124,7 @@ impl Mixed {
         self.heard.iter().filter(|(sender, bytes)| *sender == ours && bytes[0] == kind).count()
     }
 
-    /// The index in our last data message: the session it is of.
+    /// The index in Alice's last data message, which identifies its session.
     fn last_session(&self) -> &[u8] {
         let data = self.heard.iter().rfind(|(ours, bytes)| *ours && bytes[0] == 4);
         &data.unwrap().1[4..8]
@@ -175,7 +176,7 @@ fn sessions_of_either_side_follow_each_other_and_the_one_before_still_receives()
         let now = start + 121 * SECOND * round;
         let late = mixed.stock.seal(&packet(2, 1, b"late"));
         if by_us {
-            // Ours is old enough to be renewed, by us.
+            // Alice's session is old enough that she must renew it.
             let initiations = mixed.count(true, 1);
             mixed.send(now, &packet(1, 2, b"renews"));
             assert_eq!(mixed.count(true, 1), initiations + 1, "round {round}");
@@ -198,7 +199,7 @@ fn handshakes_that_cross_lead_to_sessions_that_both_use() {
     let (mut mixed, now) = (Mixed::new(1000, 1000), Instant::now());
     let ours = mixed.alice.seal(now, &packet(1, 2, b"ping"));
     let theirs = mixed.stock.initiate();
-    // Each has begun before it hears of the other's.
+    // Each has started before it hears of the other's handshake.
     let (to_us, to_them) = (mixed.stock.open(&ours[0].bytes), mixed.alice.open(now, outer(2), &theirs[0]));
     mixed.bring_alice(now, to_us);
     mixed.bring_stock(now, to_them);

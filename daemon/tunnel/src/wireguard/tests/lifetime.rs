@@ -1,4 +1,4 @@
-//! How long and how often a session is used, and what is left of it afterwards.
+//! How long and how often a session is used, and what remains of it afterwards.
 
 use super::super::message;
 use super::super::session::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES};
@@ -82,7 +82,7 @@ fn who_made_a_session_and_only_listens_renews_it_after_165_s() {
 
 #[test]
 fn after_180_s_nothing_is_sent_or_received_with_a_session_and_its_keys_are_gone() {
-    // Whatever comes first: the clock, a message, a packet.
+    // Whichever comes first: a deadline, a message, or a packet to send.
     for first in 0..3 {
         let (mut net, start) = Net::established();
         let early = net.nodes[BOB].seal(start, &packet(2, 1, b"too late"));
@@ -128,7 +128,7 @@ fn who_answers_sends_with_the_session_only_once_it_has_heard_it() {
     net.carry(now, BOB, response);
     assert_eq!(net.nodes[ALICE].received(), [packet(2, 1, b"not yet")]);
 
-    // The same while there is an older one, which is used until then.
+    // The same with an older session, which is used until then.
     let later = now + 121 * SECOND;
     let older = net.heard.iter().rfind(|sent| sent.to == outer(1) && sent.bytes[0] == 4).unwrap().bytes[4..8].to_vec();
     let sent = net.nodes[ALICE].seal(later, &packet(1, 2, b"renews"));
@@ -141,7 +141,7 @@ fn who_answers_sends_with_the_session_only_once_it_has_heard_it() {
     net.carry(later, BOB, response);
     let after = net.nodes[BOB].seal(later, &packet(2, 1, b"after"));
     assert_ne!(after[0].bytes[4..8], older);
-    // What was sent before arrives also if it does so late.
+    // Packets sent before arrive even if they are late.
     net.carry(later, BOB, after);
     net.carry(later, BOB, meanwhile);
     assert_eq!(net.nodes[ALICE].received(), [packet(2, 1, b"after"), packet(2, 1, b"meanwhile")]);
@@ -170,11 +170,11 @@ fn a_response_is_taken_once_and_a_forged_one_spoils_nothing() {
     let initiation = net.nodes[ALICE].seal(now, &packet(1, 2, b"hello"));
     let response = net.nodes[BOB].open(now, outer(1), &initiation[0].bytes).remove(0).bytes;
     let alice = &mut net.nodes[ALICE];
-    // In what is sealed; in the index, which is not.
+    // Once in the encrypted part, once in the index, which is not encrypted.
     for (at, reason) in [(50, TunnelDrop::ReplayOrForged), (8, TunnelDrop::UnknownSender)] {
         let mut forged = response.clone();
         forged[at] ^= 1;
-        // Anybody can make the MACs: they need nothing but Alice's public key.
+        // Anyone can compute the MACs: they need only Alice's public key.
         Macs::new(&PublicKey::from(&secret(1, 1))).sign(now, 0, &mut forged);
         assert!(alice.open(now, outer(2), &forged).is_empty());
         assert_eq!(alice.drops(reason), 1);
@@ -191,7 +191,7 @@ fn a_response_is_taken_once_and_a_forged_one_spoils_nothing() {
     assert_eq!(net.nodes[BOB].received(), [packet(1, 2, b"hello")]);
 }
 
-/// Two handshakes cross; one is done before the other is answered.
+/// Two handshakes cross; one is finished before the other is answered.
 #[test]
 fn a_handshake_that_became_needless_is_not_repeated_but_an_answer_is_taken() {
     for answer_arrives in [true, false] {
@@ -274,7 +274,7 @@ fn a_forged_message_does_not_count_as_received() {
 
 #[test]
 fn the_same_secret_never_seals_for_two_sessions() {
-    // The same key, packet and counter, in sessions that follow each other: nothing on the wire repeats.
+    // The same key, packet and counter in consecutive sessions: nothing on the wire repeats.
     let mut net = Net::new(2);
     let start = Instant::now();
     for round in 0..20u32 {
@@ -291,7 +291,7 @@ fn sessions_follow_each_other_under_load_without_losing_a_packet_or_repeating_a_
     ten_minutes(net, start, vec![]);
 }
 
-/// Each side makes a session and sends with its own, and so it goes on.
+/// Each side makes a session and sends with its own, and this continues.
 #[test]
 fn sessions_of_handshakes_that_cross_follow_each_other_without_losing_a_packet() {
     let mut net = Net::new(2);
@@ -303,7 +303,8 @@ fn sessions_of_handshakes_that_cross_follow_each_other_without_losing_a_packet()
     ten_minutes(net, start, under_way.collect());
 }
 
-/// Ten minutes of traffic in both directions, with packets on their way whenever a session follows another.
+/// Ten minutes of traffic in both directions, with packets on their way whenever a session replaces
+/// another.
 fn ten_minutes(mut net: Net, start: Instant, mut under_way: Vec<(usize, Sent)>) {
     const STEPS: u32 = 6_000;
     const PACKETS: u32 = 3;
@@ -328,14 +329,15 @@ fn ten_minutes(mut net: Net, start: Instant, mut under_way: Vec<(usize, Sent)>) 
             arrived[from].extend(node.received());
         }
     }
-    // What was sent in the last step is still on its way.
+    // Packets of the last step are still on their way.
     for (to, arrived) in arrived.iter().enumerate() {
         let (own, other) = (net.nodes[to].number, net.nodes[1 - to].number);
         let sent = (0..(STEPS - 1) * PACKETS).map(|number| packet(other, own, &number.to_be_bytes()));
         assert!(arrived.iter().eq(sent.collect::<Vec<_>>().iter()), "lost, repeated or out of order");
     }
     let data = net.heard.iter().filter(|sent| sent.bytes[0] == 4);
-    // The receiver's index, then the counter: together the nonce and whose key it is used with (WireGuard, 5.4.6).
+    // The receiver's index and the counter: together they identify the key and its nonce
+    // (WireGuard, 5.4.6).
     let headers: Vec<&[u8]> = data.map(|sent| &sent.bytes[4..16]).collect();
     let distinct: BTreeSet<&[u8]> = headers.iter().copied().collect();
     assert_eq!(distinct.len(), headers.len(), "a nonce was used twice");
@@ -348,7 +350,8 @@ fn ten_minutes(mut net: Net, start: Instant, mut under_way: Vec<(usize, Sent)>) 
 fn handshakes_that_nobody_answers_are_counted_while_the_session_lives() {
     let (mut net, now) = Net::established();
     let mut initiation = Vec::new();
-    // Nothing is carried: Bob is gone. Alice begins a handshake after 15 s of silence, and again every 5 s or so.
+    // Nothing is carried: Bob is gone. Alice starts a handshake after 15 s of silence, and repeats
+    // it every 5 s or so.
     for second in 1..40 {
         let at = now + Duration::from_secs(second);
         let alice = &mut net.nodes[ALICE];
@@ -359,7 +362,7 @@ fn handshakes_that_nobody_answers_are_counted_while_the_session_lives() {
         assert_eq!(alice.stats(2).state, PeerState::Established);
         assert!(second > 15 || alice.stats(2).unanswered == 0);
         if !initiation.is_empty() && alice.stats(2).unanswered >= 3 {
-            // He is back.
+            // Bob is back.
             net.carry(at, ALICE, initiation);
             assert_eq!(net.nodes[ALICE].stats(2).unanswered, 0);
             return;
@@ -372,7 +375,8 @@ fn handshakes_that_nobody_answers_are_counted_while_the_session_lives() {
 fn a_peer_that_was_given_up_stays_unanswered_until_it_answers() {
     let (mut net, now) = Net::established();
     let mut given_up = false;
-    // For two minutes nobody answers, though the session lives; then nothing is to be sent; then there is again.
+    // For two minutes Bob does not answer, though the session lives; then there is nothing to send;
+    // then there is again.
     for second in 1..400 {
         let at = now + Duration::from_secs(second);
         let alice = &mut net.nodes[ALICE];
@@ -436,7 +440,7 @@ fn a_handshake_is_retried_then_given_up_then_tried_again() {
 #[test]
 fn a_quiet_receiver_sends_one_keepalive_and_then_sleeps() {
     let (mut net, start) = Net::established();
-    // Alice speaks once more; Bob only listens.
+    // Alice sends once more; Bob only receives.
     net.send(start, ALICE, &packet(1, 2, b"news"));
     let due = net.nodes[BOB].deadline().unwrap();
     assert_eq!(due, start + Duration::from_secs(10));
@@ -445,7 +449,7 @@ fn a_quiet_receiver_sends_one_keepalive_and_then_sleeps() {
     net.carry(due, BOB, sent);
     assert_eq!(net.nodes[ALICE].received().len(), 0, "a keepalive carries no packet");
 
-    // From here on: the session's end, the wiping of its keys, and then nothing ever.
+    // From here on: the session ends, its keys are wiped, and nothing happens any more.
     for node in &mut net.nodes {
         let mut wakes = 0;
         while let Some(deadline) = node.deadline() {

@@ -1,15 +1,16 @@
-//! A peer that is not where its configured endpoint is: behind a translation of addresses, or cut off in one address family.
+//! A peer that is not at its configured endpoint: behind an address translator, or cut off in one
+//! address family.
 
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What is between Alice and Bob.
+/// The network between Alice and Bob.
 #[derive(Clone, Copy)]
 struct Between {
-    /// Where Alice's packets seem to come from; what is sent there reaches her.
+    /// Source address of Alice's packets as Bob sees it; packets sent there reach her.
     seen: SocketAddr,
-    /// Whether what is sent to Alice's own address reaches her as well.
+    /// Whether packets sent to Alice's own address also reach her.
     endpoint_works: bool,
 }
 
@@ -18,7 +19,7 @@ fn at(port: u16) -> SocketAddr {
 }
 
 impl Between {
-    /// Carries datagrams until nothing moves, the first ones sent by `from`.
+    /// Carries datagrams until none is left. `from` sent the first ones.
     fn carry(self, net: &mut Net, now: Instant, from: usize, sent: Vec<Sent>) {
         let mut queue: VecDeque<_> = sent.into_iter().map(|sent| (from, sent)).collect();
         while let Some((from, sent)) = queue.pop_front() {
@@ -38,7 +39,7 @@ impl Between {
         self.carry(net, now, from, sent);
     }
 
-    /// Lets time pass, with what the two do by themselves.
+    /// Lets time pass, and carries what the two send by themselves.
     fn pass(self, net: &mut Net, mut now: Instant, span: Duration) -> Instant {
         let end = now + span;
         while now < end {
@@ -65,14 +66,14 @@ fn a_peer_whose_endpoint_does_not_answer_is_answered_where_it_was_heard() {
     let mut net = Net::new(2);
     let mut now = Instant::now();
     let mut behind = Between { seen: at(1000), endpoint_works: false };
-    // Bob knows nothing of it, and waits for an answer from the endpoint.
+    // Bob does not know this, and waits for an answer from the endpoint.
     behind.send(&mut net, now, BOB, &packet(2, 1, b"waits"));
     now = behind.pass(&mut net, now, 7 * SECOND);
     behind.send(&mut net, now, ALICE, &packet(1, 2, b"from Alice"));
     assert_eq!(net.nodes[ALICE].received(), [packet(2, 1, b"waits")]);
     net.nodes[BOB].received();
     assert_eq!(net.nodes[BOB].stats(1).endpoint, Some(at(1000)));
-    // For as long as both have something to say, across new sessions, and from another port.
+    // As long as both have something to send, across new sessions and a change of port.
     for second in 0..400 {
         if second == 200 {
             behind.seen = at(2000);
@@ -96,7 +97,7 @@ fn the_endpoint_is_preferred_as_soon_as_it_answers() {
     before.send(&mut net, now, ALICE, &packet(1, 2, b"no longer translated"));
     assert_eq!(net.nodes[BOB].stats(1).endpoint, Some(outer(1)));
 
-    // And back: Alice, who hears nothing, begins a handshake after 15 s.
+    // And back: Alice, who receives nothing, starts a handshake after 15 s.
     net.nodes[BOB].received();
     behind.send(&mut net, now, ALICE, &packet(1, 2, b"translated again"));
     assert_eq!(net.nodes[BOB].stats(1).endpoint, Some(outer(1)), "one packet from elsewhere does not move it");
@@ -115,7 +116,7 @@ fn an_endpoint_that_works_is_used_although_the_peers_packets_come_from_elsewhere
     let masqueraded = Between { seen: at(1000), endpoint_works: true };
     masqueraded.exchange(&mut net, now);
     assert_eq!(net.nodes[BOB].stats(1).endpoint, Some(outer(1)));
-    // The translation is forgotten in a silence, and Bob speaks first.
+    // The translator forgets the mapping during a silence, and Bob sends first.
     now = masqueraded.pass(&mut net, now, 60 * SECOND);
     let forgotten = Between { seen: at(2000), endpoint_works: true };
     forgotten.send(&mut net, now, BOB, &packet(2, 1, b"at once"));
@@ -139,7 +140,7 @@ fn what_a_peer_has_not_sealed_moves_nothing() {
     for (node, other) in [(ALICE, 2), (BOB, 1)] {
         assert_eq!(net.nodes[node].stats(other).endpoint, Some(outer(other)));
     }
-    // Even where the endpoint has gone silent.
+    // Even if the endpoint no longer answers.
     let mut now = now;
     let sent = net.nodes[BOB].seal(now, &packet(2, 1, b"lost"));
     assert_eq!(sent.len(), 1);
@@ -152,7 +153,7 @@ fn what_a_peer_has_not_sealed_moves_nothing() {
     }
 }
 
-/// Two nodes that have an IPv4 and an IPv6 address each, of which one family may be cut.
+/// Two nodes with an IPv4 and an IPv6 address each; either family may be cut.
 struct DualStack {
     net: Net,
     v4_works: bool,
@@ -192,7 +193,7 @@ impl DualStack {
         self.carry(now, from, sent);
     }
 
-    /// Both speak once a second. Returns how long it takes until both hear each other again.
+    /// Both send once a second. Returns the time at which both hear each other again.
     fn heals(&mut self, mut now: Instant) -> Instant {
         for _ in 0..60 {
             self.net.nodes.iter_mut().for_each(|node| drop(node.received()));
@@ -218,11 +219,12 @@ fn a_peer_whose_family_is_cut_is_reached_by_the_other_one() {
     let mut now = world.heals(start);
     assert!(now < start + 8 * SECOND, "one initiation without an answer is enough");
     assert_eq!(world.net.nodes[BOB].stats(1).endpoint, Some(v6(1)));
-    // As long as they speak, across sessions, it stays so.
+    // As long as they send, across sessions, this does not change.
     for _ in 0..300 {
         now = world.heals(now) + SECOND;
     }
-    // The family of the endpoint works again: it is preferred with the next session. Then the other one is cut.
+    // The endpoint's family works again: it is preferred with the next session. Then the other
+    // family is cut.
     world.v4_works = true;
     for _ in 0..130 {
         now = world.heals(now) + SECOND;
@@ -230,7 +232,7 @@ fn a_peer_whose_family_is_cut_is_reached_by_the_other_one() {
     assert_eq!(world.net.nodes[ALICE].stats(2).endpoint, Some(outer(2)));
     world.v6_works = false;
     now = world.heals(now);
-    // A family that is cut while there is a session.
+    // A family is cut while there is a session.
     (world.v4_works, world.v6_works) = (false, true);
     world.heals(now);
     assert_eq!(world.net.nodes[ALICE].stats(2).endpoint, Some(v6(2)));

@@ -1,5 +1,6 @@
-//! What a chain of others does with a packet of a kind, as far as `nft -j` (libnftables-json(5)) tells. What is not understood may
-//! match or not: then the chain may drop, and no more is said.
+//! What another program's chain does with a kind of packet, as far as `nft -j`
+//! (libnftables-json(5)) tells. An expression that is not understood may match or not; the
+//! judgement is then only that the chain may drop.
 
 use std::collections::BTreeMap;
 
@@ -8,30 +9,31 @@ use serde_json::Value;
 
 use super::super::read;
 
-/// So deep do chains call each other at most (`NFT_JUMP_STACK_SIZE`).
+/// The deepest nesting of chains that call each other (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
-/// kube-proxy's mark of what it will masquerade: never on what a pod sends to another pod itself.
+/// kube-proxy's mark on packets that it will masquerade. A packet that one pod sends directly to
+/// another never has it.
 const KUBE_PROXY_MARK: u64 = 0x4000;
 
-/// A device that a packet comes or leaves by.
+/// A device that a packet arrives or leaves by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Device {
-    /// This one.
+    /// The device of this name.
     Named(String),
-    /// Any whose name begins so.
+    /// Any device whose name begins with this.
     Prefix(String),
-    /// It is not known which.
+    /// An unknown device.
     Unknown,
 }
 
-/// A packet that begins a connection.
+/// A packet that opens a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
     pub(super) ipv6: bool,
     pub(super) input: Device,
-    /// None: for a process of this node.
+    /// None if it is for a process of this node.
     pub(super) output: Option<Device>,
-    /// It lies in there; none: it is not known where.
+    /// A range that holds its source; none if that is not known. The same for the destination.
     pub(super) source: Option<IpNet>,
     pub(super) destination: Option<IpNet>,
     pub(super) protocol: &'static str,
@@ -43,13 +45,13 @@ pub(super) struct Packet {
 pub enum Outcome {
     /// All pass.
     Passes,
-    /// It depends on what is not understood.
+    /// The outcome depends on an expression that is not understood.
     MayDrop,
     /// All are dropped.
     Drops,
 }
 
-/// A base chain of others.
+/// Another program's base chain.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Chain {
     /// `ip`, `ip6` or `inet`.
@@ -65,16 +67,16 @@ pub struct Chain {
 /// A table as it was listed.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    /// Base chains, and whether what they do not decide is dropped.
+    /// Base chains, and whether their policy is to drop.
     pub(super) base: Vec<(Chain, bool)>,
-    /// All chains' rules.
+    /// The rules of all chains.
     chains: BTreeMap<String, Vec<Rule>>,
 }
 
 #[derive(Debug)]
 struct Rule {
     expressions: Vec<Value>,
-    /// As nft writes it: what iptables' extensions match is in there only.
+    /// The rule in nft's own syntax: only there is it visible what iptables' extensions match.
     words: String,
 }
 
@@ -115,12 +117,12 @@ impl Match {
     }
 }
 
-/// How the way through a chain may end.
+/// The ways in which a walk through a chain may end.
 #[derive(Clone, Copy, Default)]
 struct Ends {
     accepted: bool,
     dropped: bool,
-    /// Back to who called it; of a base chain: to its policy.
+    /// Back to the calling chain; from a base chain, to its policy.
     returned: bool,
 }
 
@@ -138,7 +140,7 @@ impl Ends {
 }
 
 impl Table {
-    /// Reads `nft -j list table` and, for what that says nothing of, `nft -a list table`.
+    /// Reads `nft -j list table` and, for what that leaves out, `nft -a list table`.
     pub(super) fn read(json: &str, text: &str) -> Table {
         let words: BTreeMap<u64, &str> = text
             .lines()
@@ -164,7 +166,7 @@ impl Table {
         table
     }
 
-    /// Whether there is a chain of this name, or one that begins so if it ends in `*`.
+    /// Whether there is a chain of this name. A name that ends in `*` is a prefix.
     pub(super) fn has(&self, name: &str) -> bool {
         match name.strip_suffix('*') {
             Some(prefix) => self.chains.keys().any(|chain| chain.starts_with(prefix)),
@@ -172,7 +174,8 @@ impl Table {
         }
     }
 
-    /// Whether every rule counts, as iptables has it: tables that are not its own it may refuse to touch.
+    /// Whether every rule has a counter, as in tables that iptables made. iptables may refuse to
+    /// change other tables.
     pub(super) fn is_counted(&self) -> bool {
         let counts = |rule: &Rule| rule.expressions.iter().filter_map(single).any(|(key, _)| key == "counter");
         self.chains.values().flatten().all(counts)
@@ -227,7 +230,7 @@ enum Verdict<'a> {
 }
 
 impl Rule {
-    /// What it may decide, in its order; nothing if it surely does not match.
+    /// The verdicts the rule may reach, in order; empty if it certainly does not match.
     fn verdicts(&self, packet: &Packet) -> Vec<(Match, Verdict<'_>)> {
         let mut matches = Match::Yes;
         for (key, value) in self.expressions.iter().filter_map(single) {
@@ -239,7 +242,7 @@ impl Rule {
                 "limit" | "quota" | "ct count" | "set" | "meter" => Match::Maybe,
                 "vmap" => {
                     let entries = value["data"]["set"].as_array().map(Vec::as_slice).unwrap_or_default();
-                    // A map that has a name is not listed with its rule.
+                    // The rule's listing does not have the entries of a named map.
                     if entries.is_empty() {
                         return vec![(Match::Maybe, Verdict::Ends(Ends::UNKNOWN))];
                     }
@@ -289,7 +292,7 @@ fn verdict_of<'a>(key: &str, value: &'a Value) -> Option<Verdict<'a>> {
     })
 }
 
-/// What one of iptables' own matches says, read from nft's translation of the rule.
+/// What one of iptables' own matches says, taken from nft's translation of the rule.
 fn extension(name: &str, words: &str, packet: &Packet) -> Match {
     match name {
         "comment" => Match::Yes,
@@ -315,7 +318,7 @@ fn extension(name: &str, words: &str, packet: &Packet) -> Match {
 impl Packet {
     fn matches(&self, expression: &Value) -> Match {
         let (left, right) = (&expression["left"], &expression["right"]);
-        // Of another protocol's header nothing matches, neither with "is" nor with "is not".
+        // A packet that lacks the header matches neither `==` nor `!=`.
         if self.lacks(left) {
             return Match::No;
         }
@@ -337,7 +340,7 @@ impl Packet {
         }
     }
 
-    /// Whether what `left` names is one of the values on the right.
+    /// Whether the field that `left` names has one of the values on the right.
     fn equals(&self, left: &Value, right: &Value) -> Match {
         let several = right.as_array().or_else(|| right["set"].as_array());
         if let Some(values) = several {
@@ -346,7 +349,7 @@ impl Packet {
         if self.lacks(left) {
             return Match::No;
         }
-        // The whole mark, or some bits of it.
+        // The rule compares the whole mark or some of its bits.
         if let Some(of) = left["&"].as_array() {
             let is_mark = of.first().is_some_and(|first| first["meta"]["key"] == "mark");
             let is_kube_proxys = is_mark && right.as_u64() == Some(KUBE_PROXY_MARK) && of.get(1) == Some(right);
@@ -365,7 +368,7 @@ impl Packet {
             (Some("nfproto"), _) => is(family),
             (Some("pkttype"), _) => is("unicast").or(is("host")),
             (_, Some("state")) => is("new"),
-            // What a pod sends to another one itself.
+            // The judged packets go directly from pod to pod, without translation.
             (_, Some("status")) if word.is_some_and(|word| matches!(word, "dnat" | "snat")) => Match::No,
             (_, Some("direction")) => is("original"),
             _ => self.header(left, right),

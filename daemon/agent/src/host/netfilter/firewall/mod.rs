@@ -1,5 +1,5 @@
-//! Chains of other programs on the ways that packets of pods take through the host's stack: which of them drop everything there, and
-//! the rules that cure it.
+//! Other programs' chains on the paths that pods' packets take through the host's stack: which of
+//! them drop everything there, and the rules that cure it.
 
 mod judge;
 #[cfg(test)]
@@ -17,7 +17,7 @@ use judge::{Packet, Table};
 
 pub use judge::{Chain, Device, Outcome};
 
-/// A way through this node's stack.
+/// A path through this node's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// From a pod of this node to another node.
@@ -34,48 +34,48 @@ pub enum Way {
     Tunnel,
 }
 
-/// What the ways lead by.
+/// The devices, ports and ranges of these paths.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Ways {
-    /// Those that are to be looked at.
+    /// The paths to look at.
     pub ways: Vec<Way>,
     /// The tunnel device's name.
     pub tunnel: String,
     /// The tunnel's UDP port.
     pub port: u16,
-    /// What pods' packets come in by.
+    /// The devices by which pods' packets arrive.
     pub pods: BTreeSet<Device>,
-    /// What leads to other nodes.
+    /// The devices that lead to other nodes.
     pub uplinks: BTreeSet<Device>,
-    /// This node's pods have addresses from these.
+    /// The ranges of this node's pods.
     pub own: Vec<IpNet>,
-    /// All pods have.
+    /// The ranges of all pods.
     pub all: Vec<IpNet>,
 }
 
-/// What a chain does on the ways that it does not leave alone.
+/// What a chain does on the paths where it may drop something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The chain.
     pub chain: Chain,
-    /// By way.
+    /// By path.
     pub outcomes: BTreeMap<Way, Outcome>,
-    /// Whose table it is, as far as that matters for the rules to give.
+    /// The program that owns the table, as far as the suggested rules depend on it.
     tool: Tool,
 }
 
-/// How a rule is put into a table.
+/// The tool that adds a rule to a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tool {
     Nft,
     Iptables,
-    /// iptables, with a chain for the administrator's own rules.
+    /// iptables, with Docker's chain for the administrator's own rules.
     Docker,
     Ufw,
     Firewalld,
 }
 
-/// Looks at all chains of others on `ways`.
+/// Judges all other programs' chains on `ways`.
 ///
 /// # Errors
 /// [`HostError::NoNft`].
@@ -84,7 +84,7 @@ pub async fn look(ways: Ways) -> Result<Vec<Finding>, HostError> {
     looked.map_err(io::Error::other).flatten().map_err(HostError::NoNft)
 }
 
-/// The same for a caller without a runtime.
+/// [`look`] for a caller without a runtime.
 ///
 /// # Errors
 /// `nft` cannot be run.
@@ -96,7 +96,7 @@ pub fn look_now(ways: &Ways) -> io::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for (family, table) in tables(&chains) {
         let json = listed(&["-j", "-t", "list", "table", &family, &table])?;
-        // Only iptables' own matches need nft's words.
+        // Only iptables' own matches need nft's syntax.
         let is_iptables = json.contains("\"xt\"");
         let words = if is_iptables { listed(&["-a", "-t", "list", "table", &family, &table])? } else { String::new() };
         findings.extend(judge(&json, &words, ways));
@@ -109,7 +109,7 @@ fn listed(arguments: &[&str]) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Tables of others that see what is forwarded or delivered, in `nft -j list chains`.
+/// Other programs' tables that see forwarded or delivered packets, from `nft -j list chains`.
 fn tables(chains: &str) -> BTreeSet<(String, String)> {
     let chains = read::objects(chains, "chain");
     let word = |chain: &serde_json::Value, key: &str| chain[key].as_str().unwrap_or_default().to_owned();
@@ -136,7 +136,7 @@ fn judge(json: &str, words: &str, ways: &Ways) -> Vec<Finding> {
                 .collect();
             let outcome = match (all.first(), all.last()) {
                 (Some(first), Some(last)) if first == last => *first,
-                // Of several devices and families, one is enough to say "may".
+                // The outcomes differ by device or family: one drop is enough to say "may".
                 (Some(_), Some(_)) => Outcome::MayDrop,
                 _ => Outcome::Passes,
             };
@@ -203,7 +203,7 @@ impl Ways {
             "ip6" => *ipv6,
             _ => true,
         });
-        // Of a family that no pod has, nothing is missed.
+        // A family that no pod has cannot be dropped.
         let families =
             families.filter(|ipv6| self.all.is_empty() || self.all.iter().any(|range| is_ipv6(range) == *ipv6));
         let mut packets = Vec::new();
@@ -227,7 +227,7 @@ impl Ways {
         packets
     }
 
-    /// The rule that lets a way through a chain.
+    /// The rules that let a path through a chain.
     fn cure(&self, way: Way, finding: &Finding) -> Vec<String> {
         let (flag, devices) = match way {
             Way::Out | Way::World => ("i", self.pods.iter().cloned().collect()),
@@ -248,7 +248,7 @@ impl Ways {
         }
     }
 
-    /// All rules that a chain lacks on these ways, to be run one after the other.
+    /// All commands that let these paths through a chain, to be run one after the other.
     pub fn cures(&self, finding: &Finding, ways: impl IntoIterator<Item = Way>) -> String {
         let mut cures: Vec<String> = Vec::new();
         for cure in ways.into_iter().flat_map(|way| self.cure(way, finding)) {
@@ -264,7 +264,8 @@ fn is_ipv6(range: &IpNet) -> bool {
     range.addr().is_ipv6()
 }
 
-/// The only range of a family: with several, none holds all.
+/// The only range of a family; none if there are several, because no single one holds all
+/// addresses.
 fn only(ranges: &[IpNet], ipv6: bool) -> Option<IpNet> {
     let mut found = ranges.iter().filter(|range| is_ipv6(range) == ipv6);
     let first = found.next().copied();
@@ -272,14 +273,15 @@ fn only(ranges: &[IpNet], ipv6: bool) -> Option<IpNet> {
 }
 
 impl Chain {
-    /// For people: family, table, name and hook.
+    /// For messages: family, table, name and hook.
     pub fn words(&self) -> String {
         format!("{} {} {} ({})", self.family, self.table, self.name, self.hook)
     }
 }
 
 impl Finding {
-    /// The ways on which everything is dropped, or with `may` those on which something may be.
+    /// The paths on which everything is dropped, or, with `may`, those on which some packets may
+    /// be.
     pub fn ways(&self, may: bool) -> Vec<Way> {
         let wanted = if may { Outcome::MayDrop } else { Outcome::Drops };
         self.outcomes.iter().filter(|(_, outcome)| **outcome == wanted).map(|(way, _)| *way).collect()
@@ -299,7 +301,7 @@ impl Finding {
         let command = self.command();
         match self.tool {
             Tool::Nft => {
-                // Quoted for the shell, which would read the asterisk.
+                // Quoted for the shell, which would expand the asterisk.
                 let name = if wildcard.is_empty() { name.to_owned() } else { format!("'\"{name}*\"'") };
                 format!("nft insert rule {family} {table} {chain} {flag}ifname {name} accept")
             }
@@ -311,7 +313,7 @@ impl Finding {
                 format!("ufw {route}allow {direction} on {name}{wildcard}")
             }
             Tool::Firewalld if flag == "i" => format!("firewall-cmd --zone=trusted --add-interface={name}{wildcard}"),
-            // A zone says what may come in by its devices; what may leave by them is a policy's.
+            // A zone decides what may arrive by its devices. What may leave by them takes a policy.
             Tool::Firewalld => {
                 let policy = "firewall-cmd --permanent --policy hauberk";
                 format!(

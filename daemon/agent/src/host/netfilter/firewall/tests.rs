@@ -1,6 +1,7 @@
 use super::*;
 
-/// As `nft -j list table` and `nft -a list table` tell of `iptables -P FORWARD DROP` and the rules of tests.
+/// The output of `nft -j list table` and `nft -a list table` for `iptables -P FORWARD DROP` and a
+/// test's rules.
 fn iptables(rules: &[(&str, &str)], chains: &[&str]) -> (String, String) {
     let mut json =
         vec![r#"{"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "type": "filter", "hook": "forward", "policy": "drop"}}"#.to_owned()];

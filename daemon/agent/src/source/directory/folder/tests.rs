@@ -13,14 +13,14 @@ struct Test {
 }
 
 impl Test {
-    /// An empty folder, looked at by node n1 an hour from now, when every file is old.
+    /// An empty folder as node n1 sees it an hour from now, when every file is old.
     fn new() -> Test {
         let folder = tempfile::tempdir().unwrap();
         let state = Folder::new(folder.path().to_owned(), "n1");
         Test { folder, state, now: SystemTime::now() + Duration::from_secs(3600) }
     }
 
-    /// One with our node, read and synced.
+    /// A folder with this node's object, read and synced.
     fn synced(files: &[(&str, &str)]) -> Test {
         let mut test = Test::new();
         test.write("node.yaml", NODE);
@@ -136,7 +136,7 @@ fn nothing_of_another_clusters_folder_is_taken() {
     let theirs = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n";
     let touch = |names: &[&str]| Scope::Files(names.iter().map(|name| ((*name).to_owned(), Touch::Closed)).collect());
     let mut test = Test::synced(&[("a.yaml", &ours)]);
-    // Whichever file is told of first, and whether or not the other one is told of at all.
+    // The order in which the two files are touched does not matter, nor whether both are.
     test.write("node.yaml", &NODE.replace("n1", "x1"));
     test.write("a.yaml", theirs);
     assert_eq!(test.state.scan(&touch(&["a.yaml"]), test.now).batch.changes, []);
@@ -145,7 +145,7 @@ fn nothing_of_another_clusters_folder_is_taken() {
     assert!(test.state.unavailable().is_some());
     test.write("b.yaml", &namespace("b", "enabled"));
     assert_eq!(test.scan().changes, []);
-    // Ours is back, one file after the other.
+    // The cluster's own files are back, one after the other.
     test.write("a.yaml", &ours);
     test.remove("b.yaml");
     assert_eq!(test.scan().changes, []);
@@ -247,7 +247,7 @@ fn of_an_object_in_two_files_the_first_is_told_with_the_strictest_label() {
 #[test]
 fn a_file_that_is_being_written_is_read_when_it_is_closed_or_quiet() {
     let mut test = Test::synced(&[("f.yaml", &namespace("a", "enabled"))]);
-    // Seen through a clock that says that the file has just been written.
+    // The clock says that the file has just been written.
     test.now = SystemTime::now();
     let touch = |touch| Scope::Files([("f.yaml".to_owned(), touch)].into());
     test.write("f.yaml", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n");

@@ -1,4 +1,4 @@
-//! The API server's part: objects, a history of them, and those who watch.
+//! The API server's part: objects, their history, and the watchers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -34,7 +34,7 @@ pub(super) enum StreamedLists {
 #[derive(Default)]
 struct State {
     data: Backup,
-    /// Versions before it cannot be watched from.
+    /// A watch cannot begin at an earlier version.
     compacted: u64,
     watchers: Vec<Watcher>,
     away: bool,
@@ -79,7 +79,7 @@ impl Server {
         self.state().data.objects.get(&(kind.to_owned(), name.to_owned())).cloned()
     }
 
-    /// Every watch ends, and no request is answered but with a failure.
+    /// Every watch ends, and every request is answered with a failure.
     pub(super) fn go(&self) {
         let mut state = self.state();
         state.away = true;
@@ -111,7 +111,7 @@ impl Server {
         self.state().streamed_lists = how;
     }
 
-    /// Pages of lists that were asked for, other than to learn the version.
+    /// Pages of lists that were requested, except those that only ask for the version.
     pub(super) fn lists(&self) -> usize {
         self.state().lists
     }
@@ -164,7 +164,7 @@ impl State {
                 StreamedLists::AreRefused => {
                     return refuse(StatusCode::UNPROCESSABLE_ENTITY, "sendInitialEvents is forbidden for watch");
                 }
-                // What Kubernetes 1.36 says with etcd 3.4 behind it.
+                // The answer of Kubernetes 1.36 with etcd 3.4 behind it.
                 StreamedLists::AreGivenUp => {
                     let status = json!({"status": "Failure", "code": 500, "reason": "InternalError",
                         "message": "the required storage feature RequestWatchProgress is disabled"});
