@@ -17,9 +17,9 @@ const END: Duration = Duration::from_secs(2);
 
 /// hauberk's per-node agent: encrypts opted-in pods' traffic between nodes.
 ///
-/// Without a subcommand it runs until it gets SIGTERM or SIGINT. The datapath stays in place when the
-/// agent ends: traffic that must be encrypted is then encrypted or dropped as before. `hauberkd
-/// uninstall` removes everything.
+/// Without a subcommand it runs until it gets SIGTERM or SIGINT. The datapath stays in place when
+/// the agent ends: traffic that must be encrypted is then encrypted or dropped as before.
+/// `hauberkd uninstall` removes everything.
 #[derive(Parser)]
 #[command(version, name = "hauberkd")]
 struct Arguments {

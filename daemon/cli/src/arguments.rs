@@ -71,8 +71,8 @@ pub(crate) enum Command {
     ///
     /// Problems come first, the worst at the top. Then come this node's tunnel in the form of `wg
     /// show`, the other nodes it has tunnels to, and the namespaces that are opted in. `converged:
-    /// 2/3 nodes` means: the cluster has three Node objects, and one of these nodes does not enforce
-    /// the label yet or has no agent.
+    /// 2/3 nodes` means: the cluster has three Node objects, and one of these nodes does not
+    /// enforce the label yet or has no agent.
     #[command(after_help = EXIT_CODES)]
     Status {
         /// Show everything: offloads, older keys, each allowed range, each node that is waited for

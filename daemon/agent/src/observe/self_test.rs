@@ -47,7 +47,7 @@ impl SelfTest {
     }
 
     /// Asks for a new test: something changed that the last one did not see. The result of a test
-    /// that runs now does not count either, because it may have passed the device before the change.
+    /// that runs now does not count either: it may have passed the device before the change.
     pub fn ask(&mut self) {
         self.outcome = None;
         self.asked += 1;

@@ -1,6 +1,5 @@
 //! System calls without a safe wrapper: the TUN and interface ioctls, some socket options, and the
 //! eBPF program that chooses a device's queue.
-#![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
