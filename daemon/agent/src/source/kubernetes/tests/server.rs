@@ -9,9 +9,8 @@ use axum::extract::State as Extract;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-
-use crate::testing;
 
 type Watcher = (String, mpsc::UnboundedSender<String>);
 
@@ -53,12 +52,18 @@ pub(super) struct Server {
 impl Server {
     pub(super) async fn start() -> Server {
         let state = Arc::new(Mutex::new(State::default()));
-        let address = testing::serve(Router::new().fallback(answer).with_state(Arc::clone(&state))).await;
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&state));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
         Server { state, address }
     }
 
+    /// A client that tries nothing again by itself, as the agent's.
     pub(super) fn client(&self) -> kube::Client {
-        testing::client(&self.address)
+        let mut config = kube::Config::new(self.address.parse().unwrap());
+        config.default_retry = false;
+        kube::Client::try_from(config).unwrap()
     }
 
     pub(super) fn address(&self) -> String {
