@@ -5,7 +5,7 @@
 //! ```
 //! | module | stage |
 //! |---|---|
-//! | [`source`] | objects, from a folder of manifests |
+//! | [`hauberk_source`] | objects, from a folder of manifests |
 //! | [`reconcile`] | model to desired to plan, by `hauberk-core`; the loop |
 //! | [`apply`] | steps, carried out on [`datapath`] (eBPF), [`backend`] (tunnel) and [`host`] (links, routes, netfilter) |
 //! | [`observe`] | status, flows, drops, metrics, self-test |
@@ -32,7 +32,6 @@ pub mod report;
 mod restart;
 pub mod run;
 pub mod selfcheck;
-pub mod source;
 #[cfg(test)]
 mod testing;
 pub mod uapi;

@@ -11,6 +11,7 @@ use hauberk_core::desired::Policy;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{Change, Model};
 use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
+use hauberk_source::{Batch, Source, SourceError};
 use hauberk_tunnel::CipherImplementation;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,7 +35,6 @@ use crate::observe::status::Facts;
 use crate::observe::{Eyes, contests, leaks, missing, plaintext, self_test};
 use crate::reconcile::{Input, Parts, Reconciler, tunnelled_ranges};
 use crate::selfcheck::{self, SelfCheckError};
-use crate::source::{Batch, Source, SourceError};
 use crate::uapi::{self, UapiError};
 use crate::world::{Shared, World};
 

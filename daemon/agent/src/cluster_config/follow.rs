@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use hauberk_core::api::ConfigurationStatus;
+use hauberk_source::Source;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
 use kube::{Api, Client};
@@ -20,7 +21,6 @@ use super::{
 };
 use crate::config::Config;
 use crate::reconcile::Input;
-use crate::source::Source;
 use crate::world::Shared;
 
 /// The annotation is written again so often, for a Node object that was made anew.

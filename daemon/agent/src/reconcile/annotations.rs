@@ -7,11 +7,11 @@ use hauberk_core::api::Severity;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeObject};
 use hauberk_core::{addresses, convergence};
+use hauberk_source::SourceError;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Reconciler, note};
-use crate::source::SourceError;
 
 impl Reconciler {
     /// Begins to publish what the node's object does not have, as last read.

@@ -20,6 +20,7 @@ use hauberk_core::desired::Policy;
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, NodeNumber};
 use hauberk_core::plan::{Actual, Scope, Step, plan_within};
+use hauberk_source::Source;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -34,7 +35,6 @@ use crate::config::Config;
 use crate::datapath::Framing;
 use crate::host::netfilter::Counters;
 use crate::observe::firewalls::Firewalls;
-use crate::source::Source;
 use crate::world::{Device, Running, Shared};
 
 use announcer::Announcer;

@@ -21,7 +21,7 @@ use hauberk_core::model::Change;
 use super::claims::{Claim, Claims, change};
 use super::document::{self, Format};
 use super::manifest::{self, Key, Kind, Object, Rejection};
-use crate::source::{Batch, reason};
+use crate::{Batch, reason};
 
 /// A file that changed this long ago is complete, as far as can be told without having seen its writer close it.
 const QUIET: Duration = Duration::from_millis(300);

@@ -6,6 +6,7 @@
 //! ```
 //! A [`Source`] tells changes in batches, in an order that the model can take, and keeps what it told when its origin
 //! becomes unavailable: absence is not deletion. It also writes this node's annotations back.
+#![forbid(unsafe_code)]
 
 pub mod directory;
 pub mod kubernetes;

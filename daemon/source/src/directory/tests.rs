@@ -77,7 +77,7 @@ async fn a_folder_that_comes_later_is_found() {
     let path = running.folder.path().to_owned();
     fs::remove_dir(&path).unwrap();
     let batch = tokio::time::timeout(PATIENCE, running.batches.recv()).await.unwrap().unwrap();
-    assert_eq!(batch.events[0].reason, crate::source::reason::SOURCE_UNAVAILABLE);
+    assert_eq!(batch.events[0].reason, crate::reason::SOURCE_UNAVAILABLE);
     assert!(running.source.status().unavailable_since.is_some());
     fs::create_dir(&path).unwrap();
     fs::write(path.join("n.yaml"), node("n1")).unwrap();

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use self::server::{Server, StreamedLists};
 use super::*;
-use crate::source::reason;
+use crate::reason;
 
 /// Everything that happens, happens sooner: pauses between tries begin with less than a second.
 const SOON: Duration = Duration::from_secs(20);

@@ -5,7 +5,7 @@
 //!
 //! A list is streamed (KEP-3157) where the server can do that: neither side then holds the whole of it. From there a watch goes
 //! on, with bookmarks, so that a watch that ends is resumed where it was and not from the start. Objects are pruned while they are read
-//! ([`crate::source::objects`]); here only their names are kept, to find out what is gone when a list must be had anew.
+//! ([`crate::objects`]); here only their names are kept, to find out what is gone when a list must be had anew.
 //!
 //! <https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes>
 
@@ -31,7 +31,7 @@ use tracing::{debug, info, warn};
 use super::identity::Identity;
 use super::kind::{Kind, Name};
 use super::state::State;
-use crate::source::{Batch, reason};
+use crate::{Batch, reason};
 
 /// The server is asked to end a watch after so long, and up to as much longer: spread, so that not all agents come back at once.
 const WATCH: Duration = Duration::from_secs(290);

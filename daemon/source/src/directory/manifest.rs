@@ -1,4 +1,4 @@
-//! From a document to the model's objects: which object it is, and what the model keeps of it ([`crate::source::objects`]).
+//! From a document to the model's objects: which object it is, and what the model keeps of it ([`crate::objects`]).
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::source::objects;
+use crate::objects;
 
 /// Kinds that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

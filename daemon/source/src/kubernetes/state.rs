@@ -8,7 +8,7 @@ use hauberk_core::events::NewEvent;
 use jiff::Timestamp;
 
 use super::follow::Failure;
-use crate::source::reason;
+use crate::reason;
 
 /// Kinds that are read.
 const KINDS: usize = 3;

@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::annotate::{Annotations, EditError, edit};
 use super::document::Format;
-use crate::source::SourceError;
+use crate::SourceError;
 
 /// Agents that share the folder take turns by this file's lock. Its name keeps it from being read as a manifest.
 const LOCK: &str = ".hauberk.lock";

@@ -11,7 +11,7 @@ use hauberk_core::model::{Change, PodName};
 use hauberk_core::protection::{Protection, parse_label};
 
 use super::manifest::{Key, Kind, Object};
-use crate::source::reason;
+use crate::reason;
 
 /// One file's word on one object.
 #[derive(Clone, Debug)]

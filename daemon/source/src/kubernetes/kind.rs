@@ -3,7 +3,7 @@
 use hauberk_core::model::{Change, PodName};
 use serde::de::DeserializeOwned;
 
-use crate::source::objects::{self, Metadata, Namespace, Node, Pod};
+use crate::objects::{self, Metadata, Namespace, Node, Pod};
 
 /// A kind of object.
 pub(super) trait Kind: Clone + DeserializeOwned + Send + 'static {
