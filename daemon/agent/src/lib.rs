@@ -22,7 +22,6 @@ pub mod backend;
 pub mod cluster_config;
 pub mod config;
 pub mod datapath;
-pub mod fault;
 pub mod host;
 pub mod install;
 pub mod lock;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use hauberk_abi::layout::{Hook, Settings};
 use hauberk_core::api::{Problem, Severity};
+use hauberk_fault as fault;
 use ipnet::IpNet;
 use tracing::{info, warn};
 
@@ -14,7 +15,6 @@ use super::{ApplyError, Kernel, Node};
 use crate::attachments::INTERFACE_PREFIX;
 use crate::config::{Automatic, CniInstall, Config};
 use crate::datapath::{Datapath, Framing};
-use crate::fault;
 use crate::host::{Beside, Chained, Link, LinkKind, Netlink, Role, Ruleset, sysctl};
 
 /// What leaves is guarded before what arrives: a leak is worse than a loss.

@@ -15,12 +15,12 @@ use hauberk_abi::layout::{self, Hook, Settings, flag};
 use hauberk_core::desired::LocalPod;
 use hauberk_core::model::{AttachmentKey, NodeNumber};
 use hauberk_core::plan::{Actual, Step};
+use hauberk_fault as fault;
 use ipnet::IpNet;
 
 use crate::attachments::INTERFACE_PREFIX;
 use crate::backend::{Backend, BackendError, PeerStep};
 use crate::datapath::{Datapath, DatapathError, Framing};
-use crate::fault;
 use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
 
 pub use check::{Finding, Found, Places};

@@ -1,7 +1,8 @@
 //! The agent's devices are known by their indices: another program may give one another name, or remove the tunnel's.
 
+use hauberk_fault as fault;
+
 use super::{ApplyError, Kernel};
-use crate::fault;
 
 /// What became of the agent's devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

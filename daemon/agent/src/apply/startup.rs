@@ -11,6 +11,7 @@ use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::{Hook, Settings, flag};
 use hauberk_core::desired::Policy;
 use hauberk_core::model::NodeNumber;
+use hauberk_fault as fault;
 use ipnet::IpNet;
 
 use super::devices::{Devices, no_uplink};
@@ -18,7 +19,6 @@ use super::{ApplyError, Kernel, Places};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
 use crate::datapath::{Datapath, Framing};
-use crate::fault;
 use crate::host::{Header, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 
 /// What an outer IPv6 header, UDP and WireGuard take of a packet, bytes (IPv4: 60; a node's peers may have either).

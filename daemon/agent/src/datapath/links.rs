@@ -189,7 +189,7 @@ pub(super) fn reseat(
         interface: interface.into(),
         reason,
     })?;
-    crate::fault::point("let go of a program's former place");
+    hauberk_fault::point("let go of a program's former place");
     std::fs::rename(&next, pin_path(links, hook, interface)).map_err(|error| refused(hook, interface, &error))
 }
 
@@ -251,10 +251,10 @@ pub(super) fn reseat_filter(program: &mut SchedClassifier, hook: Hook, interface
         |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
     remove_filter(CLSACT_NEXT, hook, interface);
     add_filter(program, CLSACT_NEXT, hook, interface).map_err(refused)?;
-    crate::fault::point("let go of a filter's former place");
+    hauberk_fault::point("let go of a filter's former place");
     remove_filter(CLSACT_HANDLE, hook, interface);
     add_filter(program, CLSACT_HANDLE, hook, interface).map_err(refused)?;
-    crate::fault::point("let go of a filter that stood in");
+    hauberk_fault::point("let go of a filter that stood in");
     remove_filter(CLSACT_NEXT, hook, interface);
     Ok(())
 }

@@ -84,7 +84,7 @@ impl Netlink {
         if let Some(filter) = self.filters(index, true).await?.first() {
             return Err(HostError::Ingress { filter: filter.to_string() });
         }
-        crate::fault::point("remove an ingress queueing discipline");
+        hauberk_fault::point("remove an ingress queueing discipline");
         self.remove_discipline(index, "ingress").await
     }
 

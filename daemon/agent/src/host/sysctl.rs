@@ -111,7 +111,7 @@ fn write(name: &str, value: &str) -> Result<(), HostError> {
     if read(name).as_deref() == Some(value) {
         return Ok(());
     }
-    crate::fault::point("write a kernel setting");
+    hauberk_fault::point("write a kernel setting");
     let failed = |source: io::Error| HostError::Sysctl { name: name.to_owned(), value: value.to_owned(), source };
     fs::write(root().join(name), value).map_err(failed)
 }

@@ -2,6 +2,7 @@
 //!
 //! Compiled in by the cargo feature `fault-injection` alone; [`point`] is empty otherwise. What must hold is that whatever
 //! has been done until then is no more open than before.
+#![forbid(unsafe_code)]
 
 /// Environment variable with the number of the operation that is not reached any more, counted from 1.
 #[cfg(feature = "fault-injection")]
