@@ -16,9 +16,9 @@ use aya::sys::{is_map_supported, is_program_supported};
 use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::attachments::INTERFACE_PREFIX;
 use crate::config::{AttachMode, Automatic, CniInstall, Config, HostRouting};
 use crate::datapath::{query, try_programs};
+use crate::host::INTERFACE_PREFIX;
 use crate::host::netfilter::firewall::{self, Device, Way, Ways};
 use crate::host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 use crate::observe::firewalls::Firewalls;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 use hauberk_core::api::{Problem, Severity};
 use hauberk_fault as fault;
@@ -12,7 +13,7 @@ use super::devices::{WIRE, subject};
 use super::{ApplyError, Kernel};
 use crate::config::Config;
 use crate::datapath::query::OBSERVER_MINOR;
-use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Framing, Seat};
+use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Seat};
 use crate::host::{Filter, sysctl};
 
 /// How often a program's place is taken back within [`LONG`]: whoever wants it as well would have it taken for ever.

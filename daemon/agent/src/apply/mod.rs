@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hauberk_abi::framing::Framing;
 use hauberk_abi::identity::Protection;
 use hauberk_abi::layout::{self, Hook, Settings, flag};
 use hauberk_core::desired::LocalPod;
@@ -18,10 +19,9 @@ use hauberk_core::plan::{Actual, Step};
 use hauberk_fault as fault;
 use ipnet::IpNet;
 
-use crate::attachments::INTERFACE_PREFIX;
 use crate::backend::{Backend, BackendError, PeerStep};
-use crate::datapath::{Datapath, DatapathError, Framing};
-use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
+use crate::datapath::{Datapath, DatapathError};
+use crate::host::{self, HostError, INTERFACE_PREFIX, Link, Netfilter, Netlink, Ruleset};
 
 pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hauberk_abi::address::Prefix;
+use hauberk_abi::framing::Framing;
 use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::{Hook, Settings, flag};
 use hauberk_core::desired::Policy;
@@ -18,8 +19,8 @@ use super::devices::{Devices, no_uplink};
 use super::{ApplyError, Kernel, Places};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
-use crate::datapath::{Datapath, Framing};
-use crate::host::{Header, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
+use crate::datapath::Datapath;
+use crate::host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 
 /// What an outer IPv6 header, UDP and WireGuard take of a packet, bytes (IPv4: 60; a node's peers may have either).
 const OVERHEAD: u32 = 80;
@@ -310,12 +311,8 @@ pub(super) fn tunnel_mtu(config: &Config, uplinks: &[Link]) -> Result<u32, Start
 /// [`ApplyError`] for the first thing that could not be removed.
 pub async fn uninstall(config: &Config) -> Result<(), ApplyError> {
     let netlink = Netlink::connect()?;
-    let pods: Vec<Link> = netlink
-        .links()
-        .await?
-        .into_iter()
-        .filter(|link| link.name.starts_with(crate::attachments::INTERFACE_PREFIX))
-        .collect();
+    let pods: Vec<Link> =
+        netlink.links().await?.into_iter().filter(|link| link.name.starts_with(INTERFACE_PREFIX)).collect();
     let disciplines = crate::datapath::remove(Path::new(&config.paths.pins))?;
     for interface in disciplines {
         if let Some(link) = netlink.link(&interface).await? {

@@ -6,9 +6,8 @@ use std::net::IpAddr;
 use hauberk_core::api::{Adopt, Attachment, Reservation};
 use ipnet::IpNet;
 
-use super::{
-    AttachmentError, Attachments, INTERFACE_PREFIX, Id, Keeper, MAX_INTERFACE, Records, check_names, parse_mac,
-};
+use super::{AttachmentError, Attachments, Id, Keeper, MAX_INTERFACE, Records, check_names, parse_mac};
+use crate::host::INTERFACE_PREFIX;
 
 /// No plugin gives an interface more addresses.
 const MAX_ADDRESSES: usize = 64;

@@ -36,8 +36,8 @@ pub use pool::Pools;
 pub use store::StoreError;
 use store::{Disk, Store};
 
-/// Prefix of every host-side interface's name.
-pub const INTERFACE_PREFIX: &str = "hbk";
+use crate::host::INTERFACE_PREFIX;
+
 /// Longest container id: it becomes part of a file's name.
 const MAX_CONTAINER: usize = 200;
 /// Longest interface name (`IFNAMSIZ` less the final zero).

@@ -8,8 +8,9 @@ use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
 use ipnet::IpNet;
 
 use super::keeper::gateway;
-use super::{AttachmentError, INTERFACE_PREFIX, Keeper, Records, Settings, check_names};
+use super::{AttachmentError, Keeper, Records, Settings, check_names};
 use crate::apply::Held;
+use crate::host::INTERFACE_PREFIX;
 
 /// What hauberk-cni notes begins with this; `container/interface` follows.
 const ALIAS_PREFIX: &str = "hauberk:";

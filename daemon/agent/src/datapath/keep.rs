@@ -5,9 +5,10 @@ use std::io;
 
 use aya::Ebpf;
 use aya::maps::{MapData, MapInfo};
+use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 
-use super::links::{self, Framing, Seat};
+use super::links::{self, Seat};
 use super::{Datapath, DatapathError, chain, load, open, program};
 
 impl Datapath {

@@ -18,12 +18,13 @@ use aya::maps::{MapError, MapInfo};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use hauberk_abi::LAYOUT_VERSION;
+use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::{Hook, Settings, map};
 
 use crate::config::{AttachMode, Limits};
 
 use hold::Held;
-pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, Framing, How, Seat};
+pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, How, Seat};
 pub use maps::{Counted, Maps};
 pub use trial::try_programs;
 

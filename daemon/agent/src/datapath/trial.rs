@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{DatapathError, Framing, Pins, load, open};
+use hauberk_abi::framing::Framing;
+
+use super::{DatapathError, Pins, load, open};
 use crate::config::Limits;
 
 /// Helpers of the kernel that the programs call and that not every Linux has: number (linux/bpf.h), name, and the first version.

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
+use hauberk_abi::framing::Framing;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteType};
@@ -14,9 +15,9 @@ use rtnetlink::RouteMessageBuilder;
 
 use super::link::Header;
 use super::{HostError, Link, LinkKind, Netlink, refused};
-use crate::attachments::INTERFACE_PREFIX;
-use crate::config::Automatic;
-use crate::datapath::Framing;
+
+/// Prefix of every host-side interface's name.
+pub const INTERFACE_PREFIX: &str = "hbk";
 
 /// What a device is to hauberk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,12 +72,12 @@ impl Netlink {
     pub async fn uplinks(
         &self,
         links: &[Link],
-        configured: &Automatic<Vec<String>>,
+        configured: Option<&[String]>,
         node_addresses: &BTreeSet<IpAddr>,
         tunnel: &str,
         chained: Option<Chained<'_>>,
     ) -> Result<(Vec<Link>, Vec<String>), HostError> {
-        if let Automatic::Value(names) = configured {
+        if let Some(names) = configured {
             let find = |name: &String| links.iter().find(|link| link.name == *name).cloned();
             let missing = names.iter().filter(|name| find(name).is_none()).cloned().collect();
             return Ok((names.iter().filter_map(find).collect(), missing));

@@ -17,7 +17,7 @@ use std::io;
 
 use tokio::task::JoinHandle;
 
-pub use devices::{Chained, Role};
+pub use devices::{Chained, INTERFACE_PREFIX, Role};
 pub use discipline::Filter;
 pub use link::{Header, Link, LinkKind};
 pub use netfilter::{Beside, Netfilter, Ruleset};

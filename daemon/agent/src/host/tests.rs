@@ -5,14 +5,13 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
+use hauberk_abi::framing::Framing;
 use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
 use super::netfilter::PacketSocketGuard;
 use super::*;
-use crate::config::Automatic;
-use crate::datapath::Framing;
 
 /// Runs `test` on a thread in a fresh network namespace with two veth pairs: `up0` (192.168.9.1, default route) and `hbkpod`.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
@@ -65,7 +64,7 @@ fn address(text: &str) -> IpAddr {
 /// Names of the uplinks, and of those that are missing.
 async fn uplinks(
     netlink: &Netlink,
-    configured: &Automatic<Vec<String>>,
+    configured: Option<&[String]>,
     addresses: &[&str],
     tunnel: &str,
     chained: Option<Chained<'_>>,
@@ -80,14 +79,13 @@ async fn uplinks(
 fn uplinks_are_found_by_address_by_default_route_and_by_name() {
     in_namespace(|| async {
         let netlink = Netlink::connect().unwrap();
-        let auto = Automatic::Auto;
-        assert_eq!(uplinks(&netlink, &auto, &[], "hauberk0", None).await.0, [""; 0]);
-        assert_eq!(uplinks(&netlink, &auto, &["fd99::1"], "hauberk0", None).await.0, ["up0"]);
+        assert_eq!(uplinks(&netlink, None, &[], "hauberk0", None).await.0, [""; 0]);
+        assert_eq!(uplinks(&netlink, None, &["fd99::1"], "hauberk0", None).await.0, ["up0"]);
         ip("route add default via 192.168.9.254");
-        assert_eq!(uplinks(&netlink, &auto, &[], "hauberk0", None).await.0, ["up0"]);
-        assert_eq!(uplinks(&netlink, &auto, &[], "up0", None).await.0, [""; 0], "the tunnel is no uplink");
-        let named = Automatic::Value(vec!["wire0".to_owned(), "eth9".to_owned()]);
-        let (found, missing) = uplinks(&netlink, &named, &[], "hauberk0", None).await;
+        assert_eq!(uplinks(&netlink, None, &[], "hauberk0", None).await.0, ["up0"]);
+        assert_eq!(uplinks(&netlink, None, &[], "up0", None).await.0, [""; 0], "the tunnel is no uplink");
+        let named = ["wire0".to_owned(), "eth9".to_owned()];
+        let (found, missing) = uplinks(&netlink, Some(&named), &[], "hauberk0", None).await;
         assert_eq!((found, missing), (vec!["wire0".to_owned()], vec!["eth9".to_owned()]));
         assert_eq!(netlink.link("eth9").await.unwrap(), None);
     });
@@ -362,7 +360,7 @@ fn beside_another_plugin_overlays_are_uplinks_and_their_absence_from_the_rules_d
         let netlink = Netlink::connect().unwrap();
         let (cluster_ranges, own_ranges) = ([net("10.244.0.0/15")], [net("10.244.1.0/24")]);
         let chained = Chained { cluster_ranges: &cluster_ranges, own_ranges: &own_ranges };
-        let (found, _) = uplinks(&netlink, &Automatic::Auto, &[], "hauberk0", Some(chained)).await;
+        let (found, _) = uplinks(&netlink, None, &[], "hauberk0", Some(chained)).await;
         assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), ["flannel.1".to_owned(), "up0".to_owned()].into());
         let overlay = netlink.link("flannel.1").await.unwrap().unwrap();
         assert_eq!((overlay.kind, overlay.header), (LinkKind::Overlay, Header::Ethernet));

@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hauberk_abi::framing::Framing;
 use hauberk_core::api::{Problem, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::events::NewEvent;
@@ -32,7 +33,6 @@ use crate::attachments::{self, Attachments};
 use crate::backend::{Progress, UserspaceConfig};
 use crate::cluster_config;
 use crate::config::Config;
-use crate::datapath::Framing;
 use crate::host::netfilter::Counters;
 use crate::observe::firewalls::Firewalls;
 use crate::world::{Device, Running, Shared};

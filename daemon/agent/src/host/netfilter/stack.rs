@@ -5,9 +5,9 @@ use std::fmt::Write;
 
 use hauberk_abi::layout::mark;
 
+use super::super::INTERFACE_PREFIX;
 use super::text::{LINK_SCOPE, TABLE, index_set, sets};
 use super::{Beside, Counters, Ruleset};
-use crate::attachments::INTERFACE_PREFIX;
 
 /// Puts the table in.
 pub(super) fn table(ruleset: &Ruleset, passable: &BTreeSet<u32>, counters: Counters, text: &mut String) {
