@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`hauberk_source`] | objects, from a folder of manifests |
 //! | [`reconcile`] | model to desired to plan, by `hauberk-core`; the loop |
-//! | [`apply`] | steps, carried out on [`datapath`] (eBPF), [`backend`] (tunnel) and [`host`] (links, routes, netfilter) |
+//! | [`apply`] | steps, carried out on [`datapath`] (eBPF), [`backend`] (tunnel) and [`hauberk_host`] (links, routes, netfilter) |
 //! | [`observe`] | status, flows, drops, metrics, self-test |
 //! | [`api`], [`uapi`] | answers to the CLI, the CNI plugin and `wg show` |
 //! | [`attachments`] | pods' interfaces and addresses on this node |
@@ -22,7 +22,6 @@ pub mod backend;
 pub mod cluster_config;
 pub mod config;
 pub mod datapath;
-pub mod host;
 pub mod install;
 pub mod lock;
 pub mod observe;

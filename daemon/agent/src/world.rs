@@ -8,11 +8,11 @@ use hauberk_core::api::{Event, KeyStatus, Problem, Severity, SourceStatus};
 use hauberk_core::desired::{Incremental, Owner, Policy};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::Model;
+use hauberk_host::netfilter::{Counters, Neighbours, PacketSocketGuard};
 use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::backend::Backend;
-use crate::host::netfilter::{Counters, Neighbours, PacketSocketGuard};
 use crate::observe::changes::Changes;
 use crate::observe::contests::Contests;
 use crate::observe::firewalls::Firewalls;

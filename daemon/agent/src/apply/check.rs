@@ -8,13 +8,13 @@ use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 use hauberk_core::api::{Problem, Severity};
 use hauberk_fault as fault;
+use hauberk_host::{Filter, sysctl};
 
 use super::devices::{WIRE, subject};
 use super::{ApplyError, Kernel};
 use crate::config::Config;
 use crate::datapath::query::OBSERVER_MINOR;
 use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Seat};
-use crate::host::{Filter, sysctl};
 
 /// How often a program's place is taken back within [`LONG`]: whoever wants it as well would have it taken for ever.
 const TRIES: usize = 5;

@@ -8,6 +8,7 @@ use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::{Hook, Settings};
 use hauberk_core::api::{Problem, Severity};
 use hauberk_fault as fault;
+use hauberk_host::{Beside, Chained, INTERFACE_PREFIX, Link, LinkKind, Netlink, Role, Ruleset, sysctl};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
@@ -15,7 +16,6 @@ use super::startup::tunnel_mtu;
 use super::{ApplyError, Kernel, Node};
 use crate::config::{CniInstall, Config};
 use crate::datapath::Datapath;
-use crate::host::{Beside, Chained, INTERFACE_PREFIX, Link, LinkKind, Netlink, Role, Ruleset, sysctl};
 
 /// What leaves is guarded before what arrives: a leak is worse than a loss.
 pub(super) const WIRE: [Hook; 2] = [Hook::ToWire, Hook::FromWire];

@@ -17,11 +17,11 @@ use hauberk_core::desired::LocalPod;
 use hauberk_core::model::{AttachmentKey, NodeNumber};
 use hauberk_core::plan::{Actual, Step};
 use hauberk_fault as fault;
+use hauberk_host::{HostError, INTERFACE_PREFIX, Link, Netfilter, Netlink, Ruleset};
 use ipnet::IpNet;
 
 use crate::backend::{Backend, BackendError, PeerStep};
 use crate::datapath::{Datapath, DatapathError};
-use crate::host::{self, HostError, INTERFACE_PREFIX, Link, Netfilter, Netlink, Ruleset};
 
 pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};
@@ -105,12 +105,12 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ApplyError::Host`].
-    pub async fn netfilter_counters(&self) -> Result<host::netfilter::Counters, ApplyError> {
+    pub async fn netfilter_counters(&self) -> Result<hauberk_host::netfilter::Counters, ApplyError> {
         Ok(self.netfilter.counters().await?)
     }
 
     /// How well this kernel can keep packet sockets from sending as pods.
-    pub fn packet_socket_guard(&self) -> host::netfilter::PacketSocketGuard {
+    pub fn packet_socket_guard(&self) -> hauberk_host::netfilter::PacketSocketGuard {
         self.netfilter.packet_socket_guard()
     }
 
@@ -125,8 +125,8 @@ impl Kernel {
     }
 
     /// The devices by which pods' packets come into the stack.
-    pub async fn pod_devices(&self) -> BTreeSet<host::netfilter::firewall::Device> {
-        use host::netfilter::firewall::Device;
+    pub async fn pod_devices(&self) -> BTreeSet<hauberk_host::netfilter::firewall::Device> {
+        use hauberk_host::netfilter::firewall::Device;
         if self.ruleset.chained.is_none() {
             return [Device::Prefix(INTERFACE_PREFIX.to_owned())].into();
         }
@@ -287,9 +287,9 @@ impl Kernel {
             Step::RemoveAttachment(pod) => self.detach(pod).await?,
             Step::PutRoute(route) => {
                 let source = self.source_for(route.destination.addr());
-                let route = host::Route {
+                let route = hauberk_host::Route {
                     destination: route.destination,
-                    via: host::Via::Node(route.via),
+                    via: hauberk_host::Via::Node(route.via),
                     source,
                     mtu: route.mtu,
                 };
@@ -409,7 +409,7 @@ impl Kernel {
         }
         let has = |v4: bool| pod.addresses.iter().any(|address| address.is_ipv4() == v4);
         fault::point("prepare a pod interface");
-        host::sysctl::prepare_pod_interface(&pod.host_interface, has(false))?;
+        hauberk_host::sysctl::prepare_pod_interface(&pod.host_interface, has(false))?;
         self.netlink.put_gateways(pod.host_index, has(true), has(false)).await?;
         // Routes and neighbours need the device up. The pod's own side is still down: nobody can send yet.
         self.netlink.set_up(pod.host_index).await?;
@@ -417,9 +417,9 @@ impl Kernel {
             fault::point("put a pod's neighbour entry");
             self.netlink.put_neighbour(pod.host_index, *address, pod.pod_mac).await?;
             fault::point("put a pod's route");
-            let route = host::Route {
+            let route = hauberk_host::Route {
                 destination: IpNet::from(*address),
-                via: host::Via::Device(pod.host_index),
+                via: hauberk_host::Via::Device(pod.host_index),
                 source: self.source_for(*address),
                 mtu: None,
             };

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 
 use hauberk_core::desired::Route;
 use hauberk_core::model::AttachmentKey;
+use hauberk_host::Hop;
 use ipnet::IpNet;
 
 use super::{ApplyError, Kernel};
-use crate::host::Hop;
 
 /// What is not in the routing table as it should be.
 #[derive(Debug, Default, PartialEq, Eq)]

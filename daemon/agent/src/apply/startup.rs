@@ -13,6 +13,7 @@ use hauberk_abi::layout::{Hook, Settings, flag};
 use hauberk_core::desired::Policy;
 use hauberk_core::model::NodeNumber;
 use hauberk_fault as fault;
+use hauberk_host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 use ipnet::IpNet;
 
 use super::devices::{Devices, no_uplink};
@@ -20,7 +21,6 @@ use super::{ApplyError, Kernel, Places};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
 use crate::datapath::Datapath;
-use crate::host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 
 /// What an outer IPv6 header, UDP and WireGuard take of a packet, bytes (IPv4: 60; a node's peers may have either).
 const OVERHEAD: u32 = 80;
@@ -253,7 +253,7 @@ impl Prepared {
         let Some(link) = link else {
             let source = std::io::Error::other("the tunnel was started but its device is not there");
             let action = format!("look up device {device}");
-            return Err(ApplyError::from(crate::host::HostError::Netlink { action, source }).into());
+            return Err(ApplyError::from(hauberk_host::HostError::Netlink { action, source }).into());
         };
         fault::point("attach a program to the tunnel");
         self.datapath.attach_and_look(Hook::FromTunnel, device, Framing::Ip).map_err(ApplyError::from)?;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use hauberk_core::api::{Adopt, Attachment, Reservation};
+use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
 use super::{AttachmentError, Attachments, Id, Keeper, MAX_INTERFACE, Records, check_names, parse_mac};
-use crate::host::INTERFACE_PREFIX;
 
 /// No plugin gives an interface more addresses.
 const MAX_ADDRESSES: usize = 64;

@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use hauberk_core::api::{Attachment, Reserve};
+use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
 pub use keeper::Keeper;
@@ -35,8 +36,6 @@ use keeper::Writer;
 pub use pool::Pools;
 pub use store::StoreError;
 use store::{Disk, Store};
-
-use crate::host::INTERFACE_PREFIX;
 
 /// Longest container id: it becomes part of a file's name.
 const MAX_CONTAINER: usize = 200;

@@ -5,12 +5,12 @@
 //! pair (its alias), so that the runtime's DEL finds it. The pod's name is in neither: it is the one that has the addresses.
 
 use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
+use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
 use super::keeper::gateway;
 use super::{AttachmentError, Keeper, Records, Settings, check_names};
 use crate::apply::Held;
-use crate::host::INTERFACE_PREFIX;
 
 /// What hauberk-cni notes begins with this; `container/interface` follows.
 const ALIAS_PREFIX: &str = "hauberk:";
@@ -79,9 +79,10 @@ pub(super) fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
 mod tests {
     use std::net::IpAddr;
 
+    use hauberk_host::{Header, Link, LinkKind};
+
     use super::*;
     use crate::attachments::tests::{open, request, settings};
-    use crate::host::{Header, Link, LinkKind};
 
     /// What the kernel has of a pod that got this reservation.
     fn held(container: &str, index: u32, reservation: &Reservation) -> Held {

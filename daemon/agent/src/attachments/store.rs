@@ -13,7 +13,7 @@ use hauberk_core::api::Attachment;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::host::hint;
+use hauberk_host::hint;
 
 /// The format's version: another one's files are reported, not guessed at.
 const VERSION: u32 = 1;

@@ -226,7 +226,7 @@ impl Datapath {
     }
 
     /// Asks the kernel whether `hook` runs on the interface, and who gets between it and the wire (or the pod). With
-    /// clsact the kernel is asked by netlink instead ([`crate::host::Netlink`]): here it is taken for attached.
+    /// clsact the kernel is asked by netlink instead ([`hauberk_host::Netlink`]): here it is taken for attached.
     ///
     /// # Errors
     /// [`DatapathError::Attach`] if the kernel does not tell, as when the interface is gone.

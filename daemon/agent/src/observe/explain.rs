@@ -7,9 +7,9 @@ use hauberk_abi::reason::{DropReason, Encryption, Why};
 use hauberk_core::api::{Explanation, Party};
 use hauberk_core::explain::{ResolveError, Resolved, resolve_pair};
 use hauberk_core::model::NodeNumber;
+use hauberk_host::netfilter::firewall::Way;
 
 use super::{Eyes, drops, flows};
-use crate::host::netfilter::firewall::Way;
 use crate::world::{Shared, World, key_status};
 
 /// The AEAD of every WireGuard packet (whitepaper, section 5.4).

@@ -2,7 +2,7 @@
 
 use hauberk_core::api::{Problem, Severity};
 
-use crate::host::netfilter::firewall::{Finding, Way, Ways};
+use hauberk_host::netfilter::firewall::{Finding, Way, Ways};
 
 /// What was found, and on which ways it was looked for.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

@@ -2,7 +2,7 @@
 
 use hauberk_core::api::{Problem, Severity};
 
-use crate::host::netfilter::{Counters, Neighbours};
+use hauberk_host::netfilter::{Counters, Neighbours};
 
 /// So few may be on their way between two looks, or have ended of old age.
 const FEW: u64 = 3;

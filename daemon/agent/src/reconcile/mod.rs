@@ -21,6 +21,7 @@ use hauberk_core::desired::Policy;
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, NodeNumber};
 use hauberk_core::plan::{Actual, Scope, Step, plan_within};
+use hauberk_host::netfilter::Counters;
 use hauberk_source::Source;
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -33,7 +34,6 @@ use crate::attachments::{self, Attachments};
 use crate::backend::{Progress, UserspaceConfig};
 use crate::cluster_config;
 use crate::config::Config;
-use crate::host::netfilter::Counters;
 use crate::observe::firewalls::Firewalls;
 use crate::world::{Device, Running, Shared};
 

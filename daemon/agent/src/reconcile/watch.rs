@@ -1,13 +1,13 @@
 //! What others do to the kernel: devices that come and go, programs, rules, routes and settings that somebody takes away. All of it
 //! is read back and repaired; until it is, the node is not ready.
 
-use crate::host::netfilter::{Counters, Neighbours};
 use crate::observe::losses;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hauberk_core::api::Problem;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::plan::{Actual, Scope};
+use hauberk_host::netfilter::{Counters, Neighbours};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};

@@ -11,13 +11,13 @@ use super::{Abilities, Counters, Device, Ruleset, frames, stack};
 pub(super) const TABLE: &str = "hauberk";
 
 /// Asks for what a chain at a device's egress needs, on a device that always exists.
-pub(crate) const EGRESS_PROBE: &str =
+pub const EGRESS_PROBE: &str =
     "table netdev hauberk_probe {\n  chain probe {\n    type filter hook egress device \"lo\" priority 0;\n  }\n}\n";
 /// Asks for what tells packets of the IP stack from those of packet sockets.
-pub(crate) const ROUTING_PROBE: &str = "table netdev hauberk_probe {\n  chain probe {\n    type filter hook egress device \"lo\" priority 0;\n    \
+pub const ROUTING_PROBE: &str = "table netdev hauberk_probe {\n  chain probe {\n    type filter hook egress device \"lo\" priority 0;\n    \
      meta rtclassid 0-4294967295 accept\n    meta skuid 0-4294967294 drop\n  }\n}\n";
 /// Asks for chains at the ports of bridges.
-pub(crate) const BRIDGE_PROBE: &str =
+pub const BRIDGE_PROBE: &str =
     "table bridge hauberk_probe {\n  chain probe {\n    type filter hook postrouting priority -300;\n  }\n}\n";
 
 /// What stays on its link is let by: multicast of link scope, and questions for neighbours, which no router passes on.

@@ -32,7 +32,7 @@ impl Neighbours {
 }
 
 /// The kernel lists the tables that iptables-legacy has made; those of iptables-nft are nftables' own.
-pub(crate) fn has_legacy_tables() -> bool {
+pub fn has_legacy_tables() -> bool {
     ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
         .iter()
         .any(|path| fs::read_to_string(path).is_ok_and(|names| !names.trim().is_empty()))

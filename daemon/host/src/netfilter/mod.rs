@@ -35,9 +35,8 @@ use tokio::process::Command;
 use super::HostError;
 use text::Tables;
 
-pub use neighbours::Neighbours;
-pub(crate) use neighbours::has_legacy_tables;
-pub(crate) use text::{BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
+pub use neighbours::{Neighbours, has_legacy_tables};
+pub use text::{BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 
 /// What the rules depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

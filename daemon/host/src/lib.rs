@@ -4,6 +4,7 @@
 //! Everything that is made here can be told from what others made, and only that is ever removed: routes carry a protocol
 //! number of their own ([`ROUTE_PROTOCOL`]), rules are in tables of their own, addresses and neighbours are on pods' own
 //! interfaces and go with them.
+#![cfg_attr(not(test), forbid(unsafe_code))]
 
 mod address;
 pub mod devices;
@@ -68,7 +69,7 @@ pub enum HostError {
 
 /// The likely cause of an error, to follow the kernel's own word for it: what is usual in this place, unless it is one that can
 /// come in any.
-pub(crate) fn hint(error: &io::Error, usual: &str) -> String {
+pub fn hint(error: &io::Error, usual: &str) -> String {
     use nix::errno::Errno;
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE) => "; the agent has too many files open: raise its limit (LimitNOFILE)".into(),
