@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hauberk_core::api::PodReference;
+use hauberk_api::PodReference;
 
 use crate::arguments::{self, shortened};
 use crate::error::CniError;

@@ -1,6 +1,6 @@
 //! ADD: reserve, make the pair, have the agent attach its programs, then and only then let the pod's end come up.
 
-use hauberk_core::api::{Attach, Reserve};
+use hauberk_api::{Attach, Reserve};
 
 use crate::agent::Agent;
 use crate::commands::{ALIAS_PREFIX, UNDO_LIMIT};

@@ -1,7 +1,7 @@
 //! ADD and CHECK behind another plugin: its interface is guarded, and nothing else about it is changed but the size of what
 //! the pod sends.
 
-use hauberk_core::api::{Adopt, Attach, Reserve};
+use hauberk_api::{Adopt, Attach, Reserve};
 use serde_json::Value;
 
 use crate::agent::Agent;

@@ -1,6 +1,6 @@
 //! GC: takes away every attachment that the runtime does not name as valid, however far that one gets.
 
-use hauberk_core::api::Attachment;
+use hauberk_api::Attachment;
 
 use crate::agent::Agent;
 use crate::config::{NetworkConfig, ValidAttachment};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use hauberk_core::api::{Attachment, Problem, Severity};
+use hauberk_api::{Attachment, Problem, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{Change, Model};

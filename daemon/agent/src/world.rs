@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hauberk_abi::address::Address;
-use hauberk_core::api::{Event, KeyStatus, Problem, Severity, SourceStatus};
+use hauberk_api::{Event, KeyStatus, Problem, Severity, SourceStatus};
 use hauberk_core::desired::{Incremental, Owner, Policy};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::Model;

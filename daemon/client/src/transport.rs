@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use hauberk_core::api::ApiError;
+use hauberk_api::ApiError;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, header};

@@ -16,11 +16,9 @@
 //! | [`explain`] | who an address or a name is, for a reader |
 //! | [`addresses`] | which addresses a node's devices have, as its agent publishes them |
 //! | [`events`] | what the operator should hear of |
-//! | [`api`] | what the agent tells its clients |
 #![forbid(unsafe_code)]
 
 pub mod addresses;
-pub mod api;
 pub mod convergence;
 pub mod desired;
 pub mod events;

@@ -16,10 +16,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hauberk_abi::address::Address;
+use hauberk_api::{Attachment, PodReference};
 use hauberk_keyring::published;
 use ipnet::IpNet;
 
-use crate::api::{Attachment, PodReference};
 use crate::convergence::Acknowledged;
 use crate::events::NewEvent;
 use crate::model::claims::Claims;

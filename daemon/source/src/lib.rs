@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use hauberk_core::api::SourceStatus;
+use hauberk_api::SourceStatus;
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::Change;
 use tokio::sync::{mpsc, watch};

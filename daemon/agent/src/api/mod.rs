@@ -1,5 +1,5 @@
 //! The agent's API: JSON over HTTP on a unix socket, and `/metrics`, `/healthz` and `/readyz` on TCP as well. The types and
-//! paths are `hauberk_core::api`'s.
+//! paths are `hauberk_api`'s.
 
 mod attachments;
 mod connections;
@@ -15,7 +15,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use hauberk_core::api::ApiError;
+use hauberk_api::ApiError;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tracing::warn;

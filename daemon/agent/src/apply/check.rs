@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use hauberk_fault as fault;
 use hauberk_host::{Filter, sysctl};
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::{Hook, Settings};
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use hauberk_fault as fault;
 use hauberk_host::{Beside, Chained, INTERFACE_PREFIX, Link, LinkKind, Netlink, Role, Ruleset, sysctl};
 use ipnet::IpNet;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use hauberk_core::api::{Adopt, Attachment, Reservation};
+use hauberk_api::{Adopt, Attachment, Reservation};
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
@@ -138,7 +138,7 @@ fn refused(adopt: &Adopt, problem: &str) -> AttachmentError {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use hauberk_core::api::{Attach, Reserve};
+    use hauberk_api::{Attach, Reserve};
 
     use super::*;
     use crate::attachments::Settings;

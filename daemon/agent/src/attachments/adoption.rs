@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
-use hauberk_core::api::{Adopt, Attach, Attachment};
+use hauberk_api::{Adopt, Attach, Attachment};
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{AttachmentKey, Change};
 use hauberk_host::{HostError, Link, LinkKind, Netlink};

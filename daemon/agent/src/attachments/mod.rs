@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use hauberk_core::api::{Attachment, Reserve};
+use hauberk_api::{Attachment, Reserve};
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 

@@ -4,7 +4,7 @@
 //! The programs' tables have the addresses and MAC addresses, and hauberk-cni noted the container with the host side of each
 //! pair (its alias), so that the runtime's DEL finds it. The pod's name is in neither: it is the one that has the addresses.
 
-use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
+use hauberk_api::{Attach, Attachment, Reservation, Reserve};
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 

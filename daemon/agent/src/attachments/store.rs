@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hauberk_core::api::Attachment;
+use hauberk_api::Attachment;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use hauberk_core::api::ConfigurationStatus;
+use hauberk_api::ConfigurationStatus;
 use hauberk_source::Source;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;

@@ -1,6 +1,6 @@
 //! Chains of other programs that drop what pods send or are sent: the ways that nobody else would tell of.
 
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 
 use hauberk_host::netfilter::firewall::{Finding, Way, Ways};
 

@@ -1,6 +1,6 @@
 //! Packets that came out of the tunnel and that the IP stack lost: seldom hauberk's doing, and nothing else tells of it.
 
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 
 use hauberk_host::netfilter::{Counters, Neighbours};
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hauberk_abi::layout::map;
-use hauberk_core::api::{ConfigurationStatus, PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
+use hauberk_api::{ConfigurationStatus, PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
 use hauberk_core::convergence::convergence;
 use hauberk_host::netfilter::PacketSocketGuard;
 use jiff::Timestamp;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use hauberk_core::api::Severity;
+use hauberk_api::Severity;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeObject};
 use hauberk_core::{addresses, convergence};

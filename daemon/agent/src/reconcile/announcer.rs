@@ -99,7 +99,7 @@ mod tests {
 
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
-    use hauberk_core::api::SourceStatus;
+    use hauberk_api::SourceStatus;
     use hauberk_source::Batch;
     use tokio::sync::{Semaphore, mpsc, watch};
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hauberk_abi::framing::Framing;
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, NodeNumber};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hauberk_core::api::ConfigurationStatus;
+use hauberk_api::ConfigurationStatus;
 use hauberk_source::Source;
 use hauberk_source::directory::Directory;
 use hauberk_source::kubernetes::Kubernetes;

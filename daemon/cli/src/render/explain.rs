@@ -1,6 +1,6 @@
 //! `hauberk explain`: the verdict first, then what it follows from.
 
-use hauberk_core::api::{Explanation, Party, Protection};
+use hauberk_api::{Explanation, Party, Protection};
 use jiff::Timestamp;
 
 use crate::render::page::{self, Page, painted};

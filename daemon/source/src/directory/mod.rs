@@ -28,7 +28,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
-use hauberk_core::api::SourceStatus;
+use hauberk_api::SourceStatus;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch as signal};
 

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hauberk_core::api::SourceStatus;
+use hauberk_api::SourceStatus;
 use hauberk_core::model::Change;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hauberk_core::api::SourceStatus;
+use hauberk_api::SourceStatus;
 use hauberk_core::events::NewEvent;
 use jiff::Timestamp;
 

@@ -16,6 +16,7 @@
 //! | `GET /healthz`, `/readyz`, `/metrics` | | text |
 //!
 //! Errors are [`ApiError`] with a 4xx or 5xx status. Times are RFC 3339 in UTC; durations say their unit in the name.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
