@@ -18,6 +18,9 @@
 //! Errors are [`ApiError`] with a 4xx or 5xx status. Times are RFC 3339 in UTC; durations say their unit in the name.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+pub mod client;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 

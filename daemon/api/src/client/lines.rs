@@ -10,7 +10,7 @@ use hyper::Response;
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 
-use crate::ClientError;
+use super::ClientError;
 
 /// No line may be longer, bytes: a record is a few hundred.
 const LINE_LIMIT: usize = 1 << 20;

@@ -1,9 +1,8 @@
-//! Client of the agent's API (`hauberk_api`): JSON over HTTP on a unix socket. The CLI, the CNI plugin and the test
+//! Client of the agent's API ([`crate`]): JSON over HTTP on a unix socket. The CLI, the CNI plugin and the test
 //! harness talk to the agent through it and through nothing else.
 //!
 //! One connection per call: the agent is on the same machine, and a call that hangs cannot hold up the next one. Every call
 //! has a deadline.
-#![forbid(unsafe_code)]
 
 mod error;
 mod lines;
@@ -12,11 +11,11 @@ mod transport;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hauberk_api::{
-    Adopt, Adopted, Attach, Attachment, Drops, Event, Explanation, FlowRecord, Maps, Reservation, Reserve, Status,
-};
 use hyper::{Method, StatusCode};
 
+use crate::{
+    Adopt, Adopted, Attach, Attachment, Drops, Event, Explanation, FlowRecord, Maps, Reservation, Reserve, Status,
+};
 pub use error::ClientError;
 pub use lines::Lines;
 

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use hauberk_api::ApiError;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, header};
@@ -12,7 +11,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::ClientError;
+use super::ClientError;
+use crate::ApiError;
 
 /// No answer may be larger, bytes: a full map dump of the largest configured maps is a tenth of it.
 const ANSWER_LIMIT: usize = 256 << 20;

@@ -9,8 +9,8 @@ use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use hauberk_api::client::{Client, ClientError, Readiness};
 use hauberk_api::{ApiError, Attach, DropCount, Drops, Reservation, Reserve};
-use hauberk_client::{Client, ClientError, Readiness};
 use tokio_stream::StreamExt;
 
 struct Server {
