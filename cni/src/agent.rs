@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use hauberk_client::{Client, ClientError};
+use hauberk_api::client::{Client, ClientError};
 use tokio::time::Instant;
 
 use crate::config::NetworkConfig;

@@ -1,6 +1,6 @@
 //! `CNI_ARGS`: what the runtime says about the pod, as `KEY=VALUE` joined by `;`.
 
-use hauberk_core::api::PodReference;
+use hauberk_api::PodReference;
 
 use crate::error::CniError;
 use crate::name;

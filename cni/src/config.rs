@@ -142,7 +142,7 @@ pub fn parse(input: &[u8]) -> Result<NetworkConfig, CniError> {
             reason: "the agent gives pods their addresses, from the node's podCIDRs; remove the field",
         });
     }
-    let socket = written.socket.unwrap_or_else(|| PathBuf::from(hauberk_client::DEFAULT_SOCKET));
+    let socket = written.socket.unwrap_or_else(|| PathBuf::from(hauberk_api::client::DEFAULT_SOCKET));
     if !socket.is_absolute() {
         return Err(CniError::Config(format!("socket is {}: it must be an absolute path", socket.display())));
     }

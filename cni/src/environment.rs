@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hauberk_core::api::{PodReference, Reserve};
+use hauberk_api::{PodReference, Reserve};
 
 use crate::arguments::{self, shortened};
 use crate::error::CniError;

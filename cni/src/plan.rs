@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use hauberk_core::api::Reservation;
+use hauberk_api::Reservation;
 use ipnet::IpNet;
 
 use crate::error::CniError;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hauberk_core::api::Protection;
+use hauberk_api::Protection;
 use hauberk_netns::traffic::TcpStreamer;
 use hauberk_netns::{Family, Marker, analysis};
 

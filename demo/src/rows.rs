@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use hauberk_core::api::{Explanation, FlowRecord};
+use hauberk_api::{Explanation, FlowRecord};
 use hauberk_netns::{Marker, Party};
 use jiff::Timestamp;
 

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use hauberk_agent::source::directory::annotate::edit;
-use hauberk_agent::source::directory::document::{Format, read, split};
+use hauberk_source::directory::annotate::edit;
+use hauberk_source::directory::document::{Format, read, split};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -1,8 +1,8 @@
 //! A file in the folder of manifests, half written or hostile.
 #![no_main]
 
-use hauberk_agent::source::directory::document::{Format, read, split};
-use hauberk_agent::source::directory::manifest::objects;
+use hauberk_source::directory::document::{Format, read, split};
+use hauberk_source::directory::manifest::objects;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -1,7 +1,7 @@
 //! ADD: reserve, create the pair, let the agent attach its programs, and only then set the pod's
 //! end up.
 
-use hauberk_core::api::Attach;
+use hauberk_api::Attach;
 
 use crate::agent::Agent;
 use crate::commands::{ALIAS_PREFIX, UNDO_LIMIT};

@@ -1,7 +1,7 @@
 //! ADD and CHECK after another plugin: its interface is guarded. Nothing else about it changes
 //! except the size of packets that the pod sends.
 
-use hauberk_core::api::{Adopt, Attach};
+use hauberk_api::{Adopt, Attach};
 use serde_json::Value;
 
 use crate::agent::Agent;

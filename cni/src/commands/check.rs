@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use hauberk_core::api::Attachment;
+use hauberk_api::Attachment;
 
 use crate::agent::Agent;
 use crate::config::NetworkConfig;

@@ -1,7 +1,7 @@
 //! GC: removes every attachment that the runtime does not list as valid, and tries all of them even
 //! if some fail.
 
-use hauberk_core::api::Attachment;
+use hauberk_api::Attachment;
 
 use crate::agent::Agent;
 use crate::config::{NetworkConfig, ValidAttachment};

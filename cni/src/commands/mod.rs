@@ -9,7 +9,7 @@ mod status;
 
 use std::time::Duration;
 
-use hauberk_core::api::FailedAdd;
+use hauberk_api::FailedAdd;
 
 use crate::agent::Agent;
 use crate::config::NetworkConfig;

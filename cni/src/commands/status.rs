@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hauberk_client::Readiness;
+use hauberk_api::client::Readiness;
 
 use crate::agent::Agent;
 use crate::config::NetworkConfig;

@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use hauberk_core::api::{Adopt, Adopted, ApiError, Attach, Attachment, FailedAdd, Reservation, Reserve};
+use hauberk_api::{Adopt, Adopted, ApiError, Attach, Attachment, FailedAdd, Reservation, Reserve};
 use serde_json::Value;
 
 /// A network namespace of this test, removed at its end.

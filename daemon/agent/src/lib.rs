@@ -5,9 +5,9 @@
 //! ```
 //! | module | stage |
 //! |---|---|
-//! | [`source`] | objects, from a folder of manifests or an API server |
+//! | [`hauberk_source`] | objects, from a folder of manifests or an API server |
 //! | [`reconcile`] | model to desired to plan, by `hauberk-core`; the loop |
-//! | [`apply`] | carries out steps on [`datapath`] (eBPF), [`backend`] (tunnel) and [`host`] |
+//! | [`apply`] | carries out steps on [`datapath`] (eBPF), [`backend`] (tunnel) and [`hauberk_host`] |
 //! | [`observe`] | status, flows, drops, metrics, self-test |
 //! | [`api`], [`uapi`] | answers to the CLI, the CNI plugin and `wg show` |
 //! | [`attachments`] | pods' interfaces and addresses on this node |
@@ -22,8 +22,6 @@ pub mod backend;
 pub mod cluster_config;
 pub mod config;
 pub mod datapath;
-pub mod fault;
-pub mod host;
 pub mod install;
 pub mod lock;
 pub mod observe;
@@ -32,7 +30,6 @@ pub mod report;
 mod restart;
 pub mod run;
 pub mod selfcheck;
-pub mod source;
 #[allow(unsafe_code, reason = "see the module")]
 mod syscalls;
 #[cfg(test)]

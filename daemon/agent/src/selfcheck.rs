@@ -14,14 +14,14 @@ use std::process::{Command, Stdio};
 use aya::maps::MapType;
 use aya::programs::{ProgramType, TcAttachType};
 use aya::sys::{is_map_supported, is_program_supported};
+use hauberk_host::INTERFACE_PREFIX;
+use hauberk_host::netfilter::firewall::{self, Device, Way, Ways};
+use hauberk_host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::attachments::INTERFACE_PREFIX;
 use crate::config::{AttachMode, Automatic, CniInstall, Config, HostRouting};
 use crate::datapath::{query, try_programs};
-use crate::host::netfilter::firewall::{self, Device, Way, Ways};
-use crate::host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 use crate::observe::firewalls::Firewalls;
 
 /// Where the BPF file system is mounted by convention.

@@ -2,7 +2,7 @@
 //! would have for it.
 
 use axum::Router;
-use hauberk_core::api::SourceStatus;
+use hauberk_api::SourceStatus;
 use hauberk_core::desired::Policy;
 use kube::{Client, Config};
 

@@ -31,7 +31,7 @@ Exit codes:
 #[command(name = "hauberk", version, after_help = AFTER_HELP, max_term_width = 110, propagate_version = true)]
 pub(crate) struct Arguments {
     /// The agent's socket
-    #[arg(long, global = true, value_name = "PATH", default_value = hauberk_client::DEFAULT_SOCKET)]
+    #[arg(long, global = true, value_name = "PATH", default_value = hauberk_api::client::DEFAULT_SOCKET)]
     pub(crate) socket: PathBuf,
 
     /// When to colour the output

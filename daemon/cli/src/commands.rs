@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::CommandFactory;
-use hauberk_client::Client;
+use hauberk_api::client::Client;
 use jiff::Timestamp;
 use serde::Serialize;
 

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use hauberk_core::api::FlowRecord;
+use hauberk_api::FlowRecord;
 
 use crate::arguments::FilterArguments;
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use hauberk_core::api::{Explanation, Protection, Severity, Status};
+use hauberk_api::{Explanation, Protection, Severity, Status};
 
 /// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use blake2::{Blake2s256, Digest};
 use hauberk_abi::identity::Protection;
+use hauberk_api::NamespaceStatus;
 use serde::{Deserialize, Serialize};
 
-use crate::api::NamespaceStatus;
 use crate::desired::Policy;
 use crate::model::Model;
 use crate::protection;

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::identity::{Identity, Kind};
+use hauberk_api::{Party, Protection};
 
-use crate::api::{Party, Protection};
 use crate::desired::{Desired, Owner, Policy};
 use crate::model::{Model, Pod, PodName, read_from};
 use crate::protection;

@@ -17,11 +17,9 @@
 //! | [`explain`] | resolves a name or an address to a party, in words |
 //! | [`addresses`] | the annotation in which an agent publishes its devices' addresses |
 //! | [`events`] | what the operator should be told |
-//! | [`api`] | what the agent tells its clients |
 #![forbid(unsafe_code)]
 
 pub mod addresses;
-pub mod api;
 pub mod convergence;
 pub mod desired;
 pub mod events;

@@ -16,9 +16,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hauberk_abi::address::Address;
+use hauberk_api::{Attachment, PodReference};
 use ipnet::IpNet;
 
-use crate::api::{Attachment, PodReference};
 use crate::events::NewEvent;
 use crate::model::claims::Claims;
 use crate::model::departed::Departed;

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
+use hauberk_api::{Attach, Attachment, PodReference, Reservation, Reserve};
 use hauberk_keyring::published::{self, PublicKey, Published};
 use ipnet::IpNet;
 
-use crate::api::{Attach, Attachment, PodReference, Reservation, Reserve};
 use crate::desired::{Desired, Followed, Incremental, Policy, desired};
 use crate::events::NewEvent;
 use crate::model::{Change, Model, NamespaceObject, NodeAddress, NodeObject, PodName, PodObject};

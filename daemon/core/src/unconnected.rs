@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use hauberk_abi::identity::Protection;
 use ipnet::IpNet;
 
-use crate::api::Attachment;
 use crate::desired::Policy;
 use crate::model::{AttachmentKey, Model, Pod, PodName, PodOf};
 use crate::protection;
+use hauberk_api::Attachment;
 
 /// What is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,9 +102,9 @@ fn is_running(model: &Model, pod: &Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Attach, PodReference};
     use crate::model::{Change, PodObject};
     use crate::testing::{World, attachment, ip, pod};
+    use hauberk_api::{Attach, PodReference};
 
     const THERE: u32 = 7;
     const GONE: u32 = 8;

@@ -14,12 +14,14 @@
 //! | [`reason`] | drop reasons, encryption values and their reasons |
 //! | [`flow`] | flow keys, flow entries and the events sent to the agent |
 //! | [`too_big`] | the answer to a packet that is too big for the tunnel |
+//! | [`framing`] | what a device's packets begin with, and which program reads them there |
 //! | [`layout`] | the remaining map values: settings, attachments, peers, marks |
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
 pub mod address;
 pub mod flow;
+pub mod framing;
 pub mod identity;
 pub mod judge;
 pub mod layout;

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hauberk_core::api::{Drops, Event, Explanation, FlowRecord, Status};
+use hauberk_api::{Drops, Event, Explanation, FlowRecord, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::{Maps, PeerState};
+use hauberk_api::{Maps, PeerState};
 use serde_json::{Value, json};
 
 use crate::analysis::{self, Sighting};
@@ -213,7 +213,7 @@ impl Cluster {
     ///
     /// # Errors
     /// It never did; the message says which nodes are missing.
-    pub fn wait_converged(&self, namespace: &str, protection: hauberk_core::api::Protection) -> Result<()> {
+    pub fn wait_converged(&self, namespace: &str, protection: hauberk_api::Protection) -> Result<()> {
         for node in &self.nodes {
             wait::eventually(format!("{namespace} to be {protection:?} everywhere, says {}", node.name), || {
                 let status = node.agent.status()?;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use hauberk_core::api::{Maps, Problem, Severity};
+use hauberk_api::{Maps, Problem, Severity};
 use hauberk_netns::capture::{Capture, Moment};
 use hauberk_netns::traffic::{Exchange, Protocol, exchange, wait_answered};
 use hauberk_netns::{
@@ -292,7 +292,7 @@ fn translated(context: &Context) -> Result<()> {
 fn wait_event(node: &Node, reason: &str, objects: &[&str]) -> Result<()> {
     eventually(format!("{} to tell {reason} of {objects:?}", node.name), || {
         let events = node.agent.events()?;
-        let named = |event: &hauberk_core::api::Event| {
+        let named = |event: &hauberk_api::Event| {
             event.reason == reason && objects.iter().all(|object| event.objects.iter().any(|other| other == object))
         };
         Ok(events.iter().any(named).then_some(()))

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::{Attachment, FlowRecord, Maps};
+use hauberk_api::{Attachment, FlowRecord, Maps};
 use hauberk_netns::analysis;
 use hauberk_netns::capture::{Frame, Moment};
 use hauberk_netns::chain::Chain;
@@ -422,7 +422,7 @@ fn adoption(context: &Context) -> Result<()> {
     live.patience = Duration::from_secs(30);
     ensure!(exchange(&live)?.answered, "plain pods do not talk any more");
     cluster.namespace("payments", Some("enabled"))?;
-    cluster.wait_converged("payments", hauberk_core::api::Protection::Enabled)?;
+    cluster.wait_converged("payments", hauberk_api::Protection::Enabled)?;
     let since = cluster.capture.sync()?;
     for family in Family::ALL {
         for (client, server) in [(a, b), (b, a)] {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::{Attachment as Held, Maps, Severity};
+use hauberk_api::{Attachment as Held, Maps, Severity};
 use hauberk_netns::netns::feed;
 use hauberk_netns::plugin::{self, Attachment};
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};

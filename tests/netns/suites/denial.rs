@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use hauberk_core::api::{Event, FlowRecord, PeerState};
+use hauberk_api::{Event, FlowRecord, PeerState};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::manifests::{self, KEYS};
 use hauberk_netns::traffic::{Exchange, Protocol, UdpStreamer, exchange, wait_answered};

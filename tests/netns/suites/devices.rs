@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::Severity;
+use hauberk_api::Severity;
 use hauberk_netns::capture::{Capture, Moment};
 use hauberk_netns::traffic::{Exchange, Outcome, Protocol, UdpStreamer, exchange};
 use hauberk_netns::{

@@ -2,7 +2,7 @@
 //! same guarantees; the next agent takes them over and uninstall removes them, like links.
 
 use anyhow::{Result, ensure};
-use hauberk_core::api::Severity;
+use hauberk_api::Severity;
 use hauberk_netns::capture::Moment;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Setup, Test, eventually, programs};

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use hauberk_core::api::Protection;
+use hauberk_api::Protection;
 use hauberk_netns::traffic::{TcpStreamer, UdpStreamer};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Setup, Test, eventually};
 

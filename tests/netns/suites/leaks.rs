@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::{Drops, Problem, Severity};
+use hauberk_api::{Drops, Problem, Severity};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::inject::{self, Forged};
 use hauberk_netns::{

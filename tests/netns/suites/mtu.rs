@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::Attachment;
+use hauberk_api::Attachment;
 use hauberk_netns::capture::Moment;
 use hauberk_netns::traffic::{bulk_tcp, send_of_size, super_datagram};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Party, Pod, Setup, Test, analysis, eventually};

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::netns::Netns;
 use hauberk_netns::traffic::{Exchange, Protocol, assert_answered, exchange};

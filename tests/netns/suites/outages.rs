@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::{Problem, Protection, Severity};
+use hauberk_api::{Problem, Protection, Severity};
 use hauberk_netns::capture::{Capture, Moment};
 use hauberk_netns::netns::Netns;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange, wait_answered};
@@ -266,7 +266,7 @@ fn node_object_gone(context: &Context) -> Result<()> {
     ensure!(message.contains("no Node object") && message.contains("payments/a"), "{message}");
     ensure!(here.cli(&["status"])?.0 == 2, "`hauberk status` is content");
     let events = here.agent.events()?;
-    let named = |event: &&hauberk_core::api::Event| event.objects == [format!("Node/{}", gone.name)];
+    let named = |event: &&hauberk_api::Event| event.objects == [format!("Node/{}", gone.name)];
     ensure!(events.iter().filter(named).any(|event| event.reason == "NodeMissing"), "{events:?}");
     field.cluster.manifests.put("node", &gone.name, &object)?;
     eventually("no problem with the node", || Ok(told()?.is_none().then_some(())))?;

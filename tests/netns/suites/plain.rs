@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::Attachment;
+use hauberk_api::Attachment;
 use hauberk_netns::capture::{Frame, Moment};
 use hauberk_netns::traffic::{Protocol, assert_answered, bulk_tcp, send_of_size};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Party, Pod, Setup, Test};

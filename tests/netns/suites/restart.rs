@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_core::api::Attachment as Held;
+use hauberk_api::Attachment as Held;
 use hauberk_netns::capture::Moment;
 use hauberk_netns::plugin::Attachment;
 use hauberk_netns::traffic::{Exchange, Protocol, TcpStreamer, UdpStreamer, exchange};

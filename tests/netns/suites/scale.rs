@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use hauberk_core::api::Protection;
+use hauberk_api::Protection;
 use hauberk_netns::capture::Moment;
 use hauberk_netns::endpoints::Endpoints;
 use hauberk_netns::manifests::{self, KEYS};

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use hauberk_abi::address::Address;
-use hauberk_core::api::{Adopt, Adopted, Attach, Attachment, FailedAdd, Reservation, Reserve};
+use hauberk_api::{Adopt, Adopted, Attach, Attachment, FailedAdd, Reservation, Reserve};
 use hauberk_core::model::{AttachmentKey, Change};
 use tracing::warn;
 

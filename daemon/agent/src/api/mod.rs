@@ -1,5 +1,5 @@
 //! The agent's API: JSON over HTTP on a unix socket; `/metrics`, `/healthz` and `/readyz` also on
-//! TCP. `hauberk_core::api` has the types and paths.
+//! TCP. `hauberk_api` has the types and paths.
 
 mod attachments;
 mod connections;
@@ -15,7 +15,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use hauberk_core::api::ApiError;
+use hauberk_api::ApiError;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tracing::warn;

@@ -8,7 +8,7 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
-use hauberk_core::api::{Drops, Event, Explanation, FlowRecord, Maps, Severity, Status};
+use hauberk_api::{Drops, Event, Explanation, FlowRecord, Maps, Severity, Status};
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 

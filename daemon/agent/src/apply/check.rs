@@ -4,16 +4,17 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
+use hauberk_fault as fault;
+use hauberk_host::{Filter, sysctl};
 
 use super::devices::{WIRE, subject};
 use super::{ApplyError, Kernel};
 use crate::config::Config;
 use crate::datapath::query::OBSERVER_MINOR;
-use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Framing, Seat};
-use crate::fault;
-use crate::host::{Filter, sysctl};
+use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Seat};
 
 /// How often a program's place is taken back within [`LONG`]. Another program that wants the same
 /// place would otherwise compete for it forever.

@@ -4,18 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::{Hook, Settings};
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
+use hauberk_fault as fault;
+use hauberk_host::{Beside, Chained, INTERFACE_PREFIX, Link, LinkKind, Netlink, Role, Ruleset, sysctl};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::startup::tunnel_mtu;
 use super::{ApplyError, Kernel, Node};
-use crate::attachments::INTERFACE_PREFIX;
-use crate::config::{Automatic, CniInstall, Config};
-use crate::datapath::{Datapath, Framing};
-use crate::fault;
-use crate::host::{Beside, Chained, Link, LinkKind, Netlink, Role, Ruleset, sysctl};
+use crate::config::{CniInstall, Config};
+use crate::datapath::Datapath;
 
 /// Egress is guarded before ingress: a leak is worse than a loss.
 pub(super) const WIRE: [Hook; 2] = [Hook::ToWire, Hook::FromWire];
@@ -170,8 +170,8 @@ impl Devices {
         let addresses: BTreeSet<IpAddr> = node.addresses.iter().copied().collect();
         let chained = chained(config, cluster_ranges, node);
         let key = |link: &Link| (link.index, link.name.clone(), link.mtu);
-        let (found, missing) =
-            netlink.uplinks(links, &config.uplinks, &addresses, &config.tunnel.device, chained).await?;
+        let configured = config.uplinks.given().map(Vec::as_slice);
+        let (found, missing) = netlink.uplinks(links, configured, &addresses, &config.tunnel.device, chained).await?;
         for name in missing {
             let present = links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>().join(", ");
             let message = format!(
@@ -185,7 +185,7 @@ impl Devices {
         let mut uplinks: Vec<Link> = self.uplinks.iter().filter_map(follow).collect();
         // An earlier uplink stays one: its address or route may come back.
         uplinks.extend(found.iter().filter(|link| !known.iter().any(|(index, ..)| *index == link.index)).cloned());
-        if let Automatic::Value(_) = config.uplinks {
+        if configured.is_some() {
             uplinks = found.clone();
         }
         for link in &uplinks {

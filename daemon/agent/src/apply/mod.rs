@@ -11,18 +11,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hauberk_abi::framing::Framing;
 use hauberk_abi::identity::Protection;
 use hauberk_abi::layout::{self, Hook, Settings, flag};
 use hauberk_core::desired::LocalPod;
 use hauberk_core::model::{AttachmentKey, NodeNumber};
 use hauberk_core::plan::{Actual, Step};
+use hauberk_fault as fault;
+use hauberk_host::{HostError, INTERFACE_PREFIX, Link, Netfilter, Netlink, Ruleset};
 use ipnet::IpNet;
 
-use crate::attachments::INTERFACE_PREFIX;
 use crate::backend::{Backend, BackendError, PeerStep};
-use crate::datapath::{Datapath, DatapathError, Framing};
-use crate::fault;
-use crate::host::{self, HostError, Link, Netfilter, Netlink, Ruleset};
+use crate::datapath::{Datapath, DatapathError};
 
 pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};
@@ -106,12 +106,12 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ApplyError::Host`].
-    pub async fn netfilter_counters(&self) -> Result<host::netfilter::Counters, ApplyError> {
+    pub async fn netfilter_counters(&self) -> Result<hauberk_host::netfilter::Counters, ApplyError> {
         Ok(self.netfilter.counters().await?)
     }
 
     /// How well this kernel can keep packet sockets from sending as pods.
-    pub fn packet_socket_guard(&self) -> host::netfilter::PacketSocketGuard {
+    pub fn packet_socket_guard(&self) -> hauberk_host::netfilter::PacketSocketGuard {
         self.netfilter.packet_socket_guard()
     }
 
@@ -126,8 +126,8 @@ impl Kernel {
     }
 
     /// The devices by which pods' packets enter the stack.
-    pub async fn pod_devices(&self) -> BTreeSet<host::netfilter::firewall::Device> {
-        use host::netfilter::firewall::Device;
+    pub async fn pod_devices(&self) -> BTreeSet<hauberk_host::netfilter::firewall::Device> {
+        use hauberk_host::netfilter::firewall::Device;
         if self.ruleset.chained.is_none() {
             return [Device::Prefix(INTERFACE_PREFIX.to_owned())].into();
         }
@@ -291,9 +291,9 @@ impl Kernel {
             Step::RemoveAttachment(pod) => self.detach(pod).await?,
             Step::PutRoute(route) => {
                 let source = self.source_for(route.destination.addr());
-                let route = host::Route {
+                let route = hauberk_host::Route {
                     destination: route.destination,
-                    via: host::Via::Node(route.via),
+                    via: hauberk_host::Via::Node(route.via),
                     source,
                     mtu: route.mtu,
                 };
@@ -419,7 +419,7 @@ impl Kernel {
         }
         let has = |v4: bool| pod.addresses.iter().any(|address| address.is_ipv4() == v4);
         fault::point("prepare a pod interface");
-        host::sysctl::prepare_pod_interface(&pod.host_interface, has(false))?;
+        hauberk_host::sysctl::prepare_pod_interface(&pod.host_interface, has(false))?;
         self.netlink.put_gateways(pod.host_index, has(true), has(false)).await?;
         // Routes and neighbours need the device up. The pod's own side is still down, so the pod
         // cannot send yet.
@@ -428,9 +428,9 @@ impl Kernel {
             fault::point("put a pod's neighbour entry");
             self.netlink.put_neighbour(pod.host_index, *address, pod.pod_mac).await?;
             fault::point("put a pod's route");
-            let route = host::Route {
+            let route = hauberk_host::Route {
                 destination: IpNet::from(*address),
-                via: host::Via::Device(pod.host_index),
+                via: hauberk_host::Via::Device(pod.host_index),
                 source: self.source_for(*address),
                 mtu: None,
             };

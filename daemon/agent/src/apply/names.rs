@@ -1,7 +1,8 @@
 //! The agent knows its devices by index: another program may rename one, or remove the tunnel's.
 
+use hauberk_fault as fault;
+
 use super::{ApplyError, Kernel};
-use crate::fault;
 
 /// What happened to the agent's devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

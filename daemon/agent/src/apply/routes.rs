@@ -7,10 +7,10 @@ use std::net::IpAddr;
 
 use hauberk_core::desired::Route;
 use hauberk_core::model::AttachmentKey;
+use hauberk_host::Hop;
 use ipnet::IpNet;
 
 use super::{ApplyError, Kernel};
-use crate::host::Hop;
 
 /// What the routing table lacks or has wrong.
 #[derive(Debug, Default, PartialEq, Eq)]

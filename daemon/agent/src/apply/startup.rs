@@ -8,19 +8,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hauberk_abi::address::Prefix;
+use hauberk_abi::framing::Framing;
 use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::{Hook, Settings, flag};
 use hauberk_core::desired::Policy;
 use hauberk_core::model::NodeNumber;
+use hauberk_fault as fault;
+use hauberk_host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 use ipnet::IpNet;
 
 use super::devices::{Devices, no_uplink};
 use super::{ApplyError, Kernel, Places};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
-use crate::datapath::{Datapath, Framing};
-use crate::fault;
-use crate::host::{Header, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
+use crate::datapath::Datapath;
 
 /// What an outer IPv6 header, UDP and WireGuard add to a packet, bytes. With IPv4 it is 60; a
 /// node's peers may use either.
@@ -256,7 +257,7 @@ impl Prepared {
         let Some(link) = link else {
             let source = std::io::Error::other("the tunnel was started but its device is not there");
             let action = format!("look up device {device}");
-            return Err(ApplyError::from(crate::host::HostError::Netlink { action, source }).into());
+            return Err(ApplyError::from(hauberk_host::HostError::Netlink { action, source }).into());
         };
         fault::point("attach a program to the tunnel");
         self.datapath.attach_and_look(Hook::FromTunnel, device, Framing::Ip).map_err(ApplyError::from)?;
@@ -317,12 +318,8 @@ pub(super) fn tunnel_mtu(config: &Config, uplinks: &[Link]) -> Result<u32, Start
 /// [`ApplyError`] for the first thing that could not be removed.
 pub async fn uninstall(config: &Config) -> Result<(), ApplyError> {
     let netlink = Netlink::connect()?;
-    let pods: Vec<Link> = netlink
-        .links()
-        .await?
-        .into_iter()
-        .filter(|link| link.name.starts_with(crate::attachments::INTERFACE_PREFIX))
-        .collect();
+    let pods: Vec<Link> =
+        netlink.links().await?.into_iter().filter(|link| link.name.starts_with(INTERFACE_PREFIX)).collect();
     let disciplines = crate::datapath::remove(Path::new(&config.paths.pins))?;
     for interface in disciplines {
         if let Some(link) = netlink.link(&interface).await? {

@@ -4,12 +4,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use hauberk_core::api::{Adopt, Attachment, Reservation};
+use hauberk_api::{Adopt, Attachment, Reservation};
+use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
-use super::{
-    AttachmentError, Attachments, INTERFACE_PREFIX, Id, Keeper, MAX_INTERFACE, Records, check_names, parse_mac,
-};
+use super::{AttachmentError, Attachments, Id, Keeper, MAX_INTERFACE, Records, check_names, parse_mac};
 
 /// No plugin gives an interface more addresses.
 const MAX_ADDRESSES: usize = 64;
@@ -142,7 +141,7 @@ fn refused(adopt: &Adopt, problem: &str) -> AttachmentError {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use hauberk_core::api::{Attach, Reserve};
+    use hauberk_api::{Attach, Reserve};
 
     use super::*;
     use crate::attachments::Settings;

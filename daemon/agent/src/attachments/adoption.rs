@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
-use hauberk_core::api::{Adopt, Attach, Attachment};
+use hauberk_api::{Adopt, Attach, Attachment};
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{AttachmentKey, Change};
+use hauberk_host::{HostError, Link, LinkKind, Netlink};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -20,7 +21,6 @@ use tracing::{info, warn};
 use super::recover::mac;
 use super::results::{self, Told};
 use super::{Attachments, Id};
-use crate::host::{HostError, Link, LinkKind, Netlink};
 use crate::reconcile::Input;
 use crate::world::Shared;
 

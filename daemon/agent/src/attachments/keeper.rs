@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
 use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
-use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
+use hauberk_api::{Attach, Attachment, Reservation, Reserve};
 use ipnet::IpNet;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;

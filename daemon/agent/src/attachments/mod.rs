@@ -29,7 +29,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hauberk_core::api::{Attachment, Reserve};
+use hauberk_api::{Attachment, Reserve};
+use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
 pub use keeper::Keeper;
@@ -38,8 +39,6 @@ pub use pool::Pools;
 pub use store::StoreError;
 use store::{Disk, Store};
 
-/// Prefix of every host-side interface's name.
-pub const INTERFACE_PREFIX: &str = "hbk";
 /// Between looks whether the disk takes something by now.
 const TRY: Duration = Duration::from_secs(5);
 /// Longest container id: it becomes part of a file name.

@@ -5,11 +5,12 @@
 //! the host side of each pair (its alias), so that the runtime's DEL finds it. The pod's name is in
 //! neither: it is the pod that has the addresses.
 
-use hauberk_core::api::{Attach, Attachment, Reservation, Reserve};
+use hauberk_api::{Attach, Attachment, Reservation, Reserve};
+use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
 use super::keeper::gateway;
-use super::{AttachmentError, INTERFACE_PREFIX, Keeper, Records, Settings, check_names};
+use super::{AttachmentError, Keeper, Records, Settings, check_names};
 use crate::apply::Held;
 
 /// The prefix of hauberk-cni's alias; `container/interface` follows.
@@ -79,9 +80,10 @@ pub(super) fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
 mod tests {
     use std::net::IpAddr;
 
+    use hauberk_host::{Header, Link, LinkKind};
+
     use super::*;
     use crate::attachments::tests::{open, request, settings};
-    use crate::host::{Header, Link, LinkKind};
 
     /// What the kernel has of a pod with this reservation.
     fn held(container: &str, index: u32, reservation: &Reservation) -> Held {

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::Path;
 
-use hauberk_core::api::{PodReference, Reserve};
+use hauberk_api::{PodReference, Reserve};
 use ipnet::IpNet;
 use serde::Deserialize;
 

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hauberk_core::api::Attachment;
+use hauberk_api::Attachment;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::host::hint;
+use hauberk_host::hint;
 
 /// The format's version. Files of another version are reported and not interpreted.
 const VERSION: u32 = 1;

@@ -2,7 +2,7 @@ use std::fs;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use hauberk_core::api::Attach;
+use hauberk_api::Attach;
 
 use super::*;
 

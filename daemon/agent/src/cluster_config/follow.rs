@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use hauberk_core::api::ConfigurationStatus;
+use hauberk_api::ConfigurationStatus;
+use hauberk_source::Source;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
 use kube::{Api, Client};
@@ -21,7 +22,6 @@ use super::{
 };
 use crate::config::Config;
 use crate::reconcile::Input;
-use crate::source::Source;
 use crate::world::Shared;
 
 /// How often the annotation is written again, in case the Node object was created anew.

@@ -15,7 +15,7 @@ mod tests;
 
 use std::time::Duration;
 
-use hauberk_core::api::ConfigurationStatus;
+use hauberk_api::ConfigurationStatus;
 use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

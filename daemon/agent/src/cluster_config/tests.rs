@@ -130,7 +130,7 @@ fn fields_of_policy_are_taken_over_and_all_others_need_a_start() {
     let running = Policy { node: "n1".into(), own_keys: vec![[1; 32]], ..Policy::default() };
     let policy = policy(&running, &live);
     assert_eq!((policy.node.as_str(), policy.own_keys.len(), policy.allow_pod_opt_out), ("n1", 1, true));
-    assert_eq!(policy.default_protection, hauberk_core::api::Protection::Enabled);
+    assert_eq!(policy.default_protection, hauberk_api::Protection::Enabled);
     assert_eq!((policy.cluster_ranges, policy.node_ranges), (live.cluster_ranges, live.node_ranges));
 
     let other = with(json!({"tunnel": {"port": 8, "mtu": 1300}, "uplinks": ["eth9"], "log": {"level": "debug"}}));

@@ -16,6 +16,16 @@ pub enum Automatic<T> {
     Value(T),
 }
 
+impl<T> Automatic<T> {
+    /// The value, where one is given.
+    pub fn given(&self) -> Option<&T> {
+        match self {
+            Automatic::Auto => None,
+            Automatic::Value(value) => Some(value),
+        }
+    }
+}
+
 impl<T: Serialize> Serialize for Automatic<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

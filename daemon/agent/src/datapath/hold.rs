@@ -79,7 +79,7 @@ impl Held {
             }
             let spare = self.0.get_mut(&(*hook, interface.clone())).and_then(|handle| handle.spare.take());
             let spare = spare.ok_or_else(|| refused("it could not before".into()))?;
-            crate::fault::point("pin a link again");
+            hauberk_fault::point("pin a link again");
             drop(spare.pin(pin_path(links, *hook, interface)).map_err(|error| refused(chain(&error)))?);
             self.hold(links, *hook, interface);
         }

@@ -5,9 +5,10 @@ use std::io;
 
 use aya::Ebpf;
 use aya::maps::{MapData, MapInfo};
+use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 
-use super::links::{self, Framing, Seat};
+use super::links::{self, Seat};
 use super::{Datapath, DatapathError, chain, load, open, program};
 
 impl Datapath {
@@ -43,7 +44,7 @@ impl Datapath {
     pub fn reseat(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
         let name = framing.program(hook);
         if self.is_clsact() {
-            crate::fault::point("take a filter's place back");
+            hauberk_fault::point("take a filter's place back");
             return links::reseat_filter(program(&mut self.ebpf, name)?, hook, interface);
         }
         let refused = |reason: &str| DatapathError::Attach {
@@ -63,7 +64,7 @@ impl Datapath {
         } else {
             &mut self.ebpf
         };
-        crate::fault::point("take a program's place back");
+        hauberk_fault::point("take a program's place back");
         links::reseat(program(idle, name)?, &self.pins.links(), hook, interface)?;
         self.held.hold(&self.pins.links(), hook, interface);
         match self.seat(hook, interface, framing)? {
@@ -120,7 +121,7 @@ impl Datapath {
         if complete {
             return self.held.pin_again(&self.pins.links());
         }
-        crate::fault::point("make the folders of pins again");
+        hauberk_fault::point("make the folders of pins again");
         self.pins.create()?;
         let mut names = Framing::PROGRAMS.to_vec();
         names.dedup();

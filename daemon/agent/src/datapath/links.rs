@@ -49,30 +49,6 @@ impl How {
     }
 }
 
-/// What packets begin with on a device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Framing {
-    /// An Ethernet header.
-    Ethernet,
-    /// The IP header, as on a TUN, PPP or WireGuard device.
-    Ip,
-}
-
-impl Framing {
-    /// Every program.
-    pub const PROGRAMS: [&'static str; 7] =
-        ["from_pod", "to_pod", "from_tunnel", "from_wire", "to_wire", "from_wire_ip", "to_wire_ip"];
-
-    /// The program for `hook` on a device with this framing.
-    pub const fn program(self, hook: Hook) -> &'static str {
-        match (self, hook) {
-            (Framing::Ip, Hook::FromWire) => "from_wire_ip",
-            (Framing::Ip, Hook::ToWire) => "to_wire_ip",
-            _ => hook.as_str(),
-        }
-    }
-}
-
 /// Whether a program runs where it was attached.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Seat {
@@ -195,7 +171,7 @@ pub(super) fn reseat(
         interface: interface.into(),
         reason,
     })?;
-    crate::fault::point("let go of a program's former place");
+    hauberk_fault::point("let go of a program's former place");
     std::fs::rename(&next, pin_path(links, hook, interface)).map_err(|error| refused(hook, interface, &error))
 }
 
@@ -271,10 +247,10 @@ pub(super) fn reseat_filter(program: &mut SchedClassifier, hook: Hook, interface
     let remove = |handle| remove_filter(handle, hook, interface).map_err(|error| refused(error.to_string()));
     remove(CLSACT_NEXT)?;
     add_filter(program, CLSACT_NEXT, hook, interface).map_err(refused)?;
-    crate::fault::point("let go of a filter's former place");
+    hauberk_fault::point("let go of a filter's former place");
     remove(CLSACT_HANDLE)?;
     add_filter(program, CLSACT_HANDLE, hook, interface).map_err(refused)?;
-    crate::fault::point("let go of a filter that stood in");
+    hauberk_fault::point("let go of a filter that stood in");
     remove(CLSACT_NEXT)
 }
 

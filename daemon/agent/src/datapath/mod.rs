@@ -20,13 +20,14 @@ use aya::maps::{MapError, MapInfo};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use hauberk_abi::LAYOUT_VERSION;
+use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::{Hook, Settings, map};
 
 use crate::config::{AttachMode, Limits};
 
 use hold::Held;
 pub(crate) use links::is_there_already;
-pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, Framing, How, Seat};
+pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, How, Seat};
 pub use maps::{Counted, Maps};
 pub use trial::try_programs;
 
@@ -232,7 +233,7 @@ impl Datapath {
 
     /// Asks the kernel whether `hook` runs on the interface, and which programs are between it and
     /// the wire (or the pod). With clsact this always says attached: there the caller asks by
-    /// netlink ([`crate::host::Netlink`]).
+    /// netlink ([`hauberk_host::Netlink`]).
     ///
     /// # Errors
     /// [`DatapathError::Attach`] if the kernel gives no answer, for example because the interface

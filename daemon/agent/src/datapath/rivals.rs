@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::TcAttachType;
 use aya::programs::links::{FdLink, PinnedLink};
+use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 
-use super::links::{Framing, pin_path};
+use super::links::pin_path;
 use super::{Pins, query};
 
 /// Where BPF file systems are mounted.

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use super::{DatapathError, Framing, Pins, load, open};
+use hauberk_abi::framing::Framing;
+
+use super::{DatapathError, Pins, load, open};
 use crate::config::Limits;
 
 /// Kernel helpers that the programs call and that not every Linux has: number (linux/bpf.h), name,

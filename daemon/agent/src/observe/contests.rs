@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hauberk_abi::flow::{Flow, FlowKey};
 use hauberk_abi::reason::{DropReason, Encryption};
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use hauberk_core::desired::Contest;
 use jiff::{SignedDuration, Timestamp};
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hauberk_abi::reason::{DropReason, Encryption};
-use hauberk_core::api::{DropCount, Drops};
+use hauberk_api::{DropCount, Drops};
 use hauberk_core::desired::Owner;
 use hauberk_core::model::NodeObject;
 use hauberk_tunnel::TunnelDrop;

@@ -6,12 +6,12 @@ use hauberk_abi::address::Address;
 use hauberk_abi::judge::{self, Need, Place};
 use hauberk_abi::layout::{self, flag};
 use hauberk_abi::reason::{DropReason, Encryption, Why};
-use hauberk_core::api::{Explanation, Party};
+use hauberk_api::{Explanation, Party};
 use hauberk_core::explain::{ResolveError, Resolved, resolve_pair};
 use hauberk_core::model::NodeNumber;
+use hauberk_host::netfilter::firewall::Way;
 
 use super::{Eyes, drops, flows};
-use crate::host::netfilter::firewall::Way;
 use crate::world::{Shared, World, key_status};
 
 /// The AEAD of every WireGuard packet (whitepaper, section 5.4).
@@ -85,7 +85,7 @@ fn encrypted_way(need: Need) -> bool {
 struct PeerInWords {
     entry: layout::Peer,
     name: Option<String>,
-    key: Option<hauberk_core::api::KeyStatus>,
+    key: Option<hauberk_api::KeyStatus>,
 }
 
 fn peer_of(world: &World, here: NodeNumber, number: NodeNumber) -> PeerInWords {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hauberk_abi::identity::Protection;
-use hauberk_core::api::{FailedAdd, Problem, Reserve, Severity};
+use hauberk_api::{FailedAdd, Problem, Reserve, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::model::{Model, PodName};
 use hauberk_core::protection;
@@ -90,7 +90,7 @@ fn object(request: &Reserve) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::api::PodReference;
+    use hauberk_api::PodReference;
     use hauberk_core::model::{Change, NamespaceObject, PodObject};
 
     use super::*;

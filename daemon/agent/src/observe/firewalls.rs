@@ -1,8 +1,8 @@
 //! Other programs' chains that drop what pods send or receive, which nothing else would report.
 
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 
-use crate::host::netfilter::firewall::{Finding, Way, Ways};
+use hauberk_host::netfilter::firewall::{Finding, Way, Ways};
 
 /// Findings, and the paths that were judged.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

@@ -14,7 +14,7 @@ use hauberk_abi::flow::{EventKind, Flow, FlowEvent, FlowKey};
 use hauberk_abi::layout::Hook;
 use hauberk_abi::packet::protocol;
 use hauberk_abi::reason::{DropReason, Encryption, Why};
-use hauberk_core::api::FlowRecord;
+use hauberk_api::FlowRecord;
 use hauberk_core::model::NodeNumber;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::broadcast;

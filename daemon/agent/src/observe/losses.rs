@@ -1,9 +1,9 @@
 //! Packets that came out of the tunnel and that the IP stack lost. This is seldom hauberk's doing,
 //! but nothing else reports it.
 
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 
-use crate::host::netfilter::{Counters, Neighbours};
+use hauberk_host::netfilter::{Counters, Neighbours};
 
 /// Fewer may be under way between two looks, or have expired.
 const FEW: u64 = 3;

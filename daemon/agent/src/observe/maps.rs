@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::identity::{Identity, Kind};
 use hauberk_abi::layout::{Settings, flag, map, peer_flag};
-use hauberk_core::api::{LinkStatus, MapContent, Maps};
+use hauberk_api::{LinkStatus, MapContent, Maps};
 use hauberk_core::model::NodeNumber;
 
 use super::Eyes;

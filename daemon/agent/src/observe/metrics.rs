@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use hauberk_core::api::{PeerState, Severity};
+use hauberk_api::{PeerState, Severity};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;

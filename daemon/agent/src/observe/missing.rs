@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use hauberk_abi::identity::Protection;
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::missing::{self, Missing};

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use hauberk_abi::layout::map;
-use hauberk_core::api::{ConfigurationStatus, PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
+use hauberk_api::{ConfigurationStatus, PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
 use hauberk_core::convergence::convergence;
+use hauberk_host::netfilter::PacketSocketGuard;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{Eyes, contests, losses};
 use crate::backend::{PeerStats, Progress, Stats};
 use crate::config::{Backend as Choice, Config, HostRouting};
-use crate::host::netfilter::PacketSocketGuard;
 use crate::world::{Running, World, key_status};
 
 /// What does not change while the agent runs.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use hauberk_abi::identity::Protection;
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::model::PodName;
 use hauberk_core::unconnected::{self, Lack, Unconnected};
@@ -152,7 +152,7 @@ fn what_to_do(lack: &Lack) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::api::{Attach, Attachment, PodReference, Reservation, Reserve};
+    use hauberk_api::{Attach, Attachment, PodReference, Reservation, Reserve};
     use hauberk_core::model::{Change, NamespaceObject, PodObject};
 
     use super::*;

@@ -4,15 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use hauberk_core::api::Severity;
+use hauberk_api::Severity;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeObject};
 use hauberk_core::{addresses, convergence};
+use hauberk_source::SourceError;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Reconciler, note};
-use crate::source::SourceError;
 
 impl Reconciler {
     /// Starts to publish what the node's object, as last read, does not have.

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hauberk_source::{Source, SourceError};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{FIRST_PAUSE, LONGEST_PAUSE};
-use crate::source::{Source, SourceError};
 
 /// A write that takes longer is reported.
 const LATE: Duration = Duration::from_secs(5);
@@ -103,11 +103,11 @@ mod tests {
 
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
-    use hauberk_core::api::SourceStatus;
+    use hauberk_api::SourceStatus;
+    use hauberk_source::Batch;
     use tokio::sync::{Semaphore, mpsc, watch};
 
     use super::*;
-    use crate::source::Batch;
 
     /// Records what is to be written, and answers when the test allows it.
     #[derive(Default)]

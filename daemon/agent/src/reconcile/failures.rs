@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use tracing::warn;
 
 use super::Reconciler;

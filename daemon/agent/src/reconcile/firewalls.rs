@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use hauberk_abi::identity::Protection;
+use hauberk_host::netfilter::firewall::{self, Way, Ways};
 use tokio::time::Instant;
 
 use super::{Reconciler, Stage};
 use crate::config::HostRouting;
-use crate::host::netfilter::firewall::{self, Way, Ways};
 use crate::observe::firewalls::Firewalls;
 
 /// Reading large tables takes long: it may use at most one part in this many of the time.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use hauberk_core::model::NodeNumber;
 use tokio::time::Instant;
 use tracing::{info, warn};

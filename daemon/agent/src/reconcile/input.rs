@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use hauberk_core::api::{Attachment, SourceStatus};
+use hauberk_api::{Attachment, SourceStatus};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, NodeNumber};
 use tokio::sync::oneshot;

@@ -15,11 +15,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hauberk_core::api::{Problem, Severity};
+use hauberk_abi::framing::Framing;
+use hauberk_api::{Problem, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, NodeNumber};
 use hauberk_core::plan::{Actual, Scope, Step, plan_within};
+use hauberk_host::netfilter::Counters;
+use hauberk_source::Source;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -31,10 +34,7 @@ use crate::attachments::{self, Attachments};
 use crate::backend::{Progress, UserspaceConfig};
 use crate::cluster_config;
 use crate::config::Config;
-use crate::datapath::Framing;
-use crate::host::netfilter::Counters;
 use crate::observe::firewalls::Firewalls;
-use crate::source::Source;
 use crate::world::{Device, Running, Shared};
 
 use announcer::Announcer;

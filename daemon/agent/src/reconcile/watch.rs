@@ -2,13 +2,13 @@
 //! settings that are taken away. All of it is read back and repaired; until then the node is not
 //! ready.
 
-use crate::host::netfilter::{Counters, Neighbours};
 use crate::observe::losses;
 use std::collections::{BTreeMap, BTreeSet};
 
-use hauberk_core::api::Problem;
+use hauberk_api::Problem;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::plan::{Actual, Scope};
+use hauberk_host::netfilter::{Counters, Neighbours};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -274,7 +274,7 @@ impl Reconciler {
         let Stage::Running(kernel) = &mut self.stage else { return };
         if let Err(error) = kernel.follow_rules(&self.config).await {
             warn!(%error, "cannot change the netfilter rules");
-            let (severity, object) = (hauberk_core::api::Severity::Critical, "netfilter".to_owned());
+            let (severity, object) = (hauberk_api::Severity::Critical, "netfilter".to_owned());
             let message = format!("the rules cannot be changed: {error}");
             failures.insert(object.clone(), Problem { severity, object, message });
         }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use blake2::{Blake2s256, Digest};
-use hauberk_core::api::Event as Noted;
+use hauberk_api::Event as Noted;
 use hauberk_core::model::{Model, PodName};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;

@@ -1,6 +1,6 @@
 //! What a namespace's annotation says: `encrypted on 3/3 nodes since 2026-11-23T10:00:00Z`.
 
-use hauberk_core::api::{NamespaceStatus, Protection};
+use hauberk_api::{NamespaceStatus, Protection};
 use jiff::Timestamp;
 
 /// The most names of nodes that are waited for; the others are counted.

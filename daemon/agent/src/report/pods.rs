@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use hauberk_core::api::Protection;
+use hauberk_api::Protection;
 use hauberk_core::model::{AttachmentKey, PodName};
 use hauberk_core::protection;
 

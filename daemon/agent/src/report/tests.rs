@@ -3,7 +3,7 @@
 
 mod server;
 
-use hauberk_core::api::{Attachment, Event as Noted, PodReference};
+use hauberk_api::{Attachment, Event as Noted, PodReference};
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{Change, NamespaceObject, NodeObject, PodObject};
 use serde_json::{Value, json};
@@ -170,8 +170,8 @@ async fn pods_of_this_node_say_how_they_are_protected_or_why_not() {
     for name in ["good", "soft", "failing"] {
         apply(&world, attachment("a", name));
     }
-    let problem = hauberk_core::api::Problem {
-        severity: hauberk_core::api::Severity::Critical,
+    let problem = hauberk_api::Problem {
+        severity: hauberk_api::Severity::Critical,
         object: "container/c-failing/eth0".into(),
         message: "the map is full".into(),
     };

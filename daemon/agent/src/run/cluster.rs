@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hauberk_core::api::ConfigurationStatus;
+use hauberk_api::ConfigurationStatus;
+use hauberk_source::Source;
+use hauberk_source::directory::Directory;
+use hauberk_source::kubernetes::Kubernetes;
 use jiff::Timestamp;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -17,9 +20,6 @@ use crate::config::{self, CniInstall, Config, ConfigError, Source as Choice};
 use crate::observe::status::ClusterFacts;
 use crate::reconcile::Input;
 use crate::report::{self, Reporter};
-use crate::source::Source;
-use crate::source::directory::Directory;
-use crate::source::kubernetes::Kubernetes;
 use crate::world::Shared;
 
 /// How long a stop waits until the Lease is released.

@@ -1,6 +1,6 @@
 //! `hauberk drops`: each reason, with what to do about it.
 
-use hauberk_core::api::Drops;
+use hauberk_api::Drops;
 
 use crate::render::page::{self, Page, painted};
 use crate::render::words::counted;

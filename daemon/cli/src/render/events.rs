@@ -1,6 +1,6 @@
 //! `hauberk events`: what happened to objects.
 
-use hauberk_core::api::Event;
+use hauberk_api::Event;
 use jiff::Timestamp;
 
 use crate::render::page::{self, Page, painted};

@@ -1,6 +1,6 @@
 //! `hauberk explain`: first the verdict, then the reasons.
 
-use hauberk_core::api::{Explanation, Party, Protection};
+use hauberk_api::{Explanation, Party, Protection};
 use jiff::Timestamp;
 
 use crate::render::page::{self, Page, painted};

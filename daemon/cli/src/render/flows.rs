@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use hauberk_core::api::FlowRecord;
+use hauberk_api::FlowRecord;
 
 use crate::render::page::{self, painted};
 use crate::render::words::{bytes, counted, encryption};

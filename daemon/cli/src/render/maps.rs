@@ -1,6 +1,6 @@
 //! `hauberk bpf`: what the kernel holds, in words.
 
-use hauberk_core::api::{MapContent, Maps};
+use hauberk_api::{MapContent, Maps};
 
 use crate::render::page::{self, Page, painted};
 use crate::render::words::counted;

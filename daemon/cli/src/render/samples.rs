@@ -1,6 +1,6 @@
 //! Answers for the tests, and the comparison with the golden files of their expected text.
 
-use hauberk_core::api::{
+use hauberk_api::{
     DropCount, Drops, Event, Explanation, FlowRecord, Hook, KeyStatus, LeakCount, LinkStatus, MapContent, Maps,
     NamespaceStatus, Party, PeerState, PeerStatus, Problem, Protection, Severity, SourceStatus, Status, TunnelStatus,
 };

@@ -1,6 +1,6 @@
 //! `hauberk status`: problems, this node, its peers, the namespaces.
 
-use hauberk_core::api::{
+use hauberk_api::{
     ConfigurationStatus, KeyStatus, NamespaceStatus, PeerState, PeerStatus, Problem, Protection, Severity,
     SourceStatus, Status,
 };

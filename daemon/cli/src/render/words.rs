@@ -1,6 +1,6 @@
 //! Times, amounts and lists in words.
 
-use hauberk_core::api::{KeyStatus, Protection};
+use hauberk_api::{KeyStatus, Protection};
 use jiff::Timestamp;
 
 use crate::render::page::{self, painted};

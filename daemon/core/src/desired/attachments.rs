@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
+use hauberk_api::{Attach, Attachment};
 use ipnet::IpNet;
 
-use crate::api::{Attach, Attachment};
 use crate::desired::addresses::Places;
 use crate::desired::claims::{self, Party};
 use crate::desired::{LocalPod, Policy};

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use hauberk_abi::address::Address;
 use hauberk_abi::identity::Protection;
+use hauberk_api::Attachment;
 use ipnet::IpNet;
 
-use crate::api::Attachment;
 use crate::desired::addresses::{NodeClaim, Places};
 use crate::desired::{Owner, Policy};
 use crate::events::{Collector, reason};

@@ -345,8 +345,8 @@ fn any_change_of(address: BoxedStrategy<std::net::IpAddr>) -> impl Strategy<Valu
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
             let mut attachment = attachment(container, pod, &addresses);
-            attachment.attach = attachment.attach.map(|attach| crate::api::Attach { host_index: index, ..attach });
-            Change::Attachment(crate::api::Attachment { recovered, ..attachment })
+            attachment.attach = attachment.attach.map(|attach| hauberk_api::Attach { host_index: index, ..attach });
+            Change::Attachment(hauberk_api::Attachment { recovered, ..attachment })
         },
     );
     let key = |container: &str| AttachmentKey { container: container.into(), interface: "eth0".into() };

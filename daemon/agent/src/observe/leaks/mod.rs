@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use hauberk_host::{LinkKind, Netlink};
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 use tracing::warn;
@@ -21,7 +22,6 @@ pub use program::{Leak, ObserverError};
 pub use seen::{Leaks, Sighting};
 
 use crate::datapath::Pins;
-use crate::host::{LinkKind, Netlink};
 use crate::world::{Shared, World};
 use devices::Device;
 use program::{Lost, Noted, Observer};

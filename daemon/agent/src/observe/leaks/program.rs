@@ -12,7 +12,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use super::devices::Device;
 use crate::datapath::{Pins, is_there_already, load_program, query};
-use crate::host::{Filter, Netlink};
+use hauberk_host::{Filter, Netlink};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use hauberk_core::api::{LeakCount, Problem, Severity};
+use hauberk_api::{LeakCount, Problem, Severity};
 use hauberk_core::events::{NewEvent, reason};
 use jiff::{SignedDuration, Timestamp};
 

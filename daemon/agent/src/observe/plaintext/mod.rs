@@ -20,6 +20,7 @@ use hauberk_core::convergence::convergence;
 use hauberk_core::desired::Owner;
 use hauberk_core::model::{NodeNumber, PLAINTEXT_ANNOTATION};
 use hauberk_core::plaintext;
+use hauberk_source::{Source, SourceError};
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -27,7 +28,6 @@ use tracing::warn;
 
 use super::Eyes;
 use crate::datapath;
-use crate::source::{Source, SourceError};
 use crate::world::{Shared, World};
 
 pub use seen::{Plaintext, Sighting};

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use hauberk_core::api::{Problem, Severity};
+use hauberk_api::{Problem, Severity};
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::plaintext::{self, MAX_NODES, Report};
 use jiff::{SignedDuration, Timestamp};
