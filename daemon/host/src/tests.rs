@@ -251,7 +251,7 @@ fn rules_are_installed_changed_in_place_kept_over_a_restart_and_removed() {
     in_namespace(|| async {
         nft("add table inet theirs\n");
         let mut netfilter = Netfilter::install(&ruleset()).await.unwrap();
-        assert!(netfilter.is_intact().await.unwrap());
+        assert!(netfilter.look().await.unwrap().intact);
         let mut next = ruleset();
         next.untranslated.insert(net("192.168.9.2/32"));
         next.guarded.insert(net("172.30.0.9/32"));
@@ -273,7 +273,7 @@ fn rules_are_installed_changed_in_place_kept_over_a_restart_and_removed() {
         netfilter.apply(&Ruleset { uplinks: vec!["up0".into(), "wire0".into()], ..ruleset() }).await.unwrap();
         assert!(nft("list table netdev hauberk\n").contains("\"wire0\""));
 
-        assert!(netfilter.is_intact().await.unwrap());
+        assert!(netfilter.look().await.unwrap().intact);
 
         // A device whose name cannot be written, or that does not exist, does not affect the
         // others.
@@ -323,29 +323,29 @@ fn whatever_is_taken_from_the_rules_is_noticed_and_put_back() {
             "flush ruleset",
         ] {
             nft(&format!("{harm}\n"));
-            assert!(!netfilter.is_intact().await.unwrap(), "{harm} was not noticed");
+            assert!(!netfilter.look().await.unwrap().intact, "{harm} was not noticed");
             netfilter.restore().await.unwrap();
-            assert!(netfilter.is_intact().await.unwrap(), "{harm}");
+            assert!(netfilter.look().await.unwrap().intact, "{harm}");
             assert_eq!(nft("list ruleset\n"), whole, "{harm}");
         }
         // Traffic and other programs' tables do not count as damage.
         nft("add table inet theirs\n");
         let _ = std::net::UdpSocket::bind("192.168.9.1:0").unwrap().send_to(b"x", "192.168.9.2:9");
-        assert!(netfilter.is_intact().await.unwrap());
+        assert!(netfilter.look().await.unwrap().intact);
         // When a device disappears and comes back, some kernels remove its chain; none keeps a dead
         // one.
         for _ in 0..2 {
             ip("link del up0");
-            assert!(netfilter.is_intact().await.unwrap(), "its device is gone, and so may be its chain");
+            assert!(netfilter.look().await.unwrap().intact, "its device is gone, and so may be its chain");
             netfilter.apply(&rules).await.unwrap();
             ip("link add up0 type veth peer name wire0");
             netfilter.apply(&rules).await.unwrap();
-            assert!(netfilter.is_intact().await.unwrap());
+            assert!(netfilter.look().await.unwrap().intact);
             assert_eq!(nft("list chain netdev hauberk egress_up0\n").matches("jump addressed").count(), 2);
             ip("link set up0 up");
             send_frame("up0", b"", 0x0800, &packet_v4("10.244.1.5", "8.8.8.8"), true);
         }
-        assert_eq!(netfilter.counters().await.unwrap().packet_socket, 2);
+        assert_eq!(netfilter.look().await.unwrap().counters.packet_socket, 2);
     });
 }
 
@@ -383,10 +383,14 @@ fn beside_another_plugin_overlays_are_uplinks_and_their_absence_from_the_rules_d
             socket.send_to(b"x", "10.244.2.5:9").is_ok()
         };
         send();
-        assert_eq!(netfilter.counters().await.unwrap().unguarded_device, 1);
+        assert_eq!(netfilter.look().await.unwrap().counters.unguarded_device, 1);
         netfilter.apply(&beside(&[overlay.index])).await.unwrap();
         send();
-        assert_eq!(netfilter.counters().await.unwrap().unguarded_device, 1, "it is guarded now, and the count goes on");
+        assert_eq!(
+            netfilter.look().await.unwrap().counters.unguarded_device,
+            1,
+            "it is guarded now, and the count goes on"
+        );
         let listed = nft("list table inet hauberk\n");
         for part in ["tcp option maxseg size set 1380", "size set 1360", "snat ip to ip saddr", "snat ip6 to ip6 saddr"]
         {
@@ -449,7 +453,7 @@ fn a_packet_socket_cannot_send_from_or_to_a_pods_address() {
                     send_frame("up0", tag, 0x86dd, &packet, bypass);
                     expected += u64::from(source != "fd99::1");
                 }
-                let counted = netfilter.counters().await.unwrap().packet_socket;
+                let counted = netfilter.look().await.unwrap().counters.packet_socket;
                 assert_eq!(counted, expected, "tag {tag:?}, bypass {bypass}");
             }
         }
@@ -459,12 +463,12 @@ fn a_packet_socket_cannot_send_from_or_to_a_pods_address() {
         let socket = std::net::UdpSocket::bind("192.168.9.1:0").unwrap();
         // "up0" is not passable yet, so the first packet is dropped earlier.
         let _ = socket.send_to(b"hello", "10.244.9.9:9");
-        assert_eq!(netfilter.counters().await.unwrap().unguarded_device, 1);
+        assert_eq!(netfilter.look().await.unwrap().counters.unguarded_device, 1);
         netfilter.open(if_nametoindex("up0").unwrap()).await.unwrap();
         socket.send_to(b"hello", "10.244.9.9:9").unwrap();
-        assert_eq!(netfilter.counters().await.unwrap().unguarded_device, 1);
+        assert_eq!(netfilter.look().await.unwrap().counters.unguarded_device, 1);
         let netfilter = Netfilter::install(&ruleset()).await.unwrap();
-        assert_eq!(netfilter.counters().await.unwrap().packet_socket, expected);
+        assert_eq!(netfilter.look().await.unwrap().counters.packet_socket, expected);
     });
 }
 

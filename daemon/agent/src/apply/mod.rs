@@ -102,14 +102,6 @@ impl Kernel {
         Arc::clone(&self.backend)
     }
 
-    /// What the netfilter rules have counted.
-    ///
-    /// # Errors
-    /// [`ApplyError::Host`].
-    pub async fn netfilter_counters(&self) -> Result<hauberk_host::netfilter::Counters, ApplyError> {
-        Ok(self.netfilter.counters().await?)
-    }
-
     /// How well this kernel can keep packet sockets from sending as pods.
     pub fn packet_socket_guard(&self) -> hauberk_host::netfilter::PacketSocketGuard {
         self.netfilter.packet_socket_guard()
@@ -339,12 +331,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether the netfilter rules are still as installed.
+    /// Whether the netfilter rules are still as installed, and what they have counted.
     ///
     /// # Errors
     /// [`ApplyError::Host`].
-    pub async fn has_netfilter(&self) -> Result<bool, ApplyError> {
-        Ok(self.netfilter.is_intact().await?)
+    pub async fn look_at_netfilter(&self) -> Result<hauberk_host::netfilter::Look, ApplyError> {
+        Ok(self.netfilter.look().await?)
     }
 
     /// Installs the netfilter rules again.

@@ -205,9 +205,12 @@ impl Reconciler {
 
     async fn look_at_netfilter(&mut self) {
         let Stage::Running(kernel) = &mut self.stage else { return };
-        match kernel.has_netfilter().await {
-            Ok(true) => self.succeed("netfilter"),
-            Ok(false) => {
+        match kernel.look_at_netfilter().await {
+            Ok(look) if look.intact => {
+                self.succeed("netfilter");
+                self.count(look.counters).await;
+            }
+            Ok(_) => {
                 let restored = kernel.restore_netfilter().await;
                 // Look again at once, to see whether the rules stay.
                 self.looked_around = None;
@@ -227,10 +230,6 @@ impl Reconciler {
             Err(error) => {
                 self.fail("netfilter", format!("cannot see whether the rules are there: {error}"));
             }
-        }
-        let Stage::Running(kernel) = &self.stage else { return };
-        if let Ok(counters) = kernel.netfilter_counters().await {
-            self.count(counters).await;
         }
     }
 

@@ -158,6 +158,16 @@ impl Device {
     }
 }
 
+/// What one listing of the tables shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Look {
+    /// Whether the kernel still has every chain, rule and set that was installed, and every element
+    /// of the sets.
+    pub intact: bool,
+    /// What the rules have counted since the first install.
+    pub counters: Counters,
+}
+
 /// The rules as they are in the kernel.
 #[derive(Debug)]
 pub struct Netfilter {
@@ -255,27 +265,31 @@ impl Netfilter {
         Ok(())
     }
 
-    /// Whether the kernel still has what was installed: every chain, rule and set, and every
-    /// element of the sets.
+    /// Lists the tables once, for both: whether the kernel still has what was installed, and what
+    /// the rules have counted.
     ///
     /// # Errors
     /// [`HostError::NoNft`].
-    pub async fn is_intact(&self) -> Result<bool, HostError> {
+    pub async fn look(&self) -> Result<Look, HostError> {
         let listed = self.list(&[]).await?;
+        Ok(Look { intact: self.is_intact(&listed), counters: read::counters(&listed) })
+    }
+
+    fn is_intact(&self, listed: &str) -> bool {
         let Tables { ruleset, passable, devices } = &self.installed;
-        let sets = read::sets(&listed);
+        let sets = read::sets(listed);
         let has_sets = read::covers_the_same(&sets.local, &ruleset.local)
             && read::covers_the_same(&sets.untranslated, &ruleset.untranslated)
             && read::covers_the_same(&sets.guarded, &ruleset.guarded)
             && (!self.abilities.bridge || read::covers_the_same(&sets.bridge_guarded, &ruleset.guarded))
             && sets.passable == *passable
             && (!self.abilities.bridge || sets.bridge_passable == *passable);
-        let mut rules = read::rules(&listed);
-        let Some(mut expected) = self.rules.clone() else { return Ok(false) };
+        let mut rules = read::rules(listed);
+        let Some(mut expected) = self.rules.clone() else { return false };
         for (name, device) in devices {
             match if_nametoindex(name.as_str()) {
                 Ok(index) if index == device.index => {}
-                Ok(_) => return Ok(false),
+                Ok(_) => return false,
                 // The chain may have disappeared with its device.
                 Err(_) => {
                     let chain = ("netdev".to_owned(), frames::egress_chain(name));
@@ -284,7 +298,7 @@ impl Netfilter {
                 }
             }
         }
-        Ok(has_sets && rules == expected)
+        has_sets && rules == expected
     }
 
     /// Installs everything again, whatever is there.
@@ -294,14 +308,6 @@ impl Netfilter {
     pub async fn restore(&mut self) -> Result<(), HostError> {
         self.installed = self.tables(&self.installed.ruleset);
         self.replace().await
-    }
-
-    /// What the rules have counted since the first install.
-    ///
-    /// # Errors
-    /// [`HostError::NoNft`].
-    pub async fn counters(&self) -> Result<Counters, HostError> {
-        Ok(read::counters(&self.list(&["-t"]).await?))
     }
 
     /// Removes hauberk's tables, if they exist, and nothing else.
@@ -333,7 +339,7 @@ impl Netfilter {
     }
 
     async fn replace(&mut self) -> Result<(), HostError> {
-        let counters = self.counters().await?;
+        let counters = read::counters(&self.list(&["-t"]).await?);
         let text = text::whole(&self.installed, counters, self.abilities);
         transaction("install hauberk's tables", &text).await?;
         self.remember().await;
