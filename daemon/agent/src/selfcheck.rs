@@ -18,14 +18,11 @@ use hauberk_host::INTERFACE_PREFIX;
 use hauberk_host::netfilter::firewall::{self, Device, Way, Ways};
 use hauberk_host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 use nix::mount::MsFlags;
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::config::{AttachMode, Automatic, CniInstall, Config, HostRouting};
-use crate::datapath::{query, try_programs};
+use crate::datapath::{self, BPF_FILE_SYSTEM, query, try_programs};
 use crate::observe::firewalls::Firewalls;
 
-/// Where the BPF file system is mounted by convention.
-const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 /// An older kernel refuses the programs, because it lacks helpers that they call.
 const OLDEST_KERNEL: (u32, u32) = (5, 11);
 /// The oldest kernel that hauberk supports.
@@ -240,7 +237,7 @@ fn bpf_file_system(pins: &Path) -> Outcome {
 }
 
 fn is_on_bpf_file_system(pins: &Path) -> bool {
-    nearest_existing(pins).is_some_and(|path| statfs(&path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC))
+    nearest_existing(pins).is_some_and(|path| datapath::is_on_bpf_file_system(&path))
 }
 
 fn nearest_existing(path: &Path) -> Option<PathBuf> {

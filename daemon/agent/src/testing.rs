@@ -4,6 +4,7 @@
 use axum::Router;
 use hauberk_api::SourceStatus;
 use hauberk_core::desired::Policy;
+use hauberk_core::model::{Change, NamespaceObject, PodObject};
 use kube::{Client, Config};
 
 use crate::world::World;
@@ -20,6 +21,25 @@ pub(crate) fn world(node: &str) -> World {
         rejected: 0,
     };
     World::new(Policy { node: node.into(), ..Policy::default() }, source)
+}
+
+/// The same on `n1`, with namespace `payments`, labelled like this or not, and a pod `a` in it on
+/// `node`.
+pub(crate) fn payments(label: Option<&str>, node: &str, address: &str) -> World {
+    let mut world = world("n1");
+    let pod = PodObject {
+        namespace: "payments".into(),
+        name: "a".into(),
+        node: Some(node.into()),
+        addresses: vec![address.parse().unwrap()],
+        ..PodObject::default()
+    };
+    let encryption = label.map(str::to_owned);
+    let namespace = NamespaceObject { name: "payments".into(), encryption, ..NamespaceObject::default() };
+    for change in [Change::Namespace(namespace), Change::Pod(pod), Change::Synced] {
+        let _ = world.model.apply(change);
+    }
+    world
 }
 
 /// Serves until the test ends; returns the address.

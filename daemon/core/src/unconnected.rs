@@ -1,6 +1,6 @@
-//! Pods of this node that no interface connects: what they send arrives nowhere, whatever the rules
-//! say of it. An interface comes after its addresses and may go before them, so that one is missed
-//! only when that lasts: the agent decides when.
+//! Pods of this node without an interface. Their packets arrive nowhere, whatever the rules say. A
+//! pod gets its interface after its addresses and may lose it before them. So a missing interface
+//! means something only if it stays missing; the agent decides how long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,35 +13,34 @@ use crate::model::{AttachmentKey, Model, Pod, PodName, PodOf};
 use crate::protection;
 use hauberk_api::Attachment;
 
-/// What is not there.
+/// What is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lack {
     /// The interface that was attached, by its host side's name.
     Gone(String),
-    /// An interface for the addresses that the pod was given.
+    /// The interface: addresses were reserved, but nothing was attached.
     Unmade,
-    /// Anything on record of it.
+    /// Any record of the pod.
     Unknown,
 }
 
 /// A pod without an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unconnected {
-    /// Why.
+    /// What is missing.
     pub lack: Lack,
-    /// The addresses it has all the same.
+    /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// How it is protected.
     pub protection: Protection,
 }
 
-/// Pods of this node without an interface, by what problems call them: `pod/NAMESPACE/NAME`, or
-/// `container/ID/INTERFACE` where the runtime named no pod. `exists` says of an interface index
-/// whether this node has such a device.
+/// Pods of this node without an interface, by the object's name in problems: `pod/NAMESPACE/NAME`,
+/// or `container/ID/INTERFACE` if the runtime named no pod. `exists` says whether this node has a
+/// device with that interface index.
 ///
-/// A pod that ends, or whose object is not known, is not missed: nobody needs its network. Nor is a
-/// plain pod of which nothing is on record: its interface may be of a kind that cannot be
-/// hauberk's.
+/// Left out are pods that end or have no object, because they need no network, and plain pods
+/// without a record, because another plugin may have made their interface.
 pub fn unconnected(model: &Model, policy: &Policy, exists: impl Fn(u32) -> bool) -> BTreeMap<String, Unconnected> {
     let mut connected: BTreeSet<(PodName, &str)> = BTreeSet::new();
     let mut on_record: BTreeSet<PodName> = BTreeSet::new();
@@ -74,7 +73,7 @@ pub fn unconnected(model: &Model, policy: &Policy, exists: impl Fn(u32) -> bool)
         };
         found.entry(object).or_insert(Unconnected { lack, addresses, protection });
     }
-    for pod in model.pods().filter(|pod| is_running(model, pod) && !pod.addresses.is_empty()) {
+    for pod in model.pods().filter(|pod| needs_network(model, pod) && !pod.addresses.is_empty()) {
         let protection = protection::of_pod(model, policy, pod).protection;
         if protection > Protection::None && !on_record.contains(&pod.full_name()) {
             let addresses = pod.addresses.to_vec();
@@ -90,12 +89,13 @@ fn subject(pod: &Pod) -> String {
 
 /// The object of a pod of this node that needs its network.
 fn running<'a>(model: &'a Model, named: &PodOf<'_>) -> Option<&'a Pod> {
-    let pod = model.pod(&named.full_name()).filter(|pod| is_running(model, pod))?;
+    let pod = model.pod(&named.full_name()).filter(|pod| needs_network(model, pod))?;
     let is_another = named.uid.is_some_and(|uid| pod.uid.as_deref().is_some_and(|other| other != uid));
     (!is_another).then_some(pod)
 }
 
-fn is_running(model: &Model, pod: &Pod) -> bool {
+/// Whether the pod is on this node, has a network of its own and is not ending.
+pub fn needs_network(model: &Model, pod: &Pod) -> bool {
     pod.node.as_deref() == Some(model.node()) && pod.has_network() && !pod.terminating
 }
 

@@ -7,11 +7,10 @@ use std::path::Path;
 
 use aya::programs::links::{FdLink, PinnedLink};
 use hauberk_abi::layout::Hook;
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::warn;
 
 use super::links::pin_path;
-use super::{DatapathError, chain};
+use super::{DatapathError, chain, is_on_bpf_file_system};
 
 /// Links of devices and the tunnel. Pods' interfaces are left out: there are many of them, and what
 /// pods send also passes a device's guard.
@@ -74,7 +73,7 @@ impl Held {
                 reason: format!("its link cannot be pinned again: {reason}"),
             };
             // A failed attempt consumes the spare handle, so none is made where it must fail.
-            if !is_bpf_file_system(links) {
+            if !is_on_bpf_file_system(links) {
                 return Err(refused(format!("{} is not on a BPF file system", links.display())));
             }
             let spare = self.0.get_mut(&(*hook, interface.clone())).and_then(|handle| handle.spare.take());
@@ -85,8 +84,4 @@ impl Held {
         }
         Ok(!gone.is_empty())
     }
-}
-
-fn is_bpf_file_system(folder: &Path) -> bool {
-    statfs(folder).is_ok_and(|file_system| file_system.filesystem_type() == BPF_FS_MAGIC)
 }

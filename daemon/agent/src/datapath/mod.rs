@@ -22,6 +22,7 @@ use aya::{Ebpf, EbpfLoader};
 use hauberk_abi::LAYOUT_VERSION;
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::{Hook, Settings, map};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::config::{AttachMode, Limits};
 
@@ -30,6 +31,9 @@ pub(crate) use links::is_there_already;
 pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, How, Seat};
 pub use maps::{Counted, Maps};
 pub use trial::try_programs;
+
+/// Where the BPF file system is mounted by convention.
+pub const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hauberk.bpf.o"));
 
@@ -360,6 +364,11 @@ fn program<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Sche
 pub fn now() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
         .map_or(0, |time| std::time::Duration::from(time).as_nanos() as u64)
+}
+
+/// Whether the folder lies on a BPF file system. False if there is no such folder.
+pub fn is_on_bpf_file_system(folder: &Path) -> bool {
+    statfs(folder).is_ok_and(|file_system| file_system.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// An error with its causes, on one line; what it says of a cause itself is not said twice.

@@ -1,6 +1,6 @@
-//! Programs of another hauberk on a device: an agent that pinned them elsewhere left them, or a
-//! second one runs. What stands before this agent's programs takes packets away from them, and
-//! nothing of that is a program detached.
+//! Programs of another hauberk on a device. An agent that pinned its programs elsewhere left them
+//! there, or a second agent runs. They get the packets before this agent's programs, although no
+//! program of this agent was detached.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,10 @@ use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 
 use super::links::pin_path;
-use super::{Pins, query};
+use super::{BPF_FILE_SYSTEM, Pins, query};
 
-/// Where BPF file systems are mounted.
-const BPF: &str = "/sys/fs/bpf";
-
-/// Whose programs stand on the device beside this agent's, and what to do about it; none if there
-/// are none. With clsact there is one place for all agents' programs: the last one has it.
+/// Which other hauberk's programs are attached to the device, and what to do about them. None if
+/// there are none. With clsact the agents' programs replace each other, so there are none.
 pub fn words(own: &Pins, device: &str) -> Option<String> {
     let strangers = strangers(own, device);
     if strangers.is_empty() {
@@ -40,9 +37,9 @@ pub fn words(own: &Pins, device: &str) -> Option<String> {
         }
     };
     Some(format!(
-        "programs of another hauberk ({whose}) stand on {device} as well, and take packets first: paths.pins was changed without \
-         `hauberkd uninstall`, or a second agent runs on this node; stop the agents, run `hauberkd uninstall` with the \
-         configuration that has that path, and start this one again"
+        "programs of another hauberk ({whose}) are attached to {device} too, and get the packets first: paths.pins was changed \
+         without `hauberkd uninstall`, or a second agent runs on this node; stop the agents, run `hauberkd uninstall` with the \
+         configuration that names that path, and start this agent again"
     ))
 }
 
@@ -58,10 +55,10 @@ fn strangers(own: &Pins, device: &str) -> BTreeSet<u32> {
     ids
 }
 
-/// Where other agents, or earlier versions of this one, may have pinned links.
+/// The folders in which other agents, or earlier versions of this one, may have pinned links.
 fn folders(own: &Pins) -> Vec<PathBuf> {
     let beside = own.root.parent().unwrap_or(&own.root);
-    let roots = [beside, Path::new(BPF)].into_iter().flat_map(list).chain([own.root.clone()]);
+    let roots = [beside, Path::new(BPF_FILE_SYSTEM)].into_iter().flat_map(list).chain([own.root.clone()]);
     let links = roots.flat_map(|root| list(&root)).map(|version| version.join("links"));
     links.filter(|links| *links != own.links()).collect()
 }
@@ -71,8 +68,8 @@ fn list(folder: &Path) -> Vec<PathBuf> {
     entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
 }
 
-/// Whether one of the programs is pinned there. A link of the same name may be another network
-/// namespace's.
+/// Whether one of the programs is pinned in the folder. The name is not enough: a device in another
+/// network namespace may have the same one.
 fn has(links: &Path, device: &str, programs: &BTreeSet<u32>) -> bool {
     let mut pins = Hook::ALL.into_iter().map(|hook| pin_path(links, hook, device));
     pins.any(|pin| pinned(&pin).is_some_and(|id| programs.contains(&id)))

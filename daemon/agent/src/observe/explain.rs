@@ -163,7 +163,7 @@ fn unconnected(world: &World, here: NodeNumber, end: &Resolved, now: Instant) ->
     let party = &end.party;
     let why = world.unconnected.of_address(party.address, now).filter(|_| end.identity.node == here.0)?;
     let name = party.name.clone().unwrap_or_else(|| party.address.to_string());
-    Some(format!("it does so now: {name} {why}"))
+    Some(format!("packets are lost now: {name} {why}"))
 }
 
 /// The nodes that have the party's address, if there are several.

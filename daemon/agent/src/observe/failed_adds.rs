@@ -1,9 +1,9 @@
-//! Pods that hauberk-cni could not give an interface: what it answers reads the runtime alone, and
-//! so it tells the agent as well.
+//! Pods that hauberk-cni could not give an interface. Only the container runtime reads the plugin's
+//! answer, so the plugin tells the agent as well.
 //!
-//! The runtime calls DEL after an ADD that failed, and ADD again for another container of the pod:
-//! a failure is told until the pod has its interface or needs none any more, and for a while if
-//! nobody tries again.
+//! After an ADD that failed, the runtime calls DEL, and later ADD for another container of the pod.
+//! So DEL does not end the problem. It ends when the pod has its interface, when the pod needs none
+//! any more, or some time after the last failure.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,17 +12,17 @@ use hauberk_abi::identity::Protection;
 use hauberk_api::{FailedAdd, Problem, Reserve, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::model::{Model, PodName};
-use hauberk_core::protection;
+use hauberk_core::{protection, unconnected};
 
-/// How long a failure is told that does not come again. The kubelet tries again every few minutes
-/// at the least.
+/// How long a failure stays in the status if it does not happen again. The kubelet tries again
+/// every few minutes or more often.
 const TOLD: Duration = Duration::from_secs(600);
-/// Failures that are remembered: more pods do not start at a time.
+/// Most failures remembered. More pods do not start at the same time.
 const MOST: usize = 64;
 /// The longest message that is kept, characters.
 const LONGEST: usize = 1_000;
 
-/// The last failure of each pod, by what problems call it.
+/// The last failure of each pod, by the object's name in problems.
 #[derive(Debug, Default)]
 pub struct FailedAdds(BTreeMap<String, Failure>);
 
@@ -34,7 +34,7 @@ struct Failure {
 }
 
 impl FailedAdds {
-    /// It has failed. Of too many the oldest is forgotten.
+    /// Notes a failure. If there are too many, the oldest is dropped.
     pub fn note(&mut self, failed: FailedAdd, now: Instant) {
         self.0.retain(|_, failure| now.saturating_duration_since(failure.last) < TOLD);
         let object = object(&failed.request);
@@ -47,12 +47,12 @@ impl FailedAdds {
         self.0.insert(object, Failure { pod, message, last: now });
     }
 
-    /// It has its interface.
+    /// The pod has its interface, so its failure is over.
     pub fn succeeded(&mut self, request: &Reserve) {
         self.0.remove(&object(request));
     }
 
-    /// One for each that still needs an interface.
+    /// One problem for each pod that still needs an interface.
     pub fn problems(&self, model: &Model, policy: &Policy, now: Instant) -> impl Iterator<Item = Problem> {
         let lately = self.0.iter().filter(move |(_, failure)| now.saturating_duration_since(failure.last) < TOLD);
         lately.filter(move |(_, failure)| failure.is_needed(model)).map(move |(object, failure)| {
@@ -61,21 +61,19 @@ impl FailedAdds {
             Problem {
                 severity: if protection > Protection::None { Severity::Critical } else { Severity::Warning },
                 object: object.clone(),
-                message: format!(
-                    "hauberk-cni cannot give it an interface, so that it does not start: {}",
-                    failure.message
-                ),
+                message: format!("hauberk-cni cannot give it an interface, so it does not start: {}", failure.message),
             }
         })
     }
 }
 
 impl Failure {
-    /// Whether the pod is there, as far as is known, and has not ended.
+    /// Whether the pod still needs an interface. A pod without an object needs one as long as the
+    /// model is not complete.
     fn is_needed(&self, model: &Model) -> bool {
         let Some(name) = &self.pod else { return true };
         match model.pod(name) {
-            Some(pod) => pod.has_network() && !pod.terminating && pod.node.as_deref() == Some(model.node()),
+            Some(pod) => unconnected::needs_network(model, pod),
             None => !model.synced(),
         }
     }
@@ -91,7 +89,7 @@ fn object(request: &Reserve) -> String {
 #[cfg(test)]
 mod tests {
     use hauberk_api::PodReference;
-    use hauberk_core::model::{Change, NamespaceObject, PodObject};
+    use hauberk_core::model::{Change, PodObject};
 
     use super::*;
     use crate::world::World;
@@ -107,13 +105,7 @@ mod tests {
     }
 
     fn world(label: Option<&str>) -> World {
-        let mut world = crate::testing::world("n1");
-        let encryption = label.map(str::to_owned);
-        let namespace = NamespaceObject { name: "payments".into(), encryption, ..NamespaceObject::default() };
-        for change in [Change::Namespace(namespace), Change::Pod(pod("a")), Change::Synced] {
-            let _ = world.model.apply(change);
-        }
-        world
+        crate::testing::payments(label, "n1", "10.0.1.5")
     }
 
     fn told(world: &World, now: Instant) -> Vec<Problem> {

@@ -167,28 +167,12 @@ fn words(addresses: &BTreeSet<IpAddr>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::model::{Change, NamespaceObject, NodeAddress, NodeObject, PodObject};
+    use hauberk_core::model::{Change, NodeAddress, NodeObject};
 
     use super::*;
 
     fn world(label: Option<&str>) -> World {
-        let mut world = crate::testing::world("n1");
-        let pod = PodObject {
-            namespace: "payments".into(),
-            name: "a".into(),
-            node: Some("n2".into()),
-            addresses: vec!["10.0.2.5".parse().unwrap()],
-            ..PodObject::default()
-        };
-        let namespace = NamespaceObject {
-            name: "payments".into(),
-            encryption: label.map(str::to_owned),
-            ..NamespaceObject::default()
-        };
-        for change in [Change::Namespace(namespace), Change::Pod(pod), Change::Synced] {
-            let _ = world.model.apply(change);
-        }
-        world
+        crate::testing::payments(label, "n2", "10.0.2.5")
     }
 
     fn node() -> NodeObject {

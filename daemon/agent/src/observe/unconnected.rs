@@ -1,5 +1,5 @@
-//! Pods of this node that no interface connects, as when somebody deleted it: nothing else would
-//! tell of them, and the rules go on saying what became of packets that nobody can send.
+//! Pods of this node without an interface, for example because it was deleted by hand. No other
+//! check finds them, and `explain` would go on to say "encrypted".
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,12 +13,12 @@ use hauberk_core::unconnected::{self, Lack, Unconnected};
 
 use crate::world::{Shared, World};
 
-/// Between looks.
+/// Interval of the looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// While a pod begins or ends it has an address and no interface, for less than this.
+/// A pod that starts or ends has an address and no interface, but for a shorter time than this.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Looks for them until the runtime ends.
+/// Looks for such pods until the runtime ends.
 pub async fn watch(world: Shared) {
     let mut seen: Option<Seen> = None;
     loop {
@@ -35,7 +35,7 @@ pub async fn watch(world: Shared) {
     }
 }
 
-/// What was looked at: as long as it is the same, so is what is found.
+/// What the last look read. The result stays the same until this changes.
 #[derive(Debug)]
 struct Seen {
     generation: u64,
@@ -59,8 +59,8 @@ impl Seen {
     }
 }
 
-/// Before everything has been read, and while the kernel does not tell of devices, absence says
-/// nothing.
+/// Finds nothing before all objects have been read, or while the kernel does not list its devices:
+/// then something that is absent may only be unknown.
 fn find(world: &World) -> BTreeMap<String, Unconnected> {
     match &world.interfaces {
         Some(interfaces) if world.model.synced() => {
@@ -70,12 +70,12 @@ fn find(world: &World) -> BTreeMap<String, Unconnected> {
     }
 }
 
-/// Pods without an interface, each since when, by what problems call them.
+/// Pods without an interface and the time since when, by the object's name in problems.
 #[derive(Debug, Default)]
 pub struct Missed(BTreeMap<String, (Unconnected, Instant)>);
 
 impl Missed {
-    /// What is so now.
+    /// Takes over the result of a look.
     fn take(&mut self, found: BTreeMap<String, Unconnected>, now: Instant) {
         let mut before = std::mem::take(&mut self.0);
         for (object, one) in found {
@@ -84,48 +84,49 @@ impl Missed {
         }
     }
 
-    /// Those that have lasted for so long.
+    /// The pods that have had no interface for at least this long.
     fn lasting(&self, long: Duration, now: Instant) -> impl Iterator<Item = (&String, &Unconnected)> {
         let lasts = move |since: Instant| now.saturating_duration_since(since) >= long;
         self.0.iter().filter(move |(_, (_, since))| lasts(*since)).map(|(object, (one, _))| (object, one))
     }
 
-    /// One for each.
+    /// One problem for each pod.
     pub fn problems(&self, now: Instant) -> impl Iterator<Item = Problem> {
         self.lasting(GRACE, now).map(|(object, one)| Problem {
             severity: if one.protection > Protection::None { Severity::Critical } else { Severity::Warning },
             object: object.clone(),
-            message: format!("{}, so that {}; {}", why(&one.lack), consequence(&one.lack), what_to_do(&one.lack)),
+            message: format!("{}, so {}; {}", why(&one.lack), consequence(&one.lack), what_to_do(&one.lack)),
         })
     }
 
-    /// What is wrong with this pod's network, if it has none: "has no interface ...".
+    /// What is wrong with the pod's network ("has no interface ..."), if it has none.
     pub fn of_pod(&self, name: &PodName, now: Instant) -> Option<String> {
         let object = format!("pod/{name}");
         self.lasting(GRACE, now).find(|(missed, _)| **missed == object).map(|(_, one)| why(&one.lack))
     }
 
-    /// The same by an address, for `hauberk explain`: at once, but for an interface that is just
-    /// being made.
+    /// The same by an address, for `hauberk explain`. It waits only for one look, because an
+    /// interface may be in the making.
     pub fn of_address(&self, address: IpAddr, now: Instant) -> Option<String> {
         let mut missed = self.lasting(LOOK, now);
         missed
             .find(|(_, one)| one.addresses.contains(&address))
-            .map(|(_, one)| format!("{}, so that {}", why(&one.lack), consequence(&one.lack)))
+            .map(|(_, one)| format!("{}, so {}", why(&one.lack), consequence(&one.lack)))
     }
 }
 
 fn why(lack: &Lack) -> String {
     match lack {
-        Lack::Gone(interface) => format!(
-            "has no interface on this node: {interface} went without a word from the container runtime, as when somebody \
-             deletes it"
-        ),
-        Lack::Unmade => "has no interface on this node: that went while no agent ran, as with a reboot or `hauberkd \
-                         uninstall`, or the CNI plugin was stopped before it had made one"
-            .into(),
+        Lack::Gone(interface) => {
+            format!("has no interface on this node: {interface} was removed, but not by the container runtime")
+        }
+        Lack::Unmade => {
+            "has no interface on this node: it was removed while no agent ran (a reboot, `hauberkd uninstall`), or \
+                         the CNI plugin was stopped before it had made one"
+                .into()
+        }
         Lack::Unknown => {
-            "has no interface on this node that hauberk knows: another CNI plugin connected it, or its interface went"
+            "has no interface on this node that hauberk knows: another CNI plugin connected it, or it was removed"
                 .into()
         }
     }
@@ -133,19 +134,19 @@ fn why(lack: &Lack) -> String {
 
 fn consequence(lack: &Lack) -> &'static str {
     match lack {
-        Lack::Gone(_) | Lack::Unmade => "nothing that it sends or is sent arrives anywhere",
-        Lack::Unknown => "what is encrypted for it is dropped",
+        Lack::Gone(_) | Lack::Unmade => "nothing that it sends arrives, and it receives nothing",
+        Lack::Unknown => "encrypted packets to it are dropped",
     }
 }
 
 fn what_to_do(lack: &Lack) -> &'static str {
     match lack {
-        Lack::Gone(_) => "delete the pod, and its owner makes another",
+        Lack::Gone(_) => "delete the pod, so that its controller makes a new one",
         Lack::Unmade => {
-            "delete the pod, and its owner makes another; after a reboot the kubelet gives it a new network by itself"
+            "delete the pod, so that its controller makes a new one; after a reboot the kubelet does that by itself"
         }
         Lack::Unknown => {
-            "delete the pod, and its owner makes another that hauberk-cni is asked for; see `hauberk events`"
+            "delete the pod, so that its controller makes a new one with hauberk-cni; see `hauberk events`"
         }
     }
 }
@@ -153,13 +154,13 @@ fn what_to_do(lack: &Lack) -> &'static str {
 #[cfg(test)]
 mod tests {
     use hauberk_api::{Attach, Attachment, PodReference, Reservation, Reserve};
-    use hauberk_core::model::{Change, NamespaceObject, PodObject};
+    use hauberk_core::model::Change;
 
     use super::*;
 
     /// A pod of this node whose interface has the index 7.
     fn world(label: Option<&str>) -> World {
-        let mut world = crate::testing::world("n1");
+        let mut world = crate::testing::payments(label, "n1", "10.0.1.5");
         let pod = PodReference { namespace: "payments".into(), name: "a".into(), uid: None };
         let attachment = Attachment {
             request: Reserve {
@@ -185,22 +186,7 @@ mod tests {
             adopted: false,
             recovered: false,
         };
-        let pod = PodObject {
-            namespace: "payments".into(),
-            name: "a".into(),
-            node: Some("n1".into()),
-            addresses: vec!["10.0.1.5".parse().unwrap()],
-            ..PodObject::default()
-        };
-        let namespace = NamespaceObject {
-            name: "payments".into(),
-            encryption: label.map(str::to_owned),
-            ..NamespaceObject::default()
-        };
-        let objects = [Change::Namespace(namespace), Change::Pod(pod), Change::Attachment(attachment), Change::Synced];
-        for change in objects {
-            let _ = world.model.apply(change);
-        }
+        let _ = world.model.apply(Change::Attachment(attachment));
         world.interfaces = Some([1, 7].into());
         world
     }

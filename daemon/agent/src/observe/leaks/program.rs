@@ -11,7 +11,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
 use super::devices::Device;
-use crate::datapath::{Pins, is_there_already, load_program, query};
+use crate::datapath::{Pins, chain, is_there_already, load_program, query};
 use hauberk_host::{Filter, Netlink};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
@@ -239,16 +239,4 @@ fn address(words: [u32; 4]) -> IpAddr {
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, String> {
     let program = ebpf.program_mut(name).ok_or_else(|| format!("it has no program {name}"))?;
     program.try_into().map_err(|error: aya::programs::ProgramError| chain(&error))
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
