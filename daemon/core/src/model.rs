@@ -106,6 +106,13 @@ pub struct AttachmentKey {
     pub interface: String,
 }
 
+impl AttachmentKey {
+    /// The interface as problems name it.
+    pub fn object(&self) -> String {
+        format!("container/{}/{}", self.container, self.interface)
+    }
+}
+
 /// A change reported by the source, the CNI plugin or the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {

@@ -19,7 +19,7 @@ use hauberk_abi::framing::Framing;
 use hauberk_api::{Problem, Severity};
 use hauberk_core::desired::Policy;
 use hauberk_core::events::NewEvent;
-use hauberk_core::model::{AttachmentKey, Change, NodeNumber};
+use hauberk_core::model::{Change, NodeNumber};
 use hauberk_core::plan::{Actual, Scope, Step, plan_within};
 use hauberk_host::netfilter::Counters;
 use hauberk_source::Source;
@@ -27,9 +27,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use crate::apply::{Found, Kernel, Node, Prepared, peer_step};
+use crate::apply::{ApplyError, Found, Kernel, Node, Prepared, carry_out};
 use crate::attachments::{self, Attachments};
 use crate::backend::{Progress, UserspaceConfig};
 use crate::cluster_config;
@@ -263,7 +263,6 @@ impl Reconciler {
         let mut failures = self.carry_out().await;
         self.follow_rules(&mut failures).await;
         let clean = failures.is_empty();
-        let enforced = !failures.keys().any(|object| concerns_enforcement(object));
         self.tell(Area::Steps, failures);
         if clean {
             let world = self.world.write();
@@ -271,7 +270,6 @@ impl Reconciler {
                 world.apply_seconds.observe(since.elapsed().as_secs_f64());
             }
         }
-        self.enforces = enforced;
         self.publish(clean).await;
         clean
     }
@@ -372,41 +370,21 @@ impl Reconciler {
         self.pending.extend(followed.scope);
     }
 
-    /// Carries out every step of the plan, and returns the failures. After a failed deny nothing is
-    /// opened.
+    /// Carries out every step of the plan, and returns the failures.
     async fn carry_out(&mut self) -> BTreeMap<String, Problem> {
-        let mut failures = BTreeMap::new();
-        let Stage::Running(kernel) = &mut self.stage else { return failures };
-        let mut denied = true;
+        let Stage::Running(kernel) = &mut self.stage else { return BTreeMap::new() };
         let scope = std::mem::take(&mut self.pending);
         let steps = plan_within(&self.actual, &self.world.read().desired, &scope);
-        for group in steps.chunk_by(|a, b| peer_step(a).is_some() && peer_step(b).is_some()) {
-            // What moves from one peer to another moves at once. If that is refused, each step is
-            // tried alone.
-            if group.len() > 1 && kernel.apply_peers(group).is_ok() {
-                group.iter().for_each(|step| self.actual.apply(step));
-                continue;
-            }
-            for step in group {
-                if !denied && matches!(step, Step::SetSynced(true) | Step::RemoveRange(_)) {
-                    continue;
-                }
-                match kernel.apply(step).await {
-                    Ok(()) => self.actual.apply(step),
-                    Err(error) => {
-                        denied &= !matches!(step, Step::PutEndpoint(..) | Step::PutRange(..));
-                        let object = concerns(step);
-                        error!(step = %object, %error, "a step failed; it will be tried again");
-                        let message = format!("{error}; it is tried again");
-                        failures.insert(object.clone(), Problem { severity: Severity::Critical, object, message });
-                    }
-                }
-            }
-        }
-        if !failures.is_empty() {
+        let failed = carry_out(steps, kernel.as_mut(), &mut self.actual).await;
+        self.enforces = !failed.iter().any(|(step, _)| step.concerns_enforcement());
+        if !failed.is_empty() {
             self.pending = Scope::everything();
         }
-        failures
+        let problem = |(step, error): (Step, ApplyError)| {
+            let (object, message) = (step.object(), format!("{error}; it is tried again"));
+            (object.clone(), Problem { severity: Severity::Critical, object, message })
+        };
+        failed.into_iter().map(problem).collect()
     }
 
     /// Publishes this node's keys, whatever failed, and acknowledges what is enforced now. Removes
@@ -478,8 +456,8 @@ impl Reconciler {
     fn answer(&self, waiter: &input::Waiter) -> Result<(), String> {
         let key = &waiter.key;
         let world = self.world.read();
-        let failure = world.failures.get(&attachment_object(key)).map(|problem| problem.message.clone());
-        let held = self.actual.attachments.contains_key(key);
+        let failure = world.failures.get(&key.object()).map(|problem| problem.message.clone());
+        let held = self.actual.pods.contains_key(key);
         match (waiter.attached, held, failure) {
             (true, true, None) | (false, false, None) => Ok(()),
             (_, _, Some(failure)) => Err(failure),
@@ -518,27 +496,6 @@ fn note(world: &mut crate::world::World, event: &NewEvent, now: Timestamp) {
     }
 }
 
-/// The object that a step concerns, named as in problems.
-fn concerns(step: &Step) -> String {
-    match step {
-        Step::PutEndpoint(address, _) | Step::RemoveEndpoint(address) => format!("address/{address}"),
-        Step::PutRange(range, _) | Step::RemoveRange(range) => format!("range/{}", range.address),
-        Step::PutAttachment(pod) | Step::RemoveAttachment(pod) => attachment_object(&pod.key()),
-        Step::PutPeer(peer) => format!("node/{}", peer.name),
-        Step::RemovePeer(number) | Step::PutPeerEntry(number, _) | Step::RemovePeerEntry(number) => {
-            format!("node number/{}", number.0)
-        }
-        Step::PutRoute(route) | Step::RemoveRoute(route) => format!("route/{}", route.destination),
-        Step::SetSynced(_) => "settings".into(),
-        Step::SetUntranslated(_) => "netfilter".into(),
-    }
-}
-
-/// Whether a failure leaves in doubt what this node enforces. A missing route or peer only denies.
-fn concerns_enforcement(object: &str) -> bool {
-    ["address/", "range/", "container/", "settings", "netfilter"].iter().any(|part| object.starts_with(part))
-}
-
 /// The destinations to which pods' packets may have to go through the tunnel: other pods and nodes.
 /// Unless `nodeRanges` says where nodes are, any address may be a node's.
 pub(crate) fn tunnelled_ranges(policy: &Policy) -> Vec<IpNet> {
@@ -547,10 +504,6 @@ pub(crate) fn tunnelled_ranges(policy: &Policy) -> Vec<IpNet> {
         return [v4, v6].into_iter().filter_map(|address| IpNet::new(address, 0).ok()).collect();
     }
     policy.cluster_ranges.iter().chain(&policy.node_ranges).copied().collect()
-}
-
-fn attachment_object(key: &AttachmentKey) -> String {
-    format!("container/{}/{}", key.container, key.interface)
 }
 
 async fn sleep_until(at: Option<Instant>) {

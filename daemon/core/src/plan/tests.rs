@@ -1,12 +1,13 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use hauberk_abi::identity::{Kind, Protection};
+use hauberk_abi::address::{Address, Prefix};
+use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::peer_flag;
 use proptest::prelude::*;
 
-use super::identities::{resolve, strictness};
 use super::*;
-use crate::model::{Change, NodeAddress, NodeObject, PodObject};
+use crate::desired::Peer;
+use crate::model::{AttachmentKey, Change, NodeAddress, NodeNumber, NodeObject, PodObject};
 use crate::testing::{World, attachment, ip, keys, namespace, net, node, pod, pod_name};
 
 fn reach(actual: &mut Actual, desired: &Desired) -> Vec<Step> {
@@ -34,18 +35,22 @@ fn deny_comes_first_and_synced_last() {
     let steps = plan(&Actual::default(), &world.desired());
     let place = |wanted: &dyn Fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
     let last = |wanted: &dyn Fn(&Step) -> bool| steps.iter().rposition(wanted).unwrap();
-    let range = last(&|step| matches!(step, Step::PutRange(_, identity) if identity.kind() == Kind::UnknownPod));
-    let protected =
-        place(&|step| matches!(step, Step::PutEndpoint(_, identity) if identity.protection() == Protection::Enabled));
-    let attachment = place(&|step| matches!(step, Step::PutAttachment(_)));
-    let peer = place(&|step| matches!(step, Step::PutPeer(_)));
-    let entry = place(&|step| matches!(step, Step::PutPeerEntry(..)));
-    let route = place(&|step| matches!(step, Step::PutRoute(_)));
-    let plain =
-        place(&|step| matches!(step, Step::PutEndpoint(address, _) if *address == Address::from(ip("10.0.2.6"))));
+    let range = last(
+        &|step| matches!(step, Step::Identity(IdentityStep::PutRange(_, identity)) if identity.kind() == Kind::UnknownPod),
+    );
+    let protected = place(
+        &|step| matches!(step, Step::Identity(IdentityStep::PutEndpoint(_, identity)) if identity.protection() == Protection::Enabled),
+    );
+    let attachment = place(&|step| matches!(step, Step::Pod(PodStep::Put(_))));
+    let peer = place(&|step| matches!(step, Step::Tunnel(TunnelStep::PutPeer(_))));
+    let entry = place(&|step| matches!(step, Step::Tunnel(TunnelStep::PutPeerEntry(..))));
+    let route = place(&|step| matches!(step, Step::Tunnel(TunnelStep::PutRoute(_))));
+    let plain = place(
+        &|step| matches!(step, Step::Identity(IdentityStep::PutEndpoint(address, _)) if *address == Address::from(ip("10.0.2.6"))),
+    );
     let order = [range, protected, attachment, peer, entry, route, plain, steps.len() - 1];
     assert!(order.is_sorted(), "{order:?} {steps:#?}");
-    assert_eq!(steps.last(), Some(&Step::SetSynced(true)));
+    assert_eq!(steps.last(), Some(&Step::Identity(IdentityStep::SetSynced(true))));
 }
 
 #[test]
@@ -66,9 +71,9 @@ fn before_everything_is_known_nothing_is_removed_or_weakened() {
     assert_eq!(actual, old);
     world.apply(Change::Synced);
     reach(&mut actual, &world.desired());
-    assert_eq!(actual.endpoints[&Address::from(ip("10.0.2.5"))].protection(), Protection::None);
-    assert_eq!(actual.peers.len(), 1);
-    assert!(actual.attachments.is_empty());
+    assert_eq!(actual.identities.endpoints[&Address::from(ip("10.0.2.5"))].protection(), Protection::None);
+    assert_eq!(actual.tunnels.peers.len(), 1);
+    assert!(actual.pods.is_empty());
 }
 
 #[test]
@@ -79,12 +84,12 @@ fn a_plain_pod_stays_unknown_until_everything_is_known() {
     world.apply(Change::Pod(pod("open/a", 2, &["10.0.2.5"])));
     let mut actual = Actual::default();
     let steps = reach(&mut actual, &world.desired());
-    assert!(!steps.contains(&Step::SetSynced(true)));
-    assert_eq!(resolve(&actual, ip("10.0.2.5").into()).kind(), Kind::UnknownPod);
+    assert!(!steps.contains(&Step::Identity(IdentityStep::SetSynced(true))));
+    assert_eq!(actual.identities.resolve(ip("10.0.2.5").into()).kind(), Kind::UnknownPod);
     world.apply(Change::Synced);
     reach(&mut actual, &world.desired());
-    assert_eq!(resolve(&actual, ip("10.0.2.5").into()).kind(), Kind::Pod);
-    assert!(actual.synced);
+    assert_eq!(actual.identities.resolve(ip("10.0.2.5").into()).kind(), Kind::Pod);
+    assert!(actual.identities.synced);
 }
 
 #[test]
@@ -96,11 +101,11 @@ fn a_known_peer_keeps_what_it_may_speak_for_until_everything_is_known() {
     world.apply(Change::Node(NodeObject { keys: Some(keys(&[(2, 22), (1, 2)])), ..node(2) }));
     let number = NodeNumber(world.number(2));
     reach(&mut actual, &world.desired());
-    assert_eq!(actual.peers[&number].keys.len(), 2, "the new key is installed");
-    assert!(actual.peers[&number].allowed.contains(&net("10.0.77.5/32")));
+    assert_eq!(actual.tunnels.peers[&number].keys.len(), 2, "the new key is installed");
+    assert!(actual.tunnels.peers[&number].allowed.contains(&net("10.0.77.5/32")));
     world.apply(Change::Synced);
     reach(&mut actual, &world.desired());
-    assert!(!actual.peers[&number].allowed.contains(&net("10.0.77.5/32")));
+    assert!(!actual.tunnels.peers[&number].allowed.contains(&net("10.0.77.5/32")));
 }
 
 #[test]
@@ -117,7 +122,7 @@ fn a_pod_that_takes_the_label_of_another_leaves_no_moment_without_either() {
     let addresses: Vec<Address> = plan(&actual, &world.desired())
         .iter()
         .map(|step| match step {
-            Step::PutEndpoint(address, _) => *address,
+            Step::Identity(IdentityStep::PutEndpoint(address, _)) => *address,
             other => panic!("{other:?}"),
         })
         .collect();
@@ -129,15 +134,15 @@ fn a_reused_address_is_taken_from_the_old_interface_before_the_new_one_gets_it()
     let mut world = World::three_nodes();
     world.apply(Change::Attachment(attachment("old", Some("open/a"), &["10.0.1.5"])));
     let mut actual = reached(&world);
-    let (old, _) = actual.attachments.first_key_value().map(|(key, pod)| (key.clone(), pod.clone())).unwrap();
+    let (old, _) = actual.pods.first_key_value().map(|(key, pod)| (key.clone(), pod.clone())).unwrap();
     world.apply(Change::AttachmentGone(old));
     world.apply(Change::Attachment(attachment("new", Some("open/b"), &["10.0.1.5"])));
     let steps = reach(&mut actual, &world.desired());
     let names: Vec<&str> = steps
         .iter()
         .filter_map(|step| match step {
-            Step::RemoveAttachment(pod) => Some(pod.container.as_str()),
-            Step::PutAttachment(pod) => Some(pod.container.as_str()),
+            Step::Pod(PodStep::Remove(pod)) => Some(pod.container.as_str()),
+            Step::Pod(PodStep::Put(pod)) => Some(pod.container.as_str()),
             _ => None,
         })
         .collect();
@@ -157,7 +162,7 @@ fn an_interface_keeps_its_protection_until_everything_is_known() {
     moved.attach.as_mut().unwrap().host_index = 8;
     world.apply(Change::Attachment(moved));
     let interface = |actual: &Actual| {
-        let pod = actual.attachments.values().next().unwrap();
+        let pod = actual.pods.values().next().unwrap();
         (pod.host_index, pod.protection)
     };
     reach(&mut actual, &world.desired());
@@ -177,7 +182,7 @@ fn a_peer_that_can_no_longer_encrypt_is_said_so_late_and_one_that_can_early() {
     let flags: Vec<u32> = reach(&mut actual, &world.desired())
         .iter()
         .map(|step| match step {
-            Step::PutPeerEntry(_, entry) => entry.flags,
+            Step::Tunnel(TunnelStep::PutPeerEntry(_, entry)) => entry.flags,
             other => panic!("{other:?}"),
         })
         .collect();
@@ -224,7 +229,10 @@ fn range_identity() -> impl Strategy<Value = Identity> {
 fn any_actual() -> impl Strategy<Value = Actual> {
     let endpoints = prop::collection::btree_map(any_address(), any_identity(), 0..10);
     let ranges = prop::collection::btree_map(any_prefix(), any_identity(), 0..6);
-    (endpoints, ranges).prop_map(|(endpoints, ranges)| Actual { endpoints, ranges, ..Actual::default() })
+    (endpoints, ranges).prop_map(|(endpoints, ranges)| {
+        let identities = Identities { endpoints, ranges, ..Identities::default() };
+        Actual { identities, ..Actual::default() }
+    })
 }
 
 fn any_desired() -> impl Strategy<Value = Desired> {
@@ -239,7 +247,7 @@ fn any_desired() -> impl Strategy<Value = Desired> {
 }
 
 fn strictnesses(actual: &Actual) -> BTreeMap<Address, u8> {
-    universe().into_iter().map(|address| (address, strictness(resolve(actual, address)))).collect()
+    universe().into_iter().map(|address| (address, actual.identities.strictness(address))).collect()
 }
 
 proptest! {
@@ -262,8 +270,8 @@ proptest! {
             }
         }
         if desired.prune {
-            prop_assert_eq!(state.endpoints, desired.endpoints);
-            prop_assert_eq!(state.ranges, desired.ranges);
+            prop_assert_eq!(state.identities.endpoints, desired.endpoints);
+            prop_assert_eq!(state.identities.ranges, desired.ranges);
         }
     }
 }
@@ -399,7 +407,7 @@ proptest! {
             let mut state = start;
             for step in &steps {
                 state.apply(step);
-                prop_assert!(peers_share_nothing(&state.peers), "{step:?} of {steps:#?}");
+                prop_assert!(peers_share_nothing(&state.tunnels.peers), "{step:?} of {steps:#?}");
                 for (address, now) in strictnesses(&state) {
                     prop_assert!(now >= before[&address].min(after[&address]), "{address} after {step:?}");
                 }
@@ -411,7 +419,7 @@ proptest! {
                 let ruling = crate::protection::of_pod(&world.model, &world.policy, pod);
                 for address in pod.own_addresses() {
                     prop_assert!(desired.identity(*address).protection() >= ruling.protection, "{address} {pod:?}");
-                    prop_assert!(resolve(&actual, (*address).into()).protection() >= ruling.protection);
+                    prop_assert!(actual.identities.resolve((*address).into()).protection() >= ruling.protection);
                 }
             }
             for address in universe().into_iter().filter(|address| !claimed.contains(address)) {
@@ -425,12 +433,12 @@ proptest! {
                 }
             }
             if desired.prune {
-                prop_assert_eq!(&actual.peers, &desired.peers);
-                prop_assert_eq!(&actual.attachments, &desired.attachments);
-                prop_assert_eq!(&actual.routes, &desired.routes);
-                prop_assert_eq!(&actual.peer_entries, &desired.peer_entries);
-                prop_assert_eq!(&actual.untranslated, &desired.untranslated);
-                prop_assert!(actual.synced);
+                prop_assert_eq!(&actual.tunnels.peers, &desired.peers);
+                prop_assert_eq!(&actual.pods, &desired.attachments);
+                prop_assert_eq!(&actual.tunnels.routes, &desired.routes);
+                prop_assert_eq!(&actual.tunnels.peer_entries, &desired.peer_entries);
+                prop_assert_eq!(&actual.identities.untranslated, &desired.untranslated);
+                prop_assert!(actual.identities.synced);
             }
         }
     }
@@ -472,5 +480,87 @@ proptest! {
             let within = plan_within(&actual, &desired, &followed.scope);
             prop_assert_eq!(&within, &reach(&mut actual, &desired));
         }
+    }
+}
+
+/// Carries a plan out as the agent does. `fails` says whether the next step fails. Asserts that no
+/// address is ever less strict than both before and `after`, and returns the steps that failed.
+fn carry_out(
+    actual: &mut Actual,
+    desired: &Desired,
+    after: &BTreeMap<Address, u8>,
+    mut fails: impl FnMut() -> bool,
+) -> Vec<Step> {
+    let before = strictnesses(actual);
+    let steps = plan(actual, desired);
+    let mut execution = Execution::new(steps.clone());
+    let mut failed = Vec::new();
+    while let Some(next) = execution.next_steps() {
+        for step in next {
+            if fails() {
+                execution.failed(&step);
+                failed.push(step);
+                continue;
+            }
+            actual.apply(&step);
+            for (address, now) in strictnesses(actual) {
+                let bound = before[&address].min(after[&address]);
+                assert!(now >= bound, "{address} after {step:?}; failed: {failed:#?}; of {steps:#?}");
+            }
+        }
+    }
+    failed
+}
+
+#[test]
+fn an_interface_gets_nothing_that_its_predecessor_could_not_give_up() {
+    let mut world = World::three_nodes();
+    world.apply(Change::Attachment(attachment("old", Some("open/a"), &["10.0.1.5"])));
+    world.apply(Change::Attachment(attachment("other", Some("open/c"), &["10.0.1.6"])));
+    let mut actual = reached(&world);
+    let old = actual.pods.keys().find(|key| key.container == "old").cloned().unwrap();
+    world.apply(Change::AttachmentGone(old));
+    world.apply(Change::Attachment(attachment("new", Some("open/b"), &["10.0.1.5"])));
+    let desired = world.desired();
+    let mut execution = Execution::new(plan(&actual, &desired));
+    while let Some(next) = execution.next_steps() {
+        for step in next {
+            match &step {
+                Step::Pod(PodStep::Remove(_)) => execution.failed(&step),
+                Step::Pod(PodStep::Put(pod)) => assert_ne!(pod.container, "new", "its address is still the old pod's"),
+                _ => actual.apply(&step),
+            }
+        }
+    }
+    let containers = |actual: &Actual| actual.pods.keys().map(|key| key.container.clone()).collect::<Vec<_>>();
+    assert_eq!(containers(&actual), ["old", "other"]);
+    reach(&mut actual, &desired);
+    assert_eq!(containers(&actual), ["new", "other"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// Whichever steps fail, and however often, nothing opens on the way, and once they succeed the
+    /// state is the desired one.
+    #[test]
+    fn failed_steps_open_nothing_and_are_made_up_for(
+        actual in any_actual(),
+        desired in any_desired(),
+        failures in prop::collection::vec(any::<bool>(), 1..60),
+        share in 0usize..4,
+    ) {
+        let after = {
+            let mut state = actual.clone();
+            reach(&mut state, &desired);
+            strictnesses(&state)
+        };
+        let mut state = actual;
+        let mut failures = failures.into_iter();
+        for _ in 0..4 {
+            carry_out(&mut state, &desired, &after, || (0..=share).all(|_| failures.next().unwrap_or(false)));
+        }
+        prop_assert_eq!(carry_out(&mut state, &desired, &after, || false), []);
+        prop_assert_eq!(plan(&state, &desired), []);
     }
 }

@@ -1,0 +1,142 @@
+//! Which steps of a plan are carried out, whatever fails.
+//!
+//! A step that fails does not stop the others. But some steps rely on earlier ones: a range may be
+//! removed because another range, or an endpoint, now decides for its addresses. If the earlier
+//! step has failed, such a step would leave an address less strict than before the plan and than
+//! after it. Likewise, a pod's interface gets an address only after the interface that had it
+//! before has given it up. Such a step is withheld, and the next plan has it again.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hauberk_abi::address::{Address, Prefix};
+
+use crate::lookup::truncate;
+use crate::plan::identities::strictness;
+use crate::plan::pods::Claims;
+use crate::plan::{IdentityStep, PodStep, Step};
+
+/// A plan that is being carried out.
+#[derive(Debug)]
+pub struct Execution {
+    steps: VecDeque<Step>,
+    /// Entries of ENDPOINTS that are not as the plan wants them.
+    endpoints: BTreeMap<Address, Failed>,
+    /// Entries of RANGES that are not as the plan wants them.
+    ranges: BTreeMap<Prefix, Failed>,
+    /// Whether an entry could not be put.
+    put_failed: bool,
+    /// What pods' interfaces have that should not have it any more.
+    not_given_up: Claims,
+}
+
+/// What was to happen to an entry.
+#[derive(Clone, Copy, Debug)]
+enum Failed {
+    /// It was to be as strict as this.
+    Put(u8),
+    /// It was to be removed; it still decides.
+    Remove,
+}
+
+impl Execution {
+    /// Begins with the first step.
+    pub fn new(steps: Vec<Step>) -> Execution {
+        Execution {
+            steps: steps.into(),
+            endpoints: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            put_failed: false,
+            not_given_up: Claims::default(),
+        }
+    }
+
+    /// The next step. If it concerns the tunnel's peers, all that follow it and do so too: together
+    /// they move a key or prefix from one peer to another. Withheld steps are left out.
+    pub fn next_steps(&mut self) -> Option<Vec<Step>> {
+        let first = loop {
+            let step = self.steps.pop_front()?;
+            if !self.must_wait(&step) {
+                break step;
+            }
+            self.note(&step);
+        };
+        let mut next = vec![first];
+        while next[0].is_peers()
+            && let Some(step) = self.steps.pop_front_if(|step| step.is_peers())
+        {
+            next.push(step);
+        }
+        Some(next)
+    }
+
+    /// Notes that the step failed.
+    pub fn failed(&mut self, step: &Step) {
+        self.put_failed |= matches!(step, Step::Identity(IdentityStep::PutEndpoint(..) | IdentityStep::PutRange(..)));
+        self.note(step);
+    }
+
+    fn note(&mut self, step: &Step) {
+        match step {
+            Step::Identity(IdentityStep::PutEndpoint(address, identity)) => {
+                self.endpoints.insert(*address, Failed::Put(strictness(*identity)));
+            }
+            Step::Identity(IdentityStep::RemoveEndpoint(address)) => {
+                self.endpoints.insert(*address, Failed::Remove);
+            }
+            Step::Identity(IdentityStep::PutRange(range, identity)) => {
+                self.ranges.insert(*range, Failed::Put(strictness(*identity)));
+            }
+            Step::Identity(IdentityStep::RemoveRange(range)) => {
+                self.ranges.insert(*range, Failed::Remove);
+            }
+            Step::Pod(PodStep::Remove(pod)) => self.not_given_up.add(pod),
+            Step::Identity(IdentityStep::SetUntranslated(_) | IdentityStep::SetSynced(_))
+            | Step::Pod(PodStep::Put(_))
+            | Step::Tunnel(_) => {}
+        }
+    }
+
+    /// Whether the step relies on something that is not as planned.
+    fn must_wait(&self, step: &Step) -> bool {
+        match step {
+            Step::Identity(step) => match step {
+                // A stricter entry inside was to decide instead of this range.
+                IdentityStep::PutRange(range, identity) => {
+                    let own = strictness(*identity);
+                    self.has_inside(range, |failed| matches!(failed, Failed::Put(other) if other > own))
+                }
+                // Another entry is to decide when this one is gone.
+                IdentityStep::RemoveRange(range) => self.has_inside(range, |_| true) || self.has_around(range),
+                IdentityStep::RemoveEndpoint(address) => self.has_around(&truncate(*address, 128)),
+                IdentityStep::SetSynced(synced) => *synced && self.put_failed,
+                IdentityStep::PutEndpoint(..) | IdentityStep::SetUntranslated(_) => false,
+            },
+            Step::Pod(PodStep::Put(pod)) => self.not_given_up.overlap(pod),
+            Step::Pod(PodStep::Remove(_)) | Step::Tunnel(_) => false,
+        }
+    }
+
+    /// Whether an entry inside the range is not as planned, and `counts`.
+    fn has_inside(&self, range: &Prefix, counts: impl Fn(Failed) -> bool) -> bool {
+        let endpoints = self.endpoints.range(range.address..).take_while(|(address, _)| contains(range, **address));
+        let ranges =
+            self.ranges.iter().filter(|(other, _)| other.length >= range.length && contains(range, other.address));
+        endpoints.map(|(_, failed)| *failed).chain(ranges.map(|(_, failed)| *failed)).any(counts)
+    }
+
+    /// Whether a range that holds this one is not as planned.
+    fn has_around(&self, range: &Prefix) -> bool {
+        self.ranges.keys().any(|other| other.length <= range.length && contains(other, range.address))
+    }
+}
+
+impl Step {
+    /// Whether the step changes the tunnel's peers.
+    fn is_peers(&self) -> bool {
+        matches!(self, Step::Tunnel(step) if step.is_peers())
+    }
+}
+
+fn contains(range: &Prefix, address: Address) -> bool {
+    truncate(address, range.length) == *range
+}
