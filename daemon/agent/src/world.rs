@@ -108,7 +108,7 @@ pub struct Device {
 
 /// Objects of problems with the guard itself: while there is one, protection is not what it should
 /// be.
-const GUARD: [&str; 4] = ["device/", "devices", "pod interface/", "netfilter"];
+const GUARD: [&str; 5] = ["device/", "devices", "pod interface/", "netfilter", "pins"];
 
 impl World {
     /// Nothing is known yet.

@@ -80,6 +80,10 @@ pub struct Status {
     pub configuration: Option<ConfigurationStatus>,
 }
 
+/// The object of problems with the records of pods' interfaces: while there is one, pods may not
+/// start.
+pub const ATTACHMENTS_STORE: &str = "attachments store";
+
 /// Something the operator should know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

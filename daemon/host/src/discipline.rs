@@ -1,6 +1,8 @@
 //! Queueing disciplines that hold filters: clsact, used on kernels without TCX, and its predecessor
 //! `ingress`. A device can have only one of the two.
 
+use std::collections::BTreeSet;
+
 use futures_util::TryStreamExt;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use nix::errno::Errno;
@@ -44,7 +46,8 @@ impl std::fmt::Display for Filter {
 
 impl Netlink {
     /// The ingress or egress filters of a device, in the order in which they run; empty if there is
-    /// no such queueing discipline.
+    /// no such queueing discipline. At an `ingress` discipline the kernel takes and lists filters
+    /// for egress too, but runs none there: see [`Netlink::old_disciplines`].
     ///
     /// # Errors
     /// [`HostError::Netlink`].
@@ -58,6 +61,19 @@ impl Netlink {
         }
     }
 
+    /// The devices that have an `ingress` queueing discipline in the place of clsact, by index.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn old_disciplines(&self) -> Result<BTreeSet<u32>, HostError> {
+        let disciplines: Vec<TcMessage> =
+            self.handle.qdisc().get().execute().try_collect().await.map_err(refused("list queueing disciplines"))?;
+        let is_old = |message: &&TcMessage| {
+            message.attributes.iter().any(|one| matches!(one, TcAttribute::Kind(kind) if kind == "ingress"))
+        };
+        Ok(disciplines.iter().filter(is_old).map(|message| message.header.index as u32).collect())
+    }
+
     /// Removes a device's clsact queueing discipline, unless there is none or it has filters.
     ///
     /// # Errors
@@ -69,22 +85,16 @@ impl Netlink {
         self.remove_discipline(index, "clsact").await
     }
 
-    /// Makes room for clsact: removes an `ingress` queueing discipline that has no filters.
+    /// Makes room for clsact: removes an `ingress` queueing discipline, unless it has filters of
+    /// others. `is_own` knows hauberk's.
     ///
     /// # Errors
-    /// [`HostError::Ingress`] if it has some.
-    pub async fn make_room_for_clsact(&self, index: u32) -> Result<(), HostError> {
-        let disciplines: Vec<TcMessage> =
-            self.handle.qdisc().get().execute().try_collect().await.map_err(refused("list queueing disciplines"))?;
-        let is_ingress = |message: &TcMessage| {
-            let named =
-                message.attributes.iter().any(|one| matches!(one, TcAttribute::Kind(kind) if kind == "ingress"));
-            message.header.index == index as i32 && named
-        };
-        if !disciplines.iter().any(is_ingress) {
+    /// [`HostError::Ingress`] if it has filters of others.
+    pub async fn make_room_for_clsact(&self, index: u32, is_own: impl Fn(&Filter) -> bool) -> Result<(), HostError> {
+        if !self.old_disciplines().await?.contains(&index) {
             return Ok(());
         }
-        if let Some(filter) = self.filters(index, true).await?.first() {
+        if let Some(filter) = self.filters(index, true).await?.iter().find(|filter| !is_own(filter)) {
             return Err(HostError::Ingress { filter: filter.to_string() });
         }
         hauberk_fault::point("remove an ingress queueing discipline");

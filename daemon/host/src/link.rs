@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState};
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, MulticastGroup};
@@ -37,6 +37,8 @@ pub struct Link {
     pub kind: LinkKind,
     /// Index of the bridge or bond that it is a port of.
     pub controller: Option<u32>,
+    /// Id of the XDP program on it, if there is one.
+    pub xdp: Option<u32>,
     /// For a veth: the other end's index, and the id of the network namespace which that end is in.
     pub peer: Option<(u32, i32)>,
 }
@@ -83,6 +85,7 @@ impl From<LinkMessage> for Link {
             header: header(message.header.link_layer_type),
             kind: LinkKind::Physical,
             controller: None,
+            xdp: None,
             peer: None,
         };
         let (mut lower, mut namespace) = (None, None);
@@ -94,6 +97,12 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
                 LinkAttribute::Link(index) => lower = Some(index),
                 LinkAttribute::Controller(index) => link.controller = Some(index).filter(|index| *index != 0),
+                LinkAttribute::Xdp(attributes) => {
+                    link.xdp = attributes.iter().find_map(|one| match one {
+                        LinkXdp::ProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::DrvProgId(id) => Some(*id),
+                        _ => None,
+                    });
+                }
                 LinkAttribute::LinkNetNsId(id) => namespace = Some(id),
                 LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
                 _ => {}
@@ -235,6 +244,15 @@ impl Netlink {
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), HostError> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
         self.handle.link().set(message).execute().await.map_err(refused(format!("set device {index}'s MTU to {mtu}")))
+    }
+
+    /// Sets the device's MAC address.
+    ///
+    /// # Errors
+    /// [`HostError::Netlink`].
+    pub async fn set_mac(&self, index: u32, mac: [u8; 6]) -> Result<(), HostError> {
+        let message = LinkUnspec::new_with_index(index).address(mac.to_vec()).build();
+        self.handle.link().set(message).execute().await.map_err(refused(format!("set device {index}'s MAC address")))
     }
 
     /// Removes a device, if it is there.

@@ -169,6 +169,10 @@ fn tun_with_default_route(context: &Context) -> Result<()> {
              link set tun0 up
              route add default dev tun0 metric 900")?;
         wait_guarded(node, "tun0")?;
+        eventually("the leak detector to be there too", || {
+            let (_, metrics) = node.agent.get("/metrics")?;
+            Ok(metrics.contains("hauberk_leaked_packets_total{device=\"tun0\"}").then_some(()))
+        })?;
         node.agent.wait_ready()?;
     }
     let cable = plug(&cluster, CABLE)?;

@@ -1,8 +1,8 @@
 //! On kernels without TCX the programs are filters on a clsact queueing discipline. They give the
 //! same guarantees; the next agent takes them over and uninstall removes them, like links.
 
-use anyhow::{Result, ensure};
-use hauberk_api::Severity;
+use anyhow::{Context as _, Result, ensure};
+use hauberk_api::{Problem, Severity};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Setup, Test, eventually, programs};
@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     Test::new("fallback::clsact_keeps_every_promise", clsact),
     Test::new("fallback::a_filter_that_comes_before_the_guard_is_outrun", preceded),
     Test::new("fallback::an_old_ingress_discipline_gives_way_or_shuts_its_device", old_discipline),
+    Test::new("fallback::a_discipline_in_the_place_of_clsact_gives_way_or_shuts_its_device", replaced),
 ];
 
 /// A filter that lets every packet pass and skips all other filters.
@@ -151,4 +152,71 @@ fn old_discipline(context: &Context) -> Result<()> {
         Ok(filters.contains("to_wire").then_some(()))
     })?;
     node.agent.wait_ready()
+}
+
+/// As a script that resets traffic shaping does it. With `hostRouting: stack`, where only the last
+/// guard keeps pods' packets off the wire.
+fn replaced(context: &Context) -> Result<()> {
+    let config = json!({ "attach": "clsact" });
+    let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, config, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
+    cluster.wait_known(&[&a, &b])?;
+    let node = &cluster.nodes[0];
+    let interfaces = node.netns.interfaces()?;
+    let pod = interfaces.iter().find(|name| name.starts_with("hbk")).context("no pod's interface")?;
+    let replace = |device: &str| {
+        node.run("tc", &["qdisc", "del", "dev", device, "clsact"])?;
+        node.run("tc", &["qdisc", "add", "dev", device, "ingress"])
+    };
+    let talk = || {
+        eventually("the pods to talk", || {
+            let one = Exchange::new(Protocol::Tcp, Family::V4, &a, &b);
+            Ok(exchange(&one)?.answered.then_some(()))
+        })
+    };
+    for (device, egress, ingress) in [("eth0", "to_wire", "from_wire"), (pod.as_str(), "to_pod", "from_pod")] {
+        replace(device)?;
+        eventually(format!("the guard to be back on {device}"), || {
+            let disciplines = node.run("tc", &["qdisc", "show", "dev", device])?;
+            let at = |way| node.run("tc", &["filter", "show", "dev", device, way]);
+            let (out, inward) = (at("egress")?, at("ingress")?);
+            ensure!(disciplines.contains("clsact"), "{disciplines}");
+            ensure!(out.contains(egress) && inward.contains(ingress), "{out}{inward}");
+            Ok(Some(()))
+        })?;
+        let since = cluster.capture.sync()?;
+        talk()?;
+        cluster.assert_no_cleartext(&[&a, &b], since)?;
+        node.agent.wait_ready()?;
+    }
+
+    // An agent that starts meanwhile finds its own filters there, in the wrong place.
+    node.agent.kill()?;
+    replace("eth0")?;
+    node.start_agent()?;
+    node.agent.wait_ready()?;
+    talk()?;
+
+    // If there is no room for the guard, the device is shut.
+    let place = ["filter", "add", "dev", "eth0", "ingress", "protocol", "all", "pref", "7"];
+    node.run("tc", &["qdisc", "del", "dev", "eth0", "clsact"])?;
+    node.run("tc", &["qdisc", "add", "dev", "eth0", "ingress"])?;
+    node.run("tc", &[&place[..], &PASS_ALL].concat())?;
+    let shut = |problem: &Problem| problem.object == "device/eth0" && problem.message.contains("preference 7");
+    eventually("the device to be said to be shut", || {
+        let problems = node.agent.status()?.problems;
+        ensure!(problems.iter().any(|one| one.severity == Severity::Critical && shut(one)), "{problems:?}");
+        Ok(Some(()))
+    })?;
+    let since = cluster.capture.sync()?;
+    for family in Family::ALL {
+        for (client, server) in [(&a, &b), (&b, &a)] {
+            exchange(&Exchange::new(Protocol::Udp, family, client, server))?;
+        }
+    }
+    cluster.assert_no_cleartext(&[&a, &b], since)?;
+    node.run("tc", &["qdisc", "del", "dev", "eth0", "ingress"])?;
+    node.agent.wait_ready()?;
+    talk()
 }

@@ -102,6 +102,12 @@ fn address(context: &Context) -> Result<()> {
         Ok((!routes.contains(&node.v4.to_string())).then_some(()))
     })?;
     give_back(node)?;
+    eventually("its pods to see it by its address again", || {
+        let routes = node.run("ip", &["route", "show", "proto", "72"])?;
+        let mut to_pods = routes.lines().filter(|route| route.contains("dev hbk"));
+        ensure!(to_pods.all(|route| route.contains(&format!("src {}", node.v4))), "{routes}");
+        Ok(Some(()))
+    })?;
     field.wait_talking()
 }
 
@@ -171,6 +177,7 @@ fn settings(context: &Context) -> Result<()> {
     let pod = interfaces.iter().find(|name| name.starts_with("hbk")).context("no pod's interface")?;
     let changes = [
         ("net/ipv4/ip_forward".to_owned(), "0", "1"),
+        ("net/ipv4/conf/eth0/forwarding".to_owned(), "0", "1"),
         ("net/ipv6/conf/all/forwarding".to_owned(), "0", "1"),
         ("net/ipv4/conf/hauberk0/rp_filter".to_owned(), "1", "2"),
         (format!("net/ipv6/conf/{pod}/disable_ipv6"), "1", "0"),
@@ -186,6 +193,16 @@ fn settings(context: &Context) -> Result<()> {
             Ok(Some(()))
         })?;
     }
+    // The first two are one setting: it is changed alone as well.
+    node.netns.sysctl("net.ipv4.conf.eth0.forwarding", "0")?;
+    let before = node.run("cat", &[&format!("/sys/class/net/{pod}/address")])?;
+    node.netns.ip(&format!("link set {pod} address 02:11:22:33:44:55"))?;
+    eventually("both to be as they were", || {
+        let forwards = node.run("cat", &["/proc/sys/net/ipv4/conf/eth0/forwarding"])?;
+        let mac = node.run("cat", &[&format!("/sys/class/net/{pod}/address")])?;
+        ensure!(forwards.trim() == "1" && mac == before, "{forwards}{mac}");
+        Ok(Some(()))
+    })?;
     field.wait_talking()?;
     let events = node.agent.events()?;
     ensure!(events.iter().any(|event| event.reason == "Restored"), "{events:?}");
@@ -353,6 +370,8 @@ fn full_disk(context: &Context) -> Result<()> {
     while file.write_all(&[0; 4_096]).is_ok() {}
     ensure!(cluster.pod("payments", "second", 0).is_err(), "on record on a full disk");
     eventually("the status to say so", || Ok(told()?.then_some(())))?;
+    let answer = node.plugin.run("STATUS", None, &node.plugin.config)?;
+    ensure!(answer.output["code"] == 50, "STATUS says that pods can start: {}", answer.output);
     first.delete(&cluster.manifests)?;
     node.agent.terminate()?;
     node.start_agent()?;
@@ -362,6 +381,7 @@ fn full_disk(context: &Context) -> Result<()> {
     fs::remove_file(&filler).context("make room")?;
     eventually("the status to be content with the disk", || Ok((!told()?).then_some(())))?;
     cluster.pod("payments", "third", 0)?;
+    node.plugin.run("STATUS", None, &node.plugin.config)?.into_result().context("STATUS")?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Reads back what protects: whether each program still runs where it was attached, and whether the
 //! kernel's settings are still as the agent left them. The kernel does not announce such changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use hauberk_abi::framing::Framing;
@@ -13,7 +13,7 @@ use hauberk_host::{Filter, sysctl};
 use super::devices::{WIRE, subject};
 use super::{ApplyError, Kernel};
 use crate::config::Config;
-use crate::datapath::query::OBSERVER_MINOR;
+use crate::datapath::query::{self, OBSERVER_MINOR};
 use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Seat};
 
 /// How often a program's place is taken back within [`LONG`]. Another program that wants the same
@@ -144,8 +144,18 @@ impl Kernel {
                 hooks.map(|hook| (hook, *index, pod.host_interface.clone(), Framing::Ethernet, object.clone())),
             );
         }
+        // There all filters stand at ingress, whatever they are for. If the kernel does not tell, the
+        // next look does.
+        let displaced = match self.datapath.is_clsact() {
+            true => self.netlink.old_disciplines().await.unwrap_or_default(),
+            false => BTreeSet::new(),
+        };
         let mut findings = Vec::new();
         for (hook, index, interface, framing, object) in seats {
+            if displaced.contains(&index) {
+                findings.push(Finding { object, hook, interface, index, framing, found: Found::Missing });
+                continue;
+            }
             let Some(found) = self.ask(hook, index, &interface, framing, whole).await else { continue };
             findings.push(Finding { object, hook, interface, index, framing, found });
         }
@@ -183,12 +193,16 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ApplyError`].
-    pub fn repair(&mut self, finding: &Finding) -> Result<bool, ApplyError> {
+    pub async fn repair(&mut self, finding: &Finding) -> Result<bool, ApplyError> {
         let Finding { hook, interface, framing, .. } = finding;
         match finding.found {
             Found::Missing => {
                 fault::point("attach a program again");
-                self.datapath.attach_and_look(*hook, interface, *framing)?;
+                if let Err(error) = self.attach_again(finding).await {
+                    // The next look at the devices guards it or shuts it.
+                    self.devices.guarded.remove(&finding.index);
+                    return Err(error);
+                }
             }
             Found::Between(_) if self.places.may(finding.index, *hook, Instant::now()) => {
                 self.datapath.reseat(*hook, interface, *framing)?;
@@ -196,6 +210,14 @@ impl Kernel {
             Found::Between(_) | Found::Behind(_) => return Ok(false),
         }
         Ok(true)
+    }
+
+    async fn attach_again(&mut self, finding: &Finding) -> Result<(), ApplyError> {
+        if self.datapath.is_clsact() {
+            // Another program may have put an `ingress` queueing discipline in the place of clsact.
+            self.netlink.make_room_for_clsact(finding.index, query::is_own).await?;
+        }
+        Ok(self.datapath.attach_and_look(finding.hook, &finding.interface, finding.framing)?)
     }
 
     /// Restores kernel settings, the tunnel device and its address. Returns what had to be
@@ -222,7 +244,15 @@ impl Kernel {
             }
             self.netlink.put_gateways(link.index, true, false).await?;
         }
+        let links = self.netlink.links().await?;
         for pod in self.pods.values().filter(|pod| !pod.adopted) {
+            let link = links.iter().find(|link| link.index == pod.host_index);
+            // The pod sends to the address that its interface had when it was made.
+            if link.is_some_and(|link| link.mac != Some(pod.host_mac)) {
+                fault::point("set a pod interface's MAC address");
+                self.netlink.set_mac(pod.host_index, pod.host_mac).await?;
+                changed.push(format!("{} had another MAC address", pod.host_interface));
+            }
             let ipv6 = pod.addresses.iter().any(|address| address.is_ipv6());
             // An interface that is gone is left to the next refresh.
             if let Ok(settings) = sysctl::prepare_pod_interface(&pod.host_interface, ipv6) {

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::startup::tunnel_mtu;
 use super::{ApplyError, Kernel, Node};
 use crate::config::{CniInstall, Config};
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, query};
 
 /// Egress is guarded before ingress: a leak is worse than a loss.
 pub(super) const WIRE: [Hook; 2] = [Hook::ToWire, Hook::FromWire];
@@ -92,7 +92,15 @@ impl Devices {
             .collect();
         self.guarded.retain(|index, _| links.iter().any(|link| link.index == *index));
         for link in &links {
-            match link.role(tunnel, &pods) {
+            let role = link.role(tunnel, &pods);
+            if let (Some(program), Role::Wire(_) | Role::Pod) = (link.xdp, role) {
+                let message = format!(
+                    "has an XDP program of others (id {program}): hauberk sees no packet that it redirects to another device;                      `ip link set {} xdp off` removes it",
+                    link.name
+                );
+                self.note(Severity::Warning, &link.name, message);
+            }
+            match role {
                 Role::Wire(framing) => self.guard(datapath, netlink, link, framing).await,
                 Role::Shut => {
                     let message =
@@ -135,7 +143,10 @@ impl Devices {
             known.up = link.up;
             return;
         }
-        let room = if datapath.is_clsact() { netlink.make_room_for_clsact(link.index).await } else { Ok(()) };
+        let room = match datapath.is_clsact() {
+            true => netlink.make_room_for_clsact(link.index, query::is_own).await,
+            false => Ok(()),
+        };
         match room.map_err(ApplyError::from).and_then(|()| guard(datapath, &link.name, framing)) {
             Ok(()) => {
                 let guarded = Guarded { name: link.name.clone(), framing, up: link.up };

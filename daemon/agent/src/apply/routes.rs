@@ -56,9 +56,12 @@ impl Kernel {
             }
         }
         for (index, pod) in self.pods.iter().filter(|(_, pod)| !pod.adopted) {
-            let by_interface =
-                |address: &IpAddr| held.get(&IpNet::from(*address)).is_some_and(|(hop, _)| hop.device == *index);
-            if !pod.addresses.iter().all(by_interface) {
+            let is_right = |address: &IpAddr| {
+                let source = self.source_for(*address).filter(|source| own.contains(source));
+                let way = held.get(&IpNet::from(*address)).filter(|(hop, _)| hop.device == *index);
+                way.is_some_and(|(_, held)| source.is_none() || source == *held)
+            };
+            if !pod.addresses.iter().all(is_right) {
                 lost.pods.push(pod.key());
             }
         }

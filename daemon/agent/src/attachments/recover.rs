@@ -98,6 +98,7 @@ mod tests {
             header: Header::Ethernet,
             kind: LinkKind::Veth,
             controller: None,
+            xdp: None,
             peer: Some((2, 0)),
         };
         let addresses = reservation.addresses.iter().map(IpNet::addr).collect();

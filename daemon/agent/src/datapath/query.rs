@@ -10,6 +10,9 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{ProgramInfo, TcAttachType, loaded_programs};
 
+use hauberk_host::Filter;
+
+use super::links::{CLSACT_MINOR, CLSACT_NEXT_MINOR};
 use crate::syscalls;
 
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
@@ -34,6 +37,11 @@ pub fn name_of(id: u32) -> String {
 /// The handle's minor number that marks the leak detector's filters on a clsact queueing
 /// discipline.
 pub const OBSERVER_MINOR: u16 = 0x6862;
+
+/// Whether a filter is hauberk's: the guard's or the leak detector's.
+pub fn is_own(filter: &Filter) -> bool {
+    [CLSACT_MINOR, CLSACT_NEXT_MINOR, OBSERVER_MINOR].contains(&filter.handle)
+}
 
 /// Ids of the leak detector's programs in this process.
 static OBSERVERS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());

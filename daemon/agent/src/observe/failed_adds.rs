@@ -42,7 +42,9 @@ impl FailedAdds {
             let oldest = self.0.iter().min_by_key(|(_, failure)| failure.last).map(|(object, _)| object.clone());
             oldest.and_then(|oldest| self.0.remove(&oldest));
         }
-        let message = failed.message.chars().take(LONGEST).collect();
+        // A line break would look like another problem in the status.
+        let plain = failed.message.chars().map(|c| if c.is_control() { ' ' } else { c });
+        let message = plain.take(LONGEST).collect();
         let pod = failed.request.pod.as_ref().map(PodName::from);
         self.0.insert(object, Failure { pod, message, last: now });
     }

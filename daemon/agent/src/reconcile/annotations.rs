@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use hauberk_api::Severity;
+use hauberk_api::{ATTACHMENTS_STORE, Severity};
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeObject};
 use hauberk_core::{addresses, convergence};
@@ -103,8 +103,8 @@ impl Reconciler {
             self.tell_once("annotations", Severity::Critical, late);
         }
         match self.attachments.trouble(std::time::Instant::now()) {
-            Some(trouble) => self.tell_once("attachments store", Severity::Warning, trouble),
-            None => self.succeed("attachments store"),
+            Some(trouble) => self.tell_once(ATTACHMENTS_STORE, Severity::Warning, trouble),
+            None => self.succeed(ATTACHMENTS_STORE),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{Area, Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK, devices, no
 
 /// Problems with devices, and with pods' interfaces that no known pod has.
 pub(super) fn device_problems(kernel: &Kernel, world: &Shared, actual: &Actual) -> BTreeMap<String, Problem> {
-    let mut known: BTreeSet<u32> = actual.attachments.values().map(|pod| pod.host_index).collect();
+    let mut known: BTreeSet<u32> = actual.pods.values().map(|pod| pod.host_index).collect();
     let world = world.read();
     known.extend(world.model.attachments().filter_map(|(_, on_record)| Some(on_record.attach.as_ref()?.host_index)));
     let mut problems = kernel.devices().problems.clone();
@@ -82,17 +82,20 @@ impl Reconciler {
         let wanted = {
             let world = self.world.read();
             let routes = world.desired.routes.iter();
-            routes.filter(|(to, _)| self.actual.routes.contains_key(*to)).map(|(to, route)| (*to, *route)).collect()
+            routes
+                .filter(|(to, _)| self.actual.tunnels.routes.contains_key(*to))
+                .map(|(to, route)| (*to, *route))
+                .collect()
         };
         match kernel.lost_routes(&wanted, ways).await {
             Ok(lost) => {
                 for destination in &lost.routes {
-                    self.actual.routes.remove(destination);
+                    self.actual.tunnels.routes.remove(destination);
                 }
                 for key in &lost.pods {
                     // Makes the entry differ from what is desired, so that it is put again. The
                     // entry stays, because the pod may be ending and must then still be removed.
-                    if let Some(pod) = self.actual.attachments.get_mut(key) {
+                    if let Some(pod) = self.actual.pods.get_mut(key) {
                         pod.host_mac = [0; 6];
                     }
                 }
@@ -164,7 +167,7 @@ impl Reconciler {
         let Stage::Running(kernel) = &mut self.stage else { return };
         let mut restored = Vec::new();
         for finding in mendable {
-            let failed = match kernel.repair(finding) {
+            let failed = match kernel.repair(finding).await {
                 Ok(true) => {
                     restored.push((finding.object.clone(), finding.restored()));
                     continue;
@@ -174,7 +177,11 @@ impl Reconciler {
                               for ten minutes"
                         .into()
                 }
-                Err(error) => format!("it cannot be attached again: {error}"),
+                Err(error) => {
+                    // A device that cannot have its guard is shut at once.
+                    self.looked_around = None;
+                    format!("it cannot be attached again: {error}")
+                }
             };
             if let Some(problem) = problems.get_mut(&finding.object) {
                 problem.message = format!("{}; {failed}", problem.message);
@@ -275,6 +282,7 @@ impl Reconciler {
             warn!(%error, "cannot change the netfilter rules");
             let (severity, object) = (hauberk_api::Severity::Critical, "netfilter".to_owned());
             let message = format!("the rules cannot be changed: {error}");
+            self.enforces = false;
             failures.insert(object.clone(), Problem { severity, object, message });
         }
     }

@@ -20,8 +20,8 @@ pub enum ClientError {
 
     /// The socket exists, but no process listens on it.
     #[error(
-        "nobody listens on {socket}: the agent stopped and left its socket behind; start hauberkd (its datapath stays in \
-         force meanwhile: opted-in traffic without a tunnel is dropped)"
+        "nobody listens on {socket}: the agent stopped and left its socket behind; start hauberkd (what it pinned \
+         under paths.pins stays in force meanwhile, and drops opted-in traffic that has no tunnel)"
     )]
     NotListening {
         /// The socket.

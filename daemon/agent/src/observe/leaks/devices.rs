@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use nix::ifaddrs::getifaddrs;
 use nix::libc::ARPHRD_ETHER;
-use nix::net::if_::InterfaceFlags;
+use nix::net::if_::{InterfaceFlags, if_nametoindex};
 
 /// A device that packets may leave by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,13 +26,21 @@ pub struct Device {
 pub fn list(is_inside: impl Fn(&str, u32) -> bool) -> Result<Vec<Device>, nix::Error> {
     let mut devices = BTreeMap::new();
     for entry in getifaddrs()? {
-        // Every device has one entry of this family.
-        let Some(link) = entry.address.as_ref().and_then(|address| address.as_link_addr()) else { continue };
-        let index = link.ifindex() as u32;
+        // Every device has one entry of its own, beside those of its addresses. If the device has
+        // no hardware address, as a tun device, nor has the entry.
+        let (index, ethernet) = match &entry.address {
+            None => match if_nametoindex(entry.interface_name.as_str()) {
+                Ok(index) => (index, false),
+                Err(_) => continue,
+            },
+            Some(address) => match address.as_link_addr() {
+                Some(link) => (link.ifindex() as u32, link.hatype() == ARPHRD_ETHER),
+                None => continue,
+            },
+        };
         if entry.flags.contains(InterfaceFlags::IFF_LOOPBACK) || is_inside(&entry.interface_name, index) {
             continue;
         }
-        let ethernet = link.hatype() == ARPHRD_ETHER;
         devices.insert(index, Device { index, name: entry.interface_name, ethernet });
     }
     Ok(devices.into_values().collect())
