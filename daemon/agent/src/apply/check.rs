@@ -144,8 +144,8 @@ impl Kernel {
                 hooks.map(|hook| (hook, *index, pod.host_interface.clone(), Framing::Ethernet, object.clone())),
             );
         }
-        // There all filters stand at ingress, whatever they are for. If the kernel does not tell, the
-        // next look does.
+        // There all filters stand at ingress, whatever they are for. If the kernel does not tell,
+        // the next look does.
         let displaced = match self.datapath.is_clsact() {
             true => self.netlink.old_disciplines().await.unwrap_or_default(),
             false => BTreeSet::new(),
