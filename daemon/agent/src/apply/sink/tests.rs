@@ -121,7 +121,7 @@ async fn peers_that_are_refused_together_are_tried_alone() {
 /// A part of a history.
 #[derive(Clone, Debug)]
 enum Part {
-    Told(Change),
+    Told(Box<Change>),
     /// The steps with these places in the plan are refused.
     Reconciled(BTreeSet<usize>),
     /// The agent starts anew: it knows nothing, reads the kernel back, and then reads the first
@@ -136,11 +136,11 @@ fn any_part() -> impl Strategy<Value = Part> {
     let places = prop::collection::btree_set(0usize..30, 0..12);
     let names = || prop::sample::select(vec!["secret", "open"]);
     prop_oneof![
-        1 => (1u8..4).prop_map(|number| Part::Told(node(number))),
-        1 => (2u8..4).prop_map(|number| Part::Told(Change::NodeGone(format!("n{number}")))),
-        2 => (names(), label).prop_map(|(name, label)| Part::Told(namespace(name, label))),
+        1 => (1u8..4).prop_map(|number| Part::Told(Box::new(node(number)))),
+        1 => (2u8..4).prop_map(|number| Part::Told(Box::new(Change::NodeGone(format!("n{number}"))))),
+        2 => (names(), label).prop_map(|(name, label)| Part::Told(Box::new(namespace(name, label)))),
         3 => (names(), 0u8..3, 2u8..4, 2u8..4, 5u8..8).prop_map(|(of, name, node, range, host)| {
-            Part::Told(pod(of, &format!("p{name}"), node, [10, 0, range, host]))
+            Part::Told(Box::new(pod(of, &format!("p{name}"), node, [10, 0, range, host])))
         }),
         3 => places.prop_map(Part::Reconciled),
         1 => (0usize..12).prop_map(|known| Part::Restarted { known }),
@@ -171,7 +171,7 @@ proptest! {
                 match part {
                     // The source has it at once; `Synced` stays the last of what is told at start.
                     Part::Told(change) => {
-                        told.push(change);
+                        told.push(*change);
                         seen = told.len();
                     }
                     Part::Restarted { known } => {
