@@ -29,7 +29,7 @@ pub fn prepare_host(uplinks: &[String]) -> Result<Vec<String>, HostError> {
     }
     put("net/ipv4/ip_forward", "1", &mut changed)?;
     for uplink in uplinks {
-        // Answers from the world arrive here. The setting is the device's own after the one above.
+        // Answers from the world arrive here. A device forwards only if its own setting says so.
         let name = format!("net/ipv4/conf/{uplink}/forwarding");
         if read(&name).as_deref() == Some("0") {
             put(&name, "1", &mut changed)?;

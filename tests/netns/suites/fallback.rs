@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use hauberk_api::{Problem, Severity};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
-use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Setup, Test, eventually, programs};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Pod, Setup, Test, eventually, programs};
 use serde_json::json;
 
 pub const TESTS: &[Test] = &[
@@ -64,13 +64,8 @@ fn clsact(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// With `hostRouting: stack`, where only the last guard keeps pods' packets off the wire.
 fn preceded(context: &Context) -> Result<()> {
-    let config = json!({ "attach": "clsact" });
-    let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, config, ..Setup::default() })?;
-    cluster.namespace("payments", Some("enabled"))?;
-    let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
-    cluster.wait_known(&[&a, &b])?;
+    let (cluster, a, b) = two_pods(context)?;
     let node = &cluster.nodes[0];
     for (way, hook) in [("egress", "to_wire"), ("ingress", "from_wire")] {
         let place = ["filter", "add", "dev", "eth0", way, "protocol", "all", "pref", "1"];
@@ -104,6 +99,17 @@ fn preceded(context: &Context) -> Result<()> {
     node.run("tc", &["filter", "del", "dev", "eth0", "egress", "protocol", "all", "pref", "1", "handle", "1", "bpf"])?;
     eventually("it not to be told any more", || Ok(warned(node)?.is_none().then_some(())))?;
     cluster.assert_no_cleartext(&[&a, &b], since)
+}
+
+/// Two protected pods on two nodes, with `hostRouting: stack`. There only the last guard keeps
+/// pods' packets off the wire.
+fn two_pods(context: &Context) -> Result<(Cluster, Pod, Pod)> {
+    let config = json!({ "attach": "clsact" });
+    let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, config, ..Setup::default() })?;
+    cluster.namespace("payments", Some("enabled"))?;
+    let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
+    cluster.wait_known(&[&a, &b])?;
+    Ok((cluster, a, b))
 }
 
 fn filters(node: &Node, way: &str) -> Result<String> {
@@ -154,14 +160,9 @@ fn old_discipline(context: &Context) -> Result<()> {
     node.agent.wait_ready()
 }
 
-/// As a script that resets traffic shaping does it. With `hostRouting: stack`, where only the last
-/// guard keeps pods' packets off the wire.
+/// Does what a script that resets traffic shaping does.
 fn replaced(context: &Context) -> Result<()> {
-    let config = json!({ "attach": "clsact" });
-    let cluster = Cluster::build(context, Setup { host_routing: HostRouting::Stack, config, ..Setup::default() })?;
-    cluster.namespace("payments", Some("enabled"))?;
-    let (a, b) = (cluster.pod("payments", "a", 0)?, cluster.pod("payments", "b", 1)?);
-    cluster.wait_known(&[&a, &b])?;
+    let (cluster, a, b) = two_pods(context)?;
     let node = &cluster.nodes[0];
     let interfaces = node.netns.interfaces()?;
     let pod = interfaces.iter().find(|name| name.starts_with("hbk")).context("no pod's interface")?;
@@ -200,8 +201,7 @@ fn replaced(context: &Context) -> Result<()> {
 
     // If there is no room for the guard, the device is shut.
     let place = ["filter", "add", "dev", "eth0", "ingress", "protocol", "all", "pref", "7"];
-    node.run("tc", &["qdisc", "del", "dev", "eth0", "clsact"])?;
-    node.run("tc", &["qdisc", "add", "dev", "eth0", "ingress"])?;
+    replace("eth0")?;
     node.run("tc", &[&place[..], &PASS_ALL].concat())?;
     let shut = |problem: &Problem| problem.object == "device/eth0" && problem.message.contains("preference 7");
     eventually("the device to be said to be shut", || {

@@ -193,7 +193,7 @@ fn settings(context: &Context) -> Result<()> {
             Ok(Some(()))
         })?;
     }
-    // The first two are one setting: it is changed alone as well.
+    // `ip_forward` sets this one too. So it is also changed alone.
     node.netns.sysctl("net.ipv4.conf.eth0.forwarding", "0")?;
     let before = node.run("cat", &[&format!("/sys/class/net/{pod}/address")])?;
     node.netns.ip(&format!("link set {pod} address 02:11:22:33:44:55"))?;

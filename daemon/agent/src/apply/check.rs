@@ -10,11 +10,10 @@ use hauberk_api::{Problem, Severity};
 use hauberk_fault as fault;
 use hauberk_host::{Filter, sysctl};
 
-use super::devices::{WIRE, subject};
+use super::devices::{WIRE, make_room, subject};
 use super::{ApplyError, Kernel};
 use crate::config::Config;
-use crate::datapath::query::{self, OBSERVER_MINOR};
-use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Seat};
+use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Seat, query};
 
 /// How often a program's place is taken back within [`LONG`]. Another program that wants the same
 /// place would otherwise compete for it forever.
@@ -71,14 +70,14 @@ pub enum Found {
 
 /// Judges the filters of a clsact queueing discipline, given in the order in which they run.
 fn among(filters: &[Filter], hook: Hook) -> Option<Found> {
-    let is_own = |filter: &Filter| [CLSACT_MINOR, CLSACT_NEXT_MINOR].contains(&filter.handle);
-    let Some(place) = filters.iter().position(is_own) else { return Some(Found::Missing) };
+    let is_guard = |filter: &Filter| [CLSACT_MINOR, CLSACT_NEXT_MINOR].contains(&filter.handle);
+    let Some(place) = filters.iter().position(is_guard) else { return Some(Found::Missing) };
     let (before, behind) = filters.split_at(place);
     if !before.is_empty() {
         return Some(Found::Between(before.iter().map(ToString::to_string).collect()));
     }
     let is_egress = matches!(hook, Hook::ToPod | Hook::ToWire);
-    let others = behind.iter().filter(|filter| !is_own(filter) && filter.handle != OBSERVER_MINOR);
+    let others = behind.iter().filter(|filter| !query::is_own(filter));
     let others: Vec<String> = others.map(ToString::to_string).collect();
     (is_egress && !others.is_empty()).then_some(Found::Behind(others))
 }
@@ -144,8 +143,8 @@ impl Kernel {
                 hooks.map(|hook| (hook, *index, pod.host_interface.clone(), Framing::Ethernet, object.clone())),
             );
         }
-        // There all filters stand at ingress, whatever they are for. If the kernel does not tell,
-        // the next look does.
+        // On a device with an `ingress` queueing discipline no filter runs at egress. If the
+        // disciplines cannot be listed now, the next look lists them.
         let displaced = match self.datapath.is_clsact() {
             true => self.netlink.old_disciplines().await.unwrap_or_default(),
             false => BTreeSet::new(),
@@ -213,10 +212,7 @@ impl Kernel {
     }
 
     async fn attach_again(&mut self, finding: &Finding) -> Result<(), ApplyError> {
-        if self.datapath.is_clsact() {
-            // Another program may have put an `ingress` queueing discipline in the place of clsact.
-            self.netlink.make_room_for_clsact(finding.index, query::is_own).await?;
-        }
+        make_room(&self.datapath, &self.netlink, finding.index).await?;
         Ok(self.datapath.attach_and_look(finding.hook, &finding.interface, finding.framing)?)
     }
 
@@ -266,6 +262,7 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::query::OBSERVER_MINOR;
 
     #[test]
     fn filters_are_told_by_their_place() {

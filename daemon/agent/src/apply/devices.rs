@@ -95,7 +95,8 @@ impl Devices {
             let role = link.role(tunnel, &pods);
             if let (Some(program), Role::Wire(_) | Role::Pod) = (link.xdp, role) {
                 let message = format!(
-                    "has an XDP program of others (id {program}): hauberk sees no packet that it redirects to another device;                      `ip link set {} xdp off` removes it",
+                    "has an XDP program of others (id {program}): hauberk sees no packet that it redirects to another device; \
+                     `ip link set {} xdp off` removes it",
                     link.name
                 );
                 self.note(Severity::Warning, &link.name, message);
@@ -143,11 +144,8 @@ impl Devices {
             known.up = link.up;
             return;
         }
-        let room = match datapath.is_clsact() {
-            true => netlink.make_room_for_clsact(link.index, query::is_own).await,
-            false => Ok(()),
-        };
-        match room.map_err(ApplyError::from).and_then(|()| guard(datapath, &link.name, framing)) {
+        let room = make_room(datapath, netlink, link.index).await;
+        match room.and_then(|()| guard(datapath, &link.name, framing)) {
             Ok(()) => {
                 let guarded = Guarded { name: link.name.clone(), framing, up: link.up };
                 info!(device = link.name, index = link.index, ?framing, "guarded");
@@ -417,6 +415,15 @@ pub(super) fn no_uplink(addresses: &BTreeSet<IpAddr>) -> Problem {
 pub(super) fn chained<'a>(config: &Config, cluster_ranges: &'a [IpNet], node: &'a Node) -> Option<Chained<'a>> {
     let is_chained = config.cni.install == CniInstall::Chained;
     is_chained.then_some(Chained { cluster_ranges, own_ranges: &node.pod_ranges })
+}
+
+/// With clsact: takes away an `ingress` queueing discipline that is in its place. Call it before a
+/// program is attached to the interface.
+pub(super) async fn make_room(datapath: &Datapath, netlink: &Netlink, index: u32) -> Result<(), ApplyError> {
+    if datapath.is_clsact() {
+        netlink.make_room_for_clsact(index, query::is_own).await?;
+    }
+    Ok(())
 }
 
 pub(super) fn guard(datapath: &mut Datapath, name: &str, framing: Framing) -> Result<(), ApplyError> {

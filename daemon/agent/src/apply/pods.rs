@@ -11,8 +11,8 @@ use hauberk_fault as fault;
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
+use super::devices::make_room;
 use super::{ApplyError, Kernel};
-use crate::datapath::query;
 
 impl Kernel {
     /// Reads which interfaces the maps have that no pod on record has, and shuts those that may be
@@ -93,9 +93,7 @@ impl Kernel {
         if pod.adopted {
             self.enter(pod)?;
         }
-        if self.datapath.is_clsact() {
-            self.netlink.make_room_for_clsact(pod.host_index, query::is_own).await?;
-        }
+        make_room(&self.datapath, &self.netlink, pod.host_index).await?;
         for hook in [Hook::FromPod, Hook::ToPod] {
             fault::point("attach a program to a pod interface");
             self.datapath.attach_and_look(hook, &pod.host_interface, Framing::Ethernet)?;

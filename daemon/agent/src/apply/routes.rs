@@ -30,6 +30,11 @@ impl Kernel {
     pub async fn lost_routes(&self, wanted: &BTreeMap<IpNet, Route>, ways: bool) -> Result<Lost, ApplyError> {
         let held = self.netlink.own_routes().await?;
         let own: BTreeSet<IpAddr> = self.netlink.addresses().await?.into_iter().map(|(_, address)| address).collect();
+        // A route cannot have a source that no device has.
+        let is_right_source = |destination, held| {
+            let wanted = self.source_for(destination).filter(|source| own.contains(source));
+            wanted.is_none() || wanted == held
+        };
         let mut lost = Lost::default();
         let mut ways_to: BTreeMap<IpAddr, Option<Hop>> = BTreeMap::new();
         for route in wanted.values() {
@@ -40,8 +45,7 @@ impl Kernel {
                 }
                 Some(way) => way,
             };
-            let source = self.source_for(route.destination.addr()).filter(|source| own.contains(source));
-            let is_same_source = source.is_none() || source == way.1;
+            let is_same_source = is_right_source(route.destination.addr(), way.1);
             let is_same_way = if ways {
                 let to = match ways_to.entry(route.via) {
                     Entry::Occupied(known) => *known.get(),
@@ -57,9 +61,8 @@ impl Kernel {
         }
         for (index, pod) in self.pods.iter().filter(|(_, pod)| !pod.adopted) {
             let is_right = |address: &IpAddr| {
-                let source = self.source_for(*address).filter(|source| own.contains(source));
                 let way = held.get(&IpNet::from(*address)).filter(|(hop, _)| hop.device == *index);
-                way.is_some_and(|(_, held)| source.is_none() || source == *held)
+                way.is_some_and(|(_, source)| is_right_source(*address, *source))
             };
             if !pod.addresses.iter().all(is_right) {
                 lost.pods.push(pod.key());

@@ -18,11 +18,11 @@ use hauberk_host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink,
 use ipnet::IpNet;
 use tracing::warn;
 
-use super::devices::{Devices, no_uplink};
+use super::devices::{Devices, make_room, no_uplink};
 use super::{ApplyError, Kernel, Places};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
-use crate::datapath::{Datapath, query};
+use crate::datapath::Datapath;
 
 /// What an outer IPv6 header, UDP and WireGuard add to a packet, bytes. With IPv4 it is 60; a
 /// node's peers may use either.
@@ -169,9 +169,7 @@ impl Prepared {
             // What is attached to a renamed device stays until that device is guarded again.
             let Some(link) = link else { continue };
             let framing = if link.header == Header::Ip { Framing::Ip } else { Framing::Ethernet };
-            if self.datapath.is_clsact()
-                && let Err(error) = self.netlink.make_room_for_clsact(link.index, query::is_own).await
-            {
+            if let Err(error) = make_room(&self.datapath, &self.netlink, link.index).await {
                 // The device is shut when the devices are guarded.
                 warn!(%error, device = link.name, "an earlier agent's program has lost its place");
                 continue;

@@ -25,12 +25,10 @@ impl Kernel {
 
     /// Carries out one step.
     pub(super) async fn apply_tunnel(&mut self, step: &TunnelStep) -> Result<(), ApplyError> {
-        let maps = self.datapath.maps_mut();
         match step {
-            TunnelStep::PutPeer(peer) => self.backend.apply(&[PeerStep::Put(peer)])?,
-            TunnelStep::RemovePeer(number) => self.backend.apply(&[PeerStep::Remove(*number)])?,
-            TunnelStep::PutPeerEntry(number, peer) => maps.put_peer(number.0, *peer)?,
-            TunnelStep::RemovePeerEntry(number) => maps.remove_peer(number.0)?,
+            TunnelStep::PutPeer(_) | TunnelStep::RemovePeer(_) => self.apply_peers(&[step])?,
+            TunnelStep::PutPeerEntry(number, peer) => self.datapath.maps_mut().put_peer(number.0, *peer)?,
+            TunnelStep::RemovePeerEntry(number) => self.datapath.maps_mut().remove_peer(number.0)?,
             TunnelStep::PutRoute(route) => {
                 let source = self.source_for(route.destination.addr());
                 let route = hauberk_host::Route {

@@ -26,8 +26,8 @@ pub struct Device {
 pub fn list(is_inside: impl Fn(&str, u32) -> bool) -> Result<Vec<Device>, nix::Error> {
     let mut devices = BTreeMap::new();
     for entry in getifaddrs()? {
-        // Every device has one entry of its own, beside those of its addresses. If the device has
-        // no hardware address, as a tun device, nor has the entry.
+        // Every device has one entry for its hardware address. In the entry of a device without
+        // one, such as a tun device, the address is missing.
         let (index, ethernet) = match &entry.address {
             None => match if_nametoindex(entry.interface_name.as_str()) {
                 Ok(index) => (index, false),
