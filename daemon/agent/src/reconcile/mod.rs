@@ -98,7 +98,8 @@ pub struct Reconciler {
     greeted: BTreeMap<NodeNumber, Instant>,
     failures: Failures,
     looked: Option<Instant>,
-    looked_around: Option<Instant>,
+    /// When to look around next.
+    look_around_due: Instant,
     /// When to look at other programs' chains again.
     firewalls_due: Option<Instant>,
     hops: hops::Hops,
@@ -148,7 +149,7 @@ impl Reconciler {
             greeted: BTreeMap::new(),
             failures: Failures::default(),
             looked: None,
-            looked_around: None,
+            look_around_due: Instant::now(),
             firewalls_due: None,
             hops: hops::Hops::default(),
         }

@@ -115,10 +115,11 @@ impl Reconciler {
     pub(super) async fn look(&mut self) -> bool {
         self.look_at_writes();
         self.look_at_programs().await;
-        if self.looked_around.is_some_and(|at| at.elapsed() < LOOK_AROUND) {
+        let now = Instant::now();
+        if now < self.look_around_due {
             return self.stale;
         }
-        self.looked_around = Some(Instant::now());
+        self.look_around_due = now + LOOK_AROUND;
         if !self.refresh_devices(true).await {
             return true;
         }
@@ -179,7 +180,7 @@ impl Reconciler {
                 }
                 Err(error) => {
                     // A device that cannot have its guard is shut at once.
-                    self.looked_around = None;
+                    self.look_around_due = Instant::now();
                     format!("it cannot be attached again: {error}")
                 }
             };
@@ -219,8 +220,8 @@ impl Reconciler {
             }
             Ok(_) => {
                 let restored = kernel.restore_netfilter().await;
-                // Look again at once, to see whether the rules stay.
-                self.looked_around = None;
+                // Look again soon, to see whether the rules stay. Until then the problem stays.
+                self.look_around_due = Instant::now() + WHOLE_LOOK;
                 match restored {
                     Ok(()) => {
                         self.fail(
