@@ -4,7 +4,8 @@
 use axum::Router;
 use hauberk_api::SourceStatus;
 use hauberk_core::desired::Policy;
-use hauberk_core::model::{Change, NamespaceObject, PodObject};
+use hauberk_core::model::Change;
+use hauberk_core::objects::{NamespaceObject, PodObject};
 use kube::{Client, Config};
 
 use crate::world::World;

@@ -244,7 +244,8 @@ impl EventLog {
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::model::{Change, NodeObject};
+    use hauberk_core::model::Change;
+    use hauberk_core::objects::NodeObject;
 
     use super::*;
 

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use hauberk_core::desired::{Incremental, Policy, desired};
-use hauberk_core::model::{Change, Model, NamespaceObject, NodeAddress, NodeObject, PodName, PodObject};
+use hauberk_core::model::{Change, Model};
+use hauberk_core::names::PodName;
+use hauberk_core::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
 use hauberk_core::plan::{Actual, Scope, plan, plan_within};
 use hauberk_keyring::published::{PublicKey, Published, render};
 

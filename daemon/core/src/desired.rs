@@ -23,7 +23,8 @@ use ipnet::IpNet;
 
 use crate::events::NewEvent;
 use crate::lookup::Ranges;
-use crate::model::{AttachmentKey, Model, NodeNumber, PodName};
+use crate::model::Model;
+use crate::names::{AttachmentKey, NodeNumber, PodName};
 
 pub use addresses::Contest;
 pub use incremental::{Followed, Incremental};

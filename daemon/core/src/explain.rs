@@ -3,13 +3,17 @@
 
 use std::net::IpAddr;
 
-use hauberk_abi::address::{Address, Prefix};
+use hauberk_abi::address::Address;
 use hauberk_abi::identity::{Identity, Kind};
 use hauberk_api::{Party, Protection};
 
 use crate::desired::{Desired, Owner, Policy};
-use crate::model::{Model, Pod, PodName, read_from};
+use crate::label::label_value;
+use crate::model::{Model, Pod};
+use crate::names::PodName;
 use crate::protection;
+use crate::words::read_from;
+use crate::words::{kind_in_words, prefix_in_words};
 
 /// A party: in words, and as the identity that the datapath uses.
 #[derive(Clone, Debug)]
@@ -162,7 +166,7 @@ fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address
     };
     let asked_for = on_host.map(|pod| protection::of_pod(model, policy, pod).protection);
     let kind = kind_in_words(identity);
-    let node = model.node_name(crate::model::NodeNumber(identity.node)).map(str::to_owned);
+    let node = model.node_name(crate::names::NodeNumber(identity.node)).map(str::to_owned);
     let party = Party {
         asked: asked.to_owned(),
         address,
@@ -190,7 +194,7 @@ fn host_network_rule(model: &Model, policy: &Policy, pod: &Pod, of_address: &str
     let ruling = protection::of_pod(model, policy, pod);
     let in_vain = match ruling.protection {
         Protection::None => String::new(),
-        wanted => format!("; in vain it is {} by {}", protection::label_value(wanted), ruling.rule),
+        wanted => format!("; in vain it is {} by {}", label_value(wanted), ruling.rule),
     };
     format!(
         "Pod {}{} is on its node's network (hostNetwork) and counts as the node: {of_address}{in_vain}",
@@ -205,7 +209,7 @@ fn pod_rule(model: &Model, policy: &Policy, name: &PodName, enforced: Protection
         Some(pod) => protection::of_pod(model, policy, pod),
         None => protection::of_attached(model, policy, Some((name, None))),
     };
-    let value = protection::label_value(ruling.protection);
+    let value = label_value(ruling.protection);
     let origin = object.map(|pod| read_from(&pod.origin)).unwrap_or_default();
     let mut text = format!("Pod {name}{origin} is {value}: {}", ruling.rule);
     if enforced > ruling.protection {
@@ -241,35 +245,11 @@ fn range_rule(model: &Model, desired: &Desired, address: IpAddr, identity: Ident
     }
 }
 
-/// A prefix in the usual notation, its length counted in its own family.
-pub fn prefix_in_words(prefix: Prefix) -> String {
-    let family_bits = if prefix.address.is_v4() { 96 } else { 0 };
-    format!("{}/{}", prefix.address, prefix.length.saturating_sub(family_bits))
-}
-
-/// An identity for a reader: kind, protection, node.
-pub fn identity_in_words(identity: Identity) -> String {
-    let kind = kind_in_words(identity);
-    let protection = protection::label_value(identity.protection());
-    format!("{kind}, {protection}, node {}", identity.node)
-}
-
-/// `pod`, `node`, `unknown_pod`, `unknown_node` or `world`.
-pub fn kind_in_words(identity: Identity) -> &'static str {
-    match identity.kind() {
-        Kind::World => "world",
-        Kind::Pod => "pod",
-        Kind::Node => "node",
-        Kind::UnknownNode => "unknown_node",
-        Kind::UnknownPod => "unknown_pod",
-        Kind::Probe => "probe",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Change, NodeAddress, PodObject};
+    use crate::model::Change;
+    use crate::objects::{NodeAddress, PodObject};
     use crate::testing::{World, attachment, ip, node, pod};
 
     fn world() -> World {
@@ -354,8 +334,8 @@ mod tests {
         let mut world = world();
         for number in [2, 3] {
             let devices = std::collections::BTreeSet::from([ip("192.0.2.100")]);
-            let published_addresses = Some(crate::addresses::render(&devices));
-            world.apply(Change::Node(crate::model::NodeObject { published_addresses, ..node(number) }));
+            let published_addresses = Some(crate::annotations::addresses::render(&devices));
+            world.apply(Change::Node(crate::objects::NodeObject { published_addresses, ..node(number) }));
         }
         let party = resolve(&world.model, &world.policy, &world.desired(), "192.0.2.100").unwrap().party;
         assert!(party.rule.contains("n2 and n3"), "{}", party.rule);

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use hauberk_abi::identity::Protection;
 
 use crate::desired::Policy;
-use crate::model::{Model, PodName};
+use crate::model::Model;
+use crate::names::PodName;
 use crate::protection;
 
 /// The most pods that are listed by name.
@@ -61,7 +62,8 @@ impl Missing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Change, PodObject};
+    use crate::model::Change;
+    use crate::objects::PodObject;
     use crate::testing::{World, node, pod};
 
     #[test]

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use blake2::{Blake2s256, Digest};
 
-use crate::model::NodeNumber;
+use crate::names::NodeNumber;
 
 /// Which node has which number.
 #[derive(Debug, Default)]

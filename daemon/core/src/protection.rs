@@ -8,7 +8,10 @@ use std::fmt;
 pub use hauberk_abi::identity::Protection;
 
 use crate::desired::Policy;
-use crate::model::{ENCRYPTION_LABEL, Model, NamespaceObject, Pod, PodName};
+use crate::label::{ENCRYPTION_LABEL, parse_label};
+use crate::model::{Model, Pod};
+use crate::names::PodName;
+use crate::objects::NamespaceObject;
 
 /// A pod's protection and the rule it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,25 +51,6 @@ pub enum Rule {
     PodReplaced,
     /// The interface came without a pod's name.
     PodUnnamed,
-}
-
-/// The protection that a label's value asks for; none if the value is unknown.
-pub fn parse_label(value: &str) -> Option<Protection> {
-    match value {
-        "enabled" => Some(Protection::Enabled),
-        "permissive" => Some(Protection::Permissive),
-        "disabled" => Some(Protection::None),
-        _ => None,
-    }
-}
-
-/// The label value for a protection.
-pub fn label_value(protection: Protection) -> &'static str {
-    match protection {
-        Protection::Enabled => "enabled",
-        Protection::Permissive => "permissive",
-        Protection::None => "disabled",
-    }
 }
 
 /// How a namespace protects its pods.
@@ -153,7 +137,8 @@ impl fmt::Display for Rule {
 mod tests {
     use super::*;
     use crate::convergence::{convergence, enforced};
-    use crate::model::{Change, PodObject};
+    use crate::model::Change;
+    use crate::objects::PodObject;
     use crate::testing::{World, namespace, pod};
 
     fn world(default: Protection) -> World {

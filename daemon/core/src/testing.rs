@@ -8,7 +8,9 @@ use ipnet::IpNet;
 
 use crate::desired::{Desired, Followed, Incremental, Policy, desired};
 use crate::events::NewEvent;
-use crate::model::{Change, Model, NamespaceObject, NodeAddress, NodeObject, PodName, PodObject};
+use crate::model::{Change, Model};
+use crate::names::PodName;
+use crate::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

@@ -9,7 +9,8 @@ use hauberk_abi::identity::Protection;
 use ipnet::IpNet;
 
 use crate::desired::Policy;
-use crate::model::{AttachmentKey, Model, Pod, PodName, PodOf};
+use crate::model::{Model, Pod, PodOf};
+use crate::names::{AttachmentKey, PodName};
 use crate::protection;
 use hauberk_api::Attachment;
 
@@ -102,7 +103,8 @@ pub fn needs_network(model: &Model, pod: &Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Change, PodObject};
+    use crate::model::Change;
+    use crate::objects::PodObject;
     use crate::testing::{World, attachment, ip, pod};
     use hauberk_api::{Attach, PodReference};
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use hauberk_core::addresses::is_possible;
+use hauberk_core::annotations::addresses::is_possible;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::{HostError, Netlink, refused};

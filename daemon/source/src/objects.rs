@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use hauberk_core::model::{NamespaceObject, NodeAddress, NodeObject, PodObject};
+use hauberk_core::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -199,9 +199,8 @@ pub fn pod(pod: Pod, namespace: &str, name: &str, origin: &str) -> Result<PodObj
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::model::{
-        ADDRESSES_ANNOTATION, ENCRYPTION_LABEL, ENFORCED_ANNOTATION, KEYS_ANNOTATION, PLAINTEXT_ANNOTATION,
-    };
+    use hauberk_core::annotations::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION, PLAINTEXT_ANNOTATION};
+    use hauberk_core::label::ENCRYPTION_LABEL;
     use serde_json::json;
 
     use super::*;

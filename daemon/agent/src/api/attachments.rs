@@ -8,7 +8,8 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use hauberk_abi::address::Address;
 use hauberk_api::{Adopt, Adopted, Attach, Attachment, FailedAdd, Reservation, Reserve};
-use hauberk_core::model::{AttachmentKey, Change};
+use hauberk_core::names::AttachmentKey;
+use hauberk_core::model::Change;
 use tracing::warn;
 
 use super::{Context, Refusal};

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hauberk_core::desired::Route;
-use hauberk_core::model::AttachmentKey;
+use hauberk_core::names::AttachmentKey;
 use hauberk_host::Hop;
 use ipnet::IpNet;
 

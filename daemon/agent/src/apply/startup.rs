@@ -12,7 +12,7 @@ use hauberk_abi::framing::Framing;
 use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::{Hook, Settings, flag};
 use hauberk_core::desired::Policy;
-use hauberk_core::model::NodeNumber;
+use hauberk_core::names::NodeNumber;
 use hauberk_fault as fault;
 use hauberk_host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 use ipnet::IpNet;

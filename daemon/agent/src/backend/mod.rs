@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use hauberk_core::desired::Peer;
-use hauberk_core::model::NodeNumber;
+use hauberk_core::names::NodeNumber;
 
 pub use hauberk_tunnel::Stranger;
 pub use userspace::{Userspace, UserspaceConfig};

@@ -180,7 +180,7 @@ fn the_default_protection_has_the_label_s_values() {
     {
         let config = parse(&format!("{SMALLEST}defaults: {{encryption: {value}}}")).unwrap();
         assert_eq!(Protection::from(config.defaults.encryption), protection);
-        assert_eq!(hauberk_core::protection::label_value(protection), value);
+        assert_eq!(hauberk_core::label::label_value(protection), value);
     }
     assert_eq!(parse(SMALLEST).unwrap().defaults.encryption, Encryption::Disabled);
 }

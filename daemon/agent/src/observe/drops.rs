@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use hauberk_abi::reason::{DropReason, Encryption};
 use hauberk_api::{DropCount, Drops};
 use hauberk_core::desired::Owner;
-use hauberk_core::model::NodeObject;
+use hauberk_core::objects::NodeObject;
 use hauberk_tunnel::TunnelDrop;
 
 use super::Eyes;
@@ -233,7 +233,8 @@ fn tunnel_advice(reason: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::model::{Change, NodeAddress};
+    use hauberk_core::model::Change;
+    use hauberk_core::objects::NodeAddress;
 
     use super::*;
 

@@ -8,7 +8,7 @@ use hauberk_abi::layout::{self, flag};
 use hauberk_abi::reason::{DropReason, Encryption, Why};
 use hauberk_api::{Explanation, Party};
 use hauberk_core::explain::{ResolveError, Resolved, resolve_pair};
-use hauberk_core::model::NodeNumber;
+use hauberk_core::names::NodeNumber;
 use hauberk_host::netfilter::firewall::Way;
 
 use super::{Eyes, drops, flows};
@@ -225,7 +225,8 @@ fn would_drop(need: Need, ends: &Ends) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use hauberk_abi::identity::{Identity, Protection};
-    use hauberk_core::model::{Change, NodeAddress, NodeObject};
+    use hauberk_core::model::Change;
+    use hauberk_core::objects::{NodeAddress, NodeObject};
 
     use super::*;
 

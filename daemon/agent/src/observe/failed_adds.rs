@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use hauberk_abi::identity::Protection;
 use hauberk_api::{FailedAdd, Problem, Reserve, Severity};
 use hauberk_core::desired::Policy;
-use hauberk_core::model::{Model, PodName};
+use hauberk_core::model::Model;
+use hauberk_core::names::PodName;
 use hauberk_core::{protection, unconnected};
 
 /// How long a failure stays in the status if it does not happen again. The kubelet tries again
@@ -91,7 +92,8 @@ fn object(request: &Reserve) -> String {
 #[cfg(test)]
 mod tests {
     use hauberk_api::PodReference;
-    use hauberk_core::model::{Change, PodObject};
+    use hauberk_core::model::Change;
+    use hauberk_core::objects::PodObject;
 
     use super::*;
     use crate::world::World;

@@ -15,7 +15,7 @@ use hauberk_abi::layout::Hook;
 use hauberk_abi::packet::protocol;
 use hauberk_abi::reason::{DropReason, Encryption, Why};
 use hauberk_api::FlowRecord;
-use hauberk_core::model::NodeNumber;
+use hauberk_core::names::NodeNumber;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::broadcast;
 use tracing::warn;

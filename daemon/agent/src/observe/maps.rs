@@ -7,7 +7,7 @@ use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::identity::{Identity, Kind};
 use hauberk_abi::layout::{Settings, flag, map, peer_flag};
 use hauberk_api::{LinkStatus, MapContent, Maps};
-use hauberk_core::model::NodeNumber;
+use hauberk_core::names::NodeNumber;
 
 use super::Eyes;
 use crate::datapath::{self, DatapathError};

@@ -167,7 +167,8 @@ fn words(addresses: &BTreeSet<IpAddr>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::model::{Change, NodeAddress, NodeObject};
+    use hauberk_core::model::Change;
+    use hauberk_core::objects::{NodeAddress, NodeObject};
 
     use super::*;
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hauberk_abi::identity::Protection;
 use hauberk_api::{Problem, Severity};
 use hauberk_core::desired::Policy;
-use hauberk_core::model::PodName;
+use hauberk_core::names::PodName;
 use hauberk_core::unconnected::{self, Lack, Unconnected};
 
 use crate::world::{Shared, World};

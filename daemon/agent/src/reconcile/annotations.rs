@@ -6,8 +6,10 @@ use std::net::IpAddr;
 
 use hauberk_api::{ATTACHMENTS_STORE, Severity};
 use hauberk_core::events::{NewEvent, reason};
-use hauberk_core::model::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeObject};
-use hauberk_core::{addresses, convergence};
+use hauberk_core::annotations::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION};
+use hauberk_core::objects::NodeObject;
+use hauberk_core::annotations::{addresses, enforced as acknowledged};
+use hauberk_core::convergence;
 use hauberk_source::SourceError;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -57,7 +59,7 @@ impl Reconciler {
         if !self.enforces {
             return true;
         }
-        let enforced = self.world.read().desired.enforced.as_ref().map(convergence::render);
+        let enforced = self.world.read().desired.enforced.as_ref().map(acknowledged::render);
         match enforced {
             Some(enforced) => self.annotate([(ENFORCED_ANNOTATION.to_owned(), enforced)].into()),
             None => true,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use hauberk_api::{Problem, Severity};
-use hauberk_core::model::NodeNumber;
+use hauberk_core::names::NodeNumber;
 use tokio::time::Instant;
 use tracing::{info, warn};
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use blake2::{Blake2s256, Digest};
 use hauberk_api::Event as Noted;
-use hauberk_core::model::{Model, PodName};
+use hauberk_core::model::Model;
+use hauberk_core::names::PodName;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::{Event, EventSeries};

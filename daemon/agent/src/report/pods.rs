@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use hauberk_api::Protection;
-use hauberk_core::model::{AttachmentKey, PodName};
+use hauberk_core::names::{AttachmentKey, PodName};
 use hauberk_core::protection;
 
 use crate::world::World;

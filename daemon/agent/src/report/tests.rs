@@ -5,7 +5,8 @@ mod server;
 
 use hauberk_api::{Attachment, Event as Noted, PodReference};
 use hauberk_core::events::NewEvent;
-use hauberk_core::model::{Change, NamespaceObject, NodeObject, PodObject};
+use hauberk_core::model::Change;
+use hauberk_core::objects::{NamespaceObject, NodeObject, PodObject};
 use serde_json::{Value, json};
 
 use super::*;
@@ -57,7 +58,7 @@ fn attachment(namespace: &str, name: &str) -> Change {
 fn acknowledge(world: &Shared, node: &str) {
     let enforced = {
         let world = world.read();
-        hauberk_core::convergence::render(&hauberk_core::convergence::enforced(&world.model, &world.policy))
+        hauberk_core::annotations::enforced::render(&hauberk_core::convergence::enforced(&world.model, &world.policy))
     };
     apply(world, Change::Node(NodeObject { name: node.into(), enforced: Some(enforced), ..NodeObject::default() }));
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use hauberk_core::model::PodName;
+use hauberk_core::names::PodName;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::events::v1::Event;

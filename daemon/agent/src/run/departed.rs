@@ -221,7 +221,7 @@ fn lost(node: &str, path: &Path, why: &str) -> NewEvent {
 
 #[cfg(test)]
 mod tests {
-    use hauberk_core::model::{NodeAddress, NodeObject};
+    use hauberk_core::objects::{NodeAddress, NodeObject};
 
     use super::*;
 

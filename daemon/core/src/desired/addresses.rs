@@ -16,12 +16,14 @@ use std::net::IpAddr;
 
 use hauberk_abi::address::Address;
 
-use crate::addresses::is_possible;
+use crate::annotations::addresses::is_possible;
 use crate::desired::Policy;
 use crate::desired::ranges::PodRanges;
 use crate::events::{Collector, reason};
-use crate::model::{Model, NodeObject, read_from};
+use crate::model::Model;
+use crate::objects::NodeObject;
 use crate::reserved;
+use crate::words::read_from;
 
 /// The most objects that one event names.
 const NAMED: usize = 8;

@@ -9,7 +9,8 @@ use crate::desired::addresses::Places;
 use crate::desired::claims::{self, Party};
 use crate::desired::{LocalPod, Policy};
 use crate::events::{Collector, reason};
-use crate::model::{AttachmentKey, Model};
+use crate::model::Model;
+use crate::names::AttachmentKey;
 use crate::reserved;
 
 /// The interface, if its veth exists. A reserved one has addresses, but no device to attach to yet.

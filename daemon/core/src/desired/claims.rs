@@ -11,9 +11,12 @@ use ipnet::IpNet;
 use crate::desired::addresses::{NodeClaim, Places};
 use crate::desired::{Owner, Policy};
 use crate::events::{Collector, reason};
-use crate::model::{AttachmentKey, Claimant, ENCRYPTION_LABEL, Model, Pod, PodName, read_from};
+use crate::label::{ENCRYPTION_LABEL, label_value};
+use crate::model::{Claimant, Model, Pod};
+use crate::names::{AttachmentKey, PodName};
 use crate::protection::{self, Rule};
 use crate::reserved;
+use crate::words::read_from;
 
 /// The party that has an address.
 pub(super) enum Party<'a> {
@@ -243,7 +246,7 @@ pub(super) fn tell_pod(model: &Model, policy: &Policy, pod: &Pod, events: &mut C
                  away, or set allowPodOptOut on every node",
                 read_from(&pod.origin),
                 pod.encryption.as_deref().unwrap_or_default(),
-                protection::label_value(ruling.protection)
+                label_value(ruling.protection)
             )
         });
     }
@@ -294,7 +297,7 @@ fn conflict(address: IpAddr, one: &PodClaim<'_>, other: &PodClaim<'_>) -> String
     format!(
         "{one} and {other} both claim {address}: it is treated as {}, the stricter of the two, and as where {keeper} is; \
          delete or correct the other",
-        protection::label_value(one.protection.max(other.protection))
+        label_value(one.protection.max(other.protection))
     )
 }
 

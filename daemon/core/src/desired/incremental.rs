@@ -25,7 +25,8 @@ use crate::desired::standing::{Cause, Standing};
 use crate::desired::tunnels::{self, Speakers, Tunnels};
 use crate::desired::{Desired, Policy};
 use crate::events::{Collector, NewEvent};
-use crate::model::{Claimant, Model, NodeNumber, Touched};
+use crate::model::{Claimant, Model, Touched};
+use crate::names::NodeNumber;
 use crate::plan::Scope;
 
 /// The desired state, updated change by change; see the module.

@@ -10,8 +10,10 @@ use ipnet::IpNet;
 
 use crate::desired::Policy;
 use crate::events::{Collector, reason};
-use crate::model::{Model, NodeObject, read_from};
+use crate::model::Model;
+use crate::objects::NodeObject;
 use crate::reserved;
+use crate::words::read_from;
 
 /// The nodes' pod ranges.
 #[derive(Debug, Default, PartialEq, Eq)]

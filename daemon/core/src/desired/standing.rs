@@ -10,7 +10,8 @@ use crate::desired::addresses::Places;
 use crate::desired::claims;
 use crate::desired::{Policy, attachments};
 use crate::events::{Collector, Counts, NewEvent};
-use crate::model::{AttachmentKey, Model};
+use crate::model::Model;
+use crate::names::AttachmentKey;
 
 /// What a problem comes from, in the order in which problems are reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

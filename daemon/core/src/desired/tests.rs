@@ -5,7 +5,8 @@ use hauberk_abi::layout::{self, peer_flag};
 
 use super::*;
 use crate::events::reason;
-use crate::model::{Change, NodeAddress, NodeObject, PodObject};
+use crate::model::Change;
+use crate::objects::{NodeAddress, NodeObject, PodObject};
 use crate::testing::{World, attachment, ip, key, keys, namespace, net, node, pod, pod_name};
 
 fn identity_of_pod(protection: Protection, node: u32) -> Identity {

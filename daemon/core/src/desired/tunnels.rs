@@ -6,12 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 use hauberk_abi::layout::{self, peer_flag};
 use ipnet::IpNet;
 
-use crate::addresses::is_possible;
+use crate::annotations::addresses::is_possible;
 use crate::desired::addresses::{NodeAddresses, NodeClaim, Places};
 use crate::desired::ranges::PodRanges;
 use crate::desired::{Peer, Policy, Route};
 use crate::events::{Collector, reason};
-use crate::model::{Held, Model, NodeNumber, NodeObject, read_from};
+use crate::model::{Held, Model};
+use crate::names::NodeNumber;
+use crate::objects::NodeObject;
+use crate::words::read_from;
 
 /// The desired content of the tunnel, of the PEERS map and of the routing table.
 #[derive(Default)]

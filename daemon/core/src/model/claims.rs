@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use hauberk_abi::address::Address;
 
-use crate::model::{AttachmentKey, Pod};
+use crate::model::Pod;
+use crate::names::AttachmentKey;
 
 /// A pod or interface that claims an address. Interfaces sort before pods.
 #[derive(Clone, Debug)]

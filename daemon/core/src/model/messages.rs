@@ -2,14 +2,16 @@
 
 use hauberk_keyring::published;
 
-use crate::addresses::AddressesError;
-use crate::convergence;
+use crate::annotations::addresses::AddressesError;
+use crate::annotations::enforced::EnforcedError;
+use crate::annotations::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION};
 use crate::events::{NewEvent, reason};
-use crate::model::{ADDRESSES_ANNOTATION, ENCRYPTION_LABEL, ENFORCED_ANNOTATION, KEYS_ANNOTATION, NodeObject};
-use crate::protection;
+use crate::label::{ENCRYPTION_LABEL, parse_label};
+use crate::objects::NodeObject;
+use crate::words::read_from;
 
 pub(super) fn unknown_label(kind: &str, name: &str, label: Option<&str>, origin: &str) -> Option<NewEvent> {
-    let value = label.filter(|value| protection::parse_label(value).is_none())?;
+    let value = label.filter(|value| parse_label(value).is_none())?;
     Some(NewEvent {
         warning: true,
         reason: reason::UNKNOWN_LABEL_VALUE,
@@ -55,7 +57,7 @@ pub(super) fn addresses_invalid(object: &NodeObject, error: &AddressesError, kep
     }
 }
 
-pub(super) fn enforced_invalid(object: &NodeObject, error: &convergence::EnforcedError) -> NewEvent {
+pub(super) fn enforced_invalid(object: &NodeObject, error: &EnforcedError) -> NewEvent {
     NewEvent {
         warning: true,
         reason: reason::ENFORCED_INVALID,
@@ -76,9 +78,4 @@ pub(super) fn number_taken(name: &str, other: &str) -> NewEvent {
         objects: vec![format!("Node/{name}"), format!("Node/{other}")],
         message: format!("the names of nodes {name} and {other} hash to one number; {name} has been given another"),
     }
-}
-
-/// Where an object was read, for a message.
-pub(crate) fn read_from(origin: &str) -> String {
-    if origin.is_empty() { String::new() } else { format!(" ({origin})") }
 }

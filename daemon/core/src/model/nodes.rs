@@ -5,43 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hauberk_keyring::published::{self, Published};
-use ipnet::IpNet;
 
-use crate::convergence::Acknowledged;
+use crate::annotations::enforced::Acknowledged;
+use crate::annotations::{addresses, enforced};
 use crate::events::NewEvent;
 use crate::model::Model;
 use crate::model::messages::{addresses_invalid, enforced_invalid, keys_invalid, number_taken};
-use crate::{addresses, convergence};
-
-/// A node, as its object says.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct NodeObject {
-    /// `metadata.name`.
-    pub name: String,
-    /// `status.addresses`, in their order.
-    pub addresses: Vec<NodeAddress>,
-    /// `spec.podCIDRs`.
-    pub pod_ranges: Vec<IpNet>,
-    /// Annotation `hauberk.io/keys`.
-    pub keys: Option<String>,
-    /// Annotation `hauberk.io/addresses`.
-    pub published_addresses: Option<String>,
-    /// Annotation `hauberk.io/enforced`.
-    pub enforced: Option<String>,
-    /// Annotation `hauberk.io/plaintext-seen`.
-    pub plaintext_seen: Option<String>,
-    /// Where the object was read: a file path, or empty.
-    pub origin: String,
-}
-
-/// One of a node's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeAddress {
-    /// The address.
-    pub address: IpAddr,
-    /// Whether its type is `InternalIP`.
-    pub internal: bool,
-}
+use crate::objects::NodeObject;
 
 /// A node's object and what the model remembers about the node.
 #[derive(Debug)]
@@ -92,7 +62,7 @@ impl Model {
         let (was_held, had_devices) = before.map(|node| (node.held, node.devices)).unwrap_or_default();
         let held = self.hold_keys(&object, was_held, events);
         let devices = devices(&object, had_devices, events);
-        let enforced = match object.enforced.as_deref().map(convergence::parse) {
+        let enforced = match object.enforced.as_deref().map(enforced::parse) {
             None => Acknowledged::default(),
             Some(Ok(enforced)) => enforced,
             Some(Err(error)) => {

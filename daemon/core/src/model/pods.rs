@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{PodName, PodObject};
+use crate::names::PodName;
+use crate::objects::PodObject;
 
 /// A pod as its object last said.
 #[derive(Clone, Debug, PartialEq, Eq)]

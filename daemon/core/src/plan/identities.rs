@@ -17,9 +17,9 @@ use hauberk_abi::identity::Identity;
 use ipnet::IpNet;
 
 use crate::desired::Desired;
-use crate::explain::{identity_in_words as in_words, prefix_in_words};
 use crate::lookup::{Ranges, truncate};
 use crate::plan::{Order, Scope};
+use crate::words::{identity_in_words as in_words, prefix_in_words};
 
 /// A change of what the datapath knows about addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]

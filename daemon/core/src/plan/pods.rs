@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::desired::{Desired, LocalPod};
-use crate::model::AttachmentKey;
+use crate::names::AttachmentKey;
 use crate::plan::{Order, Scope};
 
 /// A change of a pod's interface.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hauberk_abi::address::Address;
 
-use crate::model::NodeNumber;
+use crate::names::NodeNumber;
 
 /// Where the desired state may differ from the actual one. A caller that leaves something out knows
 /// that it is as desired, or that nothing could be done about it before every source has been read.

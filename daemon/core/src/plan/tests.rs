@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::desired::Peer;
-use crate::model::{AttachmentKey, Change, NodeAddress, NodeNumber, NodeObject, PodObject};
+use crate::model::Change;
+use crate::names::{AttachmentKey, NodeNumber};
+use crate::objects::{NodeAddress, NodeObject, PodObject};
 use crate::testing::{World, attachment, ip, keys, namespace, net, node, pod, pod_name};
 
 fn reach(actual: &mut Actual, desired: &Desired) -> Vec<Step> {
@@ -316,8 +318,8 @@ fn any_change_of(address: BoxedStrategy<std::net::IpAddr>) -> impl Strategy<Valu
         3 => Just(None),
         1 => Just(Some("broken".to_owned())),
         3 => prop::collection::btree_set(address(), 0..3).prop_map(|devices| {
-            let devices = devices.into_iter().filter(|address| crate::addresses::is_possible(*address)).collect();
-            Some(crate::addresses::render(&devices))
+            let devices = devices.into_iter().filter(|address| crate::annotations::addresses::is_possible(*address)).collect();
+            Some(crate::annotations::addresses::render(&devices))
         }),
     ];
     let node_change = (1u8..5, ranges, prop::collection::vec((address(), any::<bool>()), 0..2), annotation, devices)

@@ -10,7 +10,7 @@ use hauberk_abi::layout::{self, peer_flag};
 use ipnet::IpNet;
 
 use crate::desired::{Desired, Peer, Route};
-use crate::model::NodeNumber;
+use crate::names::NodeNumber;
 use crate::plan::{Order, Scope};
 
 /// A change of the tunnel, or of the routes into it.

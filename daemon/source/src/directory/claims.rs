@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hauberk_core::events::NewEvent;
-use hauberk_core::model::{Change, PodName};
-use hauberk_core::protection::{Protection, parse_label};
+use hauberk_core::model::Change;
+use hauberk_core::names::PodName;
+use hauberk_core::protection::Protection;
+use hauberk_core::label::parse_label;
 
 use super::manifest::{Key, Kind, Object};
 use crate::reason;

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use hauberk_core::model::{NamespaceObject, NodeObject, PodObject};
+use hauberk_core::objects::{NamespaceObject, NodeObject, PodObject};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;

@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use hauberk_core::model::{Change, NodeObject};
+use hauberk_core::model::Change;
+use hauberk_core::objects::NodeObject;
 
 use super::*;
 

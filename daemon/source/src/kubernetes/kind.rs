@@ -1,6 +1,7 @@
 //! How the kinds of objects that are read from an API server differ.
 
-use hauberk_core::model::{Change, PodName};
+use hauberk_core::model::Change;
+use hauberk_core::names::PodName;
 use serde::de::DeserializeOwned;
 
 use crate::objects::{self, Metadata, Namespace, Node, Pod};

@@ -5,7 +5,7 @@ mod server;
 
 use std::collections::BTreeSet;
 
-use hauberk_core::model::PodName;
+use hauberk_core::names::PodName;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 

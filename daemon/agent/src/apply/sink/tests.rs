@@ -2,7 +2,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use hauberk_core::desired::{Desired, Policy, desired};
-use hauberk_core::model::{Change, Model, NamespaceObject, NodeAddress, NodeObject, PodObject};
+use hauberk_core::model::{Change, Model};
+use hauberk_core::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
 use hauberk_core::plan::plan;
 use hauberk_keyring::published::{self, PublicKey, Published};
 use proptest::prelude::*;

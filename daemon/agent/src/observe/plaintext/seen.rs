@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use hauberk_api::{Problem, Severity};
 use hauberk_core::events::{NewEvent, reason};
-use hauberk_core::plaintext::{self, MAX_NODES, Report};
+use hauberk_core::annotations::plaintext::{self, MAX_NODES, Report};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::world::World;

@@ -1,5 +1,6 @@
 use hauberk_abi::address::Address;
-use hauberk_core::model::{Change, NodeAddress, NodeObject};
+use hauberk_core::model::Change;
+use hauberk_core::objects::{NodeAddress, NodeObject};
 
 use super::*;
 
@@ -132,7 +133,7 @@ fn a_node_hears_what_others_say_of_it_and_forgets_what_is_old() {
 #[test]
 fn namespaces_are_those_of_the_pods_concerned() {
     let mut world = world();
-    let pod = hauberk_core::model::PodObject {
+    let pod = hauberk_core::objects::PodObject {
         namespace: "shop".into(),
         name: "cart".into(),
         node: Some("n1".into()),

@@ -1,7 +1,7 @@
 //! Which party has an address when nodes and pods claim addresses that are not theirs.
 
 use super::*;
-use crate::addresses;
+use crate::annotations::addresses;
 
 /// Node `n{number}`, with these addresses published for its devices.
 fn with_devices(number: u8, devices: &[&str]) -> NodeObject {

@@ -1,6 +1,6 @@
 use std::os::unix::fs::PermissionsExt;
 
-use hauberk_core::model::{NamespaceObject, PodObject};
+use hauberk_core::objects::{NamespaceObject, PodObject};
 
 use super::*;
 

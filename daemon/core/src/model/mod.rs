@@ -11,7 +11,6 @@ mod nodes;
 mod pods;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -25,93 +24,15 @@ use crate::model::departed::Departed;
 use crate::model::messages::unknown_label;
 use crate::model::nodes::Node;
 use crate::model::pods::Pods;
+use crate::names::{AttachmentKey, NodeNumber, PodName};
 use crate::numbers::Numbers;
+use crate::objects::{NamespaceObject, NodeObject, PodObject};
 use crate::reserved;
 
 pub(crate) use claims::Claimant;
 pub use departed::MAX as MOST_DEPARTED;
-pub(crate) use messages::read_from;
 pub(crate) use nodes::Held;
-pub use nodes::{NodeAddress, NodeObject};
 pub use pods::Pod;
-
-/// The label on namespaces and pods.
-pub const ENCRYPTION_LABEL: &str = "hauberk.io/encryption";
-/// The node annotation that publishes keys (`hauberk_keyring::published`).
-pub const KEYS_ANNOTATION: &str = "hauberk.io/keys";
-/// The node annotation that publishes the addresses of the node's devices ([`crate::addresses`]).
-pub const ADDRESSES_ANNOTATION: &str = "hauberk.io/addresses";
-/// The node annotation that acknowledges namespaces ([`crate::convergence`]).
-pub const ENFORCED_ANNOTATION: &str = "hauberk.io/enforced";
-
-/// The node annotation that lists nodes that send in the clear ([`crate::plaintext`]).
-pub const PLAINTEXT_ANNOTATION: &str = "hauberk.io/plaintext-seen";
-
-/// A node's number in the datapath's maps: never 0 for a known node.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct NodeNumber(pub u32);
-
-/// A namespace, as its object says.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct NamespaceObject {
-    /// `metadata.name`.
-    pub name: String,
-    /// Label `hauberk.io/encryption`.
-    pub encryption: Option<String>,
-    /// Where the object was read: a file path, or empty.
-    pub origin: String,
-}
-
-/// A pod, as its object says.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct PodObject {
-    /// `metadata.namespace`.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
-    /// `metadata.uid`; for the mirror pod of a static pod, the annotation
-    /// `kubernetes.io/config.hash`, because the runtime gives that as the uid to the CNI plugin.
-    pub uid: Option<String>,
-    /// `spec.nodeName`; none while unscheduled.
-    pub node: Option<String>,
-    /// `spec.hostNetwork`: its addresses are its node's.
-    pub host_network: bool,
-    /// `status.podIPs`.
-    pub addresses: Vec<IpAddr>,
-    /// `status.phase` is `Succeeded` or `Failed`: its addresses are no longer its own.
-    pub finished: bool,
-    /// `metadata.deletionTimestamp` is set: its addresses are still its own.
-    pub terminating: bool,
-    /// Label `hauberk.io/encryption`.
-    pub encryption: Option<String>,
-    /// Where the object was read: a file path, or empty.
-    pub origin: String,
-}
-
-/// A namespaced name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodName {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-}
-
-/// A pod's interface on this node: which container, which interface inside it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AttachmentKey {
-    /// The runtime's container (sandbox) id.
-    pub container: String,
-    /// The interface's name inside the pod.
-    pub interface: String,
-}
-
-impl AttachmentKey {
-    /// The interface as problems name it.
-    pub fn object(&self) -> String {
-        format!("container/{}/{}", self.container, self.interface)
-    }
-}
 
 /// A change reported by the source, the CNI plugin or the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -513,38 +434,6 @@ fn possible(addresses: &[IpAddr]) -> impl Iterator<Item = Address> {
 
 fn reserved_for(attachment: &Attachment) -> Vec<IpAddr> {
     attachment.reservation.addresses.iter().map(IpNet::addr).collect()
-}
-
-impl AttachmentKey {
-    /// The key of an attachment.
-    pub fn of(attachment: &Attachment) -> AttachmentKey {
-        let request = &attachment.request;
-        AttachmentKey { container: request.container.clone(), interface: request.interface.clone() }
-    }
-}
-
-impl From<&PodReference> for PodName {
-    fn from(pod: &PodReference) -> PodName {
-        PodName { namespace: pod.namespace.clone(), name: pod.name.clone() }
-    }
-}
-
-impl fmt::Display for PodName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-impl fmt::Display for AttachmentKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.container, self.interface)
-    }
-}
-
-impl fmt::Display for NodeNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
 }
 
 #[cfg(test)]

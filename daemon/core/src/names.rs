@@ -1,0 +1,64 @@
+//! The names of nodes, pods and pods' interfaces.
+
+use std::fmt;
+
+use hauberk_api::{Attachment, PodReference};
+
+/// A node's number in the datapath's maps: never 0 for a known node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct NodeNumber(pub u32);
+
+/// A namespaced name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl From<&PodReference> for PodName {
+    fn from(pod: &PodReference) -> PodName {
+        PodName { namespace: pod.namespace.clone(), name: pod.name.clone() }
+    }
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A pod's interface on this node: which container, which interface inside it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttachmentKey {
+    /// The runtime's container (sandbox) id.
+    pub container: String,
+    /// The interface's name inside the pod.
+    pub interface: String,
+}
+
+impl AttachmentKey {
+    /// The key of an attachment.
+    pub fn of(attachment: &Attachment) -> AttachmentKey {
+        let request = &attachment.request;
+        AttachmentKey { container: request.container.clone(), interface: request.interface.clone() }
+    }
+
+    /// The interface as problems name it.
+    pub fn object(&self) -> String {
+        format!("container/{}/{}", self.container, self.interface)
+    }
+}
+
+impl fmt::Display for AttachmentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.container, self.interface)
+    }
+}
+
+impl fmt::Display for NodeNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
