@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use hauberk_api::{Attachment, Problem, Severity};
-use hauberk_core::desired::Policy;
 use hauberk_core::events::{NewEvent, reason};
+use hauberk_core::local_node::{LocalNode, Settings};
 use hauberk_core::model::{Change, Model};
 use hauberk_host::Netlink;
 use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
@@ -119,18 +119,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let node = config.node.clone().unwrap_or_default();
     let public: Vec<(u32, [u8; 32])> = keys.keys().iter().map(|key| (key.epoch, key.public)).collect();
     let chained = config.cni.install == config::CniInstall::Chained;
-    let own = Policy {
-        node: node.clone(),
-        own_keys: public.iter().map(|(_, key)| *key).collect(),
-        chained,
-        ..Policy::default()
-    };
-    let policy = cluster_config::policy(&own, &config);
+    let settings = cluster_config::settings(&Settings { chained, ..Settings::default() }, &config);
+    let own_keys = public.iter().map(|(_, key)| *key).collect();
+    let local = LocalNode { name: node.clone(), settings, keys: own_keys, ..LocalNode::default() };
     info!(node, version = env!("CARGO_PKG_VERSION"), "hauberkd starts");
 
     let number = Model::new(&node).own_number();
-    let mut prepared = Prepared::load(&config, &policy, number).await?;
-    let (attachments, mut lasting, recovered) = restore_attachments(&config, &policy, &prepared).await?;
+    let mut prepared = Prepared::load(&config, &local, number).await?;
+    let (attachments, mut lasting, recovered) = restore_attachments(&config, &local, &prepared).await?;
     lasting.extend(prepared.datapath_mut().resized().iter().map(|sentence| {
         warning(
             "maps",
@@ -154,7 +150,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         cluster: cluster.as_ref().map(cluster::Connected::facts),
     });
 
-    let world = Shared::new(World::new(policy, source.status()));
+    let world = Shared::new(World::new(local, source.status()));
     if let Some(event) = recovered {
         warn!(reason = event.reason, "{}", event.message);
         world.write().events.note(&event, started);
@@ -242,7 +238,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 /// event says so.
 async fn restore_attachments(
     config: &Config,
-    policy: &Policy,
+    local: &LocalNode,
     prepared: &Prepared,
 ) -> Result<(Attachments, Vec<Problem>, Option<NewEvent>), RunError> {
     let folder: PathBuf = config.paths.state.join("attachments");
@@ -250,13 +246,13 @@ async fn restore_attachments(
     let held = prepared.held().await?;
     let route_mtu = prepared.earlier_tunnel_mtu();
     let given = attachments::Settings {
-        cluster_ranges: tunnelled_ranges(policy),
+        cluster_ranges: tunnelled_ranges(&local.settings),
         route_mtu,
         gso_max_size: hauberk_tunnel::gso_max_size(route_mtu),
         ..attachments::Settings::default()
     };
     let recovered = attachments.change(move |keeper| keeper.recover(&held, &given)).await?;
-    let event = (!recovered.is_empty()).then(|| told(&policy.node, config, &recovered));
+    let event = (!recovered.is_empty()).then(|| told(&local.name, config, &recovered));
     let interfaces = prepared.interfaces().await?;
     let exists = move |name: &str, index: u32| interfaces.iter().any(|(n, i)| n == name && *i == index);
     let vanished = attachments.vanished(&exists);

@@ -3,7 +3,7 @@
 
 use axum::Router;
 use hauberk_api::SourceStatus;
-use hauberk_core::desired::Policy;
+use hauberk_core::local_node::LocalNode;
 use hauberk_core::model::Change;
 use hauberk_core::objects::{NamespaceObject, PodObject};
 use kube::{Client, Config};
@@ -21,7 +21,7 @@ pub(crate) fn world(node: &str) -> World {
         unavailable_because: None,
         rejected: 0,
     };
-    World::new(Policy { node: node.into(), ..Policy::default() }, source)
+    World::new(LocalNode { name: node.into(), ..LocalNode::default() }, source)
 }
 
 /// The same on `n1`, with namespace `payments`, labelled like this or not, and a pod `a` in it on

@@ -6,8 +6,10 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hauberk_abi::address::Address;
 use hauberk_api::{Event, KeyStatus, Problem, Severity, SourceStatus};
-use hauberk_core::desired::{Incremental, Owner, Policy};
+use hauberk_core::desired::Incremental;
 use hauberk_core::events::NewEvent;
+use hauberk_core::identities::Owner;
+use hauberk_core::local_node::LocalNode;
 use hauberk_core::model::Model;
 use hauberk_host::netfilter::{Counters, Neighbours, PacketSocketGuard};
 use jiff::Timestamp;
@@ -36,7 +38,7 @@ pub struct World {
     /// The cluster as last told.
     pub model: Model,
     /// What the configuration decides.
-    pub policy: Policy,
+    pub local: LocalNode,
     /// What the kernel should hold.
     pub desired: Incremental,
     /// What happened.
@@ -112,10 +114,10 @@ const GUARD: [&str; 5] = ["device/", "devices", "pod interface/", "netfilter", "
 
 impl World {
     /// Nothing is known yet.
-    pub fn new(policy: Policy, source: SourceStatus) -> World {
+    pub fn new(local: LocalNode, source: SourceStatus) -> World {
         World {
-            model: Model::new(&policy.node),
-            policy,
+            model: Model::new(&local.name),
+            local,
             desired: Incremental::default(),
             events: EventLog::default(),
             source,
@@ -152,7 +154,7 @@ impl World {
         if self.running.is_some() {
             return None;
         }
-        let (node, location) = (&self.policy.node, &self.source.location);
+        let (node, location) = (&self.local.name, &self.source.location);
         Some(match self.failures.get("datapath") {
             Some(problem) => problem.message.clone(),
             None if self.model.node_object(node).is_some() => "the datapath is being started".to_owned(),
@@ -165,7 +167,7 @@ impl World {
 
     /// The owner of `address`, for messages: `namespace/name` of a pod or a node's name.
     pub fn name_of(&self, address: &Address) -> Option<String> {
-        Some(match self.desired.owner(&self.model, &self.policy, *address)? {
+        Some(match self.desired.owner(&self.model, &self.local, *address)? {
             Owner::Pod(pod) => pod.to_string(),
             Owner::Node(name) => name,
             Owner::Attachment(key) => format!("container {}", key.container),

@@ -4,11 +4,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
-use hauberk_core::desired::{Incremental, Policy, desired};
+use hauberk_core::desired::{Incremental, desired};
+use hauberk_core::local_node::{LocalNode, Settings};
 use hauberk_core::model::{Change, Model};
 use hauberk_core::names::PodName;
 use hauberk_core::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
-use hauberk_core::plan::{Actual, Scope, plan, plan_within};
+use hauberk_core::plan::{plan, plan_within};
+use hauberk_core::state::{Scope, State};
 use hauberk_keyring::published::{PublicKey, Published, render};
 
 const NODES: u32 = 1_000;
@@ -19,12 +21,15 @@ const CHURN: u32 = 10_000;
 
 fn main() {
     let mut model = Model::new("node-0");
-    let policy = Policy {
-        node: "node-0".into(),
-        cluster_ranges: ["10.0.0.0/8", "fd00::/16"].iter().flat_map(|range| range.parse()).collect(),
-        ..Policy::default()
+    let local = LocalNode {
+        name: "node-0".into(),
+        settings: Settings {
+            cluster_ranges: ["10.0.0.0/8", "fd00::/16"].iter().flat_map(|range| range.parse()).collect(),
+            ..Settings::default()
+        },
+        ..LocalNode::default()
     };
-    let mut actual = Actual::default();
+    let mut actual = State::default();
     let mut known = Incremental::default();
     let empty = resident();
     measure("read the whole cluster", || {
@@ -34,7 +39,7 @@ fn main() {
         }
     });
     println!("the model: {:.1} MiB", resident() - empty);
-    let _ = measure("desired, from nothing", || known.follow(&mut model, &policy));
+    let _ = measure("desired, from nothing", || known.follow(&mut model, &local));
     println!("the model and what is desired: {:.1} MiB", resident() - empty);
     let steps = measure("plan, from nothing", || plan(&actual, &known));
     measure("take note of the steps", || steps.iter().for_each(|step| actual.apply(step)));
@@ -49,7 +54,7 @@ fn main() {
         let name = PodName { namespace: object.namespace.clone(), name: object.name.clone() };
         for change in [Change::Pod(object), Change::PodGone(name)] {
             let _ = model.apply(change);
-            let followed = known.follow(&mut model, &policy);
+            let followed = known.follow(&mut model, &local);
             for step in plan_within(&actual, &known, &followed.scope) {
                 actual.apply(&step);
                 steps += 1;
@@ -63,10 +68,10 @@ fn main() {
     let Change::Node(mut changed) = node(4_711 % NODES) else { return };
     changed.addresses.push(NodeAddress { address: [198, 51, 200, 1].into(), internal: false });
     let _ = model.apply(Change::Node(changed));
-    let followed = measure("desired, after a node changed", || known.follow(&mut model, &policy));
+    let followed = measure("desired, after a node changed", || known.follow(&mut model, &local));
     let steps = measure("plan, after a node changed", || plan_within(&actual, &known, &followed.scope));
     println!("{} steps", steps.len());
-    let scratch = measure("desired, from scratch", || desired(&model, &policy));
+    let scratch = measure("desired, from scratch", || desired(&model, &local));
     assert_eq!(scratch, *known);
     assert_eq!(plan_within(&actual, &known, &Scope::everything()), steps);
 }

@@ -12,14 +12,14 @@ use hauberk_abi::identity::Protection;
 use hauberk_api::NamespaceStatus;
 
 use crate::annotations::enforced::{Acknowledged, Buckets, short};
-use crate::desired::Policy;
+use crate::local_node::LocalNode;
 use crate::model::Model;
 use crate::protection;
 
 /// What this node acknowledges: the digest of each namespace that is opted in or has an opted-in
 /// pod.
-pub fn enforced(model: &Model, policy: &Policy) -> BTreeMap<String, String> {
-    summaries(model, policy)
+pub fn enforced(model: &Model, local: &LocalNode) -> BTreeMap<String, String> {
+    summaries(model, local)
         .into_iter()
         .filter(|(_, summary)| summary.opted_in())
         .map(|(name, summary)| (name.to_owned(), summary.digest()))
@@ -27,20 +27,20 @@ pub fn enforced(model: &Model, policy: &Policy) -> BTreeMap<String, String> {
 }
 
 /// The digest to acknowledge for one namespace; none if neither it nor any of its pods is opted in.
-pub(crate) fn enforced_in(model: &Model, policy: &Policy, namespace: &str) -> Option<String> {
-    summary(model, policy, namespace).filter(Summary::opted_in).map(|summary| summary.digest())
+pub(crate) fn enforced_in(model: &Model, local: &LocalNode, namespace: &str) -> Option<String> {
+    summary(model, local, namespace).filter(Summary::opted_in).map(|summary| summary.digest())
 }
 
 /// The state of each namespace that is opted in or has an opted-in pod, by name.
-pub fn convergence(model: &Model, policy: &Policy) -> Vec<NamespaceStatus> {
+pub fn convergence(model: &Model, local: &LocalNode) -> Vec<NamespaceStatus> {
     let own = model.node();
     let mut nodes: Vec<&str> = model.nodes.keys().map(String::as_str).collect();
     if !nodes.contains(&own) {
         nodes.push(own);
     }
-    let enforced = enforced(model, policy);
+    let enforced = enforced(model, local);
     let buckets = Buckets::of(&enforced);
-    summaries(model, policy)
+    summaries(model, local)
         .into_iter()
         .filter(|(_, summary)| summary.opted_in() || !summary.host_network.is_empty())
         .map(|(name, summary)| {
@@ -95,15 +95,15 @@ impl Summary<'_> {
     }
 }
 
-fn summaries<'a>(model: &'a Model, policy: &Policy) -> BTreeMap<&'a str, Summary<'a>> {
+fn summaries<'a>(model: &'a Model, local: &LocalNode) -> BTreeMap<&'a str, Summary<'a>> {
     let names: BTreeSet<&str> = model.namespaces.keys().map(String::as_str).chain(model.pods.namespaces()).collect();
-    names.into_iter().filter_map(|name| Some((name, summary(model, policy, name)?))).collect()
+    names.into_iter().filter_map(|name| Some((name, summary(model, local, name)?))).collect()
 }
 
 /// None if the namespace has neither an object nor a pod with a network of its own.
-fn summary<'a>(model: &'a Model, policy: &Policy, name: &str) -> Option<Summary<'a>> {
+fn summary<'a>(model: &'a Model, local: &LocalNode, name: &str) -> Option<Summary<'a>> {
     let namespace = model.namespace(name);
-    let ruling = protection::of_namespace(policy, namespace);
+    let ruling = protection::of_namespace(local, namespace);
     let mut summary = Summary {
         protection: ruling.protection,
         pods: 0,
@@ -113,7 +113,7 @@ fn summary<'a>(model: &'a Model, policy: &Policy, name: &str) -> Option<Summary<
     };
     for pod in model.pods.of_namespace(name).filter(|pod| !pod.finished) {
         let label = pod.encryption.as_deref();
-        let protection = protection::strengthen(ruling, label, policy.allow_pod_opt_out).protection;
+        let protection = protection::strengthen(ruling, label, local.settings.allow_pod_opt_out).protection;
         if pod.host_network {
             // No label protects a pod on the host network, so it is not part of what nodes
             // acknowledge.
@@ -145,14 +145,14 @@ mod tests {
     }
 
     fn status(world: &World, name: &str) -> NamespaceStatus {
-        convergence(&world.model, &world.policy).into_iter().find(|status| status.name == name).unwrap()
+        convergence(&world.model, &world.local).into_iter().find(|status| status.name == name).unwrap()
     }
 
     #[test]
     fn a_namespace_has_converged_when_every_node_says_so() {
         let mut world = World::three_nodes();
         world.apply(Change::Node(NodeObject { keys: None, ..node(4) }));
-        let now = enforced(&world.model, &world.policy);
+        let now = enforced(&world.model, &world.local);
         assert_eq!(now.keys().collect::<Vec<_>>(), ["secret", "soft"], "what is not opted in needs no word");
         assert_eq!(status(&world, "secret").waiting_for, ["n1", "n2", "n3", "n4"]);
         for number in 1..=3 {
@@ -181,18 +181,18 @@ mod tests {
         let mut world = World::three_nodes();
         world.apply(Change::Pod(pod("open/a", 2, &["10.0.2.5"])));
         world.apply(Change::Pod(pod("soft/b", 2, &["10.0.2.6"])));
-        let before = enforced(&world.model, &world.policy);
+        let before = enforced(&world.model, &world.local);
         let labelled = |name, label: &str| {
             Change::Pod(PodObject { encryption: Some(label.into()), ..pod(name, 2, &["10.0.2.5"]) })
         };
         world.apply(labelled("open/a", "enabled"));
-        let one = enforced(&world.model, &world.policy);
+        let one = enforced(&world.model, &world.local);
         assert!(!before.contains_key("open") && one.contains_key("open"));
         assert_eq!(before["secret"], one["secret"]);
         world.apply(labelled("open/a", "permissive"));
-        assert_ne!(one["open"], enforced(&world.model, &world.policy)["open"]);
+        assert_ne!(one["open"], enforced(&world.model, &world.local)["open"]);
         world.apply(namespace("soft", Some("enabled")));
-        assert_ne!(before["soft"], enforced(&world.model, &world.policy)["soft"]);
+        assert_ne!(before["soft"], enforced(&world.model, &world.local)["soft"]);
         for number in 1..=3 {
             acknowledge(&mut world, number, &before);
         }
@@ -203,18 +203,18 @@ mod tests {
     #[test]
     fn pods_that_come_and_go_do_not_disturb_what_has_converged() {
         let mut world = World::three_nodes();
-        let before = enforced(&world.model, &world.policy);
+        let before = enforced(&world.model, &world.local);
         world.apply(Change::Pod(pod("secret/a", 2, &["10.0.2.5"])));
         world.apply(Change::Pod(PodObject { encryption: Some("enabled".into()), ..pod("secret/b", 2, &[]) }));
         world.apply(Change::Pod(PodObject { encryption: Some("disabled".into()), ..pod("secret/c", 2, &[]) }));
-        assert_eq!(before, enforced(&world.model, &world.policy));
+        assert_eq!(before, enforced(&world.model, &world.local));
         assert_eq!((status(&world, "secret").pods, status(&world, "secret").protected_pods), (3, 3));
     }
 
     #[test]
     fn pods_on_their_nodes_network_are_named_and_acknowledged_by_nobody() {
         let mut world = World::three_nodes();
-        let before = enforced(&world.model, &world.policy);
+        let before = enforced(&world.model, &world.local);
         let on_host = |name, label: Option<&str>| {
             Change::Pod(PodObject {
                 host_network: true,
@@ -227,10 +227,10 @@ mod tests {
         assert_eq!(status(&world, "secret").host_network, ["proxy"]);
         assert_eq!(status(&world, "secret").pods, 0);
         world.assert_event(reason::HOST_NETWORK_POD, &["Pod/secret/proxy"]);
-        assert!(convergence(&world.model, &world.policy).iter().all(|status| status.name != "open"));
+        assert!(convergence(&world.model, &world.local).iter().all(|status| status.name != "open"));
         world.apply(on_host("open/own", Some("enabled")));
         assert_eq!(status(&world, "open").host_network, ["own"]);
-        assert_eq!(enforced(&world.model, &world.policy), before);
+        assert_eq!(enforced(&world.model, &world.local), before);
         world.apply(Change::PodGone(crate::testing::pod_name("secret/proxy")));
         assert!(status(&world, "secret").host_network.is_empty());
         // A pod may be read before its namespace.
@@ -249,14 +249,14 @@ mod tests {
         // The first eight bytes of BLAKE2s of the byte 2 (`enabled`): agents of two versions must
         // compute the same.
         let world = World::three_nodes();
-        let now = enforced(&world.model, &world.policy);
+        let now = enforced(&world.model, &world.local);
         assert_eq!(now["secret"], "2ca4b2f5cb29b023");
     }
 
     #[test]
     fn the_buckets_are_the_same_in_every_version() {
         let world = World::three_nodes();
-        let text = render(&enforced(&world.model, &world.policy));
+        let text = render(&enforced(&world.model, &world.local));
         assert_eq!(text, r#"{"version":2,"buckets":{"39":"499afb8a5f93350a","66":"14d1dea1200122b8"}}"#);
     }
 
@@ -275,14 +275,14 @@ mod tests {
         for number in 0..10_000 {
             world.hear(namespace(&format!("team-{number}"), Some("enabled")));
         }
-        let all = enforced(&world.model, &world.policy);
+        let all = enforced(&world.model, &world.local);
         let text = render(&all);
         assert!(all.len() > 10_000 && text.len() < 16 * 1024, "{} bytes", text.len());
         for number in 1..=3 {
             acknowledge(&mut world, number, &all);
         }
         let waiting = |world: &World| {
-            let all = convergence(&world.model, &world.policy).into_iter();
+            let all = convergence(&world.model, &world.local).into_iter();
             all.filter(|status| !status.waiting_for.is_empty()).map(|status| status.name).collect::<Vec<_>>()
         };
         assert!(waiting(&world).is_empty());
@@ -291,7 +291,7 @@ mod tests {
         world.hear(namespace("team-7", Some("permissive")));
         let waits = waiting(&world);
         assert!(waits.contains(&"team-7".to_owned()) && waits.len() < 100, "{} wait", waits.len());
-        let all = enforced(&world.model, &world.policy);
+        let all = enforced(&world.model, &world.local);
         for number in 1..=3 {
             acknowledge(&mut world, number, &all);
         }
@@ -310,7 +310,7 @@ mod tests {
             (&" ".repeat(MAX_LENGTH + 1), "bytes long"),
         ] {
             let mut world = World::three_nodes();
-            let now = enforced(&world.model, &world.policy);
+            let now = enforced(&world.model, &world.local);
             acknowledge(&mut world, 2, &now);
             assert_eq!(status(&world, "secret").converged_nodes, 1);
             world.apply(Change::Node(NodeObject { enforced: Some(text.to_owned()), ..node(2) }));

@@ -7,8 +7,10 @@ use hauberk_abi::address::Address;
 use hauberk_abi::identity::{Identity, Kind};
 use hauberk_api::{Party, Protection};
 
-use crate::desired::{Desired, Owner, Policy};
+use crate::desired::Desired;
+use crate::identities::Owner;
 use crate::label::label_value;
+use crate::local_node::LocalNode;
 use crate::model::{Model, Pod};
 use crate::names::PodName;
 use crate::protection;
@@ -61,7 +63,7 @@ pub enum ResolveError {
 /// (`namespace/name`, or the bare name if no other pod or node has it), a node, or an address.
 pub fn resolve_pair(
     model: &Model,
-    policy: &Policy,
+    local: &LocalNode,
     desired: &Desired,
     source: &str,
     destination: &str,
@@ -72,14 +74,14 @@ pub fn resolve_pair(
         .iter()
         .find_map(|s| destinations.iter().find(|d| d.is_ipv4() == s.is_ipv4()).map(|d| (*s, *d)))
         .ok_or_else(|| ResolveError::NoCommonFamily { from: source.to_owned(), to: destination.to_owned() })?;
-    Ok((party(model, policy, desired, source, pair.0), party(model, policy, desired, destination, pair.1)))
+    Ok((party(model, local, desired, source, pair.0), party(model, local, desired, destination, pair.1)))
 }
 
 /// The party asked for, by its first address.
-pub fn resolve(model: &Model, policy: &Policy, desired: &Desired, asked: &str) -> Result<Resolved, ResolveError> {
+pub fn resolve(model: &Model, local: &LocalNode, desired: &Desired, asked: &str) -> Result<Resolved, ResolveError> {
     let first = addresses(model, asked)?.first().copied();
     let address = first.ok_or_else(|| ResolveError::NoAddress { asked: asked.to_owned() })?;
-    Ok(party(model, policy, desired, asked, address))
+    Ok(party(model, local, desired, asked, address))
 }
 
 /// Every address of the party asked for; never empty.
@@ -144,11 +146,11 @@ fn pod_addresses(model: &Model, name: &PodName) -> Option<Vec<IpAddr>> {
     Some(pod.addresses.to_vec())
 }
 
-fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address: IpAddr) -> Resolved {
+fn party(model: &Model, local: &LocalNode, desired: &Desired, asked: &str, address: IpAddr) -> Resolved {
     let identity = desired.identity(address);
-    let owner = desired.owner(model, policy, Address::from(address));
+    let owner = desired.owner(model, local, Address::from(address));
     let (name, rule) = match owner {
-        Some(Owner::Pod(name)) => (Some(name.to_string()), pod_rule(model, policy, &name, identity.protection())),
+        Some(Owner::Pod(name)) => (Some(name.to_string()), pod_rule(model, local, &name, identity.protection())),
         Some(Owner::Attachment(key)) => {
             (None, format!("interface {key} on this node: {}", protection::Rule::PodUnnamed))
         }
@@ -161,10 +163,10 @@ fn party(model: &Model, policy: &Policy, desired: &Desired, asked: &str, address
     };
     let on_host = host_network_pod(model, asked);
     let (name, rule) = match on_host {
-        Some(pod) => (Some(pod.full_name().to_string()), host_network_rule(model, policy, pod, &rule)),
+        Some(pod) => (Some(pod.full_name().to_string()), host_network_rule(model, local, pod, &rule)),
         None => (name, rule),
     };
-    let asked_for = on_host.map(|pod| protection::of_pod(model, policy, pod).protection);
+    let asked_for = on_host.map(|pod| protection::of_pod(model, local, pod).protection);
     let kind = kind_in_words(identity);
     let node = model.node_name(crate::names::NodeNumber(identity.node)).map(str::to_owned);
     let party = Party {
@@ -190,8 +192,8 @@ fn host_network_pod<'a>(model: &'a Model, asked: &str) -> Option<&'a Pod> {
     pod.filter(|pod| pod.host_network && !pod.finished)
 }
 
-fn host_network_rule(model: &Model, policy: &Policy, pod: &Pod, of_address: &str) -> String {
-    let ruling = protection::of_pod(model, policy, pod);
+fn host_network_rule(model: &Model, local: &LocalNode, pod: &Pod, of_address: &str) -> String {
+    let ruling = protection::of_pod(model, local, pod);
     let in_vain = match ruling.protection {
         Protection::None => String::new(),
         wanted => format!("; in vain it is {} by {}", label_value(wanted), ruling.rule),
@@ -203,11 +205,11 @@ fn host_network_rule(model: &Model, policy: &Policy, pod: &Pod, of_address: &str
     )
 }
 
-fn pod_rule(model: &Model, policy: &Policy, name: &PodName, enforced: Protection) -> String {
+fn pod_rule(model: &Model, local: &LocalNode, name: &PodName, enforced: Protection) -> String {
     let object = model.pod(name);
     let ruling = match object {
-        Some(pod) => protection::of_pod(model, policy, pod),
-        None => protection::of_attached(model, policy, Some((name, None))),
+        Some(pod) => protection::of_pod(model, local, pod),
+        None => protection::of_attached(model, local, Some((name, None))),
     };
     let value = label_value(ruling.protection);
     let origin = object.map(|pod| read_from(&pod.origin)).unwrap_or_default();
@@ -269,7 +271,7 @@ mod tests {
 
     fn resolved(asked: &str) -> Result<Party, ResolveError> {
         let world = world();
-        resolve(&world.model, &world.policy, &world.desired(), asked).map(|resolved| resolved.party)
+        resolve(&world.model, &world.local, &world.desired(), asked).map(|resolved| resolved.party)
     }
 
     #[test]
@@ -337,7 +339,7 @@ mod tests {
             let published_addresses = Some(crate::annotations::addresses::render(&devices));
             world.apply(Change::Node(crate::objects::NodeObject { published_addresses, ..node(number) }));
         }
-        let party = resolve(&world.model, &world.policy, &world.desired(), "192.0.2.100").unwrap().party;
+        let party = resolve(&world.model, &world.local, &world.desired(), "192.0.2.100").unwrap().party;
         assert!(party.rule.contains("n2 and n3"), "{}", party.rule);
         assert!(!party.rule.contains("no Node object"), "{}", party.rule);
         world.apply(Change::Node(node(3)));
@@ -347,7 +349,7 @@ mod tests {
     #[test]
     fn a_pair_is_of_one_family() {
         let world = world();
-        let pair = |from, to| resolve_pair(&world.model, &world.policy, &world.desired(), from, to);
+        let pair = |from, to| resolve_pair(&world.model, &world.local, &world.desired(), from, to);
         let (source, destination) = pair("secret/a", "open/six").unwrap();
         assert_eq!((source.party.address, destination.party.address), (ip("fd00::2:5"), ip("fd00::3:8")));
         assert!(matches!(pair("open/b", "open/six"), Err(ResolveError::NoCommonFamily { .. })));
@@ -357,12 +359,12 @@ mod tests {
     fn a_contested_address_says_why_it_is_stricter_than_its_labels() {
         let mut world = world();
         world.apply(Change::Pod(pod("secret/z", 3, &["10.0.3.5"])));
-        let open = resolve(&world.model, &world.policy, &world.desired(), "open/b").unwrap().party;
+        let open = resolve(&world.model, &world.local, &world.desired(), "open/b").unwrap().party;
         assert_eq!(open.protection, Protection::Enabled);
         let mut thief = node(3);
         thief.addresses.push(NodeAddress { address: ip("fd00::2:5"), internal: true });
         world.apply(Change::Node(thief));
-        let stolen = resolve(&world.model, &world.policy, &world.desired(), "fd00::2:5").unwrap().party;
+        let stolen = resolve(&world.model, &world.local, &world.desired(), "fd00::2:5").unwrap().party;
         assert_eq!(stolen.name.as_deref(), Some("secret/a"));
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use hauberk_abi::identity::Protection;
 
-use crate::desired::Policy;
+use crate::local_node::LocalNode;
 use crate::model::Model;
 use crate::names::PodName;
 use crate::protection;
@@ -26,7 +26,7 @@ pub struct Missing {
 }
 
 /// Nodes other than this one that have no object and pods that have not finished, by name.
-pub fn missing(model: &Model, policy: &Policy) -> BTreeMap<String, Missing> {
+pub fn missing(model: &Model, local: &LocalNode) -> BTreeMap<String, Missing> {
     let mut found: BTreeMap<String, Missing> = BTreeMap::new();
     for pod in model.pods().filter(|pod| !pod.finished) {
         let Some(node) = pod.node.as_deref() else { continue };
@@ -34,7 +34,7 @@ pub fn missing(model: &Model, policy: &Policy) -> BTreeMap<String, Missing> {
             continue;
         }
         let missing = found.entry(node.to_owned()).or_default();
-        let ruling = protection::of_pod(model, policy, pod);
+        let ruling = protection::of_pod(model, local, pod);
         let is_protected = pod.has_network() && ruling.protection > Protection::None;
         missing.pods += 1;
         if is_protected {
@@ -77,20 +77,20 @@ mod tests {
         world.apply(Change::Pod(PodObject { host_network: true, ..pod("open/host", 5, &[]) }));
         world.apply(Change::Pod(PodObject { finished: true, ..pod("open/done", 6, &[]) }));
         world.apply(Change::Pod(PodObject { node: None, ..pod("open/unscheduled", 6, &[]) }));
-        let found = missing(&world.model, &world.policy);
+        let found = missing(&world.model, &world.local);
         assert_eq!(found.keys().collect::<Vec<_>>(), ["n4", "n5"]);
         assert_eq!((found["n4"].pods, found["n4"].protected), (4, 1));
         assert_eq!(found["n4"].pods_in_words(), "secret/a, open/p1, open/p2 and 1 more");
         assert_eq!(found["n5"].pods_in_words(), "open/host");
         world.apply(Change::Node(node(4)));
         world.apply(Change::Node(node(5)));
-        assert!(missing(&world.model, &world.policy).is_empty());
+        assert!(missing(&world.model, &world.local).is_empty());
     }
 
     #[test]
     fn this_node_is_not_missed() {
         let mut world = World::new();
         world.apply(Change::Pod(pod("open/p", 1, &["10.0.1.3"])));
-        assert!(missing(&world.model, &world.policy).is_empty());
+        assert!(missing(&world.model, &world.local).is_empty());
     }
 }

@@ -7,8 +7,8 @@ use std::fmt;
 
 pub use hauberk_abi::identity::Protection;
 
-use crate::desired::Policy;
 use crate::label::{ENCRYPTION_LABEL, parse_label};
+use crate::local_node::LocalNode;
 use crate::model::{Model, Pod};
 use crate::names::PodName;
 use crate::objects::NamespaceObject;
@@ -54,35 +54,35 @@ pub enum Rule {
 }
 
 /// How a namespace protects its pods.
-pub fn of_namespace(policy: &Policy, namespace: Option<&NamespaceObject>) -> Ruling {
+pub fn of_namespace(local: &LocalNode, namespace: Option<&NamespaceObject>) -> Ruling {
     let Some(namespace) = namespace else {
         return Ruling { protection: Protection::Enabled, rule: Rule::NamespaceUnknown };
     };
     match namespace.encryption.as_deref().map(parse_label) {
-        None if policy.default_protection == Protection::None => {
+        None if local.settings.default_protection == Protection::None => {
             Ruling { protection: Protection::None, rule: Rule::NoLabel }
         }
-        None => Ruling { protection: policy.default_protection, rule: Rule::Default },
+        None => Ruling { protection: local.settings.default_protection, rule: Rule::Default },
         Some(None) => Ruling { protection: Protection::Enabled, rule: Rule::NamespaceLabelUnknown },
         Some(Some(protection)) => Ruling { protection, rule: Rule::NamespaceLabel },
     }
 }
 
 /// How a pod is protected.
-pub fn of_pod(model: &Model, policy: &Policy, pod: &Pod) -> Ruling {
-    let namespace = of_namespace(policy, model.namespace(&pod.namespace));
-    strengthen(namespace, pod.encryption.as_deref(), policy.allow_pod_opt_out)
+pub fn of_pod(model: &Model, local: &LocalNode, pod: &Pod) -> Ruling {
+    let namespace = of_namespace(local, model.namespace(&pod.namespace));
+    strengthen(namespace, pod.encryption.as_deref(), local.settings.allow_pod_opt_out)
 }
 
 /// How the pod of an interface on this node is protected, by the name and uid that the runtime
 /// gave.
-pub fn of_attached(model: &Model, policy: &Policy, pod: Option<(&PodName, Option<&str>)>) -> Ruling {
+pub fn of_attached(model: &Model, local: &LocalNode, pod: Option<(&PodName, Option<&str>)>) -> Ruling {
     let enabled = |rule| Ruling { protection: Protection::Enabled, rule };
     let Some((name, uid)) = pod else { return enabled(Rule::PodUnnamed) };
     let Some(object) = model.pod(name) else { return enabled(Rule::PodUnknown) };
     match (uid, object.uid.as_deref()) {
         (Some(uid), Some(other)) if uid != other => enabled(Rule::PodReplaced),
-        _ => of_pod(model, policy, object),
+        _ => of_pod(model, local, object),
     }
 }
 
@@ -143,7 +143,7 @@ mod tests {
 
     fn world(default: Protection) -> World {
         let mut world = World::new();
-        world.policy.default_protection = default;
+        world.local.settings.default_protection = default;
         world.apply(namespace("unlabelled", None));
         world.apply(namespace("off", Some("disabled")));
         for name in ["unlabelled/plain", "off/plain", "nowhere/plain"] {
@@ -158,7 +158,7 @@ mod tests {
     fn ruling(world: &World, pod: &str) -> (Protection, Rule) {
         let (namespace, name) = pod.split_once('/').unwrap();
         let name = PodName { namespace: namespace.into(), name: name.into() };
-        let ruling = of_pod(&world.model, &world.policy, world.model.pod(&name).unwrap());
+        let ruling = of_pod(&world.model, &world.local, world.model.pod(&name).unwrap());
         (ruling.protection, ruling.rule)
     }
 
@@ -179,7 +179,7 @@ mod tests {
         let mut world = world(Protection::Permissive);
         assert_eq!(ruling(&world, "unlabelled/weak"), (Protection::Permissive, Rule::PodOptOutRefused));
         assert_eq!(ruling(&world, "unlabelled/strong"), (Protection::Enabled, Rule::PodLabel));
-        world.policy.allow_pod_opt_out = true;
+        world.local.settings.allow_pod_opt_out = true;
         assert_eq!(ruling(&world, "unlabelled/weak"), (Protection::None, Rule::PodOptOut));
     }
 
@@ -188,11 +188,11 @@ mod tests {
         let by_default = world(Protection::Enabled);
         let mut by_label = world(Protection::None);
         by_label.apply(namespace("unlabelled", Some("enabled")));
-        let word = |world: &World| enforced(&world.model, &world.policy).remove("unlabelled");
+        let word = |world: &World| enforced(&world.model, &world.local).remove("unlabelled");
         assert!(word(&by_default).is_some());
         assert_eq!(word(&by_default), word(&by_label));
         let names = |world: &World| {
-            let all = convergence(&world.model, &world.policy);
+            let all = convergence(&world.model, &world.local);
             all.into_iter().map(|status| (status.name, status.protection, status.protected_pods)).collect::<Vec<_>>()
         };
         assert_eq!(names(&by_default), names(&by_label));

@@ -6,8 +6,9 @@ use hauberk_api::{Attach, Attachment, PodReference, Reservation, Reserve};
 use hauberk_keyring::published::{self, PublicKey, Published};
 use ipnet::IpNet;
 
-use crate::desired::{Desired, Followed, Incremental, Policy, desired};
+use crate::desired::{Desired, Followed, Incremental, desired};
 use crate::events::NewEvent;
+use crate::local_node::{LocalNode, Settings};
 use crate::model::{Change, Model};
 use crate::names::PodName;
 use crate::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
@@ -103,28 +104,31 @@ pub(crate) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str])
     }
 }
 
-pub(crate) fn policy() -> Policy {
-    Policy {
-        node: "n1".into(),
-        cluster_ranges: vec![net("10.0.0.0/16"), net("fd00::/48")],
-        node_ranges: vec![net("192.0.2.0/24")],
-        own_keys: vec![key(1)],
+pub(crate) fn local() -> LocalNode {
+    LocalNode {
+        name: "n1".into(),
+        settings: Settings {
+            cluster_ranges: vec![net("10.0.0.0/16"), net("fd00::/48")],
+            node_ranges: vec![net("192.0.2.0/24")],
+            ..Settings::default()
+        },
+        keys: vec![key(1)],
         route_mtu: Some(1420),
-        ..Policy::default()
+        ..LocalNode::default()
     }
 }
 
 /// A model of node `n1`, and the events of the changes so far.
 pub(crate) struct World {
     pub(crate) model: Model,
-    pub(crate) policy: Policy,
+    pub(crate) local: LocalNode,
     pub(crate) told: Vec<NewEvent>,
     pub(crate) incremental: Incremental,
 }
 
 impl World {
     pub(crate) fn new() -> World {
-        World { model: Model::new("n1"), policy: policy(), told: Vec::new(), incremental: Incremental::default() }
+        World { model: Model::new("n1"), local: local(), told: Vec::new(), incremental: Incremental::default() }
     }
 
     /// Nodes n1 to n3, namespaces `secret` (enabled), `soft` (permissive) and `open` (no label),
@@ -157,11 +161,11 @@ impl World {
     }
 
     pub(crate) fn follow(&mut self) -> Followed {
-        self.incremental.follow(&mut self.model, &self.policy)
+        self.incremental.follow(&mut self.model, &self.local)
     }
 
     pub(crate) fn desired(&self) -> Desired {
-        desired(&self.model, &self.policy)
+        desired(&self.model, &self.local)
     }
 
     pub(crate) fn number(&self, node: u8) -> u32 {

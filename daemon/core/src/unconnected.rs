@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use hauberk_abi::identity::Protection;
 use ipnet::IpNet;
 
-use crate::desired::Policy;
+use crate::local_node::LocalNode;
 use crate::model::{Model, Pod, PodOf};
 use crate::names::{AttachmentKey, PodName};
 use crate::protection;
@@ -42,7 +42,7 @@ pub struct Unconnected {
 ///
 /// Left out are pods that end or have no object, because they need no network, and plain pods
 /// without a record, because another plugin may have made their interface.
-pub fn unconnected(model: &Model, policy: &Policy, exists: impl Fn(u32) -> bool) -> BTreeMap<String, Unconnected> {
+pub fn unconnected(model: &Model, local: &LocalNode, exists: impl Fn(u32) -> bool) -> BTreeMap<String, Unconnected> {
     let mut connected: BTreeSet<(PodName, &str)> = BTreeSet::new();
     let mut on_record: BTreeSet<PodName> = BTreeSet::new();
     let mut lacking: Vec<(&AttachmentKey, &Attachment, Lack)> = Vec::new();
@@ -64,18 +64,18 @@ pub fn unconnected(model: &Model, policy: &Policy, exists: impl Fn(u32) -> bool)
             // An earlier container of the pod may be on record still.
             Some(pod) if connected.contains(&(pod.full_name(), key.interface.as_str())) => continue,
             Some(pod) => match running(model, &pod) {
-                Some(pod) => (subject(pod), protection::of_pod(model, policy, pod).protection),
+                Some(pod) => (subject(pod), protection::of_pod(model, local, pod).protection),
                 None => continue,
             },
             // A container that nobody named may have ended long ago, unless it had an interface
             // until now.
             None if lack == Lack::Unmade => continue,
-            None => (format!("container/{key}"), protection::of_attached(model, policy, None).protection),
+            None => (format!("container/{key}"), protection::of_attached(model, local, None).protection),
         };
         found.entry(object).or_insert(Unconnected { lack, addresses, protection });
     }
     for pod in model.pods().filter(|pod| needs_network(model, pod) && !pod.addresses.is_empty()) {
-        let protection = protection::of_pod(model, policy, pod).protection;
+        let protection = protection::of_pod(model, local, pod).protection;
         if protection > Protection::None && !on_record.contains(&pod.full_name()) {
             let addresses = pod.addresses.to_vec();
             found.entry(subject(pod)).or_insert(Unconnected { lack: Lack::Unknown, addresses, protection });
@@ -119,7 +119,7 @@ mod tests {
     }
 
     fn found(world: &World) -> Vec<(String, Lack, Protection)> {
-        let found = unconnected(&world.model, &world.policy, |index| index == THERE);
+        let found = unconnected(&world.model, &world.local, |index| index == THERE);
         found.into_iter().map(|(object, one)| (object, one.lack, one.protection)).collect()
     }
 
@@ -140,7 +140,7 @@ mod tests {
         let gone = |name: &str, protection| (format!("pod/{name}"), Lack::Gone(format!("hbk{name}")), protection);
         let all = [gone("open/b", Protection::None), gone("secret/a", Protection::Enabled), unmade];
         assert_eq!(found(&world), all);
-        let missed = unconnected(&world.model, &world.policy, |_| false);
+        let missed = unconnected(&world.model, &world.local, |_| false);
         assert_eq!(missed["pod/secret/a"].addresses, [ip("10.0.1.5")]);
         // The runtime calls DEL.
         let key = AttachmentKey { container: "open/b".into(), interface: "eth0".into() };

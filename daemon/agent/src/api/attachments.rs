@@ -8,8 +8,8 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use hauberk_abi::address::Address;
 use hauberk_api::{Adopt, Adopted, Attach, Attachment, FailedAdd, Reservation, Reserve};
-use hauberk_core::names::AttachmentKey;
 use hauberk_core::model::Change;
+use hauberk_core::names::AttachmentKey;
 use tracing::warn;
 
 use super::{Context, Refusal};
@@ -31,7 +31,7 @@ pub(super) async fn reserve(
     let reservation = change(&context, move |keeper| {
         // Only addresses of known owners matter. The world is not locked while this waits for the
         // disk.
-        let claimed = |address| world.read().desired.endpoints.contains_key(&Address::from(address));
+        let claimed = |address| world.read().desired.state.identities.endpoints.contains_key(&Address::from(address));
         let reservation = keeper.reserve(&request, claimed)?;
         let attach = keeper.find(&request.container, &request.interface).and_then(|known| known.attach);
         let attachment =

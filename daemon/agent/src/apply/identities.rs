@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use hauberk_abi::layout::{Settings, flag};
-use hauberk_core::plan::{Identities, IdentityStep};
+use hauberk_core::identities::{Identities, IdentityStep};
 use hauberk_fault as fault;
 use hauberk_host::Ruleset;
 use ipnet::IpNet;

@@ -1,13 +1,16 @@
 //! The kernel's double in memory, for tests without root.
 
-use hauberk_core::plan::{Actual, IdentityStep, PodStep, Step, TunnelStep};
+use hauberk_core::identities::IdentityStep;
+use hauberk_core::pods::PodStep;
+use hauberk_core::state::{State, Step};
+use hauberk_core::tunnels::TunnelStep;
 
 use super::ApplyError;
 use super::sink::Sink;
 
 /// Holds what a kernel would hold, and refuses the steps that it is told to refuse.
 pub(crate) struct Memory {
-    pub(crate) held: Actual,
+    pub(crate) held: State,
     /// Whether a step is refused.
     pub(crate) refuses: Box<dyn FnMut(&Step) -> bool + Send>,
     /// Every step that was tried, with whether it was carried out.
@@ -17,7 +20,7 @@ pub(crate) struct Memory {
 impl Memory {
     /// Empty; refuses what `refuses` says.
     pub(crate) fn new(refuses: impl FnMut(&Step) -> bool + Send + 'static) -> Memory {
-        Memory { held: Actual::default(), refuses: Box::new(refuses), tried: Vec::new() }
+        Memory { held: State::default(), refuses: Box::new(refuses), tried: Vec::new() }
     }
 
     fn take(&mut self, steps: Vec<Step>) -> Result<(), ApplyError> {

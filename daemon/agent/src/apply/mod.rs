@@ -19,8 +19,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hauberk_abi::layout::Settings;
-use hauberk_core::desired::LocalPod;
-use hauberk_core::plan::Actual;
+use hauberk_core::pods::LocalPod;
+use hauberk_core::state::State;
 use hauberk_fault as fault;
 use hauberk_host::{HostError, INTERFACE_PREFIX, Link, Netfilter, Netlink, Ruleset};
 use ipnet::IpNet;
@@ -132,9 +132,9 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ApplyError`] if anything cannot be read, or if such an interface cannot be shut.
-    pub async fn read(&mut self, known: &BTreeSet<u32>) -> Result<Actual, ApplyError> {
+    pub async fn read(&mut self, known: &BTreeSet<u32>) -> Result<State, ApplyError> {
         let pods = self.read_pods(known).await?;
-        Ok(Actual { identities: self.read_identities()?, pods, tunnels: self.read_tunnels()? })
+        Ok(State { identities: self.read_identities()?, pods, tunnels: self.read_tunnels()? })
     }
 
     /// Whether the netfilter rules are still as installed, and what they have counted.

@@ -5,8 +5,8 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use hauberk_core::desired::Route;
 use hauberk_core::names::AttachmentKey;
+use hauberk_core::tunnels::Route;
 use hauberk_host::Hop;
 use ipnet::IpNet;
 

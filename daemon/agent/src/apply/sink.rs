@@ -1,6 +1,10 @@
 //! Where steps are carried out: one method per subject.
 
-use hauberk_core::plan::{Actual, Execution, IdentityStep, PodStep, Step, TunnelStep};
+use hauberk_core::identities::IdentityStep;
+use hauberk_core::plan::Execution;
+use hauberk_core::pods::PodStep;
+use hauberk_core::state::{State, Step};
+use hauberk_core::tunnels::TunnelStep;
 use hauberk_fault as fault;
 use tracing::error;
 
@@ -42,7 +46,7 @@ impl Sink for Kernel {
 
 /// Carries a plan out, and notes in `actual` what succeeded. Returns the steps that failed, each
 /// with its reason. They stop no other step but those that would be wrong without them.
-pub(crate) async fn carry_out(steps: Vec<Step>, sink: &mut impl Sink, actual: &mut Actual) -> Vec<(Step, ApplyError)> {
+pub(crate) async fn carry_out(steps: Vec<Step>, sink: &mut impl Sink, actual: &mut State) -> Vec<(Step, ApplyError)> {
     let mut failed = Vec::new();
     let mut execution = Execution::new(steps);
     while let Some(next) = execution.next_steps() {

@@ -11,7 +11,7 @@ use hauberk_abi::address::Prefix;
 use hauberk_abi::framing::Framing;
 use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::{Hook, Settings, flag};
-use hauberk_core::desired::Policy;
+use hauberk_core::local_node::LocalNode;
 use hauberk_core::names::NodeNumber;
 use hauberk_fault as fault;
 use hauberk_host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
@@ -90,12 +90,12 @@ impl Prepared {
     ///
     /// # Errors
     /// [`StartError`].
-    pub async fn load(config: &Config, policy: &Policy, number: NodeNumber) -> Result<Prepared, StartError> {
+    pub async fn load(config: &Config, local: &LocalNode, number: NodeNumber) -> Result<Prepared, StartError> {
         fault::point("load the programs");
         let mut datapath =
             Datapath::load(&config.paths.pins, &config.limits, config.attach).map_err(ApplyError::from)?;
         let netlink = Netlink::connect().map_err(ApplyError::from)?;
-        for range in &policy.cluster_ranges {
+        for range in &local.settings.cluster_ranges {
             fault::point("close a cluster range");
             let unknown = Identity::new(Kind::UnknownPod, Protection::Enabled, 0);
             datapath
@@ -202,11 +202,11 @@ impl Prepared {
     pub async fn settle(
         mut self,
         config: &Config,
-        policy: &Policy,
+        local: &LocalNode,
         node: &Node,
         tunnel: impl FnOnce(u32) -> UserspaceConfig,
     ) -> Result<Kernel, (Box<Prepared>, StartError)> {
-        match self.try_settle(config, policy, node, tunnel).await {
+        match self.try_settle(config, local, node, tunnel).await {
             Ok((backend, netfilter, ruleset)) => Ok(Kernel {
                 datapath: self.datapath,
                 netlink: self.netlink,
@@ -227,21 +227,21 @@ impl Prepared {
     async fn try_settle(
         &mut self,
         config: &Config,
-        policy: &Policy,
+        local: &LocalNode,
         node: &Node,
         tunnel: impl FnOnce(u32) -> UserspaceConfig,
     ) -> Result<(Arc<dyn Backend>, Netfilter, Ruleset), StartError> {
         let device = &config.tunnel.device;
         let links = self.guard_devices(device).await?;
-        self.devices.find_uplinks(&self.netlink, config, &policy.cluster_ranges, node, &links).await?;
+        self.devices.find_uplinks(&self.netlink, config, &local.settings.cluster_ranges, node, &links).await?;
         let mtu = tunnel_mtu(config, &self.devices.uplinks);
         let ruleset = Ruleset {
             mark_shift: config.mark_shift,
             tunnel: device.clone(),
             // Another plugin that routes to the pods also decides about their masquerading.
-            local: if policy.chained { BTreeSet::new() } else { node.pod_ranges.iter().copied().collect() },
-            untranslated: policy.cluster_ranges.iter().chain(&policy.node_ranges).copied().collect(),
-            guarded: policy.cluster_ranges.iter().copied().collect(),
+            local: if local.settings.chained { BTreeSet::new() } else { node.pod_ranges.iter().copied().collect() },
+            untranslated: local.settings.cluster_ranges.iter().chain(&local.settings.node_ranges).copied().collect(),
+            guarded: local.settings.cluster_ranges.iter().copied().collect(),
             ..Ruleset::default()
         };
         // The rules are installed even if the first uplink appears later.

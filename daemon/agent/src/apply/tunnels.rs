@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hauberk_core::names::NodeNumber;
-use hauberk_core::plan::{TunnelStep, Tunnels};
+use hauberk_core::tunnels::{TunnelStep, Tunnels};
 use hauberk_fault as fault;
 use ipnet::IpNet;
 

@@ -9,8 +9,8 @@ mod userspace;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use hauberk_core::desired::Peer;
 use hauberk_core::names::NodeNumber;
+use hauberk_core::tunnels::Peer;
 
 pub use hauberk_tunnel::Stranger;
 pub use userspace::{Userspace, UserspaceConfig};

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use hauberk_core::desired::Peer;
 use hauberk_core::names::NodeNumber;
+use hauberk_core::tunnels::Peer;
 use hauberk_tunnel::{
     CipherImplementation, DeviceConfig, Health, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState, Tunnel,
     TunnelConfig,

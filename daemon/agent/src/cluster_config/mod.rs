@@ -27,7 +27,7 @@ use crate::selfcheck;
 pub use copy::{Copy, CopyError};
 pub use follow::{Parts, follow};
 pub use object::{Condition, HauberkConfig, HauberkConfigStatus, NAME, NodeAcceptance};
-pub use overlay::{needs_start, overlay, policy};
+pub use overlay::{needs_start, overlay, settings};
 
 /// The node annotation that says whether this node accepts the object.
 pub const CONFIG_ANNOTATION: &str = "hauberk.io/config";

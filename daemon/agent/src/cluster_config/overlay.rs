@@ -1,7 +1,7 @@
 //! Merges HauberkConfig over the file's configuration, and knows which of its fields take effect
 //! without a restart.
 
-use hauberk_core::desired::Policy;
+use hauberk_core::local_node::Settings;
 use serde_json::{Map, Value};
 
 use crate::config::{Config, ConfigError};
@@ -76,9 +76,9 @@ pub fn needs_start(running: &Config, wanted: &Config) -> Vec<&'static str> {
     FIELDS.iter().filter(|path| !LIVE.contains(path)).filter(differs).copied().collect()
 }
 
-/// The policy of this configuration; what only the running agent knows stays.
-pub fn policy(running: &Policy, config: &Config) -> Policy {
-    Policy {
+/// What this configuration says about the cluster. What needs a restart stays as it is.
+pub fn settings(running: &Settings, config: &Config) -> Settings {
+    Settings {
         cluster_ranges: config.cluster_ranges.clone(),
         node_ranges: config.node_ranges.clone(),
         allow_pod_opt_out: config.allow_pod_opt_out,

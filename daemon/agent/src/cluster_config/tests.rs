@@ -1,7 +1,7 @@
 use std::cell::Cell;
 use std::path::Path;
 
-use hauberk_core::desired::Policy;
+use hauberk_core::local_node::Settings;
 use serde_json::json;
 
 use super::follow::{Verdict, decide, turn};
@@ -120,18 +120,18 @@ fn the_custom_resource_has_the_fields_that_the_agent_reads_and_writes() {
 }
 
 #[test]
-fn fields_of_policy_are_taken_over_and_all_others_need_a_start() {
+fn settings_are_taken_over_and_all_others_need_a_start() {
     let with = |value| overlay(&file(), &spec(value)).unwrap();
     let live = with(json!({
         "clusterRanges": ["10.0.0.0/8"], "nodeRanges": ["192.0.2.0/24"], "allowPodOptOut": true,
         "defaults": {"encryption": "enabled"},
     }));
     assert!(needs_start(&file(), &live).is_empty());
-    let running = Policy { node: "n1".into(), own_keys: vec![[1; 32]], ..Policy::default() };
-    let policy = policy(&running, &live);
-    assert_eq!((policy.node.as_str(), policy.own_keys.len(), policy.allow_pod_opt_out), ("n1", 1, true));
-    assert_eq!(policy.default_protection, hauberk_api::Protection::Enabled);
-    assert_eq!((policy.cluster_ranges, policy.node_ranges), (live.cluster_ranges, live.node_ranges));
+    let running = Settings { chained: true, ..Settings::default() };
+    let settings = settings(&running, &live);
+    assert_eq!((settings.chained, settings.allow_pod_opt_out), (true, true));
+    assert_eq!(settings.default_protection, hauberk_api::Protection::Enabled);
+    assert_eq!((settings.cluster_ranges, settings.node_ranges), (live.cluster_ranges, live.node_ranges));
 
     let other = with(json!({"tunnel": {"port": 8, "mtu": 1300}, "uplinks": ["eth9"], "log": {"level": "debug"}}));
     assert_eq!(needs_start(&file(), &other), ["tunnel.port", "tunnel.mtu", "uplinks", "log.level"]);

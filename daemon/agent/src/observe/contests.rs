@@ -9,7 +9,7 @@ use std::time::Duration;
 use hauberk_abi::flow::{Flow, FlowKey};
 use hauberk_abi::reason::{DropReason, Encryption};
 use hauberk_api::{Problem, Severity};
-use hauberk_core::desired::Contest;
+use hauberk_core::identities::Contest;
 use jiff::{SignedDuration, Timestamp};
 
 use super::Eyes;

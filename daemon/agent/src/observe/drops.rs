@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use hauberk_abi::reason::{DropReason, Encryption};
 use hauberk_api::{DropCount, Drops};
-use hauberk_core::desired::Owner;
+use hauberk_core::identities::Owner;
 use hauberk_core::objects::NodeObject;
 use hauberk_tunnel::TunnelDrop;
 
@@ -99,7 +99,7 @@ fn refused_from_world(eyes: &Eyes) -> Result<BTreeSet<IpAddr>, DatapathError> {
 fn nodes_advice(world: &World, sources: &BTreeSet<IpAddr>) -> Option<String> {
     let node_of = |address: &IpAddr| {
         let named = |node: &&NodeObject| node.addresses.iter().any(|given| given.address == *address);
-        match world.desired.owner(&world.model, &world.policy, (*address).into()) {
+        match world.desired.owner(&world.model, &world.local, (*address).into()) {
             Some(Owner::Node(node)) => Some(node),
             Some(_) => None,
             None => world.model.nodes().find(named).map(|node| node.name.clone()),
@@ -245,8 +245,8 @@ mod tests {
             .map(|(address, internal)| NodeAddress { address: address.parse().unwrap(), internal });
         let node = NodeObject { name: "n2".into(), addresses: addresses.into(), ..NodeObject::default() };
         let _ = world.model.apply(Change::Node(node));
-        let World { desired, model, policy, .. } = &mut world;
-        let _ = desired.follow(model, policy);
+        let World { desired, model, local, .. } = &mut world;
+        let _ = desired.follow(model, local);
         let of = |sources: &[&str]| nodes_advice(&world, &sources.iter().map(|one| one.parse().unwrap()).collect());
         assert_eq!(of(&["198.51.100.1"]), None);
         let node = of(&["192.0.2.2", "203.0.113.2"]).unwrap();

@@ -24,7 +24,7 @@ const CIPHER: &str = "WireGuard (Noise IKpsk2, ChaCha20-Poly1305)";
 pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> Result<Explanation, ResolveError> {
     let settings = eyes.maps().settings().unwrap_or_default();
     let world = world.read();
-    let (from, to) = resolve_pair(&world.model, &world.policy, &world.desired, source, destination)?;
+    let (from, to) = resolve_pair(&world.model, &world.local, &world.desired, source, destination)?;
     let here = world.model.own_number();
     // The sender's node decides; the same rules apply if that is another node.
     let sender = if from.identity.node == 0 { here.0 } else { from.identity.node };
@@ -90,8 +90,8 @@ struct PeerInWords {
 
 fn peer_of(world: &World, here: NodeNumber, number: NodeNumber) -> PeerInWords {
     let name = (number != here).then(|| world.model.node_name(number).map(str::to_owned)).flatten();
-    let entry = world.desired.peer_entries.get(&number).copied().unwrap_or_default();
-    let key = world.desired.peers.get(&number).and_then(|peer| key_status(&peer.keys).into_iter().next());
+    let entry = world.desired.state.tunnels.peer_entries.get(&number).copied().unwrap_or_default();
+    let key = world.desired.state.tunnels.peers.get(&number).and_then(|peer| key_status(&peer.keys).into_iter().next());
     PeerInWords { entry, name, key }
 }
 
@@ -281,8 +281,8 @@ mod tests {
             let node = NodeObject { name: name.into(), addresses, ..NodeObject::default() };
             let _ = world.model.apply(Change::Node(node));
         }
-        let World { desired, model, policy, .. } = &mut world;
-        let _ = desired.follow(model, policy);
+        let World { desired, model, local, .. } = &mut world;
+        let _ = desired.follow(model, local);
         assert!(told(&world).contains("n2 and n3 have 192.0.2.100"), "{}", told(&world));
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hauberk_abi::identity::Protection;
 use hauberk_api::{FailedAdd, Problem, Reserve, Severity};
-use hauberk_core::desired::Policy;
+use hauberk_core::local_node::LocalNode;
 use hauberk_core::model::Model;
 use hauberk_core::names::PodName;
 use hauberk_core::{protection, unconnected};
@@ -56,11 +56,11 @@ impl FailedAdds {
     }
 
     /// One problem for each pod that still needs an interface.
-    pub fn problems(&self, model: &Model, policy: &Policy, now: Instant) -> impl Iterator<Item = Problem> {
+    pub fn problems(&self, model: &Model, local: &LocalNode, now: Instant) -> impl Iterator<Item = Problem> {
         let lately = self.0.iter().filter(move |(_, failure)| now.saturating_duration_since(failure.last) < TOLD);
         lately.filter(move |(_, failure)| failure.is_needed(model)).map(move |(object, failure)| {
             let pod = failure.pod.as_ref().map(|pod| (pod, None));
-            let protection = protection::of_attached(model, policy, pod).protection;
+            let protection = protection::of_attached(model, local, pod).protection;
             Problem {
                 severity: if protection > Protection::None { Severity::Critical } else { Severity::Warning },
                 object: object.clone(),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     fn told(world: &World, now: Instant) -> Vec<Problem> {
-        world.failed_adds.problems(&world.model, &world.policy, now).collect()
+        world.failed_adds.problems(&world.model, &world.local, now).collect()
     }
 
     #[test]

@@ -281,7 +281,7 @@ struct Observer<'a> {
 
 impl<'a> Observer<'a> {
     fn new(world: &'a World, lost: u64) -> Observer<'a> {
-        let node = world.policy.node.as_str().into();
+        let node = world.local.name.as_str().into();
         Observer { world, clock: Clock::now(), node, names: BTreeMap::new(), peers: BTreeMap::new(), lost }
     }
 

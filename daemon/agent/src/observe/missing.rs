@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use hauberk_abi::identity::Protection;
 use hauberk_api::{Problem, Severity};
-use hauberk_core::desired::Policy;
 use hauberk_core::events::{NewEvent, reason};
+use hauberk_core::local_node::LocalNode;
 use hauberk_core::missing::{self, Missing};
 use jiff::Timestamp;
 use tracing::warn;
@@ -56,20 +56,20 @@ fn tell(world: &mut World, problems: Vec<Problem>) {
 #[derive(Debug, Default)]
 struct Since {
     since: BTreeMap<String, Instant>,
-    /// What was found when the model and the policy were these.
+    /// What was found when the model and the local node were these.
     found: BTreeMap<String, Missing>,
-    seen: Option<(u64, Policy)>,
+    seen: Option<(u64, LocalNode)>,
 }
 
 impl Since {
     /// Nodes that have been missing for long enough.
     fn look(&mut self, world: &World, strangers: &[Stranger], now: Instant) -> Vec<Problem> {
         let generation = world.model.generation();
-        if self.seen.as_ref().is_none_or(|(seen, policy)| (*seen, policy) != (generation, &world.policy)) {
+        if self.seen.as_ref().is_none_or(|(seen, local)| (*seen, local) != (generation, &world.local)) {
             // Before everything has been read, absence says nothing.
             let is_known = world.model.synced();
-            self.found = if is_known { missing::missing(&world.model, &world.policy) } else { BTreeMap::default() };
-            self.seen = Some((generation, world.policy.clone()));
+            self.found = if is_known { missing::missing(&world.model, &world.local) } else { BTreeMap::default() };
+            self.seen = Some((generation, world.local.clone()));
         }
         let found = &self.found;
         self.since.retain(|node, _| found.contains_key(node));
@@ -96,7 +96,7 @@ impl Since {
 
 /// Whether one of this node's pods is opted in.
 fn opted_in_here(world: &World) -> bool {
-    world.desired.attachments.values().any(|pod| pod.protection > Protection::None)
+    world.desired.state.pods.values().any(|pod| pod.protection > Protection::None)
 }
 
 /// The node that has an address, or had it until recently.

@@ -54,7 +54,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     };
     let mute = mute_nodes(world, &stats);
     let peers = peers(world, &stats, &mute);
-    let mut namespaces = convergence(&world.model, &world.policy);
+    let mut namespaces = convergence(&world.model, &world.local);
     if let Some(cluster) = &facts.cluster {
         let since = cluster.since.borrow();
         for namespace in namespaces.iter_mut().filter(|namespace| namespace.waiting_for.is_empty()) {
@@ -78,7 +78,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     problems.extend(world.plaintext.problems(world.model.node()));
     problems.extend(world.missing.iter().cloned());
     problems.extend(world.unconnected.problems(Instant::now()));
-    problems.extend(world.failed_adds.problems(&world.model, &world.policy, Instant::now()));
+    problems.extend(world.failed_adds.problems(&world.model, &world.local, Instant::now()));
     problems.extend(contests::problems(world, &mute));
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {
@@ -108,7 +108,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
     problems.sort_by(|a, b| (a.severity, &a.object, &a.message).cmp(&(b.severity, &b.object, &b.message)));
     problems.dedup();
     Status {
-        node: world.policy.node.clone(),
+        node: world.local.name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         started: facts.started,
         now: Timestamp::now(),
@@ -157,7 +157,7 @@ fn peers(world: &World, stats: &Stats, mute: &BTreeSet<String>) -> Vec<PeerStatu
         .filter(|node| node.name != own)
         .map(|node| {
             let number = world.model.node_number(&node.name);
-            let wanted = number.and_then(|number| world.desired.peers.get(&number));
+            let wanted = number.and_then(|number| world.desired.state.tunnels.peers.get(&number));
             let seen = number.and_then(|number| by_number.get(&number));
             PeerStatus {
                 node: node.name.clone(),
@@ -191,7 +191,7 @@ fn mute_nodes(world: &World, stats: &Stats) -> BTreeSet<String> {
 /// The problem that pods which hauberk-cni connects have no range to get an address from.
 fn no_pod_range(world: &World) -> Option<Problem> {
     let node = world.model.node_object(world.model.node())?;
-    if world.policy.chained || !node.pod_ranges.is_empty() {
+    if world.local.settings.chained || !node.pod_ranges.is_empty() {
         return None;
     }
     let message = format!(
@@ -310,8 +310,8 @@ fn peer_problems(
 fn full_maps(world: &World, eyes: &Eyes) -> Vec<Problem> {
     let maps = eyes.maps();
     let wanted = [
-        (map::ENDPOINTS, "limits.endpoints", world.desired.endpoints.len()),
-        (map::RANGES, "limits.ranges", world.desired.ranges.len()),
+        (map::ENDPOINTS, "limits.endpoints", world.desired.state.identities.endpoints.len()),
+        (map::RANGES, "limits.ranges", world.desired.state.identities.ranges.len()),
     ];
     wanted
         .into_iter()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hauberk_abi::identity::Protection;
 use hauberk_api::{Problem, Severity};
-use hauberk_core::desired::Policy;
+use hauberk_core::local_node::LocalNode;
 use hauberk_core::names::PodName;
 use hauberk_core::unconnected::{self, Lack, Unconnected};
 
@@ -39,23 +39,17 @@ pub async fn watch(world: Shared) {
 #[derive(Debug)]
 struct Seen {
     generation: u64,
-    policy: Policy,
+    local: LocalNode,
     interfaces: Option<BTreeSet<u32>>,
 }
 
 impl Seen {
     fn of(world: &World) -> Seen {
-        Seen {
-            generation: world.model.generation(),
-            policy: world.policy.clone(),
-            interfaces: world.interfaces.clone(),
-        }
+        Seen { generation: world.model.generation(), local: world.local.clone(), interfaces: world.interfaces.clone() }
     }
 
     fn is_still(&self, world: &World) -> bool {
-        self.generation == world.model.generation()
-            && self.interfaces == world.interfaces
-            && self.policy == world.policy
+        self.generation == world.model.generation() && self.interfaces == world.interfaces && self.local == world.local
     }
 }
 
@@ -64,7 +58,7 @@ impl Seen {
 fn find(world: &World) -> BTreeMap<String, Unconnected> {
     match &world.interfaces {
         Some(interfaces) if world.model.synced() => {
-            unconnected::unconnected(&world.model, &world.policy, |index| interfaces.contains(&index))
+            unconnected::unconnected(&world.model, &world.local, |index| interfaces.contains(&index))
         }
         _ => BTreeMap::new(),
     }
@@ -252,7 +246,7 @@ mod tests {
         world.interfaces = None;
         assert!(!seen.is_still(&world));
         let seen = Seen::of(&world);
-        world.policy.chained = true;
+        world.local.settings.chained = true;
         assert!(!seen.is_still(&world));
     }
 }

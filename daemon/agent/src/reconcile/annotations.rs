@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hauberk_api::{ATTACHMENTS_STORE, Severity};
-use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::annotations::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION};
-use hauberk_core::objects::NodeObject;
 use hauberk_core::annotations::{addresses, enforced as acknowledged};
 use hauberk_core::convergence;
+use hauberk_core::events::{NewEvent, reason};
+use hauberk_core::objects::NodeObject;
 use hauberk_source::SourceError;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -77,7 +77,7 @@ impl Reconciler {
                     || own.pod_ranges.iter().any(|range| range.contains(address))
             })
         };
-        let (published, left_out) = addresses::published(&world.policy.host_addresses, comes_first);
+        let (published, left_out) = addresses::published(&world.local.addresses, comes_first);
         if left_out > 0 {
             let event = left_out_event(world.model.node(), left_out);
             note(&mut world, &event, Timestamp::now());

@@ -24,7 +24,7 @@ impl Reconciler {
         if self.config.host_routing == HostRouting::Stack {
             wanted.extend([Way::Out, Way::Opened]);
             let world = self.world.read();
-            let mut pods = world.desired.attachments.values();
+            let mut pods = world.desired.state.pods.values();
             if pods.any(|pod| pod.protection != Protection::Enabled) {
                 wanted.push(Way::Plain);
             }
@@ -43,7 +43,7 @@ impl Reconciler {
     /// The devices, ports and ranges of these paths on this node.
     pub(super) async fn ways(&self, ways: Vec<Way>) -> Ways {
         let (Stage::Running(kernel), Some(node)) = (&self.stage, self.own_node()) else { return Ways::default() };
-        let all = self.world.read().policy.cluster_ranges.clone();
+        let all = self.world.read().local.settings.cluster_ranges.clone();
         Ways {
             ways,
             tunnel: self.config.tunnel.device.clone(),

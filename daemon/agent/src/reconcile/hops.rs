@@ -54,7 +54,10 @@ impl Reconciler {
         let Stage::Running(kernel) = &self.stage else { return };
         let (wanted, left) = {
             let world = self.world.read();
-            (world.desired.routes.keys().copied().collect(), world.policy.detours.keys().copied().collect())
+            (
+                world.desired.state.tunnels.routes.keys().copied().collect(),
+                world.local.detours.keys().copied().collect(),
+            )
         };
         let Ok(seen) = kernel.next_hops(&wanted, &left).await else { return };
         let silent = self.hops.take(&seen, Instant::now());
@@ -106,7 +109,7 @@ impl Reconciler {
     /// the node there, and moves them back when the first address answers again. `silences` has the
     /// time for which each address has been silent.
     fn follow_tunnels(&mut self, silences: &BTreeMap<IpAddr, Duration>) {
-        let before = self.world.read().policy.detours.clone();
+        let before = self.world.read().local.detours.clone();
         if silences.is_empty() && before.is_empty() {
             return;
         }
@@ -127,7 +130,7 @@ impl Reconciler {
         }
         if detours != before {
             info!(?detours, "routes follow the tunnel, past addresses at which nobody answers");
-            self.world.write().policy.detours = detours;
+            self.world.write().local.detours = detours;
             self.stale = true;
         }
     }
@@ -148,7 +151,8 @@ impl Reconciler {
     /// The node addresses of the routes by this hop.
     fn led_by(&self, hop: &NextHop) -> BTreeSet<IpAddr> {
         let world = self.world.read();
-        let routes = hop.destinations.iter().filter_map(|destination| world.desired.routes.get(destination));
+        let routes =
+            hop.destinations.iter().filter_map(|destination| world.desired.state.tunnels.routes.get(destination));
         routes.map(|route| route.via).collect()
     }
 

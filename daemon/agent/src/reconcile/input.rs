@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use hauberk_api::{Attachment, SourceStatus};
 use hauberk_core::events::NewEvent;
-use hauberk_core::names::{AttachmentKey, NodeNumber};
 use hauberk_core::model::Change;
+use hauberk_core::names::{AttachmentKey, NodeNumber};
 use tokio::sync::oneshot;
 
 use crate::backend::Progress;

@@ -17,11 +17,12 @@ use std::time::Duration;
 
 use hauberk_abi::framing::Framing;
 use hauberk_api::{Problem, Severity};
-use hauberk_core::desired::Policy;
 use hauberk_core::events::NewEvent;
+use hauberk_core::local_node::Settings;
 use hauberk_core::model::Change;
 use hauberk_core::names::NodeNumber;
-use hauberk_core::plan::{Actual, Scope, Step, plan_within};
+use hauberk_core::plan::plan_within;
+use hauberk_core::state::{Scope, State, Step};
 use hauberk_host::netfilter::Counters;
 use hauberk_source::Source;
 use ipnet::IpNet;
@@ -74,7 +75,7 @@ pub struct Reconciler {
     config: Arc<Config>,
     world: Shared,
     stage: Stage,
-    actual: Actual,
+    actual: State,
     /// Where the kernel may not hold what is desired yet.
     pending: Scope,
     /// When the source told the changes that are not in the kernel yet.
@@ -133,7 +134,7 @@ impl Reconciler {
             config: parts.config,
             world: parts.world,
             stage: Stage::Prepared(Box::new(parts.prepared)),
-            actual: Actual::default(),
+            actual: State::default(),
             pending: Scope::everything(),
             waiting_since: Vec::new(),
             settings_due: true,
@@ -237,9 +238,9 @@ impl Reconciler {
                     Vec::new()
                 }
                 Input::Configuration(config) => {
-                    let policy = cluster_config::policy(&world.policy, &config);
-                    changed |= policy != world.policy;
-                    world.policy = policy;
+                    let settings = cluster_config::settings(&world.local.settings, &config);
+                    changed |= settings != world.local.settings;
+                    world.local.settings = settings;
                     Vec::new()
                 }
             };
@@ -286,8 +287,8 @@ impl Reconciler {
             return true;
         };
         let Stage::Prepared(prepared) = std::mem::replace(&mut self.stage, Stage::Changing) else { return false };
-        let policy = self.world.read().policy.clone();
-        let settled = prepared.settle(&self.config, &policy, &node, |mtu| (self.make_tunnel)(mtu)).await;
+        let local = self.world.read().local.clone();
+        let settled = prepared.settle(&self.config, &local, &node, |mtu| (self.make_tunnel)(mtu)).await;
         let mut kernel = match settled {
             Ok(kernel) => kernel,
             Err((prepared, error)) => {
@@ -306,7 +307,7 @@ impl Reconciler {
         {
             let mut world = self.world.write();
             world.interfaces = Some(kernel.devices().present().clone());
-            world.policy.route_mtu = Some(kernel.tunnel_mtu());
+            world.local.route_mtu = Some(kernel.tunnel_mtu());
             world.running = Some(Running {
                 backend: kernel.backend(),
                 uplinks: uplinks(&kernel),
@@ -337,7 +338,7 @@ impl Reconciler {
     /// Updates the settings of new pods from the node's object.
     fn take_settings(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
-        // A change of nodes or of the policy marks everything as pending.
+        // A change of nodes or of the local node marks everything as pending.
         if !std::mem::take(&mut self.settings_due) && !self.pending.is_everything() {
             return;
         }
@@ -347,9 +348,9 @@ impl Reconciler {
             pod_ranges: node.pod_ranges,
             excluded: {
                 let nodes = world.model.nodes().flat_map(|node| node.addresses.iter().map(|a| a.address));
-                nodes.chain(world.policy.host_addresses.iter().copied()).collect()
+                nodes.chain(world.local.addresses.iter().copied()).collect()
             },
-            cluster_ranges: tunnelled_ranges(&world.policy),
+            cluster_ranges: tunnelled_ranges(&world.local.settings),
             route_mtu: kernel.tunnel_mtu(),
             device_mtu: kernel.uplinks().iter().map(|uplink| uplink.mtu).min().unwrap_or(1_500),
             gso_max_size: hauberk_tunnel::gso_max_size(kernel.tunnel_mtu()),
@@ -364,7 +365,7 @@ impl Reconciler {
         let now = Timestamp::now();
         let mut world = self.world.write();
         let world = &mut *world;
-        let followed = world.desired.follow(&mut world.model, &world.policy);
+        let followed = world.desired.follow(&mut world.model, &world.local);
         for event in &followed.news {
             note(world, event, now);
         }
@@ -410,8 +411,8 @@ impl Reconciler {
     fn own_routes(&self) -> Option<BTreeSet<IpNet>> {
         let world = self.world.read();
         let desired = &world.desired;
-        let pods = desired.attachments.values().flat_map(|pod| pod.addresses.iter().map(|a| IpNet::from(*a)));
-        desired.prune.then(|| desired.routes.keys().copied().chain(pods).collect())
+        let pods = desired.state.pods.values().flat_map(|pod| pod.addresses.iter().map(|a| IpNet::from(*a)));
+        desired.prune.then(|| desired.state.tunnels.routes.keys().copied().chain(pods).collect())
     }
 
     /// Permissive traffic is encrypted only after a handshake has succeeded, and nothing else would
@@ -443,7 +444,7 @@ impl Reconciler {
         match kernel.host_addresses().await {
             Ok(addresses) => {
                 {
-                    let known = &mut self.world.write().policy.host_addresses;
+                    let known = &mut self.world.write().local.addresses;
                     self.stale |= addresses != *known;
                     *known = addresses;
                 }
@@ -500,12 +501,12 @@ fn note(world: &mut crate::world::World, event: &NewEvent, now: Timestamp) {
 
 /// The destinations to which pods' packets may have to go through the tunnel: other pods and nodes.
 /// Unless `nodeRanges` says where nodes are, any address may be a node's.
-pub(crate) fn tunnelled_ranges(policy: &Policy) -> Vec<IpNet> {
-    if policy.node_ranges.is_empty() {
+pub(crate) fn tunnelled_ranges(settings: &Settings) -> Vec<IpNet> {
+    if settings.node_ranges.is_empty() {
         let [v4, v6]: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         return [v4, v6].into_iter().filter_map(|address| IpNet::new(address, 0).ok()).collect();
     }
-    policy.cluster_ranges.iter().chain(&policy.node_ranges).copied().collect()
+    settings.cluster_ranges.iter().chain(&settings.node_ranges).copied().collect()
 }
 
 async fn sleep_until(at: Option<Instant>) {

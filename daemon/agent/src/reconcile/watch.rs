@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hauberk_api::Problem;
 use hauberk_core::events::{NewEvent, reason};
-use hauberk_core::plan::{Actual, Scope};
+use hauberk_core::state::{Scope, State};
 use hauberk_host::netfilter::{Counters, Neighbours};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use crate::world::Shared;
 use super::{Area, Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK, devices, note, uplinks};
 
 /// Problems with devices, and with pods' interfaces that no known pod has.
-pub(super) fn device_problems(kernel: &Kernel, world: &Shared, actual: &Actual) -> BTreeMap<String, Problem> {
+pub(super) fn device_problems(kernel: &Kernel, world: &Shared, actual: &State) -> BTreeMap<String, Problem> {
     let mut known: BTreeSet<u32> = actual.pods.values().map(|pod| pod.host_index).collect();
     let world = world.read();
     known.extend(world.model.attachments().filter_map(|(_, on_record)| Some(on_record.attach.as_ref()?.host_index)));
@@ -39,7 +39,7 @@ impl Reconciler {
             return true;
         };
         let Stage::Running(kernel) = &mut self.stage else { return true };
-        let cluster_ranges = self.world.read().policy.cluster_ranges.clone();
+        let cluster_ranges = self.world.read().local.settings.cluster_ranges.clone();
         let refreshed = kernel.refresh_devices(&self.config, &cluster_ranges, &node).await;
         let problems = device_problems(kernel, &self.world, &self.actual);
         let (uplinks, devices, mtu) = (uplinks(kernel), devices(kernel), kernel.tunnel_mtu());
@@ -53,7 +53,7 @@ impl Reconciler {
         self.succeed("devices");
         {
             let mut world = self.world.write();
-            world.policy.route_mtu = Some(mtu);
+            world.local.route_mtu = Some(mtu);
             if let Some(running) = &mut world.running {
                 let is_new = devices.iter().any(|device| !running.devices.contains(device));
                 running.devices = devices;
@@ -81,7 +81,7 @@ impl Reconciler {
         // A route that was never put is not lost.
         let wanted = {
             let world = self.world.read();
-            let routes = world.desired.routes.iter();
+            let routes = world.desired.state.tunnels.routes.iter();
             routes
                 .filter(|(to, _)| self.actual.tunnels.routes.contains_key(*to))
                 .map(|(to, route)| (*to, *route))
@@ -293,7 +293,7 @@ impl Reconciler {
         let Some(node) = self.own_node() else { return };
         let Stage::Running(kernel) = &mut self.stage else { return };
         let world = self.world.read();
-        let pods = world.desired.attachments.values().filter(|pod| !pod.adopted);
+        let pods = world.desired.state.pods.values().filter(|pod| !pod.adopted);
         kernel.follow_node(&node, pods.flat_map(|pod| pod.addresses.iter().copied()));
     }
 

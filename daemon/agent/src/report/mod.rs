@@ -268,7 +268,7 @@ impl Reporter {
             let known = |name: &String, _: &mut String| world.model.namespace(name).is_some();
             // A namespace that was created anew has no annotation.
             written.retain(known);
-            convergence(&world.model, &world.policy)
+            convergence(&world.model, &world.local)
                 .into_iter()
                 .filter(|status| world.model.namespace(&status.name).is_some())
                 .map(|status| {

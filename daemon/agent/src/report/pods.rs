@@ -18,7 +18,7 @@ pub fn texts(world: &World) -> BTreeMap<Instance, String> {
     let attached = attached(world);
     let pods = world.model.pods().filter(|pod| pod.node.as_deref() == Some(own) && !pod.host_network && !pod.finished);
     pods.filter_map(|pod| {
-        let text = match protection::of_pod(&world.model, &world.policy, pod).protection {
+        let text = match protection::of_pod(&world.model, &world.local, pod).protection {
             Protection::None => return None,
             Protection::Enabled => "encrypted",
             Protection::Permissive => "permissive",
@@ -50,7 +50,7 @@ pub fn unattached(world: &World) -> Vec<String> {
     let own = world.model.node();
     let attached = attached(world);
     let pods = world.model.pods().filter(|pod| pod.node.as_deref() == Some(own) && !pod.host_network && !pod.finished);
-    let opted_in = |pod: &_| protection::of_pod(&world.model, &world.policy, pod).protection > Protection::None;
+    let opted_in = |pod: &_| protection::of_pod(&world.model, &world.local, pod).protection > Protection::None;
     pods.filter(|pod| !pod.addresses.is_empty() && !pod.terminating && opted_in(*pod))
         .map(|pod| PodName { namespace: pod.namespace.to_string(), name: pod.name.to_string() })
         .filter(|name| attached.get(name).is_none_or(|found| found.failure.is_some()))

@@ -58,7 +58,7 @@ fn attachment(namespace: &str, name: &str) -> Change {
 fn acknowledge(world: &Shared, node: &str) {
     let enforced = {
         let world = world.read();
-        hauberk_core::annotations::enforced::render(&hauberk_core::convergence::enforced(&world.model, &world.policy))
+        hauberk_core::annotations::enforced::render(&hauberk_core::convergence::enforced(&world.model, &world.local))
     };
     apply(world, Change::Node(NodeObject { name: node.into(), enforced: Some(enforced), ..NodeObject::default() }));
 }

@@ -17,7 +17,7 @@ impl UapiView for View {
         let stats = world.running.as_ref().and_then(|running| running.backend.stats().ok()).unwrap_or_default();
         let stats: BTreeMap<_, _> = stats.peers.iter().map(|peer| (peer.number, peer)).collect();
         let mut peers = Vec::new();
-        for peer in world.desired.peers.values() {
+        for peer in world.desired.state.tunnels.peers.values() {
             let seen = stats.get(&peer.number);
             let newest = peer.keys.first().map(|(epoch, _)| *epoch);
             let used = seen.and_then(|seen| seen.epoch).or(newest);

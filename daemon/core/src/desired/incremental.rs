@@ -1,10 +1,10 @@
 //! The desired state, kept in step with the model.
 //!
 //! What a node should hold for an address depends on the claimants of the address, on the nodes and
-//! on the policy. So a change of a pod, an interface or a namespace looks at the addresses it
+//! on the local node. So a change of a pod, an interface or a namespace looks at the addresses it
 //! touches, and a change of one node's keys at the tunnels. Everything is computed again when nodes
-//! come or go, when their ranges change, when the model syncs, and when the policy changes in
-//! anything but `host_addresses` and `detours`. [`desired`](super::desired()) does the same with no
+//! come or go, when their ranges change, when the model syncs, and when the local
+//! node changes in anything but its addresses and detours. [`desired`](super::desired()) does the same with no
 //! earlier state, and the tests compare the two.
 
 use std::borrow::Cow;
@@ -18,23 +18,26 @@ use hauberk_abi::identity::{Identity, Kind, Protection};
 use ipnet::IpNet;
 
 use crate::convergence;
-use crate::desired::addresses::Places;
-use crate::desired::attachments::local_pod;
-use crate::desired::claims::{self, Party};
+use crate::desired::Desired;
 use crate::desired::standing::{Cause, Standing};
-use crate::desired::tunnels::{self, Speakers, Tunnels};
-use crate::desired::{Desired, Policy};
 use crate::events::{Collector, NewEvent};
+use crate::identities::Identities;
+use crate::identities::addresses::Places;
+use crate::identities::claims::{self, Party};
+use crate::local_node::LocalNode;
 use crate::model::{Claimant, Model, Touched};
 use crate::names::NodeNumber;
-use crate::plan::Scope;
+use crate::pods::derive::local_pod;
+use crate::state::{Scope, State};
+use crate::tunnels::derive::{Speakers, flags, route_to_pod};
+use crate::tunnels::{self, Tunnels};
 
 /// The desired state, updated change by change; see the module.
 #[derive(Debug, Default)]
 pub struct Incremental {
     desired: Desired,
-    /// The policy it was computed with.
-    policy: Option<Policy>,
+    /// The local node it was computed with.
+    local: Option<LocalNode>,
     places: Places,
     speakers: Speakers,
     /// Ranges that are always exempt from masquerading, whatever addresses are in use there.
@@ -62,41 +65,46 @@ impl Deref for Incremental {
 
 impl Incremental {
     /// The desired state, computed from scratch.
-    pub(super) fn computed(model: &Model, policy: &Policy) -> Desired {
+    pub(super) fn computed(model: &Model, local: &LocalNode) -> Desired {
         let mut incremental = Incremental::default();
-        incremental.compute(model, policy);
-        incremental.tell(model, policy);
+        incremental.compute(model, local);
+        incremental.tell(model, local);
         incremental.desired
     }
 
-    /// Applies what has changed in the model and the policy since the last call.
-    pub fn follow(&mut self, model: &mut Model, policy: &Policy) -> Followed {
+    /// Applies what has changed in the model and the local node since the last call.
+    pub fn follow(&mut self, model: &mut Model, local: &LocalNode) -> Followed {
         let touched = model.take_touched();
-        let alike = self.policy.as_ref().is_some_and(|before| before.is_alike(policy));
+        let alike = self.local.as_ref().is_some_and(|before| before.is_alike(local));
         let known = alike && self.desired.prune == model.synced();
-        let scope = if known && !touched.node_set { self.update(model, policy, &touched) } else { None };
+        let scope = if known && !touched.node_set { self.update(model, local, &touched) } else { None };
         let scope = scope.unwrap_or_else(|| {
-            self.compute(model, policy);
+            self.compute(model, local);
             Scope::everything()
         });
-        Followed { scope, news: self.tell(model, policy) }
+        Followed { scope, news: self.tell(model, local) }
     }
 
     /// Computes everything again, except the text of the events.
-    fn compute(&mut self, model: &Model, policy: &Policy) {
+    fn compute(&mut self, model: &Model, local: &LocalNode) {
         let mut events = Collector::default();
-        self.policy = Some(policy.clone());
-        self.places = Places::claimed(model, policy, &mut events);
+        self.local = Some(local.clone());
+        self.places = Places::claimed(model, local, &mut events);
         self.speakers = Speakers::default();
-        self.inside = policy.cluster_ranges.iter().map(IpNet::trunc).collect();
-        self.inside.extend(self.places.ranges.all().filter(|range| !policy.in_cluster(*range)));
+        self.inside = local.settings.cluster_ranges.iter().map(IpNet::trunc).collect();
+        self.inside.extend(self.places.ranges.all().filter(|range| !local.settings.in_cluster(*range)));
+        let identities = Identities {
+            ranges: self.places.ranges.identities(model, local),
+            untranslated: self.inside.clone(),
+            synced: model.synced(),
+            ..Identities::default()
+        };
         self.desired = Desired {
             node: model.own_number(),
-            ranges: self.places.ranges.identities(model, policy),
-            untranslated: self.inside.clone(),
+            state: State { identities, ..State::default() },
             prune: model.synced(),
             contested: self.places.nodes.contests().clone(),
-            enforced: model.synced().then(|| convergence::enforced(model, policy)),
+            enforced: model.synced().then(|| convergence::enforced(model, local)),
             events: std::mem::take(&mut self.desired.events),
             ..Desired::default()
         };
@@ -105,39 +113,36 @@ impl Incremental {
         let mut last = None;
         for address in model.claims.addresses().chain(self.places.nodes.addresses().collect::<Vec<_>>()) {
             if last.replace(address) != Some(address) {
-                self.settle(model, policy, address, &mut scope);
+                self.settle(model, local, address, &mut scope);
             }
         }
         self.speakers.set_nodes(model, &self.places);
-        self.derive_tunnels(model, policy, events);
+        self.derive_tunnels(model, local, events);
         for (key, attachment) in model.attachments() {
-            let pod = local_pod(model, policy, &self.places, key, attachment);
-            self.desired.attachments.extend(pod.map(|pod| (key.clone(), pod)));
+            let pod = local_pod(model, local, &self.places, key, attachment);
+            self.desired.state.pods.extend(pod.map(|pod| (key.clone(), pod)));
         }
-        self.look_at_everything(model, policy);
+        self.look_at_everything(model, local);
     }
 
-    fn derive_tunnels(&mut self, model: &Model, policy: &Policy, mut of_nodes: Collector) {
-        let tunnels = Tunnels::derive(model, policy, &self.places, &self.speakers, &mut of_nodes);
-        self.desired.peers = tunnels.peers;
-        self.desired.peer_entries = tunnels.entries;
-        self.desired.routes = tunnels.routes;
+    fn derive_tunnels(&mut self, model: &Model, local: &LocalNode, mut of_nodes: Collector) {
+        self.desired.state.tunnels = Tunnels::derive(model, local, &self.places, &self.speakers, &mut of_nodes);
         self.standing.set_nodes(of_nodes);
     }
 
     /// Updates what has been touched; none if everything must be computed again.
-    fn update(&mut self, model: &Model, policy: &Policy, touched: &Touched) -> Option<Scope> {
+    fn update(&mut self, model: &Model, local: &LocalNode, touched: &Touched) -> Option<Scope> {
         let mut scope = Scope::default();
         let mut addresses = Cow::Borrowed(&touched.addresses);
         let mut of_nodes = None;
-        if touched.nodes || self.policy.as_ref() != Some(policy) {
+        if touched.nodes || self.local.as_ref() != Some(local) {
             let mut events = Collector::default();
-            let Places { ranges, nodes } = Places::claimed(model, policy, &mut events);
+            let Places { ranges, nodes } = Places::claimed(model, local, &mut events);
             if ranges != self.places.ranges {
                 return None;
             }
-            let before = self.policy.replace(policy.clone()).unwrap_or_default().host_addresses;
-            let devices = before.symmetric_difference(&policy.host_addresses).map(|address| Address::from(*address));
+            let before = self.local.replace(local.clone()).unwrap_or_default().addresses;
+            let devices = before.symmetric_difference(&local.addresses).map(|address| Address::from(*address));
             addresses.to_mut().extend(self.places.nodes.replace(nodes).into_iter().chain(devices));
             self.desired.contested.clone_from(self.places.nodes.contests());
             self.speakers.set_nodes(model, &self.places);
@@ -145,7 +150,7 @@ impl Incremental {
         }
         let mut attachments = touched.attachments.clone();
         for address in &*addresses {
-            if self.settle(model, policy, *address, &mut scope) {
+            if self.settle(model, local, *address, &mut scope) {
                 return None;
             }
             attachments.extend(model.claims.of(*address).filter_map(|claimant| match claimant {
@@ -155,49 +160,49 @@ impl Incremental {
         }
         if let Some(events) = of_nodes {
             // The order of a node's own addresses decides at which one it is reached.
-            self.derive_tunnels(model, policy, events);
-            scope.nodes();
+            self.derive_tunnels(model, local, events);
+            scope.tunnels.extend(tunnels::Scope::everything());
         }
         for key in attachments {
             let attachment = model.attachments.get(&key);
-            match attachment.and_then(|attachment| local_pod(model, policy, &self.places, &key, attachment)) {
-                Some(pod) => self.desired.attachments.insert(pod.key(), pod),
-                None => self.desired.attachments.remove(&key),
+            match attachment.and_then(|attachment| local_pod(model, local, &self.places, &key, attachment)) {
+                Some(pod) => self.desired.state.pods.insert(pod.key(), pod),
+                None => self.desired.state.pods.remove(&key),
             };
-            scope.attachments = true;
-            self.standing.look(model, policy, &self.places, Cause::Attachment(key));
+            scope.pods = true;
+            self.standing.look(model, local, &self.places, Cause::Attachment(key));
         }
         for name in &touched.ready {
             let Some(number) = model.node_number(name) else { continue };
-            let reachable = self.desired.peers.get(&number).is_some_and(|peer| peer.endpoint.is_some());
-            if let Some(entry) = self.desired.peer_entries.get_mut(&number) {
-                entry.flags = tunnels::flags(reachable, model.ready.contains(name));
-                scope.peer(number);
+            let reachable = self.desired.state.tunnels.peers.get(&number).is_some_and(|peer| peer.endpoint.is_some());
+            if let Some(entry) = self.desired.state.tunnels.peer_entries.get_mut(&number) {
+                entry.flags = flags(reachable, model.ready.contains(name));
+                scope.tunnels.peers.insert(number);
             }
         }
         for namespace in &touched.namespaces {
             if let Some(enforced) = &mut self.desired.enforced {
-                match convergence::enforced_in(model, policy, namespace) {
+                match convergence::enforced_in(model, local, namespace) {
                     Some(digest) => enforced.insert(namespace.to_string(), digest),
                     None => enforced.remove(&**namespace),
                 };
             }
-            self.standing.look(model, policy, &self.places, Cause::Namespace(Arc::clone(namespace)));
+            self.standing.look(model, local, &self.places, Cause::Namespace(Arc::clone(namespace)));
         }
         for (namespace, name) in &touched.pods {
             let cause = Cause::Pod(Arc::clone(namespace), name.clone());
-            self.standing.look(model, policy, &self.places, cause);
+            self.standing.look(model, local, &self.places, cause);
         }
         Some(scope)
     }
 
     /// Decides which party has the address now. Returns whether that changes which addresses or
     /// ranges are nodes': then the caller computes tunnels and routes again.
-    fn settle(&mut self, model: &Model, policy: &Policy, address: Address, scope: &mut Scope) -> bool {
+    fn settle(&mut self, model: &Model, local: &LocalNode, address: Address, scope: &mut Scope) -> bool {
         let mut told = Collector::counting();
         let number = |node: &str| model.node_number(node).unwrap_or_default();
         let ip = IpAddr::from(address);
-        let party = claims::settle(model, policy, &self.places, address, &mut told);
+        let party = claims::settle(model, local, &self.places, address, &mut told);
         let (identity, outside) = match &party {
             Party::Nobody => (None, None),
             Party::Contested | Party::Departed => (Some(Identity::new(Kind::UnknownNode, Protection::None, 0)), None),
@@ -221,30 +226,31 @@ impl Incremental {
             // If the range is this one address, it has a route of its own, which must be computed
             // again.
             anew = self.places.ranges.is_owned(&ip.into());
-            let route = now.and_then(|node| tunnels::route_to_pod(model, policy, &self.places.nodes, ip, node));
+            let route = now.and_then(|node| route_to_pod(model, local, &self.places.nodes, ip, node));
             let before = match route {
-                Some(route) => self.desired.routes.insert(route.destination, route),
-                None => self.desired.routes.remove(&IpNet::from(ip)),
+                Some(route) => self.desired.state.tunnels.routes.insert(route.destination, route),
+                None => self.desired.state.tunnels.routes.remove(&IpNet::from(ip)),
             };
             if before != route {
-                scope.nodes();
+                scope.tunnels.extend(tunnels::Scope::everything());
             }
         }
         let prefix = IpNet::from(ip);
-        if !policy.in_cluster(prefix) && !self.inside.contains(&prefix) {
-            let untranslated = &mut self.desired.untranslated;
-            scope.untranslated |= if in_cluster { untranslated.insert(prefix) } else { untranslated.remove(&prefix) };
+        if !local.settings.in_cluster(prefix) && !self.inside.contains(&prefix) {
+            let untranslated = &mut self.desired.state.identities.untranslated;
+            scope.identities.untranslated |=
+                if in_cluster { untranslated.insert(prefix) } else { untranslated.remove(&prefix) };
         }
         self.places.nodes.note(address, lost) | anew
     }
 
     fn put_endpoint(&mut self, address: Address, identity: Option<Identity>, scope: &mut Scope) {
         let before = match identity {
-            Some(identity) => self.desired.endpoints.insert(address, identity),
-            None => self.desired.endpoints.remove(&address),
+            Some(identity) => self.desired.state.identities.endpoints.insert(address, identity),
+            None => self.desired.state.identities.endpoints.remove(&address),
         };
         if before != identity {
-            scope.endpoint(address);
+            scope.identities.endpoints.insert(address);
             self.desired.permissive_endpoints -= usize::from(before.is_some_and(is_permissive));
             self.desired.permissive_endpoints += usize::from(identity.is_some_and(is_permissive));
         }
@@ -253,26 +259,28 @@ impl Incremental {
     /// Moves a pod's address from one peer to another.
     fn move_prefix(&mut self, prefix: IpNet, before: Option<NodeNumber>, now: Option<NodeNumber>, scope: &mut Scope) {
         for (number, has) in [(before, false), (now, true)] {
-            let Some(peer) = number.and_then(|number| self.desired.peers.get_mut(&number)) else { continue };
+            let Some(peer) = number.and_then(|number| self.desired.state.tunnels.peers.get_mut(&number)) else {
+                continue;
+            };
             if has {
                 peer.allowed.insert(prefix)
             } else {
                 peer.allowed.remove(&prefix)
             };
-            scope.peer(peer.number);
+            scope.tunnels.peers.insert(peer.number);
         }
     }
 
-    fn look_at_everything(&mut self, model: &Model, policy: &Policy) {
+    fn look_at_everything(&mut self, model: &Model, local: &LocalNode) {
         let mut standing = std::mem::take(&mut self.standing);
         let attachments = model.attachments.keys().map(|key| Cause::Attachment(Arc::clone(key)));
         let namespaces = model.pods.namespaces().map(|namespace| Cause::Namespace(namespace.into()));
         for cause in attachments.chain(namespaces) {
-            standing.look(model, policy, &self.places, cause);
+            standing.look(model, local, &self.places, cause);
         }
         for pod in model.pods.iter() {
             let mut told = Collector::counting();
-            claims::tell_pod(model, policy, pod, &mut told);
+            claims::tell_pod(model, local, pod, &mut told);
             if !told.is_empty() {
                 standing.note(Cause::Pod(Arc::clone(&pod.namespace), pod.name.clone()), told);
             }
@@ -281,8 +289,8 @@ impl Incremental {
     }
 
     /// Writes the standing problems as events. Returns those that did not stand before.
-    fn tell(&mut self, model: &Model, policy: &Policy) -> Vec<NewEvent> {
-        let Some(told) = self.standing.told(model, policy, &self.places) else { return Vec::new() };
+    fn tell(&mut self, model: &Model, local: &LocalNode) -> Vec<NewEvent> {
+        let Some(told) = self.standing.told(model, local, &self.places) else { return Vec::new() };
         let before = std::mem::replace(&mut self.desired.events, told);
         self.desired.events.difference(&before).cloned().collect()
     }

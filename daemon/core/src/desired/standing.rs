@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use hauberk_abi::address::Address;
 
-use crate::desired::addresses::Places;
-use crate::desired::claims;
-use crate::desired::{Policy, attachments};
 use crate::events::{Collector, Counts, NewEvent};
+use crate::identities::addresses::Places;
+use crate::identities::claims;
+use crate::local_node::LocalNode;
 use crate::model::Model;
 use crate::names::AttachmentKey;
+use crate::pods::derive;
 
 /// What a problem comes from, in the order in which problems are reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,9 +41,9 @@ impl Standing {
     }
 
     /// Counts the problems that come from this cause.
-    pub(super) fn look(&mut self, model: &Model, policy: &Policy, places: &Places, cause: Cause) {
+    pub(super) fn look(&mut self, model: &Model, local: &LocalNode, places: &Places, cause: Cause) {
         let mut told = Collector::counting();
-        tell(model, policy, places, &cause, &mut told);
+        tell(model, local, places, &cause, &mut told);
         self.note(cause, told);
     }
 
@@ -58,34 +59,34 @@ impl Standing {
     }
 
     /// All problems as events, if any of them may have changed since the last call.
-    pub(super) fn told(&mut self, model: &Model, policy: &Policy, places: &Places) -> Option<BTreeSet<NewEvent>> {
+    pub(super) fn told(&mut self, model: &Model, local: &LocalNode, places: &Places) -> Option<BTreeSet<NewEvent>> {
         if !std::mem::take(&mut self.news) {
             return None;
         }
         let mut events = self.nodes.clone();
         for (cause, counts) in &self.others {
             if !events.add_counts(counts) {
-                tell(model, policy, places, cause, &mut events);
+                tell(model, local, places, cause, &mut events);
             }
         }
         Some(events.finish())
     }
 }
 
-fn tell(model: &Model, policy: &Policy, places: &Places, cause: &Cause, events: &mut Collector) {
+fn tell(model: &Model, local: &LocalNode, places: &Places, cause: &Cause, events: &mut Collector) {
     match cause {
         Cause::Address(address) => {
-            claims::settle(model, policy, places, *address, events);
+            claims::settle(model, local, places, *address, events);
         }
         Cause::Attachment(key) => {
             if let Some(attachment) = model.attachments.get(key) {
-                attachments::tell(model, policy, key, attachment, events);
+                derive::tell(model, local, key, attachment, events);
             }
         }
         Cause::Namespace(namespace) => claims::tell_namespace(model, namespace, events),
         Cause::Pod(namespace, name) => {
             if let Some(pod) = model.pods.find(namespace, name) {
-                claims::tell_pod(model, policy, pod, events);
+                claims::tell_pod(model, local, pod, events);
             }
         }
     }

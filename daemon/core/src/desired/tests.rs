@@ -2,12 +2,15 @@ mod addresses;
 
 use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::{self, peer_flag};
+use ipnet::IpNet;
 
 use super::*;
 use crate::events::reason;
 use crate::model::Change;
 use crate::objects::{NodeAddress, NodeObject, PodObject};
+use crate::pods::LocalPod;
 use crate::testing::{World, attachment, ip, key, keys, namespace, net, node, pod, pod_name};
+use crate::tunnels::{Peer, Route};
 
 fn identity_of_pod(protection: Protection, node: u32) -> Identity {
     Identity::new(Kind::Pod, protection, node)
@@ -58,7 +61,7 @@ fn a_weakening_pod_label_is_refused_with_an_event_unless_pods_may_opt_out() {
         pod.encryption = Some("disabled".into());
     });
     world.assert_event(reason::POD_OPT_OUT_REFUSED, &["Pod/secret/a"]);
-    world.policy.allow_pod_opt_out = true;
+    world.local.settings.allow_pod_opt_out = true;
     assert_eq!(protection_of(&world, "10.0.2.5"), Protection::None);
     assert!(world.events().is_empty());
 }
@@ -80,7 +83,7 @@ fn a_pod_whose_namespace_is_not_known_is_protected_even_if_it_may_opt_out() {
         pod.namespace = "nowhere".into();
         pod.encryption = Some("disabled".into());
     });
-    world.policy.allow_pod_opt_out = true;
+    world.local.settings.allow_pod_opt_out = true;
     assert_eq!(protection_of(&world, "10.0.2.5"), Protection::Enabled);
     world.assert_event(reason::NAMESPACE_UNKNOWN, &["Namespace/nowhere"]);
     world.apply(namespace("nowhere", None));
@@ -160,7 +163,7 @@ fn addresses_that_nobody_can_have_are_refused() {
     {
         let world = with_pod(|pod| pod.addresses.push(ip(address)));
         world.assert_event(reason::ADDRESS_REFUSED, &["Pod/open/a"]);
-        assert!(!world.desired().endpoints.contains_key(&ip(address).into()), "{address}");
+        assert!(!world.desired().state.identities.endpoints.contains_key(&ip(address).into()), "{address}");
         assert_eq!(protection_of(&world, "10.0.2.5"), Protection::None, "the other address is taken");
     }
     // ::ffff:10.0.3.9 would count as 10.0.3.9.
@@ -187,7 +190,7 @@ fn a_pod_cannot_take_a_nodes_address_and_a_node_cannot_take_a_pods() {
     world.assert_event(reason::ADDRESS_REFUSED, &["Node/n3"]);
 
     let mut world = World::three_nodes();
-    world.policy.node_ranges.clear();
+    world.local.settings.node_ranges.clear();
     world.apply(Change::Attachment(attachment("c1", Some("secret/a"), &["203.0.113.5"])));
     let mut thief = node(3);
     thief.addresses.push(NodeAddress { address: ip("203.0.113.5"), internal: true });
@@ -205,10 +208,14 @@ fn ranges_that_two_nodes_claim_are_nobodys_but_known_pods_are_reached() {
     assert_eq!(desired.identity(ip("10.0.2.200")), unknown);
     assert_eq!(desired.identity(ip("10.0.30.1")).node, world.number(3));
     assert_eq!(desired.identity(ip("10.0.2.5")), identity_of_pod(Protection::None, world.number(2)));
-    let allowed = |node| desired.peers[&NodeNumber(world.number(node))].allowed.iter().copied().collect::<Vec<_>>();
+    let allowed =
+        |node| desired.state.tunnels.peers[&NodeNumber(world.number(node))].allowed.iter().copied().collect::<Vec<_>>();
     assert_eq!(allowed(2), [net("10.0.2.5/32"), net("192.0.2.2/32")]);
     assert_eq!(allowed(3), [net("10.0.30.0/24"), net("192.0.2.3/32")]);
-    assert_eq!(desired.routes.keys().copied().collect::<Vec<_>>(), [net("10.0.2.5/32"), net("10.0.30.0/24")]);
+    assert_eq!(
+        desired.state.tunnels.routes.keys().copied().collect::<Vec<_>>(),
+        [net("10.0.2.5/32"), net("10.0.30.0/24")]
+    );
     world.assert_event(reason::RANGE_OVERLAP, &["Node/n2", "Node/n3"]);
 }
 
@@ -237,7 +244,7 @@ fn a_range_that_nobody_can_have_is_refused_and_one_outside_the_cluster_is_told()
     let desired = world.desired();
     assert_eq!(desired.identity(ip("198.51.100.1")), Identity::WORLD);
     assert_eq!(desired.identity(ip("172.16.3.9")).node, world.number(3));
-    assert!(desired.untranslated.contains(&net("172.16.3.0/24")));
+    assert!(desired.state.identities.untranslated.contains(&net("172.16.3.0/24")));
     world.assert_event(reason::RANGE_REFUSED, &["Node/n3"]);
     world.assert_event(reason::RANGE_OUTSIDE_CLUSTER, &["Node/n3"]);
 }
@@ -259,9 +266,9 @@ fn a_peer_has_keys_an_endpoint_and_what_it_may_speak_for() {
         allowed: ["10.0.2.0/24", "10.0.77.5/32", "192.0.2.2/32", "fd00::77/128"].map(net).into(),
     };
     let desired = world.desired();
-    assert_eq!(desired.peers[&number], expected);
-    assert_eq!(desired.peers.len(), 2, "this node is not its own peer");
-    assert_eq!(desired.peer_entries[&number], layout::Peer { flags: peer_flag::KEY, epoch: 5 });
+    assert_eq!(desired.state.tunnels.peers[&number], expected);
+    assert_eq!(desired.state.tunnels.peers.len(), 2, "this node is not its own peer");
+    assert_eq!(desired.state.tunnels.peer_entries[&number], layout::Peer { flags: peer_flag::KEY, epoch: 5 });
 }
 
 #[test]
@@ -270,7 +277,7 @@ fn nobody_else_may_speak_for_a_pod_that_is_nowhere_or_here() {
     world.apply(Change::Node(NodeObject { pod_ranges: vec![net("10.0.3.6/32")], ..node(3) }));
     world.apply(Change::Pod(PodObject { node: None, ..pod("open/nowhere", 3, &["10.0.3.5"]) }));
     world.apply(Change::Attachment(attachment("c1", Some("open/here"), &["10.0.3.6"])));
-    let allowed = &world.desired().peers[&NodeNumber(world.number(3))].allowed;
+    let allowed = &world.desired().state.tunnels.peers[&NodeNumber(world.number(3))].allowed;
     assert_eq!(*allowed, [net("192.0.2.3/32")].into());
 }
 
@@ -279,7 +286,7 @@ fn an_address_of_two_interfaces_is_entered_once() {
     let mut world = World::three_nodes();
     world.apply(Change::Attachment(attachment("c1", Some("open/a"), &["10.0.1.5", "10.0.1.5"])));
     world.apply(Change::Attachment(attachment("c2", Some("open/b"), &["10.0.1.5", "10.0.1.6"])));
-    let addresses: Vec<_> = world.desired().attachments.into_values().map(|pod| pod.addresses).collect();
+    let addresses: Vec<_> = world.desired().state.pods.into_values().map(|pod| pod.addresses).collect();
     assert_eq!(addresses, [vec![ip("10.0.1.5")], vec![ip("10.0.1.6")]]);
     world.assert_event(reason::ADDRESS_CONFLICT, &["Pod/open/a", "Pod/open/b"]);
 }
@@ -292,7 +299,7 @@ fn an_address_that_is_refused_is_not_another_ones_by_another_name() {
     world.apply(Change::Attachment(attachment("c1", None, &["10.0.1.5"])));
     let of = |container: &str| {
         let desired = world.desired();
-        let found = desired.attachments.values().find(|pod| pod.container == container);
+        let found = desired.state.pods.values().find(|pod| pod.container == container);
         found.map(|pod| (pod.addresses.clone(), pod.protection)).unwrap()
     };
     assert_eq!(of("c1"), (vec!["10.0.1.5".parse().unwrap()], Protection::Enabled));
@@ -305,11 +312,11 @@ fn ready_is_said_of_a_peer_that_is() {
     let mut world = World::three_nodes();
     let number = NodeNumber(world.number(2));
     assert!(world.apply(Change::PeerReady { node: "n2".into(), ready: true }));
-    assert_eq!(world.desired().peer_entries[&number].flags, peer_flag::KEY | peer_flag::READY);
+    assert_eq!(world.desired().state.tunnels.peer_entries[&number].flags, peer_flag::KEY | peer_flag::READY);
     assert!(!world.apply(Change::PeerReady { node: "n2".into(), ready: true }));
     world.apply(Change::NodeGone("n2".into()));
     world.apply(Change::Node(node(2)));
-    assert_eq!(world.desired().peer_entries[&number].flags, peer_flag::KEY, "another node of that name");
+    assert_eq!(world.desired().state.tunnels.peer_entries[&number].flags, peer_flag::KEY, "another node of that name");
 }
 
 #[test]
@@ -328,7 +335,7 @@ fn the_endpoint_is_internal_and_of_our_family_if_it_can_be() {
         let mut world = World::three_nodes();
         world.apply(Change::Node(NodeObject { addresses: addresses(&[(ours, true)]), ..node(1) }));
         world.apply(Change::Node(NodeObject { addresses: addresses(theirs), ..node(2) }));
-        let peer = &world.desired().peers[&NodeNumber(world.number(2))];
+        let peer = &world.desired().state.tunnels.peers[&NodeNumber(world.number(2))];
         assert_eq!(peer.endpoint, Some(expected.parse().unwrap()));
         assert_eq!(peer.fallbacks, other.map(|other| other.parse().unwrap()).into_iter().collect::<Vec<_>>());
     }
@@ -340,9 +347,9 @@ fn a_node_without_an_address_has_no_tunnel_to_use_and_no_route() {
     world.apply(Change::Node(NodeObject { addresses: vec![], ..node(2) }));
     let desired = world.desired();
     let number = NodeNumber(world.number(2));
-    assert_eq!(desired.peers[&number].endpoint, None);
-    assert_eq!(desired.peer_entries[&number].flags, 0);
-    assert_eq!(desired.routes.len(), 1);
+    assert_eq!(desired.state.tunnels.peers[&number].endpoint, None);
+    assert_eq!(desired.state.tunnels.peer_entries[&number].flags, 0);
+    assert_eq!(desired.state.tunnels.routes.len(), 1);
     world.assert_event(reason::NO_ENDPOINT, &["Node/n2"]);
     world.assert_event(reason::NO_ROUTE, &["Node/n2"]);
 }
@@ -357,10 +364,10 @@ fn routes_go_by_an_address_of_their_family() {
         Change::Node(both)
     };
     world.apply(both(2));
-    assert_eq!(world.desired().routes.len(), 2, "this node has no address of that family");
+    assert_eq!(world.desired().state.tunnels.routes.len(), 2, "this node has no address of that family");
     assert!(world.events().iter().all(|(told, _)| *told != reason::NO_ROUTE), "{:?}", world.events());
     world.apply(both(1));
-    let routes: Vec<Route> = world.desired().routes.into_values().collect();
+    let routes: Vec<Route> = world.desired().state.tunnels.routes.into_values().collect();
     let route = |destination, via| Route { destination: net(destination), via: ip(via), mtu: Some(1420) };
     let expected =
         [route("10.0.2.0/24", "192.0.2.2"), route("10.0.3.0/24", "192.0.2.3"), route("fd00:0:0:2::/64", "2001:db8::2")];
@@ -371,11 +378,11 @@ fn routes_go_by_an_address_of_their_family() {
 fn a_pod_that_keeps_its_address_when_its_nodes_range_changes_is_reached_by_it() {
     let mut world = with_pod(|_| {});
     world.apply(Change::Node(NodeObject { pod_ranges: vec![net("10.0.22.0/24")], ..node(2) }));
-    let routes = |world: &World| world.desired().routes.into_keys().collect::<Vec<_>>();
+    let routes = |world: &World| world.desired().state.tunnels.routes.into_keys().collect::<Vec<_>>();
     assert_eq!(routes(&world), [net("10.0.2.5/32"), net("10.0.3.0/24"), net("10.0.22.0/24")]);
-    let route = world.desired().routes[&net("10.0.2.5/32")];
+    let route = world.desired().state.tunnels.routes[&net("10.0.2.5/32")];
     assert_eq!((route.via, route.mtu), (ip("192.0.2.2"), Some(1420)));
-    let peer = world.desired().peers[&NodeNumber(world.number(2))].clone();
+    let peer = world.desired().state.tunnels.peers[&NodeNumber(world.number(2))].clone();
     assert!(peer.allowed.contains(&net("10.0.2.5/32")));
     // A Pod object's address outside clusterRanges gets no route.
     world.apply(Change::Pod(pod("open/world", 2, &["198.51.100.7"])));
@@ -392,21 +399,25 @@ fn a_broken_annotation_keeps_the_last_good_keys_and_a_removed_one_takes_them_awa
     let mut world = World::three_nodes();
     let number = NodeNumber(world.number(2));
     world.apply(Change::Node(NodeObject { keys: Some("{oops".into()), ..node(2) }));
-    assert_eq!(world.desired().peers[&number].keys, [(1, key(2))]);
+    assert_eq!(world.desired().state.tunnels.peers[&number].keys, [(1, key(2))]);
     world.assert_event(reason::KEYS_INVALID, &["Node/n2"]);
     assert!(world.told[0].message.contains("existing tunnels are kept"), "{}", world.told[0].message);
     world.apply(Change::Node(NodeObject { keys: None, ..node(2) }));
-    assert!(!world.desired().peers.contains_key(&number));
-    assert!(!world.desired().peer_entries.contains_key(&number));
+    assert!(!world.desired().state.tunnels.peers.contains_key(&number));
+    assert!(!world.desired().state.tunnels.peer_entries.contains_key(&number));
     world.apply(Change::Node(NodeObject { keys: Some("{oops".into()), ..node(2) }));
-    assert!(!world.desired().peers.contains_key(&number), "there were none to keep");
+    assert!(!world.desired().state.tunnels.peers.contains_key(&number), "there were none to keep");
 }
 
 #[test]
 fn our_own_key_is_refused() {
     let mut world = World::three_nodes();
     world.apply(Change::Node(NodeObject { keys: Some(keys(&[(3, 9), (2, 1)])), ..node(2) }));
-    assert_eq!(world.desired().peers[&NodeNumber(world.number(2))].keys, [(3, key(9))], "the other key is good");
+    assert_eq!(
+        world.desired().state.tunnels.peers[&NodeNumber(world.number(2))].keys,
+        [(3, key(9))],
+        "the other key is good"
+    );
     world.assert_event(reason::KEY_REFUSED, &["Node/n2", "Node/n1"]);
 }
 
@@ -420,15 +431,15 @@ fn a_newcomer_cannot_take_a_nodes_key() {
         ..node(4)
     }));
     let desired = world.desired();
-    assert_eq!(desired.peers[&NodeNumber(world.number(2))].keys, [(1, key(2))]);
-    assert!(!desired.peers.contains_key(&world.model.node_number("a0").unwrap()));
+    assert_eq!(desired.state.tunnels.peers[&NodeNumber(world.number(2))].keys, [(1, key(2))]);
+    assert!(!desired.state.tunnels.peers.contains_key(&world.model.node_number("a0").unwrap()));
     world.assert_event(reason::KEY_REFUSED, &["Node/a0", "Node/n2"]);
     // The holder's object changes, but not its key: it keeps its place.
     world.apply(Change::Node(NodeObject { origin: "moved.yaml".into(), ..node(2) }));
-    assert_eq!(world.desired().peers[&NodeNumber(world.number(2))].keys, [(1, key(2))]);
+    assert_eq!(world.desired().state.tunnels.peers[&NodeNumber(world.number(2))].keys, [(1, key(2))]);
     // The holder gives it up, and the other gets it.
     world.apply(Change::NodeGone("n2".into()));
-    assert_eq!(world.desired().peers[&world.model.node_number("a0").unwrap()].keys, [(9, key(2))]);
+    assert_eq!(world.desired().state.tunnels.peers[&world.model.node_number("a0").unwrap()].keys, [(9, key(2))]);
 }
 
 #[test]
@@ -438,7 +449,7 @@ fn of_two_nodes_that_came_with_one_key_neither_is_believed() {
         world.apply(Change::Node(NodeObject { keys: Some(keys(&[(1, number.min(2))])), ..node(number) }));
     }
     world.apply(Change::Synced);
-    assert!(world.desired().peers.is_empty());
+    assert!(world.desired().state.tunnels.peers.is_empty());
     world.assert_event(reason::KEY_REFUSED, &["Node/n2", "Node/n3"]);
     world.assert_event(reason::KEY_REFUSED, &["Node/n3", "Node/n2"]);
 }
@@ -449,10 +460,10 @@ fn an_interface_here_counts_before_the_pods_object_does() {
     world.apply(Change::Attachment(attachment("c1", Some("open/a"), &["10.0.1.5", "fd00::1:5"])));
     let protected = identity_of_pod(Protection::Enabled, world.number(1));
     assert_eq!(world.desired().identity(ip("10.0.1.5")), protected, "a label on the pod could say so");
-    assert_eq!(world.desired().attachments.values().next().unwrap().protection, Protection::Enabled);
+    assert_eq!(world.desired().state.pods.values().next().unwrap().protection, Protection::Enabled);
     world.apply(Change::Pod(PodObject { addresses: vec![], ..pod("open/a", 1, &[]) }));
     assert_eq!(world.desired().identity(ip("10.0.1.5")), identity_of_pod(Protection::None, world.number(1)));
-    let local = world.desired().attachments.into_values().next().unwrap();
+    let local = world.desired().state.pods.into_values().next().unwrap();
     let expected = LocalPod {
         container: "c1".into(),
         interface: "eth0".into(),
@@ -492,7 +503,7 @@ fn an_interface_on_record_again_is_of_the_pod_that_has_its_addresses() {
         assert_eq!(protection_of(&world, address), Protection::None, "{address}");
     }
     let desired = world.desired();
-    assert_eq!(desired.attachments.values().next().unwrap().protection, Protection::None);
+    assert_eq!(desired.state.pods.values().next().unwrap().protection, Protection::None);
     assert!(desired.events.is_empty(), "one pod, no conflict: {:?}", desired.events);
     world.apply(namespace("open", Some("enabled")));
     assert_eq!(protection_of(&world, "fd00::1:5"), Protection::Enabled, "it follows the pod's labels");
@@ -519,7 +530,7 @@ fn what_is_only_reserved_has_an_address_but_nothing_to_attach_to() {
     let mut reserved = attachment("c1", Some("open/a"), &["10.0.1.5"]);
     reserved.attach = None;
     world.apply(Change::Attachment(reserved));
-    assert!(world.desired().attachments.is_empty());
+    assert!(world.desired().state.pods.is_empty());
     assert_eq!(protection_of(&world, "10.0.1.5"), Protection::Enabled);
 }
 
@@ -529,7 +540,7 @@ fn an_interface_with_an_impossible_mac_address_is_told() {
     let mut odd = attachment("c1", Some("open/a"), &["10.0.1.5"]);
     odd.attach.as_mut().unwrap().pod_mac = "nonsense".into();
     world.apply(Change::Attachment(odd));
-    assert!(world.desired().attachments.is_empty());
+    assert!(world.desired().state.pods.is_empty());
     world.assert_event(reason::ATTACHMENT_INVALID, &["Attachment/c1/eth0"]);
 }
 
@@ -539,7 +550,7 @@ fn netfilter_leaves_the_whole_cluster_alone() {
     world.apply(Change::Pod(pod("open/outside", 2, &["172.16.0.5"])));
     let expected =
         ["10.0.0.0/16", "172.16.0.5/32", "192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32", "fd00::/48"].map(net);
-    assert_eq!(world.desired().untranslated, expected.into());
+    assert_eq!(world.desired().state.identities.untranslated, expected.into());
 }
 
 #[test]

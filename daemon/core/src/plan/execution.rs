@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use hauberk_abi::address::{Address, Prefix};
 
+use crate::identities::{IdentityStep, strictness};
 use crate::lookup::truncate;
-use crate::plan::identities::strictness;
-use crate::plan::pods::Claims;
-use crate::plan::{IdentityStep, PodStep, Step};
+use crate::pods::{Claims, PodStep};
+use crate::state::Step;
 
 /// A plan that is being carried out.
 #[derive(Debug)]

@@ -6,13 +6,15 @@ use hauberk_abi::layout::peer_flag;
 use proptest::prelude::*;
 
 use super::*;
-use crate::desired::Peer;
+use crate::identities::Identities;
 use crate::model::Change;
 use crate::names::{AttachmentKey, NodeNumber};
 use crate::objects::{NodeAddress, NodeObject, PodObject};
+use crate::pods::PodStep;
 use crate::testing::{World, attachment, ip, keys, namespace, net, node, pod, pod_name};
+use crate::tunnels::{Peer, TunnelStep};
 
-fn reach(actual: &mut Actual, desired: &Desired) -> Vec<Step> {
+fn reach(actual: &mut State, desired: &Desired) -> Vec<Step> {
     let steps = plan(actual, desired);
     for step in &steps {
         actual.apply(step);
@@ -22,8 +24,8 @@ fn reach(actual: &mut Actual, desired: &Desired) -> Vec<Step> {
 }
 
 /// The actual state after a world's plan has been carried out from an empty one, once it may prune.
-fn reached(world: &World) -> Actual {
-    let mut actual = Actual::default();
+fn reached(world: &World) -> State {
+    let mut actual = State::default();
     reach(&mut actual, &world.desired());
     actual
 }
@@ -34,7 +36,7 @@ fn deny_comes_first_and_synced_last() {
     world.apply(Change::Pod(pod("secret/a", 2, &["10.0.2.5"])));
     world.apply(Change::Pod(pod("open/b", 2, &["10.0.2.6"])));
     world.apply(Change::Attachment(attachment("c1", Some("secret/c"), &["10.0.1.5"])));
-    let steps = plan(&Actual::default(), &world.desired());
+    let steps = plan(&State::default(), &world.desired());
     let place = |wanted: &dyn Fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
     let last = |wanted: &dyn Fn(&Step) -> bool| steps.iter().rposition(wanted).unwrap();
     let range = last(
@@ -84,7 +86,7 @@ fn a_plain_pod_stays_unknown_until_everything_is_known() {
     world.apply(Change::Node(node(2)));
     world.apply(namespace("open", None));
     world.apply(Change::Pod(pod("open/a", 2, &["10.0.2.5"])));
-    let mut actual = Actual::default();
+    let mut actual = State::default();
     let steps = reach(&mut actual, &world.desired());
     assert!(!steps.contains(&Step::Identity(IdentityStep::SetSynced(true))));
     assert_eq!(actual.identities.resolve(ip("10.0.2.5").into()).kind(), Kind::UnknownPod);
@@ -163,7 +165,7 @@ fn an_interface_keeps_its_protection_until_everything_is_known() {
     let mut moved = attachment("c1", Some("secret/a"), &["10.0.1.5"]);
     moved.attach.as_mut().unwrap().host_index = 8;
     world.apply(Change::Attachment(moved));
-    let interface = |actual: &Actual| {
+    let interface = |actual: &State| {
         let pod = actual.pods.values().next().unwrap();
         (pod.host_index, pod.protection)
     };
@@ -228,27 +230,25 @@ fn range_identity() -> impl Strategy<Value = Identity> {
     ]
 }
 
-fn any_actual() -> impl Strategy<Value = Actual> {
+fn any_actual() -> impl Strategy<Value = State> {
     let endpoints = prop::collection::btree_map(any_address(), any_identity(), 0..10);
     let ranges = prop::collection::btree_map(any_prefix(), any_identity(), 0..6);
     (endpoints, ranges).prop_map(|(endpoints, ranges)| {
         let identities = Identities { endpoints, ranges, ..Identities::default() };
-        Actual { identities, ..Actual::default() }
+        State { identities, ..State::default() }
     })
 }
 
 fn any_desired() -> impl Strategy<Value = Desired> {
     let endpoints = prop::collection::btree_map(any_address(), endpoint_identity(), 0..10);
     let ranges = prop::collection::btree_map(any_prefix(), range_identity(), 0..6);
-    (endpoints, ranges, any::<bool>()).prop_map(|(endpoints, ranges, prune)| Desired {
-        endpoints,
-        ranges,
-        prune,
-        ..Desired::default()
+    (endpoints, ranges, any::<bool>()).prop_map(|(endpoints, ranges, prune)| {
+        let identities = Identities { endpoints, ranges, ..Identities::default() };
+        Desired { state: State { identities, ..State::default() }, prune, ..Desired::default() }
     })
 }
 
-fn strictnesses(actual: &Actual) -> BTreeMap<Address, u8> {
+fn strictnesses(actual: &State) -> BTreeMap<Address, u8> {
     universe().into_iter().map(|address| (address, actual.identities.strictness(address))).collect()
 }
 
@@ -272,8 +272,8 @@ proptest! {
             }
         }
         if desired.prune {
-            prop_assert_eq!(state.identities.endpoints, desired.endpoints);
-            prop_assert_eq!(state.identities.ranges, desired.ranges);
+            prop_assert_eq!(state.identities.endpoints, desired.state.identities.endpoints);
+            prop_assert_eq!(state.identities.ranges, desired.state.identities.ranges);
         }
     }
 }
@@ -391,8 +391,8 @@ proptest! {
     #[test]
     fn any_history_is_followed_step_by_step(batches in prop::collection::vec(prop::collection::vec(any_change(), 1..12), 1..6)) {
         let mut world = World::new();
-        world.policy.allow_pod_opt_out = batches.len() % 2 == 0;
-        let mut actual = Actual::default();
+        world.local.settings.allow_pod_opt_out = batches.len() % 2 == 0;
+        let mut actual = State::default();
         for batch in batches {
             for change in batch {
                 world.hear(change);
@@ -416,9 +416,9 @@ proptest! {
             }
             // A pod's address is at least as protected as its labels ask for, and an address that
             // no party claims is unknown.
-            let claimed: BTreeSet<Address> = desired.endpoints.keys().copied().collect();
+            let claimed: BTreeSet<Address> = desired.state.identities.endpoints.keys().copied().collect();
             for pod in world.model.pods().filter(|pod| pod.has_network()) {
-                let ruling = crate::protection::of_pod(&world.model, &world.policy, pod);
+                let ruling = crate::protection::of_pod(&world.model, &world.local, pod);
                 for address in pod.own_addresses() {
                     prop_assert!(desired.identity(*address).protection() >= ruling.protection, "{address} {pod:?}");
                     prop_assert!(actual.identities.resolve((*address).into()).protection() >= ruling.protection);
@@ -426,20 +426,20 @@ proptest! {
             }
             for address in universe().into_iter().filter(|address| !claimed.contains(address)) {
                 let address = std::net::IpAddr::from(address);
-                let inside = world.policy.cluster_ranges.iter().any(|range| range.contains(&address));
+                let inside = world.local.settings.cluster_ranges.iter().any(|range| range.contains(&address));
                 prop_assert!(!inside || desired.identity(address).kind() == Kind::UnknownPod);
             }
-            for pod in desired.attachments.values() {
+            for pod in desired.state.pods.values() {
                 for address in &pod.addresses {
                     prop_assert!(desired.identity(*address).protection() <= pod.protection);
                 }
             }
             if desired.prune {
-                prop_assert_eq!(&actual.tunnels.peers, &desired.peers);
-                prop_assert_eq!(&actual.pods, &desired.attachments);
-                prop_assert_eq!(&actual.tunnels.routes, &desired.routes);
-                prop_assert_eq!(&actual.tunnels.peer_entries, &desired.peer_entries);
-                prop_assert_eq!(&actual.identities.untranslated, &desired.untranslated);
+                prop_assert_eq!(&actual.tunnels.peers, &desired.state.tunnels.peers);
+                prop_assert_eq!(&actual.pods, &desired.state.pods);
+                prop_assert_eq!(&actual.tunnels.routes, &desired.state.tunnels.routes);
+                prop_assert_eq!(&actual.tunnels.peer_entries, &desired.state.tunnels.peer_entries);
+                prop_assert_eq!(&actual.identities.untranslated, &desired.state.identities.untranslated);
                 prop_assert!(actual.identities.synced);
             }
         }
@@ -449,25 +449,25 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
-    /// The incremental state equals one computed from scratch after every change, policy changes
-    /// included, and so do the steps.
+    /// The incremental state equals one computed from scratch after every change, changes of the
+    /// local node included, and so do the steps.
     #[test]
     fn what_is_kept_in_step_is_what_is_computed_from_scratch(
         batches in prop::collection::vec((prop::collection::vec(any_odd_change(), 1..4), 0u8..16), 1..25),
     ) {
         let mut world = World::new();
-        let mut actual = Actual::default();
+        let mut actual = State::default();
         for (batch, odd) in batches {
             match odd {
-                0 => world.policy.allow_pod_opt_out ^= true,
-                1 => world.policy.chained ^= true,
-                2 => world.policy.default_protection = Protection::Permissive,
-                3 => world.policy.cluster_ranges.truncate(1),
-                4 => world.policy.host_addresses = [ip("10.0.1.1")].into(),
-                5 => world.policy.host_addresses = ["192.0.2.1", "203.0.113.5", "10.0.2.1"].map(ip).into(),
-                6 => world.policy.host_addresses.clear(),
-                7 => world.policy.node_ranges.clear(),
-                8 => world.policy.node_ranges = vec![net("192.0.2.0/25"), net("10.0.3.0/30")],
+                0 => world.local.settings.allow_pod_opt_out ^= true,
+                1 => world.local.settings.chained ^= true,
+                2 => world.local.settings.default_protection = Protection::Permissive,
+                3 => world.local.settings.cluster_ranges.truncate(1),
+                4 => world.local.addresses = [ip("10.0.1.1")].into(),
+                5 => world.local.addresses = ["192.0.2.1", "203.0.113.5", "10.0.2.1"].map(ip).into(),
+                6 => world.local.addresses.clear(),
+                7 => world.local.settings.node_ranges.clear(),
+                8 => world.local.settings.node_ranges = vec![net("192.0.2.0/25"), net("10.0.3.0/30")],
                 _ => {}
             }
             let before = world.incremental.events.clone();
@@ -488,7 +488,7 @@ proptest! {
 /// Carries a plan out as the agent does. `fails` says whether the next step fails. Asserts that no
 /// address is ever less strict than both before and `after`, and returns the steps that failed.
 fn carry_out(
-    actual: &mut Actual,
+    actual: &mut State,
     desired: &Desired,
     after: &BTreeMap<Address, u8>,
     mut fails: impl FnMut() -> bool,
@@ -534,7 +534,7 @@ fn an_interface_gets_nothing_that_its_predecessor_could_not_give_up() {
             }
         }
     }
-    let containers = |actual: &Actual| actual.pods.keys().map(|key| key.container.clone()).collect::<Vec<_>>();
+    let containers = |actual: &State| actual.pods.keys().map(|key| key.container.clone()).collect::<Vec<_>>();
     assert_eq!(containers(&actual), ["old", "other"]);
     reach(&mut actual, &desired);
     assert_eq!(containers(&actual), ["new", "other"]);

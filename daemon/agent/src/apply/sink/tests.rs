@@ -1,7 +1,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use hauberk_core::desired::{Desired, Policy, desired};
+use hauberk_core::desired::{Desired, desired};
+use hauberk_core::local_node::{LocalNode, Settings};
 use hauberk_core::model::{Change, Model};
 use hauberk_core::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
 use hauberk_core::plan::plan;
@@ -45,13 +46,16 @@ fn wanted(changes: impl IntoIterator<Item = Change>) -> Desired {
     for change in changes {
         let _ = model.apply(change);
     }
-    let policy = Policy {
-        node: "n1".into(),
-        cluster_ranges: vec!["10.0.0.0/16".parse().unwrap()],
-        node_ranges: vec!["192.0.2.0/24".parse().unwrap()],
-        ..Policy::default()
+    let local = LocalNode {
+        name: "n1".into(),
+        settings: Settings {
+            cluster_ranges: vec!["10.0.0.0/16".parse().unwrap()],
+            node_ranges: vec!["192.0.2.0/24".parse().unwrap()],
+            ..Settings::default()
+        },
+        ..LocalNode::default()
     };
-    desired(&model, &policy)
+    desired(&model, &local)
 }
 
 fn three_nodes() -> Vec<Change> {
@@ -67,7 +71,7 @@ fn three_nodes() -> Vec<Change> {
 }
 
 /// Carries out what is missing in the double. Returns the objects of failed steps.
-async fn reconcile(memory: &mut Memory, actual: &mut Actual, desired: &Desired) -> BTreeSet<String> {
+async fn reconcile(memory: &mut Memory, actual: &mut State, desired: &Desired) -> BTreeSet<String> {
     let failed = carry_out(plan(actual, desired), memory, actual).await;
     assert_eq!(memory.held, *actual, "what the agent believes is what is there");
     failed.into_iter().map(|(step, _)| step.object()).collect()
@@ -78,7 +82,7 @@ async fn a_refused_object_fails_alone() {
     let desired = wanted(three_nodes());
     for object in ["node/n2", "route/10.0.2.0/24", "address/10.0.2.5", "range/10.0.3.0"] {
         let mut memory = Memory::new(move |step| step.object() == object);
-        let mut actual = Actual::default();
+        let mut actual = State::default();
         let failed = reconcile(&mut memory, &mut actual, &desired).await;
         assert_eq!(failed, [object.to_owned()].into(), "only this one fails");
         // Everything else is there, and the next plan is about this object alone. While an address
@@ -101,7 +105,7 @@ async fn a_subject_that_fails_holds_up_no_other() {
         [|step| matches!(step, Step::Identity(_)), |step| matches!(step, Step::Tunnel(_))];
     for fails in subjects {
         let mut memory = Memory::new(fails);
-        let mut actual = Actual::default();
+        let mut actual = State::default();
         reconcile(&mut memory, &mut actual, &desired).await;
         assert!(memory.tried.iter().all(|(step, done)| *done != fails(step)));
         assert!(plan(&actual, &desired).iter().all(fails), "the other subject has all it needs");
@@ -112,7 +116,7 @@ async fn a_subject_that_fails_holds_up_no_other() {
 async fn peers_that_are_refused_together_are_tried_alone() {
     let desired = wanted(three_nodes());
     let mut memory = Memory::new(|step| step.object() == "node/n3");
-    let mut actual = Actual::default();
+    let mut actual = State::default();
     let failed = reconcile(&mut memory, &mut actual, &desired).await;
     assert_eq!(failed, ["node/n3".to_owned()].into());
     let names: Vec<&str> = actual.tunnels.peers.values().map(|peer| peer.name.as_str()).collect();
@@ -149,7 +153,7 @@ fn any_part() -> impl Strategy<Value = Part> {
 }
 
 /// How strictly each address of interest is judged.
-fn judged(actual: &Actual) -> Vec<(IpAddr, u8)> {
+fn judged(actual: &State) -> Vec<(IpAddr, u8)> {
     let addresses = (1..4u8).flat_map(|range| (5..8u8).map(move |host| IpAddr::from([10, 0, range, host])));
     let judge = |address: IpAddr| (address, actual.identities.strictness(address.into()));
     addresses.chain([IpAddr::from([192, 0, 2, 2]), IpAddr::from([203, 0, 113, 1])]).map(judge).collect()
@@ -166,7 +170,7 @@ proptest! {
         runtime.block_on(async {
             let mut told = three_nodes();
             let mut memory = Memory::new(|_| false);
-            let mut actual = Actual::default();
+            let mut actual = State::default();
             let mut seen = told.len();
             for part in history.into_iter().chain([Part::Reconciled(BTreeSet::new())]) {
                 match part {
@@ -191,7 +195,7 @@ proptest! {
                 }
             }
             let desired = wanted(told);
-            let mut fresh = Actual::default();
+            let mut fresh = State::default();
             let mut other = Memory::new(|_| false);
             reconcile(&mut other, &mut fresh, &desired).await;
             assert_eq!(memory.held, fresh);
@@ -200,7 +204,7 @@ proptest! {
 }
 
 /// Reconciles, and checks after every step that nothing is more open than at both ends.
-async fn follow(memory: &mut Memory, actual: &mut Actual, desired: &Desired, refused: BTreeSet<usize>) {
+async fn follow(memory: &mut Memory, actual: &mut State, desired: &Desired, refused: BTreeSet<usize>) {
     let mut end = actual.clone();
     plan(actual, desired).iter().for_each(|step| end.apply(step));
     let (before, after) = (judged(actual), judged(&end));

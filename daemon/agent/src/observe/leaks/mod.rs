@@ -210,7 +210,7 @@ impl Reader {
                 owners: [owner(world, leak.source), owner(world, leak.destination)],
                 last: at(*last, now),
             };
-            let node = world.policy.node.clone();
+            let node = world.local.name.clone();
             let event = world.leaks.note(&node, &sighting);
             if told < TOLD_AT_ONCE {
                 told += 1;

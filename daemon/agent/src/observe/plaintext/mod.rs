@@ -16,11 +16,11 @@ use std::time::Duration;
 use hauberk_abi::flow::{Flow, FlowKey};
 use hauberk_abi::layout::Hook;
 use hauberk_abi::reason::{DropReason, Encryption};
-use hauberk_core::convergence::convergence;
-use hauberk_core::desired::Owner;
-use hauberk_core::names::NodeNumber;
 use hauberk_core::annotations::PLAINTEXT_ANNOTATION;
 use hauberk_core::annotations::plaintext;
+use hauberk_core::convergence::convergence;
+use hauberk_core::identities::Owner;
+use hauberk_core::names::NodeNumber;
 use hauberk_source::{Source, SourceError};
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinHandle;
@@ -175,12 +175,12 @@ impl Reader {
 /// could.
 fn waiting(world: &World) -> BTreeMap<String, BTreeSet<String>> {
     let has_key = |node: &String| world.model.node_object(node).is_some_and(|object| object.keys.is_some());
-    let namespaces = convergence(&world.model, &world.policy).into_iter();
+    let namespaces = convergence(&world.model, &world.local).into_iter();
     namespaces.map(|one| (one.name, one.waiting_for.into_iter().filter(has_key).collect())).collect()
 }
 
 fn namespace(world: &World, address: IpAddr) -> Option<String> {
-    match world.desired.owner(&world.model, &world.policy, address.into())? {
+    match world.desired.owner(&world.model, &world.local, address.into())? {
         Owner::Pod(pod) => Some(pod.namespace),
         Owner::Node(_) | Owner::Attachment(_) => None,
     }

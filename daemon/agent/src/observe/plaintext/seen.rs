@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use hauberk_api::{Problem, Severity};
-use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::annotations::plaintext::{self, MAX_NODES, Report};
+use hauberk_core::events::{NewEvent, reason};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::world::World;

@@ -20,7 +20,7 @@ fn world() -> World {
     for change in [node("n1", "192.168.0.1", None), node("n2", "192.168.0.2", None), Change::Synced] {
         let _ = world.model.apply(change);
     }
-    let _ = world.desired.follow(&mut world.model, &world.policy);
+    let _ = world.desired.follow(&mut world.model, &world.local);
     world
 }
 
@@ -142,7 +142,7 @@ fn namespaces_are_those_of_the_pods_concerned() {
         ..Default::default()
     };
     let _ = world.model.apply(Change::Pod(pod));
-    let _ = world.desired.follow(&mut world.model, &world.policy);
+    let _ = world.desired.follow(&mut world.model, &world.local);
     assert_eq!(namespace(&world, "10.0.1.1".parse().unwrap()).as_deref(), Some("shop"));
     assert_eq!(namespace(&world, "192.168.0.2".parse().unwrap()), None);
 }

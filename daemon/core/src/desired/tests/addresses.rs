@@ -24,7 +24,7 @@ const CLOSED: Identity = Identity::new(Kind::UnknownNode, Protection::None, 0);
 
 /// The allowed IPs of node `n{number}`.
 fn allowed(world: &World, number: u8) -> Vec<IpNet> {
-    world.desired().peers[&NodeNumber(world.number(number))].allowed.iter().copied().collect()
+    world.desired().state.tunnels.peers[&NodeNumber(world.number(number))].allowed.iter().copied().collect()
 }
 
 fn warnings(world: &World) -> usize {
@@ -34,11 +34,11 @@ fn warnings(world: &World) -> usize {
 #[test]
 fn every_address_that_a_node_publishes_is_its_own() {
     let mut world = World::three_nodes();
-    world.policy.node_ranges.clear();
+    world.local.settings.node_ranges.clear();
     world.apply(Change::Node(with_devices(2, &["192.0.2.2", "198.51.100.7", "2001:db8::2"])));
     for address in ["192.0.2.2", "198.51.100.7", "2001:db8::2"] {
         assert_eq!(world.desired().identity(ip(address)), identity_of_node(world.number(2)), "{address}");
-        assert!(world.desired().untranslated.contains(&IpNet::from(ip(address))), "{address}");
+        assert!(world.desired().state.identities.untranslated.contains(&IpNet::from(ip(address))), "{address}");
     }
     assert_eq!(allowed(&world, 2), ["10.0.2.0/24", "192.0.2.2/32", "198.51.100.7/32", "2001:db8::2/128"].map(net));
     assert!(world.events().is_empty());
@@ -50,7 +50,7 @@ fn every_address_that_a_node_publishes_is_its_own() {
 #[test]
 fn a_broken_annotation_leaves_the_last_good_addresses_and_a_removed_one_none() {
     let mut world = World::three_nodes();
-    world.policy.node_ranges.clear();
+    world.local.settings.node_ranges.clear();
     world.apply(Change::Node(with_devices(2, &["198.51.100.7"])));
     let text = r#"{"version":1,"addresses":["198.51.100.8","127.0.0.1"]}"#;
     world.apply(Change::Node(NodeObject { published_addresses: Some(text.into()), ..node(2) }));
@@ -64,13 +64,13 @@ fn a_broken_annotation_leaves_the_last_good_addresses_and_a_removed_one_none() {
 #[test]
 fn what_a_node_had_is_closed_until_another_one_has_it_or_it_is_forgotten() {
     let mut world = World::three_nodes();
-    world.policy.node_ranges.clear();
+    world.local.settings.node_ranges.clear();
     let who = |world: &World, address: &str| world.desired().identity(ip(address));
     world.apply(Change::Node(with_devices(2, &["198.51.100.7", "10.0.2.1"])));
     world.apply(Change::NodeGone("n2".into()));
     for address in ["192.0.2.2", "198.51.100.7"] {
         assert_eq!(who(&world, address), CLOSED, "{address}");
-        assert!(!world.desired().untranslated.contains(&IpNet::from(ip(address))), "{address}");
+        assert!(!world.desired().state.identities.untranslated.contains(&IpNet::from(ip(address))), "{address}");
     }
     assert_eq!(who(&world, "10.0.2.1").kind(), Kind::UnknownPod, "no node's in the first place");
     world.assert_event(reason::ADDRESS_DEPARTED, &["Node/n2"]);
@@ -130,8 +130,11 @@ fn an_address_that_two_nodes_claim_is_nobodys_and_still_reaches_their_tunnels() 
     assert_eq!(allowed(&world, 2), ["10.0.2.0/24"].map(net));
     assert_eq!(allowed(&world, 3), ["10.0.3.0/24", "192.0.2.3/32"].map(net));
     let desired = world.desired();
-    assert_eq!(desired.peers[&NodeNumber(world.number(2))].endpoint, Some("192.0.2.2:51840".parse().unwrap()));
-    assert_eq!(desired.routes[&net("10.0.2.0/24")].via, ip("192.0.2.2"));
+    assert_eq!(
+        desired.state.tunnels.peers[&NodeNumber(world.number(2))].endpoint,
+        Some("192.0.2.2:51840".parse().unwrap())
+    );
+    assert_eq!(desired.state.tunnels.routes[&net("10.0.2.0/24")].via, ip("192.0.2.2"));
     world.assert_event(reason::ADDRESS_CONFLICT, &["Node/n2", "Node/n3"]);
     // The same for devices' addresses.
     world.apply(Change::Node(with_devices(3, &["192.0.2.2"])));
@@ -147,7 +150,7 @@ fn an_address_that_two_nodes_claim_is_nobodys_and_still_reaches_their_tunnels() 
 #[test]
 fn what_a_device_of_this_node_has_is_this_nodes_whoever_claims_it() {
     let mut world = World::three_nodes();
-    world.policy.host_addresses = ["192.0.2.1", "203.0.113.1", "10.0.1.1"].map(ip).into();
+    world.local.addresses = ["192.0.2.1", "203.0.113.1", "10.0.1.1"].map(ip).into();
     world.apply(Change::Node(with_status(3, &["192.0.2.1"], true)));
     world.apply(Change::Node(with_devices(2, &["192.0.2.2", "192.0.2.1", "203.0.113.1"])));
     world.apply(Change::Pod(pod("open/a", 3, &["203.0.113.1"])));
@@ -163,8 +166,8 @@ fn what_a_device_of_this_node_has_is_this_nodes_whoever_claims_it() {
 #[test]
 fn addresses_that_many_nodes_devices_have_raise_one_event_each_and_no_warning() {
     let mut world = World::new();
-    world.policy.node_ranges.clear();
-    world.policy.host_addresses = [ip("172.17.0.1")].into();
+    world.local.settings.node_ranges.clear();
+    world.local.addresses = [ip("172.17.0.1")].into();
     for number in 1..=40 {
         world.apply(Change::Node(with_devices(number, &["172.17.0.1", "192.168.122.1"])));
     }
@@ -205,7 +208,7 @@ fn no_node_has_an_address_where_pods_are() {
     assert_eq!(allowed(&world, 3), ["10.0.3.0/24", "192.0.2.3/32"].map(net));
     world.assert_event(reason::ADDRESS_REFUSED, &["Node/n3"]);
     // Where nodes and pods share a range, the longer prefix decides.
-    world.policy.node_ranges.push(net("10.0.77.0/24"));
+    world.local.settings.node_ranges.push(net("10.0.77.0/24"));
     world.apply(Change::Node(with_status(3, &["10.0.77.5"], true)));
     assert_eq!(world.desired().identity(ip("10.0.77.5")), identity_of_node(world.number(3)));
 }
@@ -227,9 +230,9 @@ fn routes_leave_an_address_where_nobody_answers_for_another_of_that_node() {
         (&[("192.0.2.3", "192.0.2.33")], "192.0.2.2"),
     ];
     for (detours, expected) in cases {
-        world.policy.detours = detours.iter().map(|(from, to)| (ip(from), ip(to))).collect();
+        world.local.detours = detours.iter().map(|(from, to)| (ip(from), ip(to))).collect();
         let _ = world.follow();
         assert_eq!(*world.incremental, world.desired());
-        assert_eq!(world.desired().routes[&net("10.0.2.0/24")].via, ip(expected), "{detours:?}");
+        assert_eq!(world.desired().state.tunnels.routes[&net("10.0.2.0/24")].via, ip(expected), "{detours:?}");
     }
 }

@@ -8,10 +8,11 @@ use hauberk_abi::identity::Protection;
 use hauberk_api::Attachment;
 use ipnet::IpNet;
 
-use crate::desired::addresses::{NodeClaim, Places};
-use crate::desired::{Owner, Policy};
 use crate::events::{Collector, reason};
+use crate::identities::Owner;
+use crate::identities::addresses::{NodeClaim, Places};
 use crate::label::{ENCRYPTION_LABEL, label_value};
+use crate::local_node::LocalNode;
 use crate::model::{Claimant, Model, Pod};
 use crate::names::{AttachmentKey, PodName};
 use crate::protection::{self, Rule};
@@ -19,7 +20,7 @@ use crate::reserved;
 use crate::words::read_from;
 
 /// The party that has an address.
-pub(super) enum Party<'a> {
+pub(crate) enum Party<'a> {
     Nobody,
     /// A node, by name.
     Node(&'a str),
@@ -31,13 +32,13 @@ pub(super) enum Party<'a> {
 }
 
 /// A pod's claim to an address, or several claims joined.
-pub(super) struct PodClaim<'a> {
+pub(crate) struct PodClaim<'a> {
     /// The strictest protection of all that claim the address.
-    pub(super) protection: Protection,
+    pub(crate) protection: Protection,
     /// The node the pod is on, if it is known.
-    pub(super) node: Option<&'a str>,
+    pub(crate) node: Option<&'a str>,
     /// The interface on this node that has the address.
-    pub(super) attachment: Option<&'a AttachmentKey>,
+    pub(crate) attachment: Option<&'a AttachmentKey>,
     holder: Holder<'a>,
     terminating: bool,
     origin: &'a str,
@@ -56,14 +57,14 @@ enum Holder<'a> {
 /// If a pod and a node claim one address, it is the pod's if it lies in a pod range or an interface
 /// of this node has it: no node may take a pod's traffic by claiming its address. Elsewhere, and if
 /// a device of this node has it, it is the node's: no pod may cut off a node.
-pub(super) fn settle<'a>(
+pub(crate) fn settle<'a>(
     model: &'a Model,
-    policy: &Policy,
+    local: &LocalNode,
     places: &'a Places,
     address: Address,
     events: &mut Collector,
 ) -> Party<'a> {
-    let pod = pod_claim(model, policy, places, address, events);
+    let pod = pod_claim(model, local, places, address, events);
     let Some(nodes) = places.nodes.claim(address) else { return pod.map_or(Party::Nobody, Party::Pod) };
     let of_nodes = match nodes {
         NodeClaim::Of(node) => Party::Node(node),
@@ -74,10 +75,10 @@ pub(super) fn settle<'a>(
     let Some(claim) = pod else { return of_nodes };
     let node = nodes.node();
     let address = IpAddr::from(address);
-    let here = policy.host_addresses.contains(&address);
+    let here = local.addresses.contains(&address);
     let pod_keeps = match claim.attachment {
-        Some(_) => !here || places.are_pods(policy, address),
-        None => places.are_pods(policy, address) && (!here || claim.node == Some(model.node())),
+        Some(_) => !here || places.are_pods(local, address),
+        None => places.are_pods(local, address) && (!here || claim.node == Some(model.node())),
     };
     events.warn(reason::ADDRESS_CONFLICT, [format!("Node/{node}"), claim.object()], || {
         let (keeper, why) = if pod_keeps {
@@ -97,7 +98,7 @@ pub(super) fn settle<'a>(
 /// pod's object lists it.
 fn pod_claim<'a>(
     model: &'a Model,
-    policy: &Policy,
+    local: &LocalNode,
     places: &'a Places,
     address: Address,
     events: &mut Collector,
@@ -106,9 +107,9 @@ fn pod_claim<'a>(
     let mut holder: Option<PodClaim<'a>> = None;
     for claimant in model.claims.of(address) {
         let claim = match claimant {
-            Claimant::Attachment(key) => of_attachment(model, policy, key, model.attachments.get(key)?),
+            Claimant::Attachment(key) => of_attachment(model, local, key, model.attachments.get(key)?),
             Claimant::Pod(pod) => {
-                let mut claim = of_pod(model, policy, pod);
+                let mut claim = of_pod(model, local, pod);
                 // A range has one owner: an object may add protection there, but cannot move an
                 // address to another node.
                 if let Some(owner) = owner.filter(|owner| claim.node != Some(owner)) {
@@ -139,13 +140,13 @@ fn pod_claim<'a>(
 
 fn of_attachment<'a>(
     model: &'a Model,
-    policy: &Policy,
+    local: &LocalNode,
     key: &'a AttachmentKey,
     attachment: &'a Attachment,
 ) -> PodClaim<'a> {
     let pod = model.pod_of(attachment);
     PodClaim {
-        protection: protection_of(model, policy, attachment),
+        protection: protection_of(model, local, attachment),
         node: Some(model.node()),
         attachment: Some(key),
         holder: pod.map_or(Holder::Attachment(key), |pod| Holder::Pod(pod.namespace, pod.name)),
@@ -154,10 +155,10 @@ fn of_attachment<'a>(
     }
 }
 
-fn of_pod<'a>(model: &'a Model, policy: &Policy, pod: &'a Pod) -> PodClaim<'a> {
+fn of_pod<'a>(model: &'a Model, local: &LocalNode, pod: &'a Pod) -> PodClaim<'a> {
     let known = |node: &&str| *node == model.node() || model.nodes.contains_key(*node);
     PodClaim {
-        protection: protection::of_pod(model, policy, pod).protection,
+        protection: protection::of_pod(model, local, pod).protection,
         node: pod.node.as_deref().filter(known),
         attachment: None,
         holder: Holder::Pod(&pod.namespace, &pod.name),
@@ -167,15 +168,15 @@ fn of_pod<'a>(model: &'a Model, policy: &Policy, pod: &'a Pod) -> PodClaim<'a> {
 }
 
 /// How the pod behind an interface on this node is protected.
-pub(super) fn protection_of(model: &Model, policy: &Policy, attachment: &Attachment) -> Protection {
+pub(crate) fn protection_of(model: &Model, local: &LocalNode, attachment: &Attachment) -> Protection {
     let pod = model.pod_of(attachment).map(|pod| (pod.full_name(), pod.uid));
-    protection::of_attached(model, policy, pod.as_ref().map(|(name, uid)| (name, *uid))).protection
+    protection::of_attached(model, local, pod.as_ref().map(|(name, uid)| (name, *uid))).protection
 }
 
 /// The owner of the address, for messages; if several claim it, the likeliest.
-pub(super) fn owner(model: &Model, policy: &Policy, address: Address) -> Option<Owner> {
+pub(crate) fn owner(model: &Model, local: &LocalNode, address: Address) -> Option<Owner> {
     let places = Places::default();
-    Some(match pod_claim(model, policy, &places, address, &mut Collector::counting())?.holder {
+    Some(match pod_claim(model, local, &places, address, &mut Collector::counting())?.holder {
         Holder::Pod(namespace, name) => Owner::Pod(PodName { namespace: namespace.to_owned(), name: name.to_owned() }),
         Holder::Attachment(key) => Owner::Attachment(key.clone()),
     })
@@ -219,8 +220,8 @@ impl std::fmt::Display for PodClaim<'_> {
 }
 
 /// Adds the events about a pod by itself.
-pub(super) fn tell_pod(model: &Model, policy: &Policy, pod: &Pod, events: &mut Collector) {
-    let ruling = protection::of_pod(model, policy, pod);
+pub(crate) fn tell_pod(model: &Model, local: &LocalNode, pod: &Pod, events: &mut Collector) {
+    let ruling = protection::of_pod(model, local, pod);
     // What the namespace asks for is not known before its object is read: at every start some pods
     // are read before their namespace.
     let is_asked = ruling.protection > Protection::None && ruling.rule != Rule::NamespaceUnknown;
@@ -250,12 +251,12 @@ pub(super) fn tell_pod(model: &Model, policy: &Policy, pod: &Pod, events: &mut C
             )
         });
     }
-    tell_refused(&of_pod(model, policy, pod), &pod.addresses, events);
+    tell_refused(&of_pod(model, local, pod), &pod.addresses, events);
 }
 
 /// Adds the event about a namespace without an object. While the source is still being read there
 /// is none, because the object may come next.
-pub(super) fn tell_namespace(model: &Model, namespace: &str, events: &mut Collector) {
+pub(crate) fn tell_namespace(model: &Model, namespace: &str, events: &mut Collector) {
     if !model.synced() || model.namespace(namespace).is_some() {
         return;
     }
@@ -271,15 +272,15 @@ pub(super) fn tell_namespace(model: &Model, namespace: &str, events: &mut Collec
 }
 
 /// Adds the events about the addresses of an interface on this node.
-pub(super) fn tell_attachment(
+pub(crate) fn tell_attachment(
     model: &Model,
-    policy: &Policy,
+    local: &LocalNode,
     key: &AttachmentKey,
     attachment: &Attachment,
     events: &mut Collector,
 ) {
     let addresses: Vec<IpAddr> = attachment.reservation.addresses.iter().map(IpNet::addr).collect();
-    tell_refused(&of_attachment(model, policy, key, attachment), &addresses, events);
+    tell_refused(&of_attachment(model, local, key, attachment), &addresses, events);
 }
 
 fn tell_refused(claim: &PodClaim<'_>, addresses: &[IpAddr], events: &mut Collector) {

@@ -7,28 +7,21 @@ use hauberk_abi::layout::{self, peer_flag};
 use ipnet::IpNet;
 
 use crate::annotations::addresses::is_possible;
-use crate::desired::addresses::{NodeAddresses, NodeClaim, Places};
-use crate::desired::ranges::PodRanges;
-use crate::desired::{Peer, Policy, Route};
 use crate::events::{Collector, reason};
+use crate::identities::addresses::{NodeAddresses, NodeClaim, Places};
+use crate::identities::ranges::PodRanges;
+use crate::local_node::LocalNode;
 use crate::model::{Held, Model};
 use crate::names::NodeNumber;
 use crate::objects::NodeObject;
+use crate::tunnels::{Peer, Route, Tunnels};
 use crate::words::read_from;
-
-/// The desired content of the tunnel, of the PEERS map and of the routing table.
-#[derive(Default)]
-pub(super) struct Tunnels {
-    pub(super) peers: BTreeMap<NodeNumber, Peer>,
-    pub(super) entries: BTreeMap<NodeNumber, layout::Peer>,
-    pub(super) routes: BTreeMap<IpNet, Route>,
-}
 
 impl Tunnels {
     /// Derived from the nodes' objects and the outcome of their claims.
-    pub(super) fn derive(
+    pub(crate) fn derive(
         model: &Model,
-        policy: &Policy,
+        local: &LocalNode,
         places: &Places,
         speakers: &Speakers,
         events: &mut Collector,
@@ -37,30 +30,30 @@ impl Tunnels {
         let holders = Holders::collect(model);
         let mut allowed = speakers.by_node();
         let own = model.nodes.get(model.node()).and_then(|node| nodes.reached_at(&node.object).next());
-        let families = Families::of_own_node(model, policy);
+        let families = Families::of_own_node(model, local);
         let mut tunnels = Tunnels::default();
         for (name, node) in model.nodes.iter().filter(|(name, _)| *name != model.node()) {
             let number = model.node_number(name).unwrap_or_default();
-            if !policy.chained {
-                tunnels.route(policy, &families, &node.object, ranges, nodes, events);
+            if !local.settings.chained {
+                tunnels.route(local, &families, &node.object, ranges, nodes, events);
             }
             let Some(held) = &node.held else { continue };
-            let keys = holders.usable(policy, &node.object, held, events);
+            let keys = holders.usable(local, &node.object, held, events);
             let Some((epoch, _)) = keys.first().copied() else { continue };
-            let endpoint = endpoint(policy, &node.object, own, places, held.published.port);
+            let endpoint = endpoint(local, &node.object, own, places, held.published.port);
             let fallbacks = endpoint.map(|endpoint| fallbacks(&node.object, places, endpoint)).unwrap_or_default();
             if endpoint.is_none() {
                 events.warn(reason::NO_ENDPOINT, [object(&node.object)], || no_endpoint(&node.object));
             }
             let entry = layout::Peer { flags: flags(endpoint.is_some(), model.ready.contains(name)), epoch };
             let allowed = allowed.remove(&number).unwrap_or_default();
-            tunnels.entries.insert(number, entry);
+            tunnels.peer_entries.insert(number, entry);
             tunnels.peers.insert(number, Peer { number, name: name.clone(), keys, endpoint, fallbacks, allowed });
         }
         // Also where this single address is some node's whole range: the route leads to the node
         // that the pod is on.
         for (prefix, node) in &speakers.pods {
-            match node.and_then(|node| route_to_pod(model, policy, nodes, prefix.addr(), node)) {
+            match node.and_then(|node| route_to_pod(model, local, nodes, prefix.addr(), node)) {
                 Some(route) => tunnels.routes.insert(*prefix, route),
                 None => tunnels.routes.remove(prefix),
             };
@@ -71,7 +64,7 @@ impl Tunnels {
     /// Adds routes to the node's pod ranges, by its address of the same family.
     fn route(
         &mut self,
-        policy: &Policy,
+        local: &LocalNode,
         families: &Families,
         node: &NodeObject,
         ranges: &PodRanges,
@@ -81,9 +74,9 @@ impl Tunnels {
         for destination in ranges.of(&node.name).filter(|range| families.has(range.addr())) {
             // An address inside the range would itself be reached by the route.
             let usable = |via: &IpAddr| same_family(*via, destination.addr()) && !destination.contains(via);
-            match way(policy, nodes, node, usable) {
+            match way(local, nodes, node, usable) {
                 Some(via) => {
-                    self.routes.insert(destination, Route { destination, via, mtu: policy.route_mtu });
+                    self.routes.insert(destination, Route { destination, via, mtu: local.route_mtu });
                 }
                 None => events.warn(reason::NO_ROUTE, [object(node)], || no_route(node, destination)),
             }
@@ -100,11 +93,11 @@ struct Families {
 
 impl Families {
     /// The families of its object and its devices; both while its object does not exist.
-    fn of_own_node(model: &Model, policy: &Policy) -> Families {
+    fn of_own_node(model: &Model, local: &LocalNode) -> Families {
         let Some(own) = model.node_object(model.node()) else { return Families { ipv4: true, ipv6: true } };
         let ranges = own.pod_ranges.iter().map(IpNet::addr);
         let addresses = own.addresses.iter().map(|address| address.address);
-        let devices = policy.host_addresses.iter().copied().filter(|address| is_possible(*address));
+        let devices = local.addresses.iter().copied().filter(|address| is_possible(*address));
         let (ipv4, ipv6): (Vec<IpAddr>, Vec<IpAddr>) =
             ranges.chain(addresses).chain(devices).partition(IpAddr::is_ipv4);
         Families { ipv4: !ipv4.is_empty(), ipv6: !ipv6.is_empty() }
@@ -118,19 +111,19 @@ impl Families {
 /// The route to a pod outside its node's ranges, for example a pod that kept its address when the
 /// range changed. There is none outside `clusterRanges`: a Pod object must not redirect the world's
 /// traffic to its node.
-pub(super) fn route_to_pod(
+pub(crate) fn route_to_pod(
     model: &Model,
-    policy: &Policy,
+    local: &LocalNode,
     nodes: &NodeAddresses,
     pod: IpAddr,
     node: NodeNumber,
 ) -> Option<Route> {
     let node = model.node_name(node).filter(|name| *name != model.node()).and_then(|name| model.node_object(name))?;
-    if policy.chained || !policy.is_for_pods(pod) {
+    if local.settings.chained || !local.settings.is_for_pods(pod) {
         return None;
     }
-    let via = way(policy, nodes, node, |via| same_family(*via, pod))?;
-    Some(Route { destination: pod.into(), via, mtu: policy.route_mtu })
+    let via = way(local, nodes, node, |via| same_family(*via, pod))?;
+    Some(Route { destination: pod.into(), via, mtu: local.route_mtu })
 }
 
 /// Which nodes publish which key, and since when.
@@ -144,7 +137,7 @@ struct Holder<'a> {
 impl<'a> Holders<'a> {
     fn collect(model: &'a Model) -> Holders<'a> {
         let mut holders: HashMap<[u8; 32], Vec<Holder<'a>>> = HashMap::new();
-        // This node's own object is no claim: its keys are in the policy.
+        // This node's own object is no claim: its keys are known locally.
         for (name, node) in model.nodes.iter().filter(|(name, _)| *name != model.node()) {
             for (key, arrival) in node.held.iter().flat_map(|held| &held.arrival) {
                 debug_assert_eq!(*name, node.object.name);
@@ -156,12 +149,18 @@ impl<'a> Holders<'a> {
 
     /// The node's usable keys, newest first. Left out are this node's own keys, and keys that
     /// another node had before or came with at the same time.
-    fn usable(&self, policy: &Policy, node: &NodeObject, held: &Held, events: &mut Collector) -> Vec<(u32, [u8; 32])> {
+    fn usable(
+        &self,
+        local: &LocalNode,
+        node: &NodeObject,
+        held: &Held,
+        events: &mut Collector,
+    ) -> Vec<(u32, [u8; 32])> {
         let mut usable = Vec::new();
         for key in &held.published.keys {
-            if policy.own_keys.contains(&key.bytes) {
-                let objects = [object(node), format!("Node/{}", policy.node)];
-                events.warn(reason::KEY_REFUSED, objects, || own_key(policy, node, key.epoch));
+            if local.keys.contains(&key.bytes) {
+                let objects = [object(node), format!("Node/{}", local.name)];
+                events.warn(reason::KEY_REFUSED, objects, || own_key(local, node, key.epoch));
             } else if let Some(other) = self.earlier_or_equal(node, &key.bytes) {
                 let objects = [object(node), object(other.node)];
                 events.warn(reason::KEY_REFUSED, objects, || taken_key(node, key.epoch, other, held, &key.bytes));
@@ -187,7 +186,7 @@ impl<'a> Holders<'a> {
 /// Which prefix is in which node's allowed IPs. Unique by construction: a prefix occurs once in
 /// each map, and the more certain source, a pod's own object, comes first.
 #[derive(Debug, Default)]
-pub(super) struct Speakers {
+pub(crate) struct Speakers {
     /// The nodes' own ranges and addresses.
     nodes: BTreeMap<IpNet, NodeNumber>,
     /// Pods' addresses outside their node's ranges. A pod without a node is in no peer's allowed
@@ -197,7 +196,7 @@ pub(super) struct Speakers {
 
 impl Speakers {
     /// Replaces the ranges and addresses of the nodes.
-    pub(super) fn set_nodes(&mut self, model: &Model, places: &Places) {
+    pub(crate) fn set_nodes(&mut self, model: &Model, places: &Places) {
         self.nodes.clear();
         for node in model.nodes() {
             let number = model.node_number(&node.name).unwrap_or_default();
@@ -209,7 +208,7 @@ impl Speakers {
 
     /// Sets or removes a pod's address. Returns the previous and the present node for it, if they
     /// differ.
-    pub(super) fn set_pod(
+    pub(crate) fn set_pod(
         &mut self,
         address: IpAddr,
         outside: Option<Option<NodeNumber>>,
@@ -242,12 +241,18 @@ impl Speakers {
 /// Where the node's tunnel listens: preferably an address of the family of this node's own first
 /// address. The last choice is an external address outside `nodeRanges`: an address translator may
 /// have it, and the handshake proves who is behind it.
-fn endpoint(policy: &Policy, node: &NodeObject, own: Option<IpAddr>, places: &Places, port: u16) -> Option<SocketAddr> {
+fn endpoint(
+    local: &LocalNode,
+    node: &NodeObject,
+    own: Option<IpAddr>,
+    places: &Places,
+    port: u16,
+) -> Option<SocketAddr> {
     let internal = |address: &IpAddr| node.addresses.iter().any(|other| other.internal && other.address == *address);
     let other_family = |address: &IpAddr| own.is_some_and(|own| !same_family(own, *address));
     let best = places.nodes.reached_at(node).min_by_key(|address| (!internal(address), other_family(address)));
     let outside = |address: &IpAddr| {
-        is_possible(*address) && !places.are_pods(policy, *address) && places.nodes.claim((*address).into()).is_none()
+        is_possible(*address) && !places.are_pods(local, *address) && places.nodes.claim((*address).into()).is_none()
     };
     let external = || {
         let external = node.addresses.iter().filter(|address| !address.internal).map(|address| address.address);
@@ -267,19 +272,19 @@ fn fallbacks(node: &NodeObject, places: &Places, endpoint: SocketAddr) -> Vec<So
 /// The node's address that routes go via: the first one that `may` accepts. If that one does not
 /// answer, it is the address at which the tunnel hears the node, if it is the node's own, else
 /// another address of its status.
-fn way(policy: &Policy, nodes: &NodeAddresses, node: &NodeObject, may: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
+fn way(local: &LocalNode, nodes: &NodeAddresses, node: &NodeObject, may: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
     let first = nodes.reached_at(node).find(&may)?;
-    let Some(heard) = policy.detours.get(&first) else { return Some(first) };
+    let Some(heard) = local.detours.get(&first) else { return Some(first) };
     let is_own =
         |address: IpAddr| matches!(nodes.claim(address.into()), Some(NodeClaim::Of(owner)) if *owner == node.name);
     if may(heard) && is_own(*heard) {
         return Some(*heard);
     }
-    let other = nodes.reached_at(node).find(|other| may(other) && !policy.detours.contains_key(other));
+    let other = nodes.reached_at(node).find(|other| may(other) && !local.detours.contains_key(other));
     Some(other.unwrap_or(first))
 }
 
-pub(super) fn flags(reachable: bool, ready: bool) -> u32 {
+pub(crate) fn flags(reachable: bool, ready: bool) -> u32 {
     match (reachable, ready) {
         (false, _) => 0,
         (true, false) => peer_flag::KEY,
@@ -295,13 +300,13 @@ fn object(node: &NodeObject) -> String {
     format!("Node/{}", node.name)
 }
 
-fn own_key(policy: &Policy, node: &NodeObject, epoch: u32) -> String {
+fn own_key(local: &LocalNode, node: &NodeObject, epoch: u32) -> String {
     format!(
         "Node {}{}: its key of epoch {epoch} is refused: it is this node's ({}) own; its state directory may be a copy of \
          this node's - give it one of its own",
         node.name,
         read_from(&node.origin),
-        policy.node
+        local.name
     )
 }
 

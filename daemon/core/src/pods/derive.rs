@@ -5,31 +5,32 @@ use std::net::IpAddr;
 use hauberk_api::{Attach, Attachment};
 use ipnet::IpNet;
 
-use crate::desired::addresses::Places;
-use crate::desired::claims::{self, Party};
-use crate::desired::{LocalPod, Policy};
 use crate::events::{Collector, reason};
+use crate::identities::addresses::Places;
+use crate::identities::claims::{self, Party};
+use crate::local_node::LocalNode;
 use crate::model::Model;
 use crate::names::AttachmentKey;
+use crate::pods::LocalPod;
 use crate::reserved;
 
 /// The interface, if its veth exists. A reserved one has addresses, but no device to attach to yet.
-pub(super) fn local_pod(
+pub(crate) fn local_pod(
     model: &Model,
-    policy: &Policy,
+    local: &LocalNode,
     places: &Places,
     key: &AttachmentKey,
     attachment: &Attachment,
 ) -> Option<LocalPod> {
     let attach = attachment.attach.as_ref()?;
     let (host_mac, pod_mac) = devices(attach)?;
-    let mut protection = claims::protection_of(model, policy, attachment);
+    let mut protection = claims::protection_of(model, local, attachment);
     let mut addresses: Vec<IpAddr> = Vec::new();
     // A refused address claims nothing, and another pod may have the address it maps to:
     // `::ffff:10.0.1.1`.
     let possible = |address: &IpAddr| reserved::address(*address).is_none();
     for address in attachment.reservation.addresses.iter().map(IpNet::addr).filter(possible) {
-        let settled = claims::settle(model, policy, places, address.into(), &mut Collector::counting());
+        let settled = claims::settle(model, local, places, address.into(), &mut Collector::counting());
         let Party::Pod(claim) = settled else { continue };
         protection = protection.max(claim.protection);
         // An address that two interfaces have is entered once, because the map has one entry for
@@ -52,14 +53,14 @@ pub(super) fn local_pod(
 }
 
 /// Adds the events about an interface on this node.
-pub(super) fn tell(
+pub(crate) fn tell(
     model: &Model,
-    policy: &Policy,
+    local: &LocalNode,
     key: &AttachmentKey,
     attachment: &Attachment,
     events: &mut Collector,
 ) {
-    claims::tell_attachment(model, policy, key, attachment, events);
+    claims::tell_attachment(model, local, key, attachment, events);
     let Some(attach) = attachment.attach.as_ref().filter(|attach| devices(attach).is_none()) else { return };
     events.warn(reason::ATTACHMENT_INVALID, [format!("Attachment/{key}")], || {
         format!(

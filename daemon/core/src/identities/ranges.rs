@@ -8,8 +8,8 @@ use hauberk_abi::address::Prefix;
 use hauberk_abi::identity::{Identity, Kind, Protection};
 use ipnet::IpNet;
 
-use crate::desired::Policy;
 use crate::events::{Collector, reason};
+use crate::local_node::LocalNode;
 use crate::model::Model;
 use crate::objects::NodeObject;
 use crate::reserved;
@@ -17,7 +17,7 @@ use crate::words::read_from;
 
 /// The nodes' pod ranges.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct PodRanges {
+pub(crate) struct PodRanges {
     /// Each node's own, by node name. No two of different nodes overlap.
     owned: BTreeMap<String, BTreeSet<IpNet>>,
     /// The owner of each range.
@@ -34,7 +34,7 @@ impl PodRanges {
     /// A range that overlaps another node's belongs to neither, whichever claimed it first: a guess
     /// could give one node's traffic to another. Pods in it are still reached by their own
     /// addresses; only addresses without a Pod object are not.
-    pub(super) fn claimed(model: &Model, policy: &Policy, events: &mut Collector) -> PodRanges {
+    pub(crate) fn claimed(model: &Model, local: &LocalNode, events: &mut Collector) -> PodRanges {
         let mut claims: BTreeMap<IpNet, Vec<&NodeObject>> = BTreeMap::new();
         for node in model.nodes() {
             for range in node.pod_ranges.iter().map(IpNet::trunc) {
@@ -42,7 +42,7 @@ impl PodRanges {
                     events.warn(reason::RANGE_REFUSED, [object(node)], || refused(node, range, what));
                     continue;
                 }
-                if !policy.in_cluster(range) {
+                if !local.settings.in_cluster(range) {
                     events.warn(reason::RANGE_OUTSIDE_CLUSTER, [object(node)], || outside_cluster(node, range));
                 }
                 let nodes = claims.entry(range).or_default();
@@ -65,46 +65,46 @@ impl PodRanges {
 
     /// The node whose own range holds the address. There is at most one: ranges of two nodes do not
     /// overlap.
-    pub(super) fn owner(&self, address: IpAddr) -> Option<&str> {
+    pub(crate) fn owner(&self, address: IpAddr) -> Option<&str> {
         let of_family = self.lengths.iter().filter(|(is_ipv4, _)| *is_ipv4 == address.is_ipv4());
         let mut ranges = of_family.filter_map(|(_, length)| Some(IpNet::new(address, *length).ok()?.trunc()));
         ranges.find_map(|range| self.owners.get(&range)).map(String::as_str)
     }
 
     /// Whether it is a node's own range.
-    pub(super) fn is_owned(&self, range: &IpNet) -> bool {
+    pub(crate) fn is_owned(&self, range: &IpNet) -> bool {
         self.owners.contains_key(range)
     }
 
     /// Whether the address is in any node's range, contested or not.
-    pub(super) fn hold(&self, address: IpAddr) -> bool {
+    pub(crate) fn hold(&self, address: IpAddr) -> bool {
         self.owner(address).is_some() || self.contested.iter().any(|range| range.contains(&address))
     }
 
     /// The node's own ranges.
-    pub(super) fn of(&self, node: &str) -> impl Iterator<Item = IpNet> {
+    pub(crate) fn of(&self, node: &str) -> impl Iterator<Item = IpNet> {
         self.owned.get(node).into_iter().flatten().copied()
     }
 
     /// Whether the address is in one of the node's own ranges.
-    pub(super) fn covers(&self, node: &str, address: IpAddr) -> bool {
+    pub(crate) fn covers(&self, node: &str, address: IpAddr) -> bool {
         self.of(node).any(|range| range.contains(&address))
     }
 
     /// Every range, contested or not.
-    pub(super) fn all(&self) -> impl Iterator<Item = IpNet> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = IpNet> {
         self.owned.values().flatten().chain(&self.contested).copied()
     }
 
     /// The content of the RANGES map.
-    pub(super) fn identities(&self, model: &Model, policy: &Policy) -> BTreeMap<Prefix, Identity> {
+    pub(crate) fn identities(&self, model: &Model, local: &LocalNode) -> BTreeMap<Prefix, Identity> {
         let unknown_node = Identity::new(Kind::UnknownNode, Protection::None, 0);
         let unknown_pod = |node: u32| Identity::new(Kind::UnknownPod, Protection::Enabled, node);
         let mut identities = BTreeMap::new();
         // If two of these are the same prefix, the later one counts: pods before nodes, owned
         // before unowned.
-        identities.extend(policy.node_ranges.iter().map(|range| (prefix(*range), unknown_node)));
-        identities.extend(policy.cluster_ranges.iter().map(|range| (prefix(*range), unknown_pod(0))));
+        identities.extend(local.settings.node_ranges.iter().map(|range| (prefix(*range), unknown_node)));
+        identities.extend(local.settings.cluster_ranges.iter().map(|range| (prefix(*range), unknown_pod(0))));
         identities.extend(self.contested.iter().map(|range| (prefix(*range), unknown_pod(0))));
         for (node, ranges) in &self.owned {
             let number = model.node_number(node).unwrap_or_default();

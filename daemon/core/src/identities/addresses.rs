@@ -17,9 +17,9 @@ use std::net::IpAddr;
 use hauberk_abi::address::Address;
 
 use crate::annotations::addresses::is_possible;
-use crate::desired::Policy;
-use crate::desired::ranges::PodRanges;
 use crate::events::{Collector, reason};
+use crate::identities::ranges::PodRanges;
+use crate::local_node::LocalNode;
 use crate::model::Model;
 use crate::objects::NodeObject;
 use crate::reserved;
@@ -30,14 +30,14 @@ const NAMED: usize = 8;
 
 /// What the nodes have: pod ranges and addresses.
 #[derive(Debug, Default)]
-pub(super) struct Places {
-    pub(super) ranges: PodRanges,
-    pub(super) nodes: NodeAddresses,
+pub(crate) struct Places {
+    pub(crate) ranges: PodRanges,
+    pub(crate) nodes: NodeAddresses,
 }
 
 /// The nodes' addresses.
 #[derive(Debug, Default)]
-pub(super) struct NodeAddresses {
+pub(crate) struct NodeAddresses {
     claims: BTreeMap<Address, NodeClaim>,
     /// Addresses that several nodes claim and that no device of this node has.
     contests: BTreeMap<IpAddr, Contest>,
@@ -47,7 +47,7 @@ pub(super) struct NodeAddresses {
 
 /// The outcome of the nodes' claims to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NodeClaim {
+pub(crate) enum NodeClaim {
     /// Only this node claims it.
     Of(String),
     /// Several nodes claim it; this is one of them.
@@ -91,20 +91,20 @@ impl Contest {
 
 impl Places {
     /// The claims of the nodes, without those to addresses and ranges that they cannot have.
-    pub(super) fn claimed(model: &Model, policy: &Policy, events: &mut Collector) -> Places {
-        let ranges = PodRanges::claimed(model, policy, events);
-        let nodes = NodeAddresses::claimed(model, policy, &ranges, events);
+    pub(crate) fn claimed(model: &Model, local: &LocalNode, events: &mut Collector) -> Places {
+        let ranges = PodRanges::claimed(model, local, events);
+        let nodes = NodeAddresses::claimed(model, local, &ranges, events);
         Places { ranges, nodes }
     }
 
     /// Whether a pod's claim to the address outweighs a node's: the address is in a pod range.
-    pub(super) fn are_pods(&self, policy: &Policy, address: IpAddr) -> bool {
-        policy.is_for_pods(address) || self.ranges.hold(address)
+    pub(crate) fn are_pods(&self, local: &LocalNode, address: IpAddr) -> bool {
+        local.settings.is_for_pods(address) || self.ranges.hold(address)
     }
 }
 
 impl NodeAddresses {
-    fn claimed(model: &Model, policy: &Policy, ranges: &PodRanges, events: &mut Collector) -> NodeAddresses {
+    fn claimed(model: &Model, local: &LocalNode, ranges: &PodRanges, events: &mut Collector) -> NodeAddresses {
         let mut claimants: BTreeMap<IpAddr, Vec<Claimant<'_>>> = BTreeMap::new();
         for node in model.nodes.values() {
             let object = &node.object;
@@ -118,14 +118,14 @@ impl NodeAddresses {
             let is_own = object.name == model.node();
             // This node's annotation is no claim: the node reads its own devices directly and
             // trusts them.
-            let devices = if is_own { &policy.host_addresses } else { &node.devices };
-            let believed = |address: &IpAddr| is_own || can_be_a_devices(policy, ranges, object, *address);
+            let devices = if is_own { &local.addresses } else { &node.devices };
+            let believed = |address: &IpAddr| is_own || can_be_a_devices(local, ranges, object, *address);
             devices.iter().filter(|address| believed(address)).for_each(|address| claim(*address, false));
             for given in &object.addresses {
                 let address = given.address;
-                match refusal(policy, ranges, address) {
+                match refusal(local, ranges, address) {
                     None => claim(address, true),
-                    Some(_) if devices.contains(&address) && can_be_a_devices(policy, ranges, object, address) => {}
+                    Some(_) if devices.contains(&address) && can_be_a_devices(local, ranges, object, address) => {}
                     // An external address outside the node ranges often belongs to an address
                     // translator.
                     Some(Refusal::OutsideNodeRanges) if !given.internal => {}
@@ -141,7 +141,7 @@ impl NodeAddresses {
             let Some(first) = claimants.first() else { continue };
             let is_contested = claimants.len() > 1;
             if is_contested {
-                let is_here = policy.host_addresses.contains(address);
+                let is_here = local.addresses.contains(address);
                 tell_contest(*address, claimants, is_here, events);
                 if !is_here {
                     contests.insert(*address, Contest::of(claimants));
@@ -154,7 +154,7 @@ impl NodeAddresses {
         // Addresses kept over a restart count as departed only after the model has synced, when no
         // object claims them.
         for (address, node) in model.departed.iter().filter(|_| model.synced()) {
-            if refusal(policy, ranges, address).is_none() && !policy.host_addresses.contains(&address) {
+            if refusal(local, ranges, address).is_none() && !local.addresses.contains(&address) {
                 let vacant = claims.entry(address.into());
                 if let Entry::Vacant(vacant) = vacant {
                     vacant.insert(NodeClaim::Departed(node.to_owned()));
@@ -163,14 +163,14 @@ impl NodeAddresses {
             }
         }
         // This node's devices have their addresses before its object exists, and after it is gone.
-        let here = policy.host_addresses.iter().filter(|address| is_possible(**address));
+        let here = local.addresses.iter().filter(|address| is_possible(**address));
         claims.extend(here.map(|address| ((*address).into(), NodeClaim::Of(model.node().to_owned()))));
-        tell_unusable(model, policy, ranges, events);
+        tell_unusable(model, local, ranges, events);
         NodeAddresses { claims, contests, lost: BTreeSet::new() }
     }
 
     /// Takes over the nodes' present claims. Returns the addresses whose claim has changed.
-    pub(super) fn replace(&mut self, now: NodeAddresses) -> BTreeSet<Address> {
+    pub(crate) fn replace(&mut self, now: NodeAddresses) -> BTreeSet<Address> {
         let before = std::mem::replace(&mut self.claims, now.claims);
         self.contests = now.contests;
         let other = |address: &Address| before.get(address) != self.claims.get(address);
@@ -178,17 +178,17 @@ impl NodeAddresses {
     }
 
     /// Addresses that several nodes claim.
-    pub(super) fn contests(&self) -> &BTreeMap<IpAddr, Contest> {
+    pub(crate) fn contests(&self) -> &BTreeMap<IpAddr, Contest> {
         &self.contests
     }
 
     /// Every address that a node claims, lost or not.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = Address> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = Address> {
         self.claims.keys().copied()
     }
 
     /// Which address belongs to which node's allowed IPs.
-    pub(super) fn owned(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+    pub(crate) fn owned(&self) -> impl Iterator<Item = (IpAddr, &str)> {
         self.claims.iter().filter_map(|(address, claim)| match claim {
             NodeClaim::Of(node) if !self.lost.contains(address) => Some((IpAddr::from(*address), node.as_str())),
             _ => None,
@@ -198,7 +198,7 @@ impl NodeAddresses {
     /// Addresses in the node's status to reach it at, internal ones first, each kind in its
     /// object's order. They include addresses that another node also claims: the tunnel proves who
     /// answers there, and a false claim must not cut a node off.
-    pub(super) fn reached_at(&self, node: &NodeObject) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn reached_at(&self, node: &NodeObject) -> impl Iterator<Item = IpAddr> {
         let of_kind = |internal| node.addresses.iter().filter(move |address| address.internal == internal);
         of_kind(true).chain(of_kind(false)).map(|address| address.address).filter(|address| {
             let address = Address::from(*address);
@@ -213,19 +213,19 @@ impl NodeAddresses {
 
     /// Records whether the address belongs to a pod rather than to the claiming node. Returns
     /// whether that has changed.
-    pub(super) fn note(&mut self, address: Address, lost: bool) -> bool {
+    pub(crate) fn note(&mut self, address: Address, lost: bool) -> bool {
         if lost { self.lost.insert(address) } else { self.lost.remove(&address) }
     }
 
     /// The outcome of the nodes' claims to the address.
-    pub(super) fn claim(&self, address: Address) -> Option<&NodeClaim> {
+    pub(crate) fn claim(&self, address: Address) -> Option<&NodeClaim> {
         self.claims.get(&address)
     }
 }
 
 impl NodeClaim {
     /// A node that claims the address.
-    pub(super) fn node(&self) -> &str {
+    pub(crate) fn node(&self) -> &str {
         match self {
             NodeClaim::Of(node) | NodeClaim::Contested(node) | NodeClaim::Departed(node) => node,
         }
@@ -240,14 +240,14 @@ enum Refusal {
     InPodRange,
 }
 
-fn refusal(policy: &Policy, ranges: &PodRanges, address: IpAddr) -> Option<Refusal> {
+fn refusal(local: &LocalNode, ranges: &PodRanges, address: IpAddr) -> Option<Refusal> {
     if let Some(what) = reserved::address(address) {
         Some(Refusal::Reserved(what))
-    } else if policy.is_for_pods(address) {
+    } else if local.settings.is_for_pods(address) {
         Some(Refusal::InClusterRanges)
     } else if ranges.hold(address) {
         Some(Refusal::InPodRange)
-    } else if !policy.is_for_nodes(address) {
+    } else if !local.settings.is_for_nodes(address) {
         Some(Refusal::OutsideNodeRanges)
     } else {
         None
@@ -255,9 +255,9 @@ fn refusal(policy: &Policy, ranges: &PodRanges, address: IpAddr) -> Option<Refus
 }
 
 /// A device may also have an address in its own node's pod range.
-fn can_be_a_devices(policy: &Policy, ranges: &PodRanges, node: &NodeObject, address: IpAddr) -> bool {
+fn can_be_a_devices(local: &LocalNode, ranges: &PodRanges, node: &NodeObject, address: IpAddr) -> bool {
     let in_own_range = ranges.owner(address) == Some(&node.name);
-    is_possible(address) && (in_own_range || refusal(policy, ranges, address).is_none())
+    is_possible(address) && (in_own_range || refusal(local, ranges, address).is_none())
 }
 
 fn refused(node: &NodeObject, address: IpAddr, refusal: &Refusal) -> String {
@@ -314,9 +314,9 @@ fn tell_departure(address: IpAddr, node: &str, events: &mut Collector) {
 }
 
 /// Other nodes accept only some addresses as this node's; the event names the rest.
-fn tell_unusable(model: &Model, policy: &Policy, ranges: &PodRanges, events: &mut Collector) {
+fn tell_unusable(model: &Model, local: &LocalNode, ranges: &PodRanges, events: &mut Collector) {
     let Some(own) = model.node_object(model.node()) else { return };
-    let unusable = || policy.host_addresses.iter().filter(|it| !can_be_a_devices(policy, ranges, own, **it));
+    let unusable = || local.addresses.iter().filter(|it| !can_be_a_devices(local, ranges, own, **it));
     if unusable().next().is_none() {
         return;
     }
