@@ -5,6 +5,8 @@
 //!           ^^^^^    ^^^^^^^    ^^^^
 //! ```
 //!
+//! Each module uses only those above it in this table:
+//!
 //! | module | holds |
 //! |---|---|
 //! | [`names`] | names of nodes, pods and interfaces |
@@ -14,7 +16,7 @@
 //! | `lookup` | the longest range that holds an address |
 //! | `numbers` | a number for each node |
 //! | [`events`] | what the operator should be told |
-//! | [`local_node`] | what a node knows of itself: its configuration and what it reads from its kernel |
+//! | [`local_node`] | this node: its configuration, and what it reads from its kernel |
 //! | [`annotations`] | what agents publish on their Node objects |
 //! | [`objects`] | what a source reads of the objects |
 //! | [`model`] | the cluster as the agent last read it: changes go in, their effect comes out |

@@ -1,5 +1,5 @@
-//! What agents publish on their own Node objects, and read on others': the names of the annotations,
-//! and a format each. That of the keys is `hauberk_keyring::published`.
+//! What agents publish on their own Node objects and read on others': the annotations' names, and a
+//! format each. The format of the keys is `hauberk_keyring::published`.
 
 pub mod addresses;
 pub mod enforced;

@@ -3,8 +3,8 @@
 //! What a node should hold for an address depends on the claimants of the address, on the nodes and
 //! on the local node. So a change of a pod, an interface or a namespace looks at the addresses it
 //! touches, and a change of one node's keys at the tunnels. Everything is computed again when nodes
-//! come or go, when their ranges change, when the model syncs, and when the local
-//! node changes in anything but its addresses and detours. [`desired`](super::desired()) does the same with no
+//! come or go, when their ranges change, when the model syncs, and when the local node changes in
+//! anything but its addresses and detours. [`desired`](super::desired()) does the same with no
 //! earlier state, and the tests compare the two.
 
 use std::borrow::Cow;

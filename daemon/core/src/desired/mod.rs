@@ -46,8 +46,8 @@ pub struct Desired {
     pub events: BTreeSet<NewEvent>,
 }
 
-/// The state to reach, computed from scratch. Pure: the same model and local node give the same answer.
-/// A caller that sees the model change keeps an [`Incremental`] instead.
+/// The state to reach, computed from scratch. Pure: the same model and local node give the same
+/// answer. A caller that sees the model change keeps an [`Incremental`] instead.
 pub fn desired(model: &Model, local: &LocalNode) -> Desired {
     Incremental::computed(model, local)
 }
