@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use hauberk_api::{ATTACHMENTS_STORE, Severity};
 use hauberk_core::annotations::{ADDRESSES_ANNOTATION, ENFORCED_ANNOTATION, KEYS_ANNOTATION};
 use hauberk_core::annotations::{addresses, enforced as acknowledged};
-use hauberk_core::convergence;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::objects::NodeObject;
 use hauberk_source::SourceError;

@@ -426,9 +426,9 @@ impl Reconciler {
         }
         let now = Instant::now();
         let ready = hauberk_abi::layout::peer_flag::READY;
-        for (number, entry) in &wanted.peer_entries {
+        for (number, entry) in &wanted.state.tunnels.peer_entries {
             let lately = self.greeted.get(number).is_some_and(|at| now.duration_since(*at) < GREETING);
-            if entry.flags & ready == 0 && wanted.peers.contains_key(number) && !lately {
+            if entry.flags & ready == 0 && wanted.state.tunnels.peers.contains_key(number) && !lately {
                 self.greeted.insert(*number, now);
                 if let Err(error) = kernel.backend().greet(*number, false) {
                     warn!(%error, peer = number.0, "cannot start a handshake");
