@@ -10,8 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod directory;
+pub mod kinds;
 pub mod kubernetes;
-pub mod objects;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -8,12 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hauberk_core::events::NewEvent;
-use hauberk_core::model::Change;
-use hauberk_core::names::PodName;
-use hauberk_core::protection::Protection;
 use hauberk_core::label::parse_label;
+use hauberk_core::model::Change;
+use hauberk_core::protection::Protection;
 
-use super::manifest::{Key, Kind, Object};
+use super::manifest::Key;
 use crate::reason;
 
 /// One file's word on one object.
@@ -26,8 +25,8 @@ pub(super) struct Claim {
     pub(super) file: Arc<str>,
     /// The document's number in the file, from 1.
     pub(super) document: usize,
-    /// The object.
-    pub(super) object: Arc<Object>,
+    /// The object, as the model is told of it; none of a kind that the model does not hold.
+    pub(super) object: Arc<Option<Change>>,
 }
 
 /// Every file's word on every object.
@@ -39,13 +38,13 @@ pub(super) struct Claims {
 
 impl Claims {
     /// What is told of an object now.
-    pub(super) fn effective(&self, key: &Key) -> Option<Arc<Object>> {
+    pub(super) fn effective(&self, key: &Key) -> Option<Arc<Option<Change>>> {
         let claims = self.by_key.get(key)?;
         let first = claims.first()?;
         if claims.len() == 1 {
             return Some(Arc::clone(&first.object));
         }
-        let mut object = Object::clone(&first.object);
+        let mut object = Option::clone(&first.object);
         if let Some(label) = encryption_of(&mut object) {
             *label = strictest(claims.iter().map(|claim| encryption(&claim.object)));
         }
@@ -106,34 +105,26 @@ impl Claims {
     }
 }
 
-/// The change that tells the model that an object is as given, or gone. None for kinds that the
-/// model does not hold yet.
-pub(super) fn change(key: &Key, object: Option<&Object>) -> Option<Change> {
-    match (object, key.kind) {
-        (Some(Object::Node(node)), _) => Some(Change::Node(node.clone())),
-        (Some(Object::Namespace(namespace)), _) => Some(Change::Namespace(namespace.clone())),
-        (Some(Object::Pod(pod)), _) => Some(Change::Pod(pod.clone())),
-        (None, Kind::Node) => Some(Change::NodeGone(key.name.clone())),
-        (None, Kind::Namespace) => Some(Change::NamespaceGone(key.name.clone())),
-        (None, Kind::Pod) => {
-            Some(Change::PodGone(PodName { namespace: key.namespace.clone(), name: key.name.clone() }))
-        }
-        (_, Kind::Service | Kind::EndpointSlice) | (Some(_), _) => None,
+/// The change that tells the model that an object is as given, or gone.
+pub(super) fn change(key: &Key, object: Option<&Option<Change>>) -> Option<Change> {
+    match object {
+        Some(object) => object.clone(),
+        None => key.kind.gone(&key.namespace, &key.name),
     }
 }
 
-fn encryption(object: &Object) -> Option<&str> {
+fn encryption(object: &Option<Change>) -> Option<&str> {
     match object {
-        Object::Namespace(namespace) => namespace.encryption.as_deref(),
-        Object::Pod(pod) => pod.encryption.as_deref(),
+        Some(Change::Namespace(namespace)) => namespace.encryption.as_deref(),
+        Some(Change::Pod(pod)) => pod.encryption.as_deref(),
         _ => None,
     }
 }
 
-fn encryption_of(object: &mut Object) -> Option<&mut Option<String>> {
+fn encryption_of(object: &mut Option<Change>) -> Option<&mut Option<String>> {
     match object {
-        Object::Namespace(namespace) => Some(&mut namespace.encryption),
-        Object::Pod(pod) => Some(&mut pod.encryption),
+        Some(Change::Namespace(namespace)) => Some(&mut namespace.encryption),
+        Some(Change::Pod(pod)) => Some(&mut pod.encryption),
         _ => None,
     }
 }

@@ -22,7 +22,7 @@ use hauberk_core::model::Change;
 
 use super::claims::{Claim, Claims, change};
 use super::document::{self, Format};
-use super::manifest::{self, Key, Kind, Object, Rejection};
+use super::manifest::{self, Key, Rejection};
 use crate::{Batch, reason};
 
 /// A file that changed this long ago is taken as complete although its writer was not seen to close
@@ -78,7 +78,7 @@ pub(super) struct Folder {
     files: BTreeMap<Arc<str>, File>,
     claims: Claims,
     /// Objects that have changed but were not told yet, with what was told of them before.
-    untold: BTreeMap<Key, Option<Arc<Object>>>,
+    untold: BTreeMap<Key, Option<Arc<Option<Change>>>>,
     hasher: RandomState,
     was_synced: bool,
     /// Since when the folder is not usable, and why.
@@ -130,14 +130,14 @@ struct Read {
 }
 
 /// An object of a document, or why there is none.
-type Parsed = Result<(Key, Arc<Object>), Rejection>;
+type Parsed = Result<(Key, Arc<Option<Change>>), Rejection>;
 
 impl Folder {
     /// A folder that has not been read yet.
     pub(super) fn new(path: PathBuf, node: &str) -> Folder {
         Folder {
             path,
-            own: Key { kind: Kind::Node, namespace: String::new(), name: node.to_owned() },
+            own: Key::of_node(node),
             files: BTreeMap::new(),
             claims: Claims::default(),
             untold: BTreeMap::new(),
@@ -304,7 +304,7 @@ impl Folder {
         let rejections = self.rejections(name, &documents, &kept);
         batch.events.extend(rejections.iter().filter(|event| !before.rejections.contains(event)).cloned());
         let touched: BTreeSet<Key> = before.keys.union(&present).cloned().collect();
-        let was: Vec<Option<Arc<Object>>> = touched.iter().map(|key| self.claims.effective(key)).collect();
+        let was: Vec<Option<Arc<Option<Change>>>> = touched.iter().map(|key| self.claims.effective(key)).collect();
         let file: Arc<str> = Arc::from(name);
         for key in &before.keys {
             let taken = self.claims.take(key, name);
@@ -328,7 +328,7 @@ impl Folder {
     }
 
     /// Notes that these objects are about to be told, and what they were before.
-    fn note(&mut self, touched: BTreeSet<Key>, was: Vec<Option<Arc<Object>>>, batch: &mut Batch) {
+    fn note(&mut self, touched: BTreeSet<Key>, was: Vec<Option<Arc<Option<Change>>>>, batch: &mut Batch) {
         let location = self.path.display().to_string();
         for (key, was) in touched.into_iter().zip(was) {
             batch.events.extend(self.claims.note_duplicates(&key, &location));

@@ -1,55 +1,29 @@
 //! Turns a document into the model's objects: which object it is, and what the model keeps of it
-//! ([`crate::objects`]).
+//! ([`crate::kinds`]).
 
 use std::fmt;
 
-use hauberk_core::objects::{NamespaceObject, NodeObject, PodObject};
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde::de::DeserializeOwned;
+use hauberk_core::model::Change;
 use serde_json::Value;
 
-use crate::objects;
-
-/// The kinds that are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// v1 Node.
-    Node,
-    /// v1 Namespace.
-    Namespace,
-    /// v1 Pod.
-    Pod,
-    /// v1 Service.
-    Service,
-    /// discovery.k8s.io/v1 EndpointSlice.
-    EndpointSlice,
-}
+use crate::kinds::{KindId, Node};
 
 /// Identifies an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: KindId,
     /// Its namespace; empty for nodes and namespaces.
     pub namespace: String,
     /// Its name.
     pub name: String,
 }
 
-/// An object, reduced to what hauberk keeps.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Object {
-    /// A node.
-    Node(NodeObject),
-    /// A namespace.
-    Namespace(NamespaceObject),
-    /// A pod.
-    Pod(PodObject),
-    /// A service, for load balancing.
-    Service(Box<Service>),
-    /// A service's endpoints, for load balancing.
-    EndpointSlice(Box<EndpointSlice>),
+impl Key {
+    /// The key of a Node.
+    pub(super) fn of_node(name: &str) -> Key {
+        Key { kind: KindId::of::<Node>(), namespace: String::new(), name: name.to_owned() }
+    }
 }
 
 /// An object that could not be used.
@@ -63,9 +37,10 @@ pub struct Rejection {
     pub cause: String,
 }
 
-/// The objects of one document; each item of a list is an object of its own. Kinds that hauberk
-/// does not read are left out.
-pub fn objects(document: Value, origin: &str) -> Vec<Result<(Key, Object), Rejection>> {
+/// The objects of one document, as changes for the model; each item of a list is an object of its
+/// own. A kind that the model does not hold yet has no change. Kinds that hauberk does not read are
+/// left out.
+pub fn objects(document: Value, origin: &str) -> Vec<Result<(Key, Option<Change>), Rejection>> {
     let kind = field(&document, "kind").to_owned();
     if let Some(kind_of_items) = kind.strip_suffix("List") {
         let version = field(&document, "apiVersion").to_owned();
@@ -94,7 +69,7 @@ fn with_type(mut item: Value, kind: &str, version: &str) -> Value {
     item
 }
 
-fn object(document: Value, origin: &str) -> Result<Option<(Key, Object)>, Rejection> {
+fn object(document: Value, origin: &str) -> Result<Option<(Key, Option<Change>)>, Rejection> {
     if !document.is_object() {
         return Err(rejection(None, "not an object but a list or a single value".into()));
     }
@@ -102,38 +77,18 @@ fn object(document: Value, origin: &str) -> Result<Option<(Key, Object)>, Reject
     if kind.is_empty() || version.is_empty() {
         return Err(rejection(None, "it has no `apiVersion` or no `kind`; is the file complete?".into()));
     }
-    let kind = match (version, kind) {
-        ("v1", "Node") => Kind::Node,
-        ("v1", "Namespace") => Kind::Namespace,
-        ("v1", "Pod") => Kind::Pod,
-        ("v1", "Service") => Kind::Service,
-        ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
-        _ => {
-            tracing::debug!(origin, version, kind, "not a kind that hauberk reads");
-            return Ok(None);
-        }
+    let Some(kind) = KindId::find(version, kind) else {
+        tracing::debug!(origin, version, kind, "not a kind that hauberk reads");
+        return Ok(None);
     };
     let key = key(kind, &document)?;
-    let rejected = |cause| rejection(Some(key.clone()), cause);
-    let object = match kind {
-        Kind::Node => {
-            let given = typed(&document).map_err(rejected)?;
-            Object::Node(objects::node(given, &key.name, origin).map_err(rejected)?)
-        }
-        Kind::Namespace => {
-            Object::Namespace(objects::namespace(typed(&document).map_err(rejected)?, &key.name, origin))
-        }
-        Kind::Pod => {
-            let given = typed(&document).map_err(rejected)?;
-            Object::Pod(objects::pod(given, &key.namespace, &key.name, origin).map_err(rejected)?)
-        }
-        Kind::Service => Object::Service(typed(&document).map_err(rejected)?),
-        Kind::EndpointSlice => Object::EndpointSlice(typed(&document).map_err(rejected)?),
-    };
-    Ok(Some((key, object)))
+    match kind.read(&document, &key.namespace, &key.name, origin) {
+        Ok(change) => Ok(Some((key, change))),
+        Err(cause) => Err(rejection(Some(key), cause)),
+    }
 }
 
-fn key(kind: Kind, document: &Value) -> Result<Key, Rejection> {
+fn key(kind: KindId, document: &Value) -> Result<Key, Rejection> {
     let metadata = &document["metadata"];
     let name = field(metadata, "name");
     if !is_name(name) {
@@ -141,24 +96,15 @@ fn key(kind: Kind, document: &Value) -> Result<Key, Rejection> {
             format!("`metadata.name` is {name:?}: lower-case letters, digits, '-' and '.' are needed, at most 253");
         return Err(rejection(None, cause));
     }
-    let namespace = match kind {
-        Kind::Node | Kind::Namespace => "",
-        _ => match &metadata["namespace"] {
-            Value::Null => "default",
-            given => given.as_str().filter(|namespace| is_name(namespace)).ok_or_else(|| {
-                rejection(None, format!("`metadata.namespace` is {given}, which no namespace is called"))
-            })?,
-        },
+    let namespace = match &metadata["namespace"] {
+        _ if !kind.is_namespaced() => "",
+        Value::Null => "default",
+        given => given
+            .as_str()
+            .filter(|namespace| is_name(namespace))
+            .ok_or_else(|| rejection(None, format!("`metadata.namespace` is {given}, which no namespace is called")))?,
     };
     Ok(Key { kind, namespace: namespace.to_owned(), name: name.to_owned() })
-}
-
-fn typed<T: DeserializeOwned>(document: &Value) -> Result<T, String> {
-    // Finding the field's path costs time, so it is done only after an error.
-    T::deserialize(document).map_err(|error| match serde_path_to_error::deserialize::<_, T>(document) {
-        Err(with_path) => format!("`{}`: {}", with_path.path(), with_path.inner()),
-        Ok(_) => error.to_string(),
-    })
 }
 
 fn field<'a>(value: &'a Value, name: &str) -> &'a str {
@@ -178,9 +124,10 @@ fn is_name(name: &str) -> bool {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            Kind::Node | Kind::Namespace => write!(f, "{:?}/{}", self.kind, self.name),
-            _ => write!(f, "{:?}/{}/{}", self.kind, self.namespace, self.name),
+        if self.kind.is_namespaced() {
+            write!(f, "{}/{}/{}", self.kind, self.namespace, self.name)
+        } else {
+            write!(f, "{}/{}", self.kind, self.name)
         }
     }
 }
@@ -192,7 +139,7 @@ mod tests {
     use super::super::document::{Format, read};
     use super::*;
 
-    fn one(text: &str) -> Result<(Key, Object), Rejection> {
+    fn one(text: &str) -> Result<(Key, Option<Change>), Rejection> {
         objects(read(text, Format::Yaml).unwrap(), "f").pop().unwrap()
     }
 
@@ -201,7 +148,7 @@ mod tests {
         let text = "apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\n  annotations: {hauberk.io/keys: K, hauberk.io/enforced: E}\n\
             spec: {podCIDRs: [10.244.1.0/24, 'fd00:1::/64']}\nstatus:\n  addresses:\n  - {type: InternalIP, address: 192.168.0.1}\n  \
             - {type: Hostname, address: n1}\n  - {type: ExternalIP, address: '2001:db8::1'}\n";
-        let Ok((key, Object::Node(node))) = one(text) else { panic!() };
+        let Ok((key, Some(Change::Node(node)))) = one(text) else { panic!() };
         assert_eq!(key.to_string(), "Node/n1");
         assert_eq!(node.pod_ranges.len(), 2);
         assert_eq!(node.addresses.iter().map(|a| a.internal).collect::<Vec<_>>(), [true, false]);
@@ -210,7 +157,7 @@ mod tests {
         let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: ns, uid: u, deletionTimestamp: '2026-01-01T00:00:00Z',\n  \
             labels: {hauberk.io/encryption: enabled}}\nspec: {nodeName: n1, hostNetwork: true, containers: [{name: c}]}\n\
             status: {phase: Failed, podIPs: [{ip: 10.244.1.5}, {ip: 'fd00:1::5'}]}\n";
-        let Ok((key, Object::Pod(pod))) = one(text) else { panic!() };
+        let Ok((key, Some(Change::Pod(pod)))) = one(text) else { panic!() };
         assert_eq!(key.to_string(), "Pod/ns/p");
         assert!(pod.terminating && pod.finished && pod.host_network);
         assert_eq!(
@@ -218,14 +165,14 @@ mod tests {
             (Some("enabled"), Some("n1"), 2)
         );
 
-        let Ok((key, Object::Pod(pod))) =
+        let Ok((key, Some(Change::Pod(pod)))) =
             one("{apiVersion: v1, kind: Pod, metadata: {name: p}, status: {podIP: 10.0.0.1}}")
         else {
             panic!()
         };
         assert_eq!((key.namespace.as_str(), pod.addresses.len(), pod.node), ("default", 1, None));
 
-        let Ok((_, Object::Namespace(namespace))) =
+        let Ok((_, Some(Change::Namespace(namespace)))) =
             one("{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {hauberk.io/encryption: permissive}}}")
         else {
             panic!()
@@ -243,10 +190,10 @@ mod tests {
             read("{apiVersion: v1, kind: PodList, items: [{metadata: {name: a}}]}", Format::Yaml).unwrap(),
             "f",
         );
-        assert!(matches!(&all[..], [Ok((key, _))] if key.kind == Kind::Pod));
+        assert!(matches!(&all[..], [Ok((key, _))] if key.to_string() == "Pod/default/a"));
         assert!(one("{apiVersion: v1, kind: List}").is_err());
         let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s}, addressType: IPv4, endpoints: []}";
-        assert!(matches!(one(slice), Ok((_, Object::EndpointSlice(_)))));
+        assert!(matches!(one(slice), Ok((key, None)) if key.to_string() == "EndpointSlice/default/s"));
     }
 
     #[test]

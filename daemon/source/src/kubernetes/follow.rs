@@ -8,7 +8,7 @@
 //! Where the server supports it, a list is streamed (KEP-3157), so that neither side holds the
 //! whole list. After the list a watch continues, with bookmarks, so that a watch that ends is
 //! resumed where it was and not from the start. Objects are pruned while they are read
-//! ([`crate::objects`]). Only their names are kept here, to find out which objects are gone
+//! ([`crate::kinds`]). Only their names are kept here, to find out which objects are gone
 //! when a new list is needed.
 //!
 //! <https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes>
@@ -33,8 +33,8 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::identity::Identity;
-use super::kind::{Kind, Name};
 use super::state::State;
+use crate::kinds::{Followed, Metadata};
 use crate::{Batch, reason};
 
 /// The server is asked to end a watch after this time plus a random part of up to as much again, so
@@ -54,7 +54,7 @@ const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
 /// What a follower tells.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(super) enum Update {
     /// Changes and events.
     Batch(Batch),
     /// Every object of that kind has been told.
@@ -144,12 +144,38 @@ enum End {
     Unheard,
 }
 
+/// An object's name among those of its kind: `namespace/name`, or `name`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Name(Box<str>);
+
+impl Name {
+    /// None for an object without a name.
+    fn of(metadata: Option<&Metadata>) -> Option<Name> {
+        let metadata = metadata?;
+        let name = metadata.name.as_deref()?;
+        Some(Name(match &metadata.namespace {
+            Some(namespace) => format!("{namespace}/{name}").into(),
+            None => name.into(),
+        }))
+    }
+
+    /// For messages.
+    fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The namespace, or nothing, and the name.
+    fn parts(&self) -> (&str, &str) {
+        self.0.split_once('/').unwrap_or(("", &self.0))
+    }
+}
+
 /// Follows the objects of kind `K`.
 pub(super) struct Follower<K> {
     client: Client,
     state: Arc<State>,
     identity: Arc<Identity>,
-    told: mpsc::Sender<Told>,
+    updates: mpsc::Sender<Update>,
     request: Request,
     /// Every object that was told, with the number of the list that had it last.
     names: HashMap<Name, u32>,
@@ -166,19 +192,19 @@ struct List<K> {
     items: Vec<K>,
 }
 
-impl<K: Kind> Follower<K> {
+impl<K: Followed> Follower<K> {
     /// A follower that has not read anything yet.
     pub(super) fn new(
         client: Client,
         state: Arc<State>,
         identity: Arc<Identity>,
-        told: mpsc::Sender<Told>,
+        updates: mpsc::Sender<Update>,
     ) -> Follower<K> {
         Follower {
             client,
             state,
             identity,
-            told,
+            updates,
             request: Request::new(K::PATH),
             names: HashMap::new(),
             list: 0,
@@ -192,7 +218,7 @@ impl<K: Kind> Follower<K> {
     pub(super) async fn run(mut self) {
         let mut pauses = DefaultBackoff::default();
         let mut doubtful = true;
-        while !self.told.is_closed() {
+        while !self.updates.is_closed() {
             let result = self.follow(doubtful).await;
             doubtful = !matches!(result, Ok(End::Due));
             match result {
@@ -344,10 +370,11 @@ impl<K: Kind> Follower<K> {
         let Some(name) = Name::of(object.metadata()) else { return };
         self.went_to(object.metadata().and_then(|metadata| metadata.resource_version.clone()), false);
         let title = || format!("{}/{}", K::NAME, name.as_str());
-        match object.change(&name) {
+        let (namespace, plain) = name.parts();
+        match object.change(namespace, plain, "") {
             Ok(change) => {
                 self.state.accepted(title);
-                batch.changes.push(change);
+                batch.changes.extend(change);
             }
             Err(cause) => {
                 self.state.rejected(title());
@@ -371,7 +398,8 @@ impl<K: Kind> Follower<K> {
     fn forget(&mut self, name: &Name, batch: &mut Batch) {
         self.state.accepted(|| format!("{}/{}", K::NAME, name.as_str()));
         self.names.remove(name);
-        batch.changes.push(K::gone(name));
+        let (namespace, plain) = name.parts();
+        batch.changes.extend(K::gone(namespace, plain));
     }
 
     /// Objects that the list which has just ended did not have are gone.
@@ -383,7 +411,7 @@ impl<K: Kind> Follower<K> {
             self.forget(&name, &mut batch);
         }
         debug!(kind = K::NAME, objects = self.names.len(), gone = batch.changes.len(), "every object is read");
-        self.tell(batch).await && self.told.send(Told::Listed(K::NAME)).await.is_ok()
+        self.tell(batch).await && self.updates.send(Update::Listed(K::NAME)).await.is_ok()
     }
 
     async fn connected(&mut self) {
@@ -393,7 +421,7 @@ impl<K: Kind> Follower<K> {
 
     /// Returns whether the receiver is still there.
     async fn tell(&self, batch: Batch) -> bool {
-        batch.is_empty() || self.told.send(Told::Batch(batch)).await.is_ok()
+        batch.is_empty() || self.updates.send(Update::Batch(batch)).await.is_ok()
     }
 }
 

@@ -3,17 +3,15 @@
 //! | module | does |
 //! |---|---|
 //! | [`follow`] | one kind of object: everything there is, then every change, through outages |
-//! | [`kind`] | how the kinds differ |
 //! | `identity` | whether the same cluster still answers |
 //! | `state` | which kinds are read and which cannot be at the moment, for the status |
 //!
-//! [`Kubernetes`] runs a follower for each kind and merges what they tell. What was told stays in
+//! [`Kubernetes`] runs a follower for each kind ([`crate::kinds`]) and merges what they tell. What was told stays in
 //! force while the server is away, and when another cluster answers in its place: absence is not
 //! deletion.
 
 mod follow;
 mod identity;
-mod kind;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -32,11 +30,11 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use self::follow::{Follower, Told};
+use self::follow::{Follower, Update};
 use self::identity::Identity;
-use self::kind::Kind;
 use self::state::State;
-use super::{Batch, Source, SourceError, objects};
+use super::{Batch, Source, SourceError};
+use crate::kinds::{self, Followed, Visitor};
 
 /// Batches that may wait for the reconciler before the agent stops reading from the API server.
 const WAITING: usize = 4;
@@ -56,11 +54,23 @@ impl Kubernetes {
     pub fn new(client: Client, location: String, node: String) -> Kubernetes {
         Kubernetes { client, node, state: Arc::new(State::new(location)) }
     }
+}
 
-    fn follow<K: Kind>(&self, tasks: &mut JoinSet<()>, told: &mpsc::Sender<Told>, identity: &Arc<Identity>) {
+/// Starts a follower for each kind.
+struct Followers<'a> {
+    source: &'a Kubernetes,
+    identity: Arc<Identity>,
+    updates: mpsc::Sender<Update>,
+    /// The followers end when this set is dropped.
+    tasks: JoinSet<()>,
+}
+
+impl Visitor for Followers<'_> {
+    fn visit<K: Followed>(&mut self) {
+        let Kubernetes { client, state, .. } = self.source;
         let follower =
-            Follower::<K>::new(self.client.clone(), Arc::clone(&self.state), Arc::clone(identity), told.clone());
-        tasks.spawn(follower.run());
+            Follower::<K>::new(client.clone(), Arc::clone(state), Arc::clone(&self.identity), self.updates.clone());
+        self.tasks.spawn(follower.run());
     }
 }
 
@@ -71,26 +81,25 @@ impl Source for Kubernetes {
         mut stop: watch::Receiver<bool>,
     ) -> BoxFuture<'static, Result<(), SourceError>> {
         Box::pin(async move {
-            let (told, mut received) = mpsc::channel(WAITING);
+            let (updates, mut received) = mpsc::channel(WAITING);
             let identity = Arc::new(Identity::default());
-            // The followers end when this set is dropped.
-            let mut followers = JoinSet::new();
-            self.follow::<objects::Node>(&mut followers, &told, &identity);
-            self.follow::<objects::Namespace>(&mut followers, &told, &identity);
-            self.follow::<objects::Pod>(&mut followers, &told, &identity);
-            drop(told);
+            let mut followers = Followers { source: &self, identity, updates, tasks: JoinSet::new() };
+            kinds::each_followed(&mut followers);
+            // From here on only the followers can send.
+            let Followers { tasks: _tasks, updates, .. } = followers;
+            drop(updates);
             loop {
-                let told = tokio::select! {
+                let update = tokio::select! {
                     _ = stop.wait_for(|stopped| *stopped) => return Ok(()),
-                    told = received.recv() => told,
+                    update = received.recv() => update,
                 };
-                let batch = match told {
+                let batch = match update {
                     None => return Ok(()),
-                    Some(Told::Batch(batch)) => batch,
-                    Some(Told::Listed(kind)) if self.state.listed(kind) => {
+                    Some(Update::Batch(batch)) => batch,
+                    Some(Update::Listed(kind)) if self.state.listed(kind) => {
                         Batch { changes: vec![Change::Synced], events: Vec::new() }
                     }
-                    Some(Told::Listed(_)) => continue,
+                    Some(Update::Listed(_)) => continue,
                 };
                 if batches.send(batch).await.is_err() {
                     return Ok(());

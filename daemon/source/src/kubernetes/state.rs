@@ -9,15 +9,15 @@ use hauberk_core::events::NewEvent;
 use jiff::Timestamp;
 
 use super::follow::Failure;
+use crate::kinds::{self, Followed, Visitor};
 use crate::reason;
-
-/// Kinds that are read.
-const KINDS: usize = 3;
 
 /// Shared by the followers, which write it, and the readers of the status.
 #[derive(Debug)]
 pub(super) struct State {
     location: String,
+    /// The kinds that must have been read once before the source has synced.
+    awaited: BTreeSet<&'static str>,
     inner: Mutex<Inner>,
 }
 
@@ -28,6 +28,18 @@ struct Inner {
     rejected: BTreeSet<String>,
 }
 
+/// The names of the kinds that are awaited.
+#[derive(Default)]
+struct Awaited(BTreeSet<&'static str>);
+
+impl Visitor for Awaited {
+    fn visit<K: Followed>(&mut self) {
+        if K::AWAITED {
+            self.0.insert(K::NAME);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Outage {
     since: Timestamp,
@@ -36,7 +48,9 @@ struct Outage {
 
 impl State {
     pub(super) fn new(location: String) -> State {
-        State { location, inner: Mutex::default() }
+        let mut awaited = Awaited::default();
+        kinds::each_followed(&mut awaited);
+        State { location, awaited: awaited.0, inner: Mutex::default() }
     }
 
     /// The API server's address.
@@ -50,7 +64,7 @@ impl State {
         SourceStatus {
             kind: "kubernetes".into(),
             location: self.location.clone(),
-            synced: inner.listed.len() == KINDS,
+            synced: self.awaited.is_subset(&inner.listed),
             unavailable_since: first.map(|outage| outage.since),
             unavailable_because: first.map(|outage| outage.why.clone()),
             rejected: inner.rejected.len(),
@@ -58,10 +72,10 @@ impl State {
     }
 
     /// Every object of that kind has been told. Returns whether now, for the first time, all kinds
-    /// have been.
+    /// that are awaited have been.
     pub(super) fn listed(&self, kind: &'static str) -> bool {
         let mut inner = self.inner();
-        inner.listed.insert(kind) && inner.listed.len() == KINDS
+        inner.listed.insert(kind) && self.awaited.contains(kind) && self.awaited.is_subset(&inner.listed)
     }
 
     /// Objects of that kind cannot be read. Returns an event at the start of an outage, and when
