@@ -13,7 +13,7 @@ use hauberk_core::model::{Change, Model};
 use hauberk_host::Netlink;
 use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
 use hauberk_source::{Batch, Source, SourceError};
-use hauberk_tunnel::CipherImplementation;
+use hauberk_wireguard::CipherImplementation;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -252,7 +252,7 @@ async fn restore_attachments(
     let given = attachments::Settings {
         cluster_ranges: tunnelled_ranges(policy),
         route_mtu,
-        gso_max_size: hauberk_tunnel::gso_max_size(route_mtu),
+        gso_max_size: hauberk_wireguard::gso_max_size(route_mtu),
         ..attachments::Settings::default()
     };
     let recovered = attachments.change(move |keeper| keeper.recover(&held, &given)).await?;
@@ -316,7 +316,7 @@ fn tunnel_maker(
             keys: keys
                 .keys()
                 .iter()
-                .map(|key| hauberk_tunnel::LocalKey { epoch: key.epoch, secret: key.secret.expose() })
+                .map(|key| hauberk_wireguard::LocalKey { epoch: key.epoch, secret: key.secret.expose() })
                 .collect(),
             handshakes_per_second: u64::from(tunnel.handshakes_per_second),
             spin: Duration::from_micros(tunnel.spin_microseconds.into()),

@@ -9,15 +9,16 @@ use std::collections::VecDeque;
 /// Identifies a flow by hashes. Two flows can compare equal; then a small packet only loses its
 /// chance to overtake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Flow {
+pub struct Flow {
     /// Hash of both addresses.
-    pub(crate) ends: u64,
+    pub ends: u64,
     /// Hash of protocol and ports. None if they are not known, as in fragments: then it may be any
     /// flow between the two addresses.
-    pub(crate) ports: Option<u64>,
+    pub ports: Option<u64>,
 }
 
 impl Flow {
+    #[inline]
     fn may_be(&self, other: &Flow) -> bool {
         self.ends == other.ends && (self.ports.is_none() || other.ports.is_none() || self.ports == other.ports)
     }

@@ -2,7 +2,7 @@
 //!
 //! It runs to completion: it encrypts or decrypts and sends each read from the [`Backlog`] before
 //! it takes the next. It knows no protocol and decides nothing about a packet beyond its form.
-//! Packets that the protocol assigns to another engine are handed over ([`Crew`]).
+//! Packets that the protocol assigns to another engine are handed over ([`Channels`]).
 
 use std::convert::Infallible;
 use std::io;
@@ -16,7 +16,8 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::backlog::{Backlog, Read};
-use crate::crew::{Command, Crew, Orders, Place};
+use crate::channels::{Channels, Command, Commands, Ends};
+use crate::config::DeviceConfig;
 use crate::error::Error;
 use crate::io::outbox::{Batch, Outbox};
 use crate::io::queues::{QUEUES_PER_ENGINE, Queues};
@@ -63,13 +64,13 @@ impl Source {
     }
 }
 
-/// Everything the thread owns.
-pub(crate) struct Engine<P> {
+/// Everything that an engine's thread owns.
+pub struct Engine<P> {
     queues: Queues,
     sockets: Sockets,
     protocol: P,
-    crew: Crew<P>,
-    orders: Orders<P>,
+    channels: Channels<P>,
+    commands: Commands<P>,
     epoll: Epoll,
     counters: Arc<Counters>,
     batch: Batch,
@@ -80,11 +81,34 @@ pub(crate) struct Engine<P> {
 }
 
 impl<P: Protocol> Engine<P> {
+    /// An engine by itself, for the calling thread: with one queue of the device, and no other
+    /// engine to share peers with. It opens the device and the sockets in the calling thread's
+    /// network namespace, and packets come from here on.
+    ///
+    /// `port` is the UDP port to listen on; `spin` says for how long after a packet the engine
+    /// polls for the next one before it sleeps.
+    ///
+    /// # Errors
+    /// [`Error`]: no TUN device, the port is taken, ...
+    pub fn alone(
+        device: &DeviceConfig,
+        port: u16,
+        spin: Duration,
+        protocol: P,
+        counters: Arc<Counters>,
+    ) -> Result<Engine<P>, Error> {
+        let device = Device::open(device)?;
+        let sockets = Sockets::bind(port, None)?;
+        let ends = Channels::new(1)?.remove(0);
+        device.attach()?;
+        Engine::new(Queues::new(vec![device]), sockets, protocol, ends, counters, spin)
+    }
+
     pub(crate) fn new(
         queues: Queues,
         sockets: Sockets,
         protocol: P,
-        (crew, orders): Place<P>,
+        (channels, commands): Ends<P>,
         counters: Arc<Counters>,
         spin: Duration,
     ) -> Result<Engine<P>, Error> {
@@ -96,7 +120,7 @@ impl<P: Protocol> Engine<P> {
         for (number, queue) in queues.each().enumerate() {
             watch(queue.as_fd(), Source::Queue(number))?;
         }
-        watch(orders.wake.as_fd(), Source::Commands)?;
+        watch(commands.wake.as_fd(), Source::Commands)?;
         if let Some(socket) = &sockets.v4 {
             watch(socket.as_fd(), Source::SocketV4)?;
         }
@@ -110,8 +134,8 @@ impl<P: Protocol> Engine<P> {
             queues,
             sockets,
             protocol,
-            crew,
-            orders,
+            channels,
+            commands,
             epoll,
             counters,
             batch: Batch::new(),
@@ -122,8 +146,12 @@ impl<P: Protocol> Engine<P> {
         })
     }
 
-    /// Carries packets until told to stop. After an error, none can be carried any more.
-    pub(crate) fn run(mut self) -> io::Result<()> {
+    /// Carries packets until told to stop.
+    ///
+    /// # Errors
+    /// The device cannot be read, or the kernel does not wait for events: no packet can be carried
+    /// any more.
+    pub fn run(mut self) -> io::Result<()> {
         loop {
             let mut events = [EpollEvent::empty(); 3 + QUEUES_PER_ENGINE];
             let now = Instant::now();
@@ -181,7 +209,7 @@ impl<P: Protocol> Engine<P> {
 
     /// Carries packets from the device to the network. Returns how many.
     fn send(&mut self, now: Instant) -> io::Result<usize> {
-        let Engine { queues, sockets, protocol, crew, counters, batch, outgoing, .. } = self;
+        let Engine { queues, sockets, protocol, channels, counters, batch, outgoing, .. } = self;
         let (mtu, has_header) = (queues.device().mtu(), queues.device().features().vnet_header);
         let mut outbox = Outbox::new(batch, sockets, counters);
         let (mut packets, mut was_small) = (0, false);
@@ -209,7 +237,7 @@ impl<P: Protocol> Engine<P> {
                 protocol.seal(now, destination, packets, &mut outbox)
             });
             packets += sealed.unwrap_or_else(|elsewhere| {
-                hand_over(crew, elsewhere, (mtu, has_header), read.bytes().to_vec(), counters);
+                hand_over(channels, elsewhere, (mtu, has_header), read.bytes().to_vec(), counters);
                 elsewhere.packets
             });
             was_small = read.is_small();
@@ -269,9 +297,9 @@ impl<P: Protocol> Engine<P> {
     /// Returns false once told to stop.
     fn take_commands(&mut self, now: Instant) -> bool {
         // Only resets the counter; its value does not matter.
-        let _ = self.orders.wake.read();
+        let _ = self.commands.wake.read();
         for _ in 0..READS_PER_TURN {
-            match self.orders.commands.try_recv() {
+            match self.commands.received.try_recv() {
                 Ok(Command::Run(work)) => {
                     let Engine { queues, sockets, protocol, counters, batch, coalescer, .. } = self;
                     let mut outbox = Outbox::new(batch, sockets, counters);
@@ -290,7 +318,7 @@ impl<P: Protocol> Engine<P> {
             }
         }
         // There may be more commands, but packets come first.
-        let _ = self.orders.wake.write(1);
+        let _ = self.commands.wake.write(1);
         true
     }
 }
@@ -322,6 +350,7 @@ impl Inbox for DeviceInbox<'_> {
 
 /// Checks the form of what was read, and gives its packets to `seal`. Returns how many, or which
 /// engine must do it.
+#[inline]
 fn seal_packet(
     mtu: usize,
     header: Option<virtio::Header>,
@@ -356,14 +385,14 @@ fn seal_packet(
 /// Lets another engine encrypt what was read. If that engine finds that it belongs to a third one,
 /// the peers are changing at this moment, and it drops the packets.
 fn hand_over<P: Protocol>(
-    crew: &Crew<P>,
+    channels: &Channels<P>,
     elsewhere: Elsewhere,
     (mtu, has_header): (usize, bool),
     mut bytes: Vec<u8>,
     counters: &Arc<Counters>,
 ) {
     let theirs = counters.clone();
-    let taken = crew.hand_over(elsewhere.engine, bytes.len(), move |protocol, now, _, outbox| {
+    let taken = channels.hand_over(elsewhere.engine, bytes.len(), move |protocol, now, _, outbox| {
         let (header, packet) = split_header(has_header, &mut bytes);
         let seal = &mut |destination, packets: &mut Segments<'_>| protocol.seal(now, destination, packets, outbox);
         if let Err(elsewhere) = seal_packet(mtu, header, packet, &theirs, seal) {
@@ -379,6 +408,7 @@ fn hand_over<P: Protocol>(
 
 /// The packet that was read from the device and its virtio header; none if the header is missing or
 /// invalid.
+#[inline]
 fn split_header(has_header: bool, bytes: &mut [u8]) -> (Option<virtio::Header>, &mut [u8]) {
     if !has_header {
         return (Some(virtio::Header::PLAIN), bytes);
@@ -391,6 +421,7 @@ fn split_header(has_header: bool, bytes: &mut [u8]) -> (Option<virtio::Header>, 
 }
 
 /// The datagrams in a read of a socket.
+#[inline]
 fn datagrams(read: &mut Read<Received>) -> Datagrams<'_> {
     let Received { from, ecn, size, .. } = read.about;
     Datagrams { from, ecn, size, bytes: read.bytes() }

@@ -3,11 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use ipnet::IpNet;
-
-use crate::config::PeerId;
-
-/// Why the tunnel could not do what it was asked.
+/// Why the engines could not start, or could not do what they were asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -18,7 +14,7 @@ pub enum Error {
         name: String,
     },
     /// The number of threads is out of range.
-    #[error("a tunnel has 1 to {most} threads, {threads} were asked for", most = crate::crew::MOST_ENGINES)]
+    #[error("a tunnel has 1 to {most} threads, {threads} were asked for", most = crate::channels::MOST_ENGINES)]
     Threads {
         /// The number that was asked for.
         threads: usize,
@@ -50,52 +46,6 @@ pub enum Error {
         step: &'static str,
         /// The kernel's answer.
         source: io::Error,
-    },
-    /// This node's keys are not one or two keys of different epochs.
-    #[error("the tunnel needs one or two local keys of different epochs, newest first; it was given {given}")]
-    LocalKeys {
-        /// A description of what was given, without key material.
-        given: String,
-    },
-    /// A peer's keys cannot be used.
-    #[error("peer {name} ({id}): {reason}")]
-    PeerKeys {
-        /// The peer.
-        id: PeerId,
-        /// Its node name.
-        name: String,
-        /// What is wrong with them.
-        reason: &'static str,
-    },
-    /// Two peers claim the same prefix.
-    #[error(
-        "prefix {prefix} is claimed by {claimant} but belongs to {owner}: nothing was changed; \
-         remove it from one of the two nodes"
-    )]
-    PrefixConflict {
-        /// The prefix.
-        prefix: IpNet,
-        /// Node that has it, or claimed it first.
-        owner: String,
-        /// Node that wants it too.
-        claimant: String,
-    },
-    /// Two peers publish the same public key.
-    #[error(
-        "{claimant} publishes the same public key as {owner}: nothing was changed; \
-         one of them copied the other's key, give it a fresh one"
-    )]
-    KeyConflict {
-        /// Node that has the key, or claimed it first.
-        owner: String,
-        /// Node that wants it too.
-        claimant: String,
-    },
-    /// A change names a peer that does not exist.
-    #[error("peer {id} is not known to the tunnel: put it before changing it")]
-    UnknownPeer {
-        /// The peer.
-        id: PeerId,
     },
     /// The engine is not running any more.
     #[error("the tunnel engine has stopped: {reason}; restart the agent, protected traffic is dropped until then")]

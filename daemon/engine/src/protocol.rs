@@ -1,7 +1,7 @@
 //! The interface between the I/O engine and a protocol.
 //!
-//! The engine knows packets, datagrams and time. The protocol turns packets into datagrams:
-//! [`crate::wireguard`] today.
+//! The engine knows packets, datagrams and time. The protocol turns packets into datagrams, and
+//! knows peers and keys. WireGuard is one (hauberk-wireguard); the bench has one without a cipher.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -11,7 +11,10 @@ use crate::io::outbox::Outbox;
 use crate::offload::segment::Segments;
 
 /// A protocol that encrypts IP packets into datagrams and decrypts them.
-pub(crate) trait Protocol: Send + 'static {
+///
+/// Each engine has a protocol of its own, on its own thread, and calls it directly: engines are
+/// generic over it. The time is passed in, as the engine read it at the beginning of the turn.
+pub trait Protocol: Send + 'static {
     /// Encrypts IP packets read from the device, all of one flow, and posts the datagrams.
     ///
     /// # Errors
@@ -41,26 +44,30 @@ pub(crate) trait Protocol: Send + 'static {
 
 /// Packets that another engine must encrypt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Elsewhere {
-    pub(crate) engine: usize,
+pub struct Elsewhere {
+    /// The number of that engine.
+    pub engine: usize,
     /// Number of packets.
-    pub(crate) packets: usize,
+    pub packets: usize,
 }
 
 /// A run of datagrams as it came from the network, in one receive.
 #[derive(Clone, Copy)]
-pub(crate) struct Datagrams<'a> {
-    pub(crate) from: SocketAddr,
+pub struct Datagrams<'a> {
+    /// The sender.
+    pub from: SocketAddr,
     /// ECN code point of the packets that carried them.
-    pub(crate) ecn: u8,
-    pub(crate) bytes: &'a [u8],
+    pub ecn: u8,
+    /// The datagrams, one after the other.
+    pub bytes: &'a [u8],
     /// Size of each datagram except the last.
-    pub(crate) size: usize,
+    pub size: usize,
 }
 
 impl<'a> Datagrams<'a> {
     /// Each datagram by itself; an empty payload is one datagram too.
-    pub(crate) fn iter(self) -> impl Iterator<Item = Datagram<'a>> {
+    #[inline]
+    pub fn iter(self) -> impl Iterator<Item = Datagram<'a>> {
         let empty = self.bytes.is_empty().then_some(self.bytes);
         let all = empty.into_iter().chain(self.bytes.chunks(self.size));
         all.map(move |bytes| Datagram { from: self.from, ecn: self.ecn, bytes })
@@ -69,15 +76,17 @@ impl<'a> Datagrams<'a> {
 
 /// A datagram as it came from the network.
 #[derive(Clone, Copy)]
-pub(crate) struct Datagram<'a> {
-    pub(crate) from: SocketAddr,
+pub struct Datagram<'a> {
+    /// The sender.
+    pub from: SocketAddr,
     /// ECN code point of the packet that carried it.
-    pub(crate) ecn: u8,
-    pub(crate) bytes: &'a [u8],
+    pub ecn: u8,
+    /// Its payload.
+    pub bytes: &'a [u8],
 }
 
 /// Where decrypted packets go.
-pub(crate) trait Inbox {
+pub trait Inbox {
     /// Room for one decrypted packet, at least as long as the longest datagram. It stays the same
     /// until a packet is delivered.
     fn room(&mut self) -> &mut [u8];

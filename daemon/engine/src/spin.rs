@@ -37,6 +37,7 @@ impl Spin {
     }
 
     /// Records a turn that carried packets.
+    #[inline]
     pub(crate) fn carried(&mut self, now: Instant, packets: usize) {
         if self.since.take().is_some() {
             self.score = (self.score + WORTH).min(SURE);
@@ -53,6 +54,7 @@ impl Spin {
     }
 
     /// Whether to poll again now instead of sleeping.
+    #[inline]
     pub(crate) fn looks_again(&mut self, now: Instant) -> bool {
         let Some(since) = self.since else { return false };
         if now.saturating_duration_since(since) < self.limit {

@@ -1,32 +1,9 @@
-//! The tunnel's states, counters and drop reasons.
+//! The engines' counters and drop reasons, and whether they run.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
 
-use crate::config::PeerId;
-use crate::strangers::{Stranger, Strangers};
-
-/// The state of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerState {
-    /// No session and nothing to send.
-    Idle,
-    /// Packets wait for a handshake that is under way.
-    Handshaking {
-        /// Initiations sent so far.
-        attempts: u32,
-    },
-    /// A session younger than 180 s exists.
-    Established,
-    /// The last handshake was given up after 90 s; the next packet starts another.
-    Failed {
-        /// When the tunnel gave up.
-        since: SystemTime,
-    },
-}
-
-/// Why a packet was not passed on. Each reason has one counter.
+/// Why a packet was not passed on. Each reason has one counter. Some reasons only some protocols
+/// have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum TunnelDrop {
@@ -125,62 +102,11 @@ impl DropCounts {
         self.0.iter().sum()
     }
 
-    pub(crate) fn add(&mut self, reason: TunnelDrop, packets: u64) {
+    /// Adds packets dropped for one reason.
+    #[inline]
+    pub fn add(&mut self, reason: TunnelDrop, packets: u64) {
         self.0[reason as usize] += packets;
     }
-}
-
-/// Counters and state of one peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerStats {
-    /// The peer.
-    pub id: PeerId,
-    /// Its node name.
-    pub name: String,
-    /// Its state.
-    pub state: PeerState,
-    /// Initiations sent without an answer, whether or not there still is a session for sending.
-    /// After a handshake was given up, at least the number sent by then, until a handshake
-    /// succeeds.
-    pub unanswered: u32,
-    /// When the last handshake was completed.
-    pub latest_handshake: Option<SystemTime>,
-    /// Epoch of this node's key in the session used for sending.
-    pub local_epoch: Option<u32>,
-    /// Epoch of the peer's key in the session used for sending.
-    pub remote_epoch: Option<u32>,
-    /// Bytes of authenticated datagrams received, handshakes included.
-    pub rx_bytes: u64,
-    /// Bytes of datagrams sent, handshakes included.
-    pub tx_bytes: u64,
-    /// IP packets received from the peer and delivered.
-    pub rx_packets: u64,
-    /// IP packets encrypted for the peer.
-    pub tx_packets: u64,
-    /// Where its packets are sent.
-    pub endpoint: Option<SocketAddr>,
-    /// Number of its thread: `hauberk-tun-N`.
-    pub thread: usize,
-    /// Packets of this peer that were dropped.
-    pub drops: DropCounts,
-}
-
-/// Counters of the whole tunnel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TunnelStats {
-    /// Every peer, ordered by id.
-    pub peers: Vec<PeerStats>,
-    /// Every dropped packet, including those of peers.
-    pub drops: DropCounts,
-    /// Self-test packets counted and dropped.
-    pub probes_seen: u64,
-    /// Packets and handshakes that arrived on a thread other than their peer's and were handed over
-    /// to it.
-    pub handed_over: u64,
-    /// Senders that asked for a session with an unknown key within the last minute: at most eight.
-    pub strangers: Vec<Stranger>,
-    /// What the kernel agreed to do in bulk.
-    pub features: OffloadFeatures,
 }
 
 /// What the kernel agreed to do in bulk. Determined once, at start.
@@ -221,23 +147,27 @@ pub enum Health {
 /// Counters that the engines' threads write and any thread reads. A packet that passes normally
 /// touches none of them.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub struct Counters {
     drops: [AtomicU64; TunnelDrop::ALL.len()],
     probes_seen: AtomicU64,
     handed_over: AtomicU64,
-    strangers: Strangers,
 }
 
 impl Counters {
-    pub(crate) fn drop_packets(&self, reason: TunnelDrop, packets: u64) {
+    /// Counts packets dropped for one reason.
+    #[inline]
+    pub fn drop_packets(&self, reason: TunnelDrop, packets: u64) {
         self.drops[reason as usize].fetch_add(packets, Ordering::Relaxed);
     }
 
-    pub(crate) fn drop_packet(&self, reason: TunnelDrop) {
+    /// Counts one dropped packet.
+    #[inline]
+    pub fn drop_packet(&self, reason: TunnelDrop) {
         self.drop_packets(reason, 1);
     }
 
-    pub(crate) fn drops(&self) -> DropCounts {
+    /// Packets dropped so far.
+    pub fn drops(&self) -> DropCounts {
         let mut counts = DropCounts::default();
         for reason in TunnelDrop::ALL {
             counts.add(reason, self.drops[reason as usize].load(Ordering::Relaxed));
@@ -245,28 +175,25 @@ impl Counters {
         counts
     }
 
-    pub(crate) fn hand_over(&self, packets: u64) {
+    /// Counts packets, or handshakes, that were handed over to another engine.
+    #[inline]
+    pub fn hand_over(&self, packets: u64) {
         self.handed_over.fetch_add(packets, Ordering::Relaxed);
     }
 
-    pub(crate) fn handed_over(&self) -> u64 {
+    /// Packets and handshakes that were handed over so far.
+    pub fn handed_over(&self) -> u64 {
         self.handed_over.load(Ordering::Relaxed)
     }
 
-    /// Records a handshake whose static key no peer has.
-    pub(crate) fn note_stranger(&self, from: SocketAddr, now: Instant) {
-        self.strangers.note(from, now);
-    }
-
-    pub(crate) fn strangers(&self, now: Instant) -> Vec<Stranger> {
-        self.strangers.list(now)
-    }
-
-    pub(crate) fn see_probe(&self) {
+    /// Counts a self-test packet.
+    #[inline]
+    pub fn see_probe(&self) {
         self.probes_seen.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn probes_seen(&self) -> u64 {
+    /// Self-test packets so far.
+    pub fn probes_seen(&self) -> u64 {
         self.probes_seen.load(Ordering::Relaxed)
     }
 }

@@ -1,26 +1,15 @@
-//! What the agent passes to the tunnel: the device, this node's keys, and the peers.
+//! What the tunnel is given: this node's keys, the peers, and what the engines need.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use hauberk_cipher::Implementation;
+use hauberk_engine::DeviceConfig;
 use ipnet::IpNet;
 use x25519_dalek::StaticSecret;
 
 use crate::stats::PeerState;
-
-/// The TUN device to open.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceConfig {
-    /// Interface name, at most 15 bytes.
-    pub name: String,
-    /// Largest inner IP packet, in bytes.
-    pub mtu: u32,
-    /// Whether the device stays when the process is gone, so that packets routed to it are dropped
-    /// instead of taking another way.
-    pub persist: bool,
-}
 
 /// The agent's number for a peer: stable as long as the node exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,7 +9,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use common::*;
-use hauberk_tunnel::{Device, Error, Health, PeerChange, PeerId, PeerState, Tunnel, TunnelConfig, TunnelDrop};
+use hauberk_engine::Device;
+use hauberk_wireguard::{Error, Health, PeerChange, PeerId, PeerState, Tunnel, TunnelConfig, TunnelDrop};
 
 const SECRET: &[u8] = b"nobody on the wire may read this";
 const SOON: Duration = Duration::from_secs(20);
@@ -364,7 +365,7 @@ fn a_removed_device_stops_the_engine_and_says_so() {
     playground.nodes[0].ip(&format!("link del {DEVICE}"));
     eventually(SOON, "the engine's end", || a.health() != Health::Running);
     let error = a.stats().unwrap_err();
-    assert!(matches!(error, Error::Stopped { .. }));
+    assert!(matches!(error, Error::Engine(hauberk_engine::Error::Stopped { .. })));
     assert!(error.to_string().contains("was the device removed?"), "{error}");
 }
 
@@ -373,7 +374,7 @@ fn probes_are_seen_and_injected_packets_arrive() {
     let playground = Playground::new();
     let [a, _b] = connected(&playground, Node::outer_v4);
     let node = &playground.nodes[0];
-    let probe = SocketAddr::from((hauberk_tunnel::SELF_TEST_DESTINATION, 9));
+    let probe = SocketAddr::from((hauberk_engine::SELF_TEST_DESTINATION, 9));
     node.ip(&format!("route add {}/128 dev {DEVICE}", probe.ip()));
     let capture = playground.capture();
     node.within(move || {

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use hauberk_core::desired::Peer;
 use hauberk_core::model::NodeNumber;
 
-pub use hauberk_tunnel::Stranger;
+pub use hauberk_wireguard::Stranger;
 pub use userspace::{Userspace, UserspaceConfig};
 
 /// The tunnel refused a request.
@@ -20,7 +20,7 @@ pub use userspace::{Userspace, UserspaceConfig};
 pub enum BackendError {
     /// The user-space tunnel.
     #[error(transparent)]
-    Userspace(#[from] hauberk_tunnel::Error),
+    Userspace(#[from] hauberk_wireguard::Error),
 }
 
 /// One change of the peers.

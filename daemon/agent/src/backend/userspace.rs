@@ -1,11 +1,11 @@
-//! User-space WireGuard: `hauberk-tunnel` behind the [`Backend`] trait.
+//! User-space WireGuard: `hauberk-wireguard` behind the [`Backend`] trait.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hauberk_core::desired::Peer;
 use hauberk_core::model::NodeNumber;
-use hauberk_tunnel::{
+use hauberk_wireguard::{
     CipherImplementation, DeviceConfig, Health, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState, Tunnel,
     TunnelConfig,
 };
@@ -13,7 +13,7 @@ use hauberk_tunnel::{
 use super::{Backend, BackendError, PeerStats, PeerStep, Progress, Stats};
 
 /// The eBPF programs must choose the same thread as the tunnel.
-const _: () = assert!(hauberk_tunnel::QUEUE_BITS == hauberk_abi::layout::QUEUE_BITS);
+const _: () = assert!(hauberk_engine::QUEUE_BITS == hauberk_abi::layout::QUEUE_BITS);
 
 /// What the tunnel needs to start. No `Debug`: it holds secrets.
 pub struct UserspaceConfig {

@@ -20,7 +20,7 @@ const MAX_MTU: u32 = 65_455;
 /// Longest time to poll for the next packet, microseconds.
 const MAX_SPIN: u32 = 1000;
 /// Most threads of a tunnel.
-const MAX_THREADS: u32 = hauberk_tunnel::MOST_THREADS as u32;
+const MAX_THREADS: u32 = hauberk_engine::MOST_ENGINES as u32;
 const NO_CLUSTER_RANGES: &str = "`clusterRanges` is required: the ranges that all nodes' pod addresses come from, because an address \
     in them that belongs to nobody known is protected; they are kube-controller-manager's --cluster-cidr, or cover every node's \
     spec.podCIDRs (kubectl get nodes -o jsonpath='{.items[*].spec.podCIDRs}')";

@@ -7,7 +7,7 @@ use hauberk_abi::reason::{DropReason, Encryption};
 use hauberk_api::{DropCount, Drops};
 use hauberk_core::desired::Owner;
 use hauberk_core::model::NodeObject;
-use hauberk_tunnel::TunnelDrop;
+use hauberk_wireguard::TunnelDrop;
 
 use super::Eyes;
 use crate::datapath::{self, DatapathError};

@@ -351,7 +351,7 @@ impl Reconciler {
             cluster_ranges: tunnelled_ranges(&world.policy),
             route_mtu: kernel.tunnel_mtu(),
             device_mtu: kernel.uplinks().iter().map(|uplink| uplink.mtu).min().unwrap_or(1_500),
-            gso_max_size: hauberk_tunnel::gso_max_size(kernel.tunnel_mtu()),
+            gso_max_size: hauberk_wireguard::gso_max_size(kernel.tunnel_mtu()),
             limit: self.config.limits.attachments as usize,
         };
         drop(world);

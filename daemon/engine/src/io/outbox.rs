@@ -10,7 +10,7 @@ use crate::stats::{Counters, TunnelDrop};
 /// The most datagrams in one send (UDP_MAX_SEGMENTS, linux/udp.h).
 const MOST_DATAGRAMS: usize = 64;
 /// The most bytes in one send: what an IPv4 packet with a UDP header can carry.
-pub(crate) const MOST_BYTES: usize = 65_507;
+pub const MOST_BYTES: usize = 65_507;
 /// IPv4 and TCP headers with timestamps. The kernel rounds down to whole packets, so other usual
 /// headers, 40 to 72 bytes long, do not lead to more packets.
 const HEADERS: u32 = 52;
@@ -21,14 +21,14 @@ const RESERVED: u32 = 321;
 /// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: a
 /// super-packet then has as many packets as one send can carry, each `overhead` bytes longer after
 /// encryption.
-pub(crate) fn gso_max_size(mtu: u32, overhead: u32) -> u32 {
+pub fn gso_max_size(mtu: u32, overhead: u32) -> u32 {
     let packets = (MOST_BYTES as u32 / (mtu + overhead)).min(MOST_DATAGRAMS as u32);
     // The kernel fills a super-packet with the payloads of whole packets.
     (packets * mtu.saturating_sub(HEADERS) + RESERVED).min(1 << 16)
 }
 
 /// Somewhere to send datagrams: the sockets, or a test.
-pub(crate) trait DatagramSink {
+pub trait DatagramSink {
     /// Sends the batch; returns how many of its datagrams the kernel did not take.
     fn send(&mut self, batch: &Batch) -> usize;
 
@@ -37,7 +37,7 @@ pub(crate) trait DatagramSink {
 }
 
 /// Datagrams to one address.
-pub(crate) struct Batch {
+pub struct Batch {
     buffer: Box<[u8]>,
     length: usize,
     /// Size of each datagram except the last.
@@ -50,7 +50,9 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    pub(crate) fn new() -> Batch {
+    /// An empty batch.
+    #[allow(clippy::new_without_default, reason = "it allocates 64 KB")]
+    pub fn new() -> Batch {
         Batch {
             buffer: vec![0; MOST_BYTES].into_boxed_slice(),
             length: 0,
@@ -63,35 +65,36 @@ impl Batch {
     }
 
     /// The datagrams, one after the other.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         &self.buffer[..self.length]
     }
 
     /// Each datagram by itself.
-    pub(crate) fn datagrams(&self) -> std::slice::Chunks<'_, u8> {
+    pub fn datagrams(&self) -> std::slice::Chunks<'_, u8> {
         self.bytes().chunks(self.size.max(1))
     }
 
     /// Size of each datagram except the last.
-    pub(crate) fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.size
     }
 
     /// Number of datagrams.
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count
     }
 
     /// Their common traffic class: DSCP and ECN.
-    pub(crate) fn class(&self) -> u8 {
+    pub fn class(&self) -> u8 {
         self.class
     }
 
     /// Where they go.
-    pub(crate) fn to(&self) -> Option<SocketAddr> {
+    pub fn to(&self) -> Option<SocketAddr> {
         self.to
     }
 
+    #[inline]
     fn takes(&self, to: SocketAddr, class: u8, size: usize) -> bool {
         self.to == Some(to)
             && self.class == class
@@ -101,6 +104,7 @@ impl Batch {
             && self.length + size <= MOST_BYTES
     }
 
+    #[inline]
     fn clear(&mut self) {
         self.length = 0;
         self.count = 0;
@@ -110,30 +114,27 @@ impl Batch {
 }
 
 /// Collects and sends datagrams. The caller that creates it also flushes it.
-pub(crate) struct Outbox<'a> {
+pub struct Outbox<'a> {
     batch: &'a mut Batch,
     sink: &'a mut dyn DatagramSink,
     counters: &'a Counters,
 }
 
 impl<'a> Outbox<'a> {
-    pub(crate) fn new(batch: &'a mut Batch, sink: &'a mut dyn DatagramSink, counters: &'a Counters) -> Outbox<'a> {
+    /// An outbox that gathers in `batch` and sends to `sink`.
+    #[inline]
+    pub fn new(batch: &'a mut Batch, sink: &'a mut dyn DatagramSink, counters: &'a Counters) -> Outbox<'a> {
         Outbox { batch, sink, counters }
     }
 
     /// Whether several datagrams leave in one call, as far as the sink knows at this point.
-    pub(crate) fn takes_batches(&self) -> bool {
+    #[inline]
+    pub fn takes_batches(&self) -> bool {
         self.sink.takes_batches()
     }
 
     /// Posts a datagram of `size` bytes that `fill` writes. If it returns false, nothing is sent.
-    pub(crate) fn post_with(
-        &mut self,
-        to: SocketAddr,
-        class: u8,
-        size: usize,
-        fill: impl FnOnce(&mut [u8]) -> bool,
-    ) -> bool {
+    pub fn post_with(&mut self, to: SocketAddr, class: u8, size: usize, fill: impl FnOnce(&mut [u8]) -> bool) -> bool {
         if size > MOST_BYTES {
             self.counters.drop_packet(TunnelDrop::Oversized);
             return false;
@@ -158,7 +159,7 @@ impl<'a> Outbox<'a> {
     }
 
     /// Posts a finished datagram.
-    pub(crate) fn post(&mut self, to: SocketAddr, datagram: &[u8]) {
+    pub fn post(&mut self, to: SocketAddr, datagram: &[u8]) {
         self.post_with(to, 0, datagram.len(), |room| {
             room.copy_from_slice(datagram);
             true
@@ -166,7 +167,8 @@ impl<'a> Outbox<'a> {
     }
 
     /// Sends the batch.
-    pub(crate) fn flush(&mut self) {
+    #[inline]
+    pub fn flush(&mut self) {
         if self.batch.count > 0 {
             let refused = self.sink.send(self.batch);
             self.counters.drop_packets(TunnelDrop::UdpSendFailed, refused as u64);

@@ -6,7 +6,7 @@
 use std::io;
 
 use super::tun::Device;
-use crate::crew::MOST_ENGINES;
+use crate::channels::MOST_ENGINES;
 
 /// Queues of each engine, if the kernel lets the tunnel choose the queue of a packet.
 pub(crate) const QUEUES_PER_ENGINE: usize = 4;
@@ -28,6 +28,7 @@ impl Queues {
     }
 
     /// The device, as its first queue.
+    #[inline]
     pub(crate) fn device(&self) -> &Device {
         &self.all[0]
     }

@@ -101,6 +101,7 @@ impl Device {
     }
 
     /// What the kernel does in bulk on this device.
+    #[inline]
     pub fn features(&self) -> OffloadFeatures {
         self.features
     }
@@ -119,10 +120,12 @@ impl Device {
         syscalls::tun_set_persist(file.as_fd(), false).map_err(failed("make it go"))
     }
 
+    #[inline]
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
+    #[inline]
     pub(crate) fn mtu(&self) -> usize {
         self.mtu
     }

@@ -4,7 +4,7 @@
 //! 1071, 2 B) as long as every word is read and written in that order.
 
 /// Adds `bytes` to a running sum. Only the last part summed may have an odd length.
-pub(crate) fn add(mut sum: u64, bytes: &[u8]) -> u64 {
+pub fn add(mut sum: u64, bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(4);
     for word in &mut words {
         sum += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
@@ -21,17 +21,17 @@ pub(crate) fn add(mut sum: u64, bytes: &[u8]) -> u64 {
 }
 
 /// Adds one number as it stands on the wire.
-pub(crate) fn add_word(sum: u64, word: u16) -> u64 {
+pub fn add_word(sum: u64, word: u16) -> u64 {
     sum + u64::from(word.to_be())
 }
 
 /// Subtracts one number, as it stood on the wire, from a sum.
-pub(crate) fn remove_word(sum: u64, word: u16) -> u64 {
+pub fn remove_word(sum: u64, word: u16) -> u64 {
     sum + u64::from(!word.to_be())
 }
 
 /// Folds a sum into 16 bits, without complementing it.
-pub(crate) fn fold(mut sum: u64) -> u16 {
+pub fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -39,7 +39,7 @@ pub(crate) fn fold(mut sum: u64) -> u16 {
 }
 
 /// The finished checksum, as bytes for the packet. Never zero, which in UDP means "no checksum".
-pub(crate) fn finish(sum: u64) -> [u8; 2] {
+pub fn finish(sum: u64) -> [u8; 2] {
     match !fold(sum) {
         0 => [0xff, 0xff],
         checksum => checksum.to_ne_bytes(),
@@ -47,14 +47,14 @@ pub(crate) fn finish(sum: u64) -> [u8; 2] {
 }
 
 /// The sum of the pseudo header of TCP and UDP (RFC 9293, 3.1; RFC 8200, 8.1).
-pub(crate) fn pseudo_header(addresses: &[u8], protocol: u8, length: usize) -> u64 {
+pub fn pseudo_header(addresses: &[u8], protocol: u8, length: usize) -> u64 {
     // In both forms, the other bytes of the pseudo header are zero.
     let sum = add_word(add(0, addresses), u16::from(protocol));
     add_word(add_word(sum, (length >> 16) as u16), length as u16)
 }
 
 /// Whether a sum over a packet that includes its checksum shows that the checksum is right.
-pub(crate) fn is_valid(sum: u64) -> bool {
+pub fn is_valid(sum: u64) -> bool {
     fold(sum) == 0xffff
 }
 

@@ -29,7 +29,7 @@ const LONGEST_HEADERS: usize = ip::V6_HEADER + 60;
 /// packet ([`Coalescer::room`]). Its payload then lies right behind that flow's other payloads. Its
 /// headers overwrite the last bytes of these, which are saved until the packet is delivered. So
 /// payloads are not copied.
-pub(crate) struct Coalescer {
+pub struct Coalescer {
     open: Vec<Joined>,
     /// The one that got the last packet.
     recent: Option<usize>,
@@ -91,7 +91,7 @@ enum Class {
 
 impl Coalescer {
     /// Joins TCP and UDP if the device accepts such packets.
-    pub(crate) fn new(tcp: bool, udp: bool) -> Coalescer {
+    pub fn new(tcp: bool, udp: bool) -> Coalescer {
         Coalescer {
             open: Vec::with_capacity(FLOWS),
             recent: None,
@@ -106,7 +106,7 @@ impl Coalescer {
 
     /// Room for the next packet, longer than any datagram. It stays the same until a packet is
     /// delivered.
-    pub(crate) fn room(&mut self) -> &mut [u8] {
+    pub fn room(&mut self) -> &mut [u8] {
         let place = *self.place.get_or_insert_with(|| {
             let recent = self.recent.and_then(|index| Some((index, self.open.get_mut(index)?)));
             let Some((index, joined)) = recent.filter(|(_, joined)| joined.has_room_behind()) else {
@@ -131,7 +131,7 @@ impl Coalescer {
 
     /// Takes the packet in the room. Its envelope has been read, and it is as long as the envelope
     /// says. Gives `write` each complete packet, with a virtio header in front.
-    pub(crate) fn deliver(&mut self, length: usize, write: &mut dyn FnMut(&[u8])) {
+    pub fn deliver(&mut self, length: usize, write: &mut dyn FnMut(&[u8])) {
         match self.place.take() {
             Some(Place::Behind(index)) if self.deliver_behind(index, length) => {
                 if self.open[index].is_closed {
@@ -143,7 +143,7 @@ impl Coalescer {
     }
 
     /// Writes all held packets.
-    pub(crate) fn flush(&mut self, write: &mut dyn FnMut(&[u8])) {
+    pub fn flush(&mut self, write: &mut dyn FnMut(&[u8])) {
         // The room may hold data that was not delivered.
         if let Some(Place::Behind(index)) = self.place.take() {
             self.uncover(index);

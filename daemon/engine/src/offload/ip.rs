@@ -5,10 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::checksum;
 use crate::backlog::Flow;
 
-pub(crate) const V4_HEADER: usize = 20;
-pub(crate) const V6_HEADER: usize = 40;
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
+/// Length of an IPv4 header without options, bytes.
+pub const V4_HEADER: usize = 20;
+/// Length of an IPv6 header without extension headers, bytes.
+pub const V6_HEADER: usize = 40;
+/// The protocol number of TCP.
+pub const TCP: u8 = 6;
+/// The protocol number of UDP.
+pub const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
@@ -17,15 +21,18 @@ const CONGESTION: u8 = 0b11;
 
 /// What routing needs to know about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Envelope {
-    pub(crate) source: IpAddr,
-    pub(crate) destination: IpAddr,
+pub struct Envelope {
+    /// The sender.
+    pub source: IpAddr,
+    /// The receiver.
+    pub destination: IpAddr,
     /// Length according to the header: never more than the bytes at hand.
-    pub(crate) length: usize,
+    pub length: usize,
 }
 
 /// Reads the envelope; `None` if the headers contradict themselves or the length of the bytes.
-pub(crate) fn envelope(packet: &[u8]) -> Option<Envelope> {
+#[inline]
+pub fn envelope(packet: &[u8]) -> Option<Envelope> {
     match packet.first()? >> 4 {
         4 => {
             let header = packet.first_chunk::<V4_HEADER>()?;
@@ -61,7 +68,8 @@ pub(crate) fn envelope(packet: &[u8]) -> Option<Envelope> {
 /// Whether a packet whose envelope was read is a fragment: IPv4's "more fragments" flag or offset,
 /// or IPv6's fragment header directly behind the first header (RFC 8200 section 4.5). The kernel
 /// puts it there unless there are hop-by-hop options.
-pub(crate) fn is_fragment(packet: &[u8]) -> bool {
+#[inline]
+pub fn is_fragment(packet: &[u8]) -> bool {
     const V6_FRAGMENT: u8 = 44;
     match packet {
         [first, _, _, _, _, _, high, low, ..] if first >> 4 == 4 => u16::from_be_bytes([*high, *low]) & 0x3fff != 0,
@@ -71,7 +79,8 @@ pub(crate) fn is_fragment(packet: &[u8]) -> bool {
 }
 
 /// The flow of a packet whose headers are complete.
-pub(crate) fn flow(packet: &[u8]) -> Option<Flow> {
+#[inline]
+pub fn flow(packet: &[u8]) -> Option<Flow> {
     let word = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
     let (ends, protocol, start) = match packet.first()? >> 4 {
         4 => {
@@ -95,12 +104,14 @@ pub(crate) fn flow(packet: &[u8]) -> Option<Flow> {
 }
 
 /// The ECN code point of a packet whose envelope was read.
-pub(crate) fn ecn(packet: &[u8]) -> u8 {
+#[inline]
+pub fn ecn(packet: &[u8]) -> u8 {
     traffic_class(packet) & 0b11
 }
 
 /// DSCP and ECN of a packet whose envelope was read (RFC 2474, 3).
-pub(crate) fn traffic_class(packet: &[u8]) -> u8 {
+#[inline]
+pub fn traffic_class(packet: &[u8]) -> u8 {
     match packet {
         [first, second, ..] if first >> 4 == 4 => *second,
         [first, second, ..] => first << 4 | second >> 4,
@@ -110,7 +121,8 @@ pub(crate) fn traffic_class(packet: &[u8]) -> u8 {
 
 /// Carries a congestion mark of the outer packet over to the inner packet (RFC 6040, 4.2), if the
 /// inner packet's sender supports ECN.
-pub(crate) fn mark_congestion(outer: u8, packet: &mut [u8]) {
+#[inline]
+pub fn mark_congestion(outer: u8, packet: &mut [u8]) {
     if outer & 0b11 != CONGESTION || ecn(packet) == 0 || packet.len() < V4_HEADER {
         return;
     }

@@ -5,11 +5,12 @@
 //! and encryption, [`coalesce`] between decryption and the TUN device; [`virtio`] is the header
 //! that both exchange with the kernel.
 
-pub(crate) mod checksum;
-pub(crate) mod coalesce;
-pub(crate) mod ip;
-pub(crate) mod segment;
-pub(crate) mod virtio;
+pub mod checksum;
+pub mod coalesce;
+pub mod ip;
+pub mod segment;
+pub mod virtio;
 
-#[cfg(test)]
-pub(crate) mod samples;
+#[cfg(any(test, feature = "samples"))]
+#[allow(missing_docs, reason = "for tests; the names say it")]
+pub mod samples;

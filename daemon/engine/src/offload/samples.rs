@@ -6,27 +6,27 @@ use super::virtio::{Gso, Header};
 use super::{checksum, ip};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
+pub enum Family {
     V4,
     V6,
 }
 
 impl Family {
-    pub(crate) fn source(self) -> IpAddr {
+    pub fn source(self) -> IpAddr {
         match self {
             Family::V4 => IpAddr::V4(Ipv4Addr::new(10, 0, 1, 7)),
             Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 7)),
         }
     }
 
-    pub(crate) fn destination(self) -> IpAddr {
+    pub fn destination(self) -> IpAddr {
         match self {
             Family::V4 => IpAddr::V4(Ipv4Addr::new(10, 0, 2, 9)),
             Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 9)),
         }
     }
 
-    pub(crate) fn ip_header(self) -> usize {
+    pub fn ip_header(self) -> usize {
         match self {
             Family::V4 => ip::V4_HEADER,
             Family::V6 => ip::V6_HEADER,
@@ -36,23 +36,23 @@ impl Family {
 
 /// The parts of a TCP segment that tests vary.
 #[derive(Clone, Debug)]
-pub(crate) struct Tcp {
-    pub(crate) family: Family,
-    pub(crate) id: u16,
-    pub(crate) source_port: u16,
-    pub(crate) sequence: u32,
-    pub(crate) flags: u8,
+pub struct Tcp {
+    pub family: Family,
+    pub id: u16,
+    pub source_port: u16,
+    pub sequence: u32,
+    pub flags: u8,
     /// A multiple of four bytes.
-    pub(crate) options: Vec<u8>,
-    pub(crate) payload: Vec<u8>,
+    pub options: Vec<u8>,
+    pub payload: Vec<u8>,
 }
 
 impl Tcp {
-    pub(crate) fn new(family: Family, sequence: u32, payload: &[u8]) -> Tcp {
+    pub fn new(family: Family, sequence: u32, payload: &[u8]) -> Tcp {
         Tcp { family, id: 1, source_port: 5000, sequence, flags: 0x10, options: vec![], payload: payload.to_vec() }
     }
 
-    pub(crate) fn build(&self) -> Vec<u8> {
+    pub fn build(&self) -> Vec<u8> {
         let mut segment = Vec::new();
         segment.extend_from_slice(&self.source_port.to_be_bytes());
         segment.extend_from_slice(&80u16.to_be_bytes());
@@ -67,7 +67,7 @@ impl Tcp {
     }
 }
 
-pub(crate) fn udp(family: Family, source_port: u16, destination_port: u16, payload: &[u8]) -> Vec<u8> {
+pub fn udp(family: Family, source_port: u16, destination_port: u16, payload: &[u8]) -> Vec<u8> {
     let mut datagram = Vec::new();
     datagram.extend_from_slice(&source_port.to_be_bytes());
     datagram.extend_from_slice(&destination_port.to_be_bytes());
@@ -79,7 +79,7 @@ pub(crate) fn udp(family: Family, source_port: u16, destination_port: u16, paylo
 
 /// Turns a finished packet into a super-packet as the kernel passes it on: its checksum covers only
 /// the pseudo header.
-pub(crate) fn as_super_packet(packet: &mut [u8], size: u16) -> Header {
+pub fn as_super_packet(packet: &mut [u8], size: u16) -> Header {
     let (family, addresses, protocol) = match packet[0] >> 4 {
         4 => (Family::V4, packet[12..20].to_vec(), packet[9]),
         _ => (Family::V6, packet[8..40].to_vec(), packet[6]),
@@ -103,7 +103,7 @@ pub(crate) fn as_super_packet(packet: &mut [u8], size: u16) -> Header {
 }
 
 /// Sets the ECN code point, keeping the checksum right.
-pub(crate) fn with_ecn(mut packet: Vec<u8>, ecn: u8) -> Vec<u8> {
+pub fn with_ecn(mut packet: Vec<u8>, ecn: u8) -> Vec<u8> {
     if packet[0] >> 4 == 4 {
         packet[1] = packet[1] & !3 | ecn;
         fill_v4_checksum(&mut packet);
@@ -114,7 +114,7 @@ pub(crate) fn with_ecn(mut packet: Vec<u8>, ecn: u8) -> Vec<u8> {
 }
 
 /// Whether every checksum in a TCP or UDP packet without IP options is right.
-pub(crate) fn is_sound(packet: &[u8]) -> bool {
+pub fn is_sound(packet: &[u8]) -> bool {
     let (at, addresses, protocol) = match packet[0] >> 4 {
         4 => (ip::V4_HEADER, &packet[12..20], packet[9]),
         _ => (ip::V6_HEADER, &packet[8..40], packet[6]),

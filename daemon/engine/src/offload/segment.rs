@@ -19,11 +19,11 @@ const TCP_CWR: u8 = 0x80;
 
 /// The virtio header does not fit the packet behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Malformed;
+pub struct Malformed;
 
 /// The segments of one super-packet, or a single packet.
 #[allow(clippy::large_enum_variant)] // lives on one stack frame; a box would be an allocation per read
-pub(crate) enum Segments<'a> {
+pub enum Segments<'a> {
     /// One packet, and its checksum if it must be completed.
     Single(Option<&'a mut [u8]>, Option<Checksum>),
     /// A super-packet of several.
@@ -31,7 +31,7 @@ pub(crate) enum Segments<'a> {
 }
 
 /// A super-packet that is being cut.
-pub(crate) struct Run<'a> {
+pub struct Run<'a> {
     packet: &'a mut [u8],
     /// The headers as read: those in the packet are overwritten.
     headers: [u8; LONGEST_HEADERS],
@@ -49,7 +49,7 @@ pub(crate) struct Run<'a> {
 /// The incomplete checksum of a single packet: it covers everything from `start`, and is stored at
 /// `at`.
 #[derive(Clone, Copy)]
-pub(crate) struct Checksum {
+pub struct Checksum {
     start: usize,
     at: usize,
 }
@@ -72,7 +72,11 @@ impl Transport {
 impl<'a> Segments<'a> {
     /// Checks the virtio header against the packet. The envelope must have been read, and the
     /// packet must be exactly as long as it says.
-    pub(crate) fn new(header: Header, packet: &'a mut [u8]) -> Result<Segments<'a>, Malformed> {
+    ///
+    /// # Errors
+    /// [`Malformed`].
+    #[inline]
+    pub fn new(header: Header, packet: &'a mut [u8]) -> Result<Segments<'a>, Malformed> {
         let kind = match (header.gso, packet.first().map(|first| first >> 4)) {
             (Gso::None, _) => {
                 let checksum = header.needs_checksum.then(|| Checksum::of(header, packet)).transpose()?;
@@ -98,7 +102,8 @@ impl<'a> Segments<'a> {
 
     /// Length of the longest packet, and their number. Call it before the first packet is
     /// requested.
-    pub(crate) fn extent(&self) -> (usize, usize) {
+    #[inline]
+    pub fn extent(&self) -> (usize, usize) {
         match self {
             Segments::Single(packet, _) => (packet.as_ref().map_or(0, |packet| packet.len()), 1),
             Segments::Run(run) => {
@@ -109,7 +114,9 @@ impl<'a> Segments<'a> {
     }
 
     /// The next finished packet.
-    pub(crate) fn next(&mut self) -> Option<&mut [u8]> {
+    #[inline]
+    #[allow(clippy::should_implement_trait, reason = "a packet borrows from the run it is cut from")]
+    pub fn next(&mut self) -> Option<&mut [u8]> {
         match self {
             Segments::Single(packet, checksum) => {
                 let packet = packet.take()?;

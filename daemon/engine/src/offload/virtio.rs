@@ -1,7 +1,7 @@
 //! The `virtio_net_hdr` in front of each packet on the TUN device (linux/virtio_net.h).
 
 /// Length of the header; the kernel's default for TUN devices.
-pub(crate) const HEADER_LENGTH: usize = 10;
+pub const HEADER_LENGTH: usize = 10;
 
 const FLAG_NEEDS_CHECKSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
@@ -13,7 +13,7 @@ const GSO_ECN: u8 = 0x80;
 
 /// The kind of super-packet that follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Gso {
+pub enum Gso {
     /// One packet.
     None,
     /// A run of TCP segments over IPv4.
@@ -26,24 +26,24 @@ pub(crate) enum Gso {
 
 /// The parsed header. All numbers are in the machine's byte order on TUN devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Header {
+pub struct Header {
     /// The checksum field holds only the pseudo header's sum and must be completed.
-    pub(crate) needs_checksum: bool,
+    pub needs_checksum: bool,
     /// The kind of super-packet.
-    pub(crate) gso: Gso,
+    pub gso: Gso,
     /// Length of the headers that each segment repeats. Only a hint.
-    pub(crate) header_length: u16,
+    pub header_length: u16,
     /// Payload bytes per segment.
-    pub(crate) gso_size: u16,
+    pub gso_size: u16,
     /// Where the checksummed part begins: the transport header.
-    pub(crate) checksum_start: u16,
+    pub checksum_start: u16,
     /// Offset of the checksum field from there.
-    pub(crate) checksum_offset: u16,
+    pub checksum_offset: u16,
 }
 
 impl Header {
     /// The header of an ordinary packet.
-    pub(crate) const PLAIN: Header = Header {
+    pub const PLAIN: Header = Header {
         needs_checksum: false,
         gso: Gso::None,
         header_length: 0,
@@ -53,7 +53,8 @@ impl Header {
     };
 
     /// Reads the header. `None` for a kind of super-packet that the device does not offer.
-    pub(crate) fn parse(bytes: [u8; HEADER_LENGTH]) -> Option<Header> {
+    #[inline]
+    pub fn parse(bytes: [u8; HEADER_LENGTH]) -> Option<Header> {
         let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         Some(Header {
             needs_checksum: bytes[0] & FLAG_NEEDS_CHECKSUM != 0,
@@ -72,7 +73,8 @@ impl Header {
     }
 
     /// The header in the kernel's form.
-    pub(crate) fn to_bytes(self) -> [u8; HEADER_LENGTH] {
+    #[inline]
+    pub fn to_bytes(self) -> [u8; HEADER_LENGTH] {
         let mut bytes = [0; HEADER_LENGTH];
         bytes[0] = if self.needs_checksum { FLAG_NEEDS_CHECKSUM } else { 0 };
         bytes[1] = match self.gso {

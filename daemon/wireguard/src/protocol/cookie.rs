@@ -11,11 +11,11 @@ use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 use chacha20poly1305::{AeadInPlace, Tag, XChaCha20Poly1305, XNonce};
 use hauberk_cipher::TAG;
+use hauberk_engine::TunnelDrop;
 use x25519_dalek::PublicKey;
 use zeroize::Zeroizing;
 
 use super::message::MAC;
-use crate::stats::TunnelDrop;
 
 /// How long a cookie is used: the receiver changes its secret after the same time (5.4.7).
 const COOKIE_LIFE: Duration = Duration::from_secs(120);
@@ -89,7 +89,7 @@ mod tests {
     use x25519_dalek::StaticSecret;
 
     use super::*;
-    use crate::wireguard::message::{self, COOKIE_REPLY, INITIATION, INITIATION_NOISE, Message};
+    use crate::protocol::message::{self, COOKIE_REPLY, INITIATION, INITIATION_NOISE, Message};
 
     /// A receiver of the messages that is always under load.
     struct Receiver {

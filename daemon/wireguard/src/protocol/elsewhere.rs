@@ -2,12 +2,10 @@
 
 use std::time::Instant;
 
+use hauberk_engine::{Datagram, Datagrams, Inbox, MOST_ENGINES, Outbox, Protocol, TunnelDrop};
+
 use super::message::{Data, Message};
 use super::{FIRST_ENGINE, WireGuard};
-use crate::crew::MOST_ENGINES;
-use crate::io::outbox::Outbox;
-use crate::protocol::{Datagram, Datagrams, Inbox, Protocol};
-use crate::stats::TunnelDrop;
 
 impl WireGuard {
     /// Hands a datagram to the engine it belongs to. The kernel joins datagrams of one sender and
@@ -26,7 +24,7 @@ impl WireGuard {
         bytes: usize,
         work: impl FnOnce(&mut WireGuard, Instant, &mut dyn Inbox, &mut Outbox<'_>) + Send + 'static,
     ) -> Result<(), TunnelDrop> {
-        if !self.crew.hand_over(engine, bytes, work) {
+        if !self.channels.hand_over(engine, bytes, work) {
             return Err(TunnelDrop::QueueFull);
         }
         self.around.settings.counters.hand_over(1);
@@ -40,9 +38,9 @@ impl WireGuard {
             Message::Response { receiver, .. }
             | Message::CookieReply { receiver, .. }
             | Message::Data(Data { receiver, .. }) => match (receiver >> 8) as usize % MOST_ENGINES {
-                engine if engine < self.crew.count() => engine,
+                engine if engine < self.channels.count() => engine,
                 // No engine has it, which any engine can find out.
-                _ => self.crew.own(),
+                _ => self.channels.own(),
             },
         }
     }

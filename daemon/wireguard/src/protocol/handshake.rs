@@ -9,13 +9,13 @@
 use blake2::{Blake2s256, Digest};
 use chacha20poly1305::{AeadInPlace, ChaCha20Poly1305, Key, KeyInit, Nonce, Tag};
 use hauberk_cipher::TAG;
+use hauberk_engine::TunnelDrop;
 use hmac::{Mac, SimpleHmac};
 use x25519_dalek::{PublicKey, ReusableSecret, SharedSecret, StaticSecret};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::message::{INITIATION_NOISE, RESPONSE_NOISE};
 use super::timestamp::{NEVER, Timestamp};
-use crate::stats::TunnelDrop;
 
 const CONSTRUCTION: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";

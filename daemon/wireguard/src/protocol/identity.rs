@@ -5,14 +5,12 @@ use std::sync::Arc;
 use boringtun::noise::TunnResult;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
+use hauberk_engine::{Datagram, Outbox, TunnelDrop};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::message::COOKIE_REPLY;
 use crate::config::LocalKey;
 use crate::error::Error;
-use crate::io::outbox::Outbox;
-use crate::protocol::Datagram;
-use crate::stats::TunnelDrop;
 
 /// One key of this node. The secret is zeroized when dropped; nothing here implements `Debug`.
 pub(super) struct Identity {

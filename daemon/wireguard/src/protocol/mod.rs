@@ -39,6 +39,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hauberk_cipher::{HEAD, Implementation};
+use hauberk_engine::offload::ip;
+use hauberk_engine::offload::segment::Segments;
+use hauberk_engine::{
+    Channels, Counters, Datagram, Datagrams, Elsewhere, Flow, Inbox, MOST_ENGINES, Outbox, Protocol, TunnelDrop,
+};
 
 pub(crate) use self::change::Plan;
 use self::handshake::Responder;
@@ -49,16 +54,11 @@ use self::pair::Pair;
 use self::peer::{HandshakeMessage, Peer};
 use self::source_limit::SourceLimit;
 use crate::allowed::AllowedIps;
-use crate::backlog::Flow;
 use crate::config::{PeerChange, PeerConfig, PeerId, StateCallback};
-use crate::crew::{Crew, MOST_ENGINES};
 use crate::error::Error;
-use crate::io::outbox::{self, Outbox};
-use crate::offload::ip;
-use crate::offload::segment::Segments;
-use crate::protocol::{Datagram, Datagrams, Elsewhere, Inbox, Protocol};
 use crate::schedule::Schedule;
-use crate::stats::{Counters, PeerStats, TunnelDrop};
+use crate::stats::PeerStats;
+use crate::strangers::Strangers;
 
 pub(crate) use self::steering::filter;
 
@@ -71,7 +71,7 @@ const FIRST_ENGINE: usize = 0;
 /// The `gso_max_size`, bytes, for the devices of pods whose packets are at most `mtu` bytes: a
 /// super-packet then has as many packets as one send can carry after encryption.
 pub fn gso_max_size(mtu: u32) -> u32 {
-    outbox::gso_max_size(mtu, message::OVERHEAD as u32)
+    hauberk_engine::gso_max_size(mtu, message::OVERHEAD as u32)
 }
 
 /// The complete state of the protocol in one engine.
@@ -84,7 +84,7 @@ pub(crate) struct WireGuard {
     allowed: AllowedIps,
     next_index: u32,
     sources: SourceLimit,
-    crew: Crew<WireGuard>,
+    channels: Channels<WireGuard>,
     around: Surroundings,
 }
 
@@ -92,6 +92,7 @@ pub(crate) struct WireGuard {
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) counters: Arc<Counters>,
+    pub(crate) strangers: Arc<Strangers>,
     pub(crate) on_state: Option<Arc<StateCallback>>,
     /// Largest inner packet, bytes.
     pub(crate) mtu: usize,
@@ -114,8 +115,8 @@ impl Surroundings {
 }
 
 impl WireGuard {
-    /// The protocol state of the engine that `crew` belongs to.
-    pub(crate) fn new(identities: Identities, settings: Settings, crew: Crew<WireGuard>) -> WireGuard {
+    /// The protocol state of the engine that `channels` belongs to.
+    pub(crate) fn new(identities: Identities, settings: Settings, channels: Channels<WireGuard>) -> WireGuard {
         WireGuard {
             identities: identities.0,
             peers: HashMap::new(),
@@ -127,7 +128,7 @@ impl WireGuard {
             // ones.
             next_index: RandomState::new().build_hasher().finish() as u32,
             sources: SourceLimit::new(),
-            crew,
+            channels,
             around: Surroundings { settings, schedule: Schedule::new() },
         }
     }
@@ -180,7 +181,7 @@ impl WireGuard {
             }
         }
         self.identities = identities;
-        let ids: Vec<_> = self.peers.keys().copied().filter(|id| self.crew.is_own(*id)).collect();
+        let ids: Vec<_> = self.peers.keys().copied().filter(|id| self.channels.is_own(id.0)).collect();
         for id in ids {
             self.renew_pairs(id, now, outbox);
         }
@@ -208,8 +209,8 @@ impl WireGuard {
 
     /// The statistics of this engine's peers.
     pub(crate) fn stats(&self) -> Vec<PeerStats> {
-        let own = self.peers.values().filter(|peer| self.crew.is_own(peer.config.id));
-        own.map(|peer| peer.stats(self.crew.own())).collect()
+        let own = self.peers.values().filter(|peer| self.channels.is_own(peer.config.id.0));
+        own.map(|peer| peer.stats(self.channels.own())).collect()
     }
 
     /// Removes what the peer should no longer have. Its endpoint is added again with the rest.
@@ -247,7 +248,7 @@ impl WireGuard {
         let new_keys = peer.config.keys != config.keys || peer.pairs.is_empty();
         let new_endpoint = !peer.config.addresses().eq(config.addresses());
         peer.config = config;
-        if !self.crew.is_own(id) {
+        if !self.channels.is_own(id.0) {
             return;
         }
         if new_keys || new_endpoint {
@@ -287,7 +288,7 @@ impl WireGuard {
                         kept
                     }
                     None => {
-                        let index = free_index(&mut self.next_index, self.crew.own(), &self.by_index);
+                        let index = free_index(&mut self.next_index, self.channels.own(), &self.by_index);
                         self.by_index.insert(index, id);
                         Pair::new(identity.clone(), key, index, self.around.settings.cipher)
                     }
@@ -322,10 +323,10 @@ impl WireGuard {
         }
         let responder = Responder::begin(&identity.secret, &identity.public, noise)?;
         let Some(id) = self.by_key.get(responder.remote().as_bytes()).copied() else {
-            self.around.settings.counters.note_stranger(datagram.from, now);
+            self.around.settings.strangers.note(datagram.from, now);
             return Err(TunnelDrop::UnknownSender);
         };
-        if self.crew.is_own(id) {
+        if self.channels.is_own(id.0) {
             return self.answer_initiation(now, (id, datagram.from), &identity, sender, responder, outbox);
         }
         let from = datagram.from;
@@ -333,7 +334,7 @@ impl WireGuard {
             let answered = protocol.answer_initiation(now, (id, from), &identity, sender, responder, outbox);
             protocol.count(answered);
         };
-        self.hand_over(self.crew.engine_of(id), datagram.bytes.len(), answer)
+        self.hand_over(self.channels.engine_of(id.0), datagram.bytes.len(), answer)
     }
 
     /// Handles an initiation from one of this engine's peers.
@@ -432,14 +433,14 @@ impl WireGuard {
     /// once per session lifetime.
     fn greet_sender(&mut self, now: Instant, from: SocketAddr, outbox: &mut Outbox<'_>) {
         let Some(id) = self.by_endpoint.get(&from).copied() else { return };
-        if self.crew.is_own(id) {
+        if self.channels.is_own(id.0) {
             self.greet_stranger(id, now, outbox);
         } else {
             let greet = move |protocol: &mut WireGuard, now, _: &mut dyn Inbox, outbox: &mut Outbox<'_>| {
                 protocol.greet_stranger(id, now, outbox);
             };
             // If the engine has too much to do, more messages of that peer will follow.
-            let _ = self.hand_over(self.crew.engine_of(id), 0, greet);
+            let _ = self.hand_over(self.channels.engine_of(id.0), 0, greet);
         }
     }
 
@@ -477,8 +478,8 @@ impl Protocol for WireGuard {
         outbox: &mut Outbox<'_>,
     ) -> Result<(), Elsewhere> {
         let id = self.allowed.lookup(destination);
-        if let Some(id) = id.filter(|id| !self.crew.is_own(*id)) {
-            return Err(Elsewhere { engine: self.crew.engine_of(id), packets: packets.extent().1 });
+        if let Some(id) = id.filter(|id| !self.channels.is_own(id.0)) {
+            return Err(Elsewhere { engine: self.channels.engine_of(id.0), packets: packets.extent().1 });
         }
         match id.and_then(|id| self.peers.get_mut(&id)) {
             Some(peer) => peer.send(now, packets, &mut self.around, outbox),
@@ -494,9 +495,9 @@ impl Protocol for WireGuard {
         let mut datagrams = datagrams.iter().peekable();
         while let Some(datagram) = datagrams.next() {
             let message = Message::parse(datagram.bytes);
-            let engine = message.as_ref().map_or(self.crew.own(), |message| self.engine_of(message));
+            let engine = message.as_ref().map_or(self.channels.own(), |message| self.engine_of(message));
             let opened = match message {
-                _ if engine != self.crew.own() => self.forward(engine, datagram),
+                _ if engine != self.channels.own() => self.forward(engine, datagram),
                 Some(Message::Initiation { sender, noise }) => {
                     self.open_initiation(now, datagram, sender, noise, outbox)
                 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hauberk_cipher::{HEAD, Implementation, TAG};
+use hauberk_engine::TunnelDrop;
 use x25519_dalek::{PublicKey, SharedSecret};
 
 use super::cookie::Macs;
@@ -20,7 +21,6 @@ use super::session::{REJECT_AFTER_TIME, Session};
 use super::sessions::Sessions;
 use super::timestamp::{self, Timestamp};
 use crate::config::PeerKey;
-use crate::stats::TunnelDrop;
 
 // WireGuard paper, 6.1 to 6.5.
 pub(super) const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);

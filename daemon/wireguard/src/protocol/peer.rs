@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use hauberk_cipher::TAG;
+use hauberk_engine::offload::ip;
+use hauberk_engine::offload::segment::Segments;
+use hauberk_engine::{DropCounts, Outbox, TunnelDrop};
 
 use super::Surroundings;
 use super::handshake::Responder;
@@ -12,10 +15,7 @@ use super::message::{COOKIE_REPLY, Data, INITIATION, OVERHEAD, RESPONSE, RESPONS
 use super::pair::{Due, GIVEN_UP, Pair, REKEY_AFTER_TIME, REKEY_AT_LAST};
 use super::whereabouts::{self, Whereabouts};
 use crate::config::{PeerConfig, PeerId};
-use crate::io::outbox::Outbox;
-use crate::offload::ip;
-use crate::offload::segment::Segments;
-use crate::stats::{DropCounts, PeerState, PeerStats, TunnelDrop};
+use crate::stats::{PeerState, PeerStats};
 
 /// The most packets that wait for a handshake, per peer.
 const MOST_WAITING: usize = 256;

@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use hauberk_cipher::{HEAD, Implementation, Key, TAG};
+use hauberk_engine::TunnelDrop;
 
 use super::handshake::SessionKeys;
 use super::message::{self, Data};
 use super::replay::Replay;
-use crate::stats::TunnelDrop;
 
 /// Age after which a session is used for neither sending nor receiving.
 pub(super) const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);

@@ -1,7 +1,8 @@
 //! Which of several sockets gets a message: that of the engine that has the message's session.
 
+use hauberk_engine::MOST_ENGINES;
+
 use super::{FIRST_ENGINE, INDEX_BITS};
-use crate::crew::MOST_ENGINES;
 
 const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
 const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;

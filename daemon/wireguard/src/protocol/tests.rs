@@ -3,8 +3,8 @@
 //! Datagrams go through a queue that the tests can inspect. The tests set the time.
 
 mod changes;
-mod crew;
 mod differential;
+mod engines;
 mod gate;
 mod interop;
 mod lifetime;
@@ -16,20 +16,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hauberk_cipher::Implementation;
+use hauberk_engine::offload::segment::Segments;
+use hauberk_engine::offload::virtio::Header;
+use hauberk_engine::offload::{ip, samples};
+use hauberk_engine::{Batch, Channels, Counters, DatagramSink, Datagrams, Inbox, Outbox, Protocol, TunnelDrop};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::{Identities, Settings, WireGuard};
 use crate::config::{LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, StateCallback};
-use crate::crew::Crew;
 use crate::error::Error;
-use crate::io::outbox::{Batch, DatagramSink, Outbox};
-use crate::offload::segment::Segments;
-use crate::offload::virtio::Header;
-use crate::offload::{ip, samples};
-use crate::protocol::{Datagrams, Inbox, Protocol};
-use crate::stats::{Counters, PeerState, PeerStats, TunnelDrop};
+use crate::stats::{PeerState, PeerStats};
+use crate::strangers::Strangers;
 
 const MTU: usize = 1420;
 
@@ -77,6 +76,7 @@ struct Node {
     batch: Batch,
     inbox: Delivered,
     counters: Arc<Counters>,
+    strangers: Arc<Strangers>,
     states: Arc<Mutex<Vec<PeerState>>>,
 }
 
@@ -124,6 +124,7 @@ fn packet(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
 impl Node {
     fn new(number: u8, epochs: &[u32], handshake_limit: u64) -> Node {
         let counters = Arc::new(Counters::default());
+        let strangers = Arc::new(Strangers::default());
         let states = Arc::new(Mutex::new(Vec::new()));
         let on_state = {
             let states = states.clone();
@@ -132,15 +133,16 @@ impl Node {
         let identities = Identities::new(local_keys(number, epochs), handshake_limit).unwrap();
         let settings = Settings {
             counters: counters.clone(),
+            strangers: strangers.clone(),
             on_state: Some(Arc::new(on_state)),
             mtu: MTU,
             copy_dscp: false,
             cipher: Implementation::best(),
         };
-        let (crew, _) = Crew::new(1).unwrap().remove(0);
-        let protocol = WireGuard::new(identities, settings, crew);
+        let (channels, _) = Channels::new(1).unwrap().remove(0);
+        let protocol = WireGuard::new(identities, settings, channels);
         let inbox = Delivered { room: vec![0; 1 << 16], packets: vec![] };
-        Node { number, protocol, batch: Batch::new(), inbox, counters, states }
+        Node { number, protocol, batch: Batch::new(), inbox, counters, strangers, states }
     }
 
     fn act(&mut self, work: impl FnOnce(&mut WireGuard, &mut Delivered, &mut Outbox<'_>)) -> Vec<Sent> {
@@ -495,7 +497,7 @@ fn packets_to_nobody_and_handshakes_from_nobody_are_counted() {
     let sent = mallory.seal(now, &packet(66, 2, b"let me in"));
     assert!(net.nodes[BOB].open(now, outer(66), &sent[0].bytes).is_empty());
     assert_eq!(net.nodes[BOB].drops(TunnelDrop::UnknownSender), 1);
-    let strangers = net.nodes[BOB].counters.strangers(now);
+    let strangers = net.nodes[BOB].strangers.list(now);
     assert_eq!(strangers.iter().map(|stranger| stranger.from).collect::<Vec<_>>(), [outer(66)]);
 
     // A sender uses a key that Bob no longer has.

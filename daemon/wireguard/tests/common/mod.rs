@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hauberk_tunnel::{
+use hauberk_wireguard::{
     CipherImplementation, DeviceConfig, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState, Tunnel,
     TunnelConfig,
 };

@@ -1,7 +1,7 @@
 //! Compared with another implementation of Noise, and messages that must be refused.
 
 use super::*;
-use crate::wireguard::timestamp;
+use crate::protocol::timestamp;
 
 struct Party {
     secret: StaticSecret,

@@ -1,11 +1,13 @@
 //! The bulk path (super-packets cut, sealed into runs, opened, joined) compared with sending each
 //! packet by itself: the same packets must come out.
 
+use hauberk_engine::MOST_BYTES;
+use hauberk_engine::offload::checksum;
+use hauberk_engine::offload::coalesce::Coalescer;
+use hauberk_engine::offload::samples::{Family, Tcp, as_super_packet};
+use hauberk_engine::offload::virtio::HEADER_LENGTH;
+
 use super::*;
-use crate::io::outbox::MOST_BYTES;
-use crate::offload::coalesce::Coalescer;
-use crate::offload::samples::{Family, Tcp, as_super_packet};
-use crate::offload::virtio::HEADER_LENGTH;
 
 /// Datagrams on a wire with UDP_SEGMENT at one end and UDP_GRO at the other.
 #[derive(Default)]
@@ -101,7 +103,7 @@ fn read() -> impl Strategy<Value = Read> {
                 // A fragment: its transport header may say anything.
                 packet[6] |= 0x20;
                 packet[10..12].fill(0);
-                let sum = crate::offload::checksum::finish(crate::offload::checksum::add(0, &packet[..20]));
+                let sum = checksum::finish(checksum::add(0, &packet[..20]));
                 packet[10..12].copy_from_slice(&sum);
                 Header::PLAIN
             } else {

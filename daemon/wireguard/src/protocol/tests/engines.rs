@@ -1,33 +1,35 @@
 //! Alice with several engines; packets and messages arrive at any of them.
 
+use hauberk_engine::{Command, Commands};
+
 use super::*;
-use crate::crew::{Command, Orders};
 
 /// A node whose packets and messages arrive at its engines in turn, whichever engine they belong
 /// to.
-struct Crewed {
-    engines: Vec<(WireGuard, Orders<WireGuard>)>,
+struct ManyEngines {
+    engines: Vec<(WireGuard, Commands<WireGuard>)>,
     batch: Batch,
     inbox: Delivered,
     counters: Arc<Counters>,
     turn: usize,
 }
 
-impl Crewed {
-    fn new(number: u8, count: usize) -> Crewed {
+impl ManyEngines {
+    fn new(number: u8, count: usize) -> ManyEngines {
         let counters = Arc::new(Counters::default());
         let identities = Identities::new(local_keys(number, &[1]), 1000).unwrap();
         let settings = Settings {
             counters: counters.clone(),
+            strangers: Arc::default(),
             on_state: None,
             mtu: MTU,
             copy_dscp: false,
             cipher: Implementation::best(),
         };
-        let engine = |(crew, orders)| (WireGuard::new(identities.clone(), settings.clone(), crew), orders);
-        let engines = Crew::new(count).unwrap().into_iter().map(engine).collect();
+        let engine = |(channels, commands)| (WireGuard::new(identities.clone(), settings.clone(), channels), commands);
+        let engines = Channels::new(count).unwrap().into_iter().map(engine).collect();
         let inbox = Delivered { room: vec![0; 1 << 16], packets: vec![] };
-        Crewed { engines, batch: Batch::new(), inbox, counters, turn: 0 }
+        ManyEngines { engines, batch: Batch::new(), inbox, counters, turn: 0 }
     }
 
     /// Does the work at one engine, and what it hands over at the others.
@@ -42,8 +44,8 @@ impl Crewed {
         work(&mut self.engines[engine].0, &mut self.inbox, &mut outbox);
         loop {
             let mut is_quiet = true;
-            for (protocol, orders) in &mut self.engines {
-                while let Ok(Command::Run(work)) = orders.commands.try_recv() {
+            for (protocol, commands) in &mut self.engines {
+                while let Some(Command::Run(work)) = commands.next() {
                     work(protocol, now, &mut self.inbox, &mut outbox);
                     is_quiet = false;
                 }
@@ -96,7 +98,7 @@ impl Crewed {
 }
 
 /// Carries datagrams between Alice and another node until none is left.
-fn carry(now: Instant, alice: &mut Crewed, other: &mut Node, sent: Vec<Sent>) {
+fn carry(now: Instant, alice: &mut ManyEngines, other: &mut Node, sent: Vec<Sent>) {
     let mut sent: VecDeque<_> = sent.into();
     while let Some(Sent { to, bytes }) = sent.pop_front() {
         sent.extend(if to == outer(1) {
@@ -110,7 +112,7 @@ fn carry(now: Instant, alice: &mut Crewed, other: &mut Node, sent: Vec<Sent>) {
 #[test]
 fn whichever_engine_hears_it_the_right_one_answers() {
     let now = Instant::now();
-    let mut alice = Crewed::new(1, 3);
+    let mut alice = ManyEngines::new(1, 3);
     let mut others: Vec<_> = (2..=6).map(|number| Node::new(number, &[1], 1000)).collect();
     let changes: Vec<_> = others.iter().map(|node| PeerChange::Put(peer(node.number, &[1]))).collect();
     alice.apply(now, &changes);
@@ -148,7 +150,7 @@ fn whichever_engine_hears_it_the_right_one_answers() {
 #[test]
 fn a_stranger_and_a_restarted_peer_are_heard_at_every_engine() {
     let now = Instant::now();
-    let mut alice = Crewed::new(1, 4);
+    let mut alice = ManyEngines::new(1, 4);
     let mut bob = Node::new(2, &[1], 1000);
     bob.put(peer(1, &[1]));
     // The peer is unknown, so every engine refuses it.
@@ -167,7 +169,7 @@ fn a_stranger_and_a_restarted_peer_are_heard_at_every_engine() {
     // Alice restarts without Bob's knowledge: his packets make her greet him, at whichever engine
     // they arrive.
     for _ in 0..4 {
-        let mut restarted = Crewed { turn: alice.turn + 1, ..Crewed::new(1, 4) };
+        let mut restarted = ManyEngines { turn: alice.turn + 1, ..ManyEngines::new(1, 4) };
         restarted.apply(now, &[PeerChange::Put(peer(2, &[1]))]);
         alice = restarted;
         let sent = bob.seal(now, &packet(2, 1, b"lost"));

@@ -3,7 +3,7 @@
 
 use super::super::message::{self, INITIATION_NOISE, MAC};
 use super::*;
-use crate::wireguard::cookie::Macs;
+use crate::protocol::cookie::Macs;
 
 #[test]
 fn under_load_a_cookie_is_asked_for_and_given() {

@@ -4,7 +4,7 @@ use super::super::message;
 use super::super::session::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES};
 use super::super::sessions::Sessions;
 use super::*;
-use crate::wireguard::cookie::Macs;
+use crate::protocol::cookie::Macs;
 
 const SECOND: Duration = Duration::from_secs(1);
 
