@@ -1,27 +1,13 @@
-//! The encrypting backends: one trait for kernel WireGuard, user-space WireGuard and IPsec.
-//!
-//! A backend lists its peers, applies changes and reports statistics. Dropping it closes it, but
-//! leaves its device and the routes and programs on the device. It decides nothing: the reconciler
-//! decides which peers exist and which allowed IPs they have.
-
-mod userspace;
+//! A running backend: its peers, their changes, and its statistics.
 
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hauberk_core::desired::Peer;
 use hauberk_core::model::NodeNumber;
+use hauberk_engine::TunnelDrop;
 
-pub use hauberk_wireguard::Stranger;
-pub use userspace::{Userspace, UserspaceConfig};
-
-/// The tunnel refused a request.
-#[derive(Debug, thiserror::Error)]
-pub enum BackendError {
-    /// The user-space tunnel.
-    #[error(transparent)]
-    Userspace(#[from] hauberk_wireguard::Error),
-}
+use crate::error::BackendError;
 
 /// One change of the peers.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +19,8 @@ pub enum PeerStep<'a> {
     Remove(NodeNumber),
 }
 
-/// A tunnel to other nodes.
+/// A tunnel to other nodes. Dropping it closes it, but leaves its device and the routes and
+/// programs on the device.
 pub trait Backend: Send + Sync {
     /// The peers it holds.
     ///
@@ -60,10 +47,10 @@ pub trait Backend: Send + Sync {
     ///
     /// # Errors
     /// The tunnel does not answer.
-    fn greet(&self, peer: NodeNumber, anew: bool) -> Result<(), BackendError>;
+    fn start_handshake(&self, peer: NodeNumber, anew: bool) -> Result<(), BackendError>;
 
     /// Sends an IP packet out of the tunnel device as if it had been decrypted, for the self-test.
-    fn inject(&self, packet: Vec<u8>);
+    fn probe(&self, packet: Vec<u8>);
 }
 
 /// A backend's statistics since its start.
@@ -72,7 +59,7 @@ pub struct Stats {
     /// By peer.
     pub peers: Vec<PeerStats>,
     /// Packets dropped, by reason.
-    pub drops: Vec<(&'static str, u64)>,
+    pub drops: Vec<(TunnelDrop, u64)>,
     /// Self-test packets that reached the tunnel.
     pub probes: u64,
     /// What is offloaded and what is not, as text.
@@ -88,6 +75,15 @@ pub struct Stats {
     pub strangers: Vec<Stranger>,
     /// Why the tunnel stopped, if it did.
     pub stopped: Option<String>,
+}
+
+/// A sender that asks for a session with a key that no peer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Where it sends from.
+    pub from: SocketAddr,
+    /// From its first handshake since the last long pause to its latest.
+    pub asked_for: Duration,
 }
 
 /// One peer.

@@ -1,73 +1,85 @@
-//! User-space WireGuard: `hauberk-wireguard` behind the [`Backend`] trait.
+//! User-space WireGuard: `hauberk-wireguard` as a [`Mechanism`] and a [`Backend`].
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::fs::OpenOptions;
 
 use hauberk_core::desired::Peer;
 use hauberk_core::model::NodeNumber;
 use hauberk_wireguard::{
-    CipherImplementation, DeviceConfig, Health, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState, Tunnel,
-    TunnelConfig,
+    CipherImplementation, DeviceConfig, Error, Health, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState,
+    Tunnel, TunnelConfig,
 };
 
-use super::{Backend, BackendError, PeerStats, PeerStep, Progress, Stats};
+use crate::backend::{Backend, PeerStats, PeerStep, Progress, Stats, Stranger};
+use crate::error::BackendError;
+use crate::mechanism::{Cipher, Mechanism, StartConfig};
 
 /// The eBPF programs must choose the same thread as the tunnel.
 const _: () = assert!(hauberk_engine::QUEUE_BITS == hauberk_abi::layout::QUEUE_BITS);
 
-/// What the tunnel needs to start. No `Debug`: it holds secrets.
-pub struct UserspaceConfig {
-    /// Device name.
-    pub device: String,
-    /// Largest inner packet, bytes.
-    pub mtu: u32,
-    /// UDP port.
-    pub port: u16,
-    /// This node's keys, newest epoch first.
-    pub keys: Vec<LocalKey>,
-    /// Handshakes per second above which senders must prove their address.
-    pub handshakes_per_second: u64,
-    /// How long to poll for the next packet before sleeping.
-    pub spin: Duration,
-    /// Whether outer packets take over the DSCP of the inner ones.
-    pub copy_dscp: bool,
-    /// Threads that carry packets.
-    pub threads: usize,
-    /// The implementation that seals and opens packets.
-    pub cipher: CipherImplementation,
-    /// Called whenever a peer's state changes.
-    pub on_state: Box<dyn Fn(NodeNumber, Progress) + Send + Sync>,
-}
+/// What every tunnel device is opened through.
+const TUN: &str = "/dev/net/tun";
+/// What an outer IPv6 header, UDP and WireGuard add to a packet, bytes. With IPv4 it is 60; a
+/// node's peers may use either.
+const OVERHEAD: u32 = 80;
 
-/// The running tunnel.
-pub struct Userspace {
+/// The agent's own WireGuard.
+pub(crate) struct Userspace;
+
+/// A running tunnel.
+struct Running {
     tunnel: Tunnel,
 }
 
-impl Userspace {
-    /// Opens the device, or takes over the one that an earlier agent left, and starts.
-    ///
-    /// # Errors
-    /// [`BackendError`]: no TUN device, the port is taken, ...
-    pub fn start(config: UserspaceConfig) -> Result<Userspace, BackendError> {
+impl Mechanism for Userspace {
+    fn name(&self) -> &'static str {
+        "userspace"
+    }
+
+    fn available(&self) -> Result<String, String> {
+        match OpenOptions::new().read(true).write(true).open(TUN) {
+            Ok(_) => Ok(TUN.into()),
+            Err(error) => {
+                Err(format!("cannot open {TUN}: {error}; run: modprobe tun (in a container, pass the device in)"))
+            }
+        }
+    }
+
+    fn overhead(&self) -> u32 {
+        OVERHEAD
+    }
+
+    fn gso_max_size(&self, mtu: u32) -> u32 {
+        hauberk_wireguard::gso_max_size(mtu)
+    }
+
+    fn most_threads(&self) -> usize {
+        hauberk_engine::MOST_ENGINES
+    }
+
+    fn start(&self, config: StartConfig) -> Result<Box<dyn Backend>, BackendError> {
         let on_state = config.on_state;
+        let key = |key: crate::LocalKey| LocalKey { epoch: key.epoch, secret: key.secret };
         let tunnel = Tunnel::start(TunnelConfig {
             device: DeviceConfig { name: config.device, mtu: config.mtu, persist: true },
             threads: config.threads,
             listen_port: config.port,
-            keys: config.keys,
+            keys: config.keys.into_iter().map(key).collect(),
             fwmark: None,
             handshake_limit_per_second: config.handshakes_per_second,
             spin: config.spin,
             copy_dscp: config.copy_dscp,
-            cipher: config.cipher,
+            cipher: match config.cipher {
+                Cipher::Auto => CipherImplementation::best(),
+                Cipher::Ring => CipherImplementation::Ring,
+            },
             on_state: Some(Box::new(move |id, state| on_state(NodeNumber(id.0), progress(state)))),
         })?;
-        Ok(Userspace { tunnel })
+        Ok(Box::new(Running { tunnel }))
     }
 }
 
-impl Backend for Userspace {
+impl Backend for Running {
     fn read(&self) -> Result<Vec<Peer>, BackendError> {
         Ok(self.tunnel.peers()?.into_iter().map(to_peer).collect())
     }
@@ -112,7 +124,7 @@ impl Backend for Userspace {
                     endpoint: peer.endpoint,
                 })
                 .collect(),
-            drops: stats.drops.iter().map(|(reason, count)| (reason.as_str(), count)).collect(),
+            drops: stats.drops.iter().collect(),
             probes: stats.probes_seen,
             offloads: offloads
                 .iter()
@@ -127,7 +139,14 @@ impl Backend for Userspace {
             cipher: format!("ChaCha20-Poly1305 ({})", self.tunnel.cipher().name()),
             threads: self.tunnel.threads(),
             handed_over: stats.handed_over,
-            strangers: stats.strangers,
+            strangers: stats
+                .strangers
+                .iter()
+                .map(|stranger| Stranger {
+                    from: stranger.from,
+                    asked_for: stranger.last.duration_since(stranger.first),
+                })
+                .collect(),
             stopped: match self.tunnel.health() {
                 Health::Running => None,
                 Health::Stopped { reason } => Some(reason),
@@ -135,12 +154,28 @@ impl Backend for Userspace {
         })
     }
 
-    fn greet(&self, peer: NodeNumber, anew: bool) -> Result<(), BackendError> {
+    fn start_handshake(&self, peer: NodeNumber, anew: bool) -> Result<(), BackendError> {
         Ok(self.tunnel.handshake(PeerId(peer.0), anew)?)
     }
 
-    fn inject(&self, packet: Vec<u8>) {
+    fn probe(&self, packet: Vec<u8>) {
         self.tunnel.inject(packet);
+    }
+}
+
+impl From<Error> for BackendError {
+    fn from(error: Error) -> BackendError {
+        let message = error.to_string();
+        match error {
+            // An ended tunnel does not begin again, and an impossible configuration stays so.
+            Error::Engine(
+                hauberk_engine::Error::Stopped { .. }
+                | hauberk_engine::Error::DeviceName { .. }
+                | hauberk_engine::Error::Threads { .. },
+            )
+            | Error::LocalKeys { .. } => BackendError::Fatal(message),
+            _ => BackendError::Recoverable(message),
+        }
     }
 }
 
@@ -226,6 +261,40 @@ mod tests {
             fallbacks: Vec::new(),
             allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
         }
+    }
+
+    #[test]
+    fn a_tunnel_that_has_ended_is_not_asked_again_and_one_that_refuses_is() {
+        let ended = hauberk_engine::Error::Stopped { reason: "it was closed".into() };
+        assert!(BackendError::from(Error::from(ended)).is_fatal());
+        let taken = hauberk_engine::Error::Socket {
+            address: ([0, 0, 0, 0], 1).into(),
+            step: "bind it",
+            source: std::io::Error::from(std::io::ErrorKind::AddrInUse),
+        };
+        let taken = Error::from(taken);
+        let message = taken.to_string();
+        assert_eq!(BackendError::from(taken), BackendError::Recoverable(message));
+        assert!(!BackendError::from(Error::UnknownPeer { id: PeerId(7) }).is_fatal());
+    }
+
+    #[test]
+    fn a_tunnel_that_cannot_exist_is_refused_before_a_device_is_made() {
+        let config = StartConfig {
+            device: "hauberk-none".into(),
+            mtu: 1420,
+            port: 0,
+            keys: Vec::new(),
+            handshakes_per_second: 100,
+            spin: std::time::Duration::ZERO,
+            copy_dscp: false,
+            threads: 1,
+            cipher: Cipher::Auto,
+            on_state: Box::new(|_, _| {}),
+        };
+        let refused = Userspace.start(config).err().unwrap();
+        assert!(refused.is_fatal() && refused.to_string().contains("0 keys"), "{refused}");
+        assert!(!std::path::Path::new("/sys/class/net/hauberk-none").exists());
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use hauberk_api::{Attachment, SourceStatus};
+use hauberk_backend::Progress;
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::{AttachmentKey, Change, NodeNumber};
 use tokio::sync::oneshot;
 
-use crate::backend::Progress;
 use crate::config::Config;
 
 /// An input of the reconciler.
