@@ -10,13 +10,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hauberk_cipher::TAG;
-
-use crate::backlog::Flow;
-use crate::io::outbox::Outbox;
-use crate::offload::ip;
-use crate::offload::segment::Segments;
-use crate::protocol::{Datagrams, Elsewhere, Inbox, Protocol};
-use crate::stats::{Counters, TunnelDrop};
+use hauberk_engine::offload::ip;
+use hauberk_engine::offload::segment::Segments;
+use hauberk_engine::{Counters, Datagrams, Elsewhere, Flow, Inbox, Outbox, Protocol, TunnelDrop};
 
 /// As long as the type, receiver and counter of a data message.
 const HEADER: usize = 16;

@@ -6,34 +6,14 @@
 //! each node of a separate lane.
 //!
 //! It is a separate program and not a feature of the tunnel. Features are unified over a workspace,
-//! so a null cipher behind a feature would be one build away from the agent. Here the engine's
-//! sources are compiled once more, privately, without [`wireguard`] and with [`floor`] in its
-//! place. Nothing depends on this program, and nothing installs it.
+//! so a null cipher behind a feature would be one build away from the agent. Here the engine gets
+//! [`floor`] where the tunnel has WireGuard. Nothing depends on this program, and nothing installs
+//! it.
 //!
-//! [`wireguard`]: ../../daemon/tunnel/src/wireguard/mod.rs
 //! [`floor`]: floor.rs
-#![deny(unsafe_code)] // except io::syscalls
+#![deny(unsafe_code)]
 
 mod floor;
-
-/// The engine, file by file as in the product. Its files refer to `crate::...`, hence the names
-/// below.
-#[path = "../../daemon/tunnel/src"]
-#[allow(dead_code)] // parts that only the agent and the real protocol use
-mod tunnel {
-    pub(crate) mod backlog;
-    pub(crate) mod config;
-    pub(crate) mod crew;
-    pub(crate) mod engine;
-    pub(crate) mod error;
-    pub(crate) mod io;
-    pub(crate) mod offload;
-    pub(crate) mod protocol;
-    pub(crate) mod spin;
-    pub(crate) mod stats;
-    pub(crate) mod strangers;
-}
-use tunnel::{backlog, config, crew, engine, error, io, offload, protocol, spin, stats, strangers};
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -42,16 +22,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use hauberk_engine::{Counters, DeviceConfig, Engine};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::DeviceConfig;
-use crate::crew::Crew;
-use crate::engine::Engine;
 use crate::floor::Floor;
-use crate::io::queues::Queues;
-use crate::io::tun::Device;
-use crate::io::udp::Sockets;
-use crate::stats::Counters;
 
 /// Carries packets between a device and one other node as hauberk does, WITHOUT any encryption: to
 /// measure what that costs, and nothing else. Needs root.
@@ -89,17 +63,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts the engine as the tunnel does (`tunnel.rs` beside it), and runs it until this process is
-/// killed.
+/// Starts one engine, and runs it until this process is killed.
 fn carry(arguments: &Arguments) -> Result<()> {
     let counters = Arc::new(Counters::default());
-    let device = Device::open(&DeviceConfig { name: arguments.device.clone(), mtu: arguments.mtu, persist: false })?;
-    let sockets = Sockets::bind(arguments.port, None)?;
+    let device = DeviceConfig { name: arguments.device.clone(), mtu: arguments.mtu, persist: false };
     let floor = Floor::new(arguments.peer, arguments.mtu as usize, counters.clone());
     // Each peer belongs to one engine, and there is one peer.
-    let crew = Crew::new(1).context("make an eventfd")?.pop().context("a crew of one")?;
-    device.attach()?;
-    let engine =
-        Engine::new(Queues::new(vec![device]), sockets, floor, crew, counters, Duration::from_micros(arguments.spin))?;
+    let engine = Engine::alone(&device, arguments.port, Duration::from_micros(arguments.spin), floor, counters)?;
     engine.run().with_context(|| format!("read from device {}: was it removed?", arguments.device))
 }

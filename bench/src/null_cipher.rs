@@ -46,5 +46,5 @@ pub fn connect(nodes: &[Arc<Node>], directory: &Path) -> Result<Vec<Foreign>> {
 /// # Errors
 /// The kernel refuses the limit.
 pub fn limit(pod: &Pod) -> Result<()> {
-    pod.netns.ip(&format!("link set eth0 gso_max_size {}", hauberk_tunnel::gso_max_size(INNER_MTU)))
+    pod.netns.ip(&format!("link set eth0 gso_max_size {}", hauberk_wireguard::gso_max_size(INNER_MTU)))
 }

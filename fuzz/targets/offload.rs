@@ -1,21 +1,12 @@
-//! The tunnel's cutting and joining of packets: no input panics, and a joined packet is cut into
+//! The engine's cutting and joining of packets: no input panics, and a joined packet is cut into
 //! the same packets again.
 #![no_main]
 
-// These modules are private to the tunnel and need only each other, so they are compiled here
-// again.
-#[allow(dead_code)]
-#[path = "../../daemon/tunnel/src/backlog.rs"]
-mod backlog;
-#[allow(dead_code)]
-#[path = "../../daemon/tunnel/src/offload/mod.rs"]
-mod offload;
-
+use hauberk_engine::offload::coalesce::Coalescer;
+use hauberk_engine::offload::segment::Segments;
+use hauberk_engine::offload::virtio::{HEADER_LENGTH, Header};
+use hauberk_engine::offload::{checksum, ip};
 use libfuzzer_sys::fuzz_target;
-use offload::coalesce::Coalescer;
-use offload::segment::Segments;
-use offload::virtio::{HEADER_LENGTH, Header};
-use offload::{checksum, ip};
 
 fuzz_target!(|bytes: &[u8]| {
     cut_whatever(bytes);

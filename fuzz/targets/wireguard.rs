@@ -2,9 +2,9 @@
 //! back to the same bytes.
 #![no_main]
 
-// This module is private to the tunnel and needs nothing else there, so it is compiled here again.
+// This module is private to its crate and needs nothing else there, so it is compiled here again.
 #[allow(dead_code)]
-#[path = "../../daemon/tunnel/src/wireguard/message.rs"]
+#[path = "../../daemon/wireguard/src/protocol/message.rs"]
 mod message;
 
 use libfuzzer_sys::fuzz_target;

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use hauberk_api::{Attachment, Problem, Severity};
+use hauberk_backend::{LocalKey, StartConfig};
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::local_node::{LocalNode, Settings};
 use hauberk_core::model::{Change, Model};
 use hauberk_host::Netlink;
 use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
 use hauberk_source::{Batch, Source, SourceError};
-use hauberk_tunnel::CipherImplementation;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -24,9 +24,8 @@ use crate::api::{self, ApiStartError, Context};
 use crate::apply::{Prepared, StartError};
 use crate::attachments::adoption::Adoption;
 use crate::attachments::{self, Attachments};
-use crate::backend::UserspaceConfig;
 use crate::cluster_config;
-use crate::config::{self, Cipher, Config};
+use crate::config::{self, Config};
 use crate::datapath::{DatapathError, How, Pins};
 use crate::install::Installer;
 use crate::lock::{self, LockError};
@@ -248,7 +247,7 @@ async fn restore_attachments(
     let given = attachments::Settings {
         cluster_ranges: tunnelled_ranges(&local.settings),
         route_mtu,
-        gso_max_size: hauberk_tunnel::gso_max_size(route_mtu),
+        gso_max_size: config.tunnel.backend.mechanism().gso_max_size(route_mtu),
         ..attachments::Settings::default()
     };
     let recovered = attachments.change(move |keeper| keeper.recover(&held, &given)).await?;
@@ -301,27 +300,20 @@ fn tunnel_maker(
     config: &Arc<Config>,
     keys: Arc<Store>,
     inputs: mpsc::Sender<Input>,
-) -> Box<dyn Fn(u32) -> UserspaceConfig + Send + Sync> {
+) -> Box<dyn Fn(u32) -> StartConfig + Send + Sync> {
     let tunnel = config.tunnel.clone();
     Box::new(move |mtu| {
         let inputs = inputs.clone();
-        UserspaceConfig {
+        StartConfig {
             device: tunnel.device.clone(),
             mtu,
             port: tunnel.port,
-            keys: keys
-                .keys()
-                .iter()
-                .map(|key| hauberk_tunnel::LocalKey { epoch: key.epoch, secret: key.secret.expose() })
-                .collect(),
+            keys: keys.keys().iter().map(|key| LocalKey { epoch: key.epoch, secret: key.secret.expose() }).collect(),
             handshakes_per_second: u64::from(tunnel.handshakes_per_second),
             spin: Duration::from_micros(tunnel.spin_microseconds.into()),
             copy_dscp: tunnel.copy_dscp,
             threads: tunnel.threads(),
-            cipher: match tunnel.cipher {
-                Cipher::Auto => CipherImplementation::best(),
-                Cipher::Ring => CipherImplementation::Ring,
-            },
+            cipher: tunnel.cipher,
             // This runs on the tunnel's own thread, which must not wait. If the queue is full, the
             // next state change reports the state again, and permissive traffic waits until then.
             on_state: Box::new(move |number, progress| {

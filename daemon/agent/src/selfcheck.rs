@@ -6,7 +6,7 @@
 //! ([`mount_bpf_file_system`]).
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -63,7 +63,7 @@ pub fn run(config: &Config) -> Vec<Item> {
         item("attach", attach(config.attach)),
         item("bpf file system", bpf_file_system(&config.paths.pins)),
         item("kernel types (BTF)", kernel_types()),
-        item("tun", tun()),
+        item("tun", tunnel(config)),
         item("nftables", nftables()),
         item("firewalls", firewalls(config)),
     ]
@@ -257,12 +257,10 @@ fn kernel_types() -> Outcome {
     Outcome::Fine("none, and none are needed".into())
 }
 
-fn tun() -> Outcome {
-    match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        Ok(_) => Outcome::Fine("/dev/net/tun".into()),
-        Err(error) => Outcome::Missing(format!(
-            "cannot open /dev/net/tun: {error}; run: modprobe tun (in a container, pass the device in)"
-        )),
+fn tunnel(config: &Config) -> Outcome {
+    match config.tunnel.backend.mechanism().available() {
+        Ok(found) => Outcome::Fine(found),
+        Err(missing) => Outcome::Missing(missing),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hauberk_abi::address::Address;
 use hauberk_api::{Event, KeyStatus, Problem, Severity, SourceStatus};
+use hauberk_backend::Backend;
 use hauberk_core::desired::Incremental;
 use hauberk_core::events::NewEvent;
 use hauberk_core::identities::Owner;
@@ -15,7 +16,6 @@ use hauberk_host::netfilter::{Counters, Neighbours, PacketSocketGuard};
 use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::backend::Backend;
 use crate::observe::changes::Changes;
 use crate::observe::contests::Contests;
 use crate::observe::failed_adds::FailedAdds;

@@ -19,13 +19,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hauberk_abi::layout::Settings;
+use hauberk_backend::{Backend, BackendError};
 use hauberk_core::pods::LocalPod;
 use hauberk_core::state::State;
 use hauberk_fault as fault;
 use hauberk_host::{HostError, INTERFACE_PREFIX, Link, Netfilter, Netlink, Ruleset};
 use ipnet::IpNet;
 
-use crate::backend::{Backend, BackendError};
 use crate::datapath::{Datapath, DatapathError};
 
 pub use check::{Finding, Found, Places};
@@ -59,6 +59,13 @@ pub enum ApplyError {
         /// Container id.
         container: String,
     },
+}
+
+impl ApplyError {
+    /// Whether it is of no use to try again.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, ApplyError::Backend(error) if error.is_fatal())
+    }
 }
 
 /// The kernel's side of this node: everything a step can change.

@@ -65,7 +65,8 @@ pub(crate) async fn carry_out(steps: Vec<Step>, sink: &mut impl Sink, actual: &m
             match done {
                 Ok(()) => actual.apply(&step),
                 Err(error) => {
-                    error!(step = %step.object(), %error, "a step failed; it will be tried again");
+                    let later = if error.is_fatal() { "the agent must be restarted" } else { "it will be tried again" };
+                    error!(step = %step.object(), %error, "a step failed; {later}");
                     execution.failed(&step);
                     failed.push((step, error));
                 }

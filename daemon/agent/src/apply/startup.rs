@@ -11,6 +11,7 @@ use hauberk_abi::address::Prefix;
 use hauberk_abi::framing::Framing;
 use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::{Hook, Settings, flag};
+use hauberk_backend::{Backend, StartConfig};
 use hauberk_core::local_node::LocalNode;
 use hauberk_core::names::NodeNumber;
 use hauberk_fault as fault;
@@ -20,13 +21,9 @@ use tracing::warn;
 
 use super::devices::{Devices, make_room, no_uplink};
 use super::{ApplyError, Kernel, Places};
-use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
 use crate::datapath::Datapath;
 
-/// What an outer IPv6 header, UDP and WireGuard add to a packet, bytes. With IPv4 it is 60; a
-/// node's peers may use either.
-const OVERHEAD: u32 = 80;
 /// A flow whose last packet is older than this starts anew, milliseconds.
 const FLOW_IDLE_MS: u32 = 60_000;
 /// The smallest tunnel MTU for IPv6 inside (RFC 8200 section 5).
@@ -53,6 +50,13 @@ pub enum StartError {
         /// What would be left for the tunnel.
         left: u32,
     },
+}
+
+impl StartError {
+    /// Whether it is of no use to try again.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, StartError::Apply(error) if error.is_fatal())
+    }
 }
 
 /// The programs are loaded and run where an earlier agent attached them; there is no tunnel yet.
@@ -204,7 +208,7 @@ impl Prepared {
         config: &Config,
         local: &LocalNode,
         node: &Node,
-        tunnel: impl FnOnce(u32) -> UserspaceConfig,
+        tunnel: impl FnOnce(u32) -> StartConfig,
     ) -> Result<Kernel, (Box<Prepared>, StartError)> {
         match self.try_settle(config, local, node, tunnel).await {
             Ok((backend, netfilter, ruleset)) => Ok(Kernel {
@@ -229,7 +233,7 @@ impl Prepared {
         config: &Config,
         local: &LocalNode,
         node: &Node,
-        tunnel: impl FnOnce(u32) -> UserspaceConfig,
+        tunnel: impl FnOnce(u32) -> StartConfig,
     ) -> Result<(Arc<dyn Backend>, Netfilter, Ruleset), StartError> {
         let device = &config.tunnel.device;
         let links = self.guard_devices(device).await?;
@@ -258,7 +262,7 @@ impl Prepared {
         sysctl::prepare_host(&names).map_err(ApplyError::from)?;
 
         fault::point("start the tunnel");
-        let backend = Userspace::start(tunnel(mtu)).map_err(ApplyError::from)?;
+        let backend = config.tunnel.backend.mechanism().start(tunnel(mtu)).map_err(ApplyError::from)?;
         let link = self.netlink.link(device).await.map_err(ApplyError::from)?;
         let Some(link) = link else {
             let source = std::io::Error::other("the tunnel was started but its device is not there");
@@ -283,7 +287,7 @@ impl Prepared {
         self.datapath.configure(&self.settings).map_err(ApplyError::from)?;
         // The tunnel's index is now one by which pods' packets may leave.
         self.devices.guard_all(&mut self.datapath, &self.netlink, device).await?;
-        Ok((Arc::new(backend), netfilter, ruleset))
+        Ok((Arc::from(backend), netfilter, ruleset))
     }
 }
 
@@ -309,7 +313,7 @@ pub(super) fn tunnel_mtu(config: &Config, uplinks: &[Link]) -> Result<u32, Start
     // travel inside an overlay's.
     let smallest = uplinks.iter().filter(|uplink| uplink.kind != LinkKind::Overlay).min_by_key(|uplink| uplink.mtu);
     let Some(uplink) = smallest else { return Ok(MIN_MTU) };
-    let left = uplink.mtu.saturating_sub(OVERHEAD);
+    let left = uplink.mtu.saturating_sub(config.tunnel.backend.mechanism().overhead());
     // WireGuard pads to 16 bytes: an MTU that is a multiple of 16 plus 12 wastes nothing, but any
     // works.
     if left < MIN_MTU {

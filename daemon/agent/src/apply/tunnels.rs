@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use hauberk_backend::PeerStep;
 use hauberk_core::names::NodeNumber;
 use hauberk_core::tunnels::{TunnelStep, Tunnels};
 use hauberk_fault as fault;
 use ipnet::IpNet;
 
 use super::{ApplyError, Kernel};
-use crate::backend::PeerStep;
 
 impl Kernel {
     /// Reads what the kernel and the tunnel hold.

@@ -170,7 +170,7 @@ pub enum AttachMode {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Tunnel {
     /// The encrypting backend.
-    pub backend: Backend,
+    pub backend: hauberk_backend::Choice,
     /// The tunnel device's name.
     pub device: String,
     /// UDP port, the same for both families.
@@ -190,7 +190,7 @@ pub struct Tunnel {
     /// carried over in both cases (RFC 6040).
     pub copy_dscp: bool,
     /// The implementation that seals and opens packets.
-    pub cipher: Cipher,
+    pub cipher: hauberk_backend::Cipher,
 }
 
 /// The most threads that `auto` takes. Beyond that, memory and the pods' own need for CPUs weigh
@@ -206,26 +206,6 @@ impl Tunnel {
             Automatic::Value(threads) => threads as usize,
         }
     }
-}
-
-/// The implementation that seals and opens packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Cipher {
-    /// The fastest one for this CPU.
-    Auto,
-    /// The ring library's, on every CPU.
-    Ring,
-}
-
-/// The encrypting backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backend {
-    /// The best one on this node.
-    Auto,
-    /// The agent itself encrypts.
-    Userspace,
 }
 
 /// Files, sockets and pins.
@@ -395,7 +375,7 @@ impl Default for Config {
 impl Default for Tunnel {
     fn default() -> Self {
         Tunnel {
-            backend: Backend::Auto,
+            backend: hauberk_backend::Choice::Auto,
             device: "hauberk0".into(),
             port: 51840,
             mtu: Automatic::Auto,
@@ -403,7 +383,7 @@ impl Default for Tunnel {
             handshakes_per_second: 100,
             spin_microseconds: 100,
             copy_dscp: false,
-            cipher: Cipher::Auto,
+            cipher: hauberk_backend::Cipher::Auto,
         }
     }
 }

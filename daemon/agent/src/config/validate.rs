@@ -15,12 +15,10 @@ const MAX_SOCKET_PATH: usize = 107;
 const MAX_DEVICE_NAME: usize = 15;
 /// Smallest tunnel MTU: IPv6 needs links of 1280 (RFC 8200 section 5).
 const MIN_MTU: u32 = 1280;
-/// Largest tunnel MTU: what fits in one UDP datagram with WireGuard's 32 bytes.
-const MAX_MTU: u32 = 65_455;
+/// The longest IP packet whose length both families' headers can say, bytes.
+const LONGEST_PACKET: u32 = 65_535;
 /// Longest time to poll for the next packet, microseconds.
 const MAX_SPIN: u32 = 1000;
-/// Most threads of a tunnel.
-const MAX_THREADS: u32 = hauberk_tunnel::MOST_THREADS as u32;
 const NO_CLUSTER_RANGES: &str = "`clusterRanges` is required: the ranges that all nodes' pod addresses come from, because an address \
     in them that belongs to nobody known is protected; they are kube-controller-manager's --cluster-cidr, or cover every node's \
     spec.podCIDRs (kubectl get nodes -o jsonpath='{.items[*].spec.podCIDRs}')";
@@ -100,19 +98,22 @@ impl Config {
 
     fn tunnel(&self, problems: &mut Vec<String>) {
         let tunnel = &self.tunnel;
+        let mechanism = tunnel.backend.mechanism();
+        let max_mtu = LONGEST_PACKET - mechanism.overhead();
+        let max_threads = mechanism.most_threads() as u32;
         problems.extend(device_name("tunnel.device", &tunnel.device));
         if tunnel.port == 0 {
             problems.push("`tunnel.port` is 0: peers must know it; 51840 is the default".into());
         }
         if let Automatic::Value(mtu) = tunnel.mtu
-            && !(MIN_MTU..=MAX_MTU).contains(&mtu)
+            && !(MIN_MTU..=max_mtu).contains(&mtu)
         {
-            problems.push(format!("`tunnel.mtu` is {mtu}: it must be {MIN_MTU} to {MAX_MTU}, or auto"));
+            problems.push(format!("`tunnel.mtu` is {mtu}: it must be {MIN_MTU} to {max_mtu}, or auto"));
         }
         if let Automatic::Value(threads) = tunnel.threads
-            && !(1..=MAX_THREADS).contains(&threads)
+            && !(1..=max_threads).contains(&threads)
         {
-            problems.push(format!("`tunnel.threads` is {threads}: it must be 1 to {MAX_THREADS}, or auto"));
+            problems.push(format!("`tunnel.threads` is {threads}: it must be 1 to {max_threads}, or auto"));
         }
         if tunnel.handshakes_per_second == 0 {
             problems.push("`tunnel.handshakesPerSecond` is 0: no peer could ever connect; 100 is the default".into());

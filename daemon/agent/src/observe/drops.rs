@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use hauberk_abi::reason::{DropReason, Encryption};
 use hauberk_api::{DropCount, Drops};
+use hauberk_backend::TunnelDrop;
 use hauberk_core::identities::Owner;
 use hauberk_core::objects::NodeObject;
-use hauberk_tunnel::TunnelDrop;
 
 use super::Eyes;
 use crate::datapath::{self, DatapathError};
@@ -47,8 +47,8 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
         .collect();
     if let Some(Ok(stats)) = running.map(|running| running.backend.stats()) {
         reasons.extend(stats.drops.into_iter().map(|(reason, packets)| DropCount {
-            expected: EXPECTED.contains(&reason),
-            reason: reason.into(),
+            expected: EXPECTED.contains(&reason.as_str()),
+            reason: reason.as_str().into(),
             place: "tunnel".into(),
             packets,
             advice: tunnel_advice(reason).into(),
@@ -201,33 +201,32 @@ pub fn advice(reason: DropReason) -> &'static str {
 }
 
 /// What a tunnel's reason means and what to do.
-fn tunnel_advice(reason: &str) -> &'static str {
-    match TunnelDrop::ALL.into_iter().find(|known| known.as_str() == reason) {
-        Some(TunnelDrop::NoPeer) => "no peer may receive for that destination; is its pod range in its Node object?",
-        Some(TunnelDrop::NoEndpoint) => "the peer's Node object has no address to send to",
-        Some(TunnelDrop::QueueFull) => {
+fn tunnel_advice(reason: TunnelDrop) -> &'static str {
+    match reason {
+        TunnelDrop::NoPeer => "no peer may receive for that destination; is its pod range in its Node object?",
+        TunnelDrop::NoEndpoint => "the peer's Node object has no address to send to",
+        TunnelDrop::QueueFull => {
             "more packets waited for a handshake than are kept; the peer does not answer, or is slow"
         }
-        Some(TunnelDrop::HandshakeFailed) => {
+        TunnelDrop::HandshakeFailed => {
             "the peer did not answer for 90 s: is its agent running, and UDP allowed between the nodes?"
         }
-        Some(TunnelDrop::ReplayOrForged) => "a packet came twice or was altered on the way; duplicates are harmless",
-        Some(TunnelDrop::UnknownSender) => {
+        TunnelDrop::ReplayOrForged => "a packet came twice or was altered on the way; duplicates are harmless",
+        TunnelDrop::UnknownSender => {
             "somebody with a key no Node object has sent a packet; expected for a moment after a restart"
         }
-        Some(TunnelDrop::NotForOurKey) => "a peer still uses a key this node no longer has; it will learn the new one",
-        Some(TunnelDrop::SourceNotAllowed) => {
+        TunnelDrop::NotForOurKey => "a peer still uses a key this node no longer has; it will learn the new one",
+        TunnelDrop::SourceNotAllowed => {
             "a peer sealed a packet with a source that belongs to another node; look at that peer"
         }
-        Some(TunnelDrop::Malformed) => "something that is not WireGuard arrived at its port, or garbage was sealed",
-        Some(TunnelDrop::Oversized) => "larger than the tunnel's MTU; does the sender ignore its route's MTU?",
-        Some(TunnelDrop::TunWriteFailed) => "the kernel refused a decrypted packet; is the tunnel device up?",
-        Some(TunnelDrop::UdpSendFailed) => "the kernel refused a sealed packet; is there a route to the peer?",
-        Some(TunnelDrop::UnderLoadCookie | TunnelDrop::SourceRateLimited) => {
+        TunnelDrop::Malformed => "something that is not WireGuard arrived at its port, or garbage was sealed",
+        TunnelDrop::Oversized => "larger than the tunnel's MTU; does the sender ignore its route's MTU?",
+        TunnelDrop::TunWriteFailed => "the kernel refused a decrypted packet; is the tunnel device up?",
+        TunnelDrop::UdpSendFailed => "the kernel refused a sealed packet; is there a route to the peer?",
+        TunnelDrop::UnderLoadCookie | TunnelDrop::SourceRateLimited => {
             "more handshakes arrived than tunnel.handshakesPerSecond; senders must prove their address"
         }
-        Some(TunnelDrop::Multicast) => "multicast was sent into the tunnel: it cannot be encrypted to one peer",
-        None => "see the tunnel's documentation",
+        TunnelDrop::Multicast => "multicast was sent into the tunnel: it cannot be encrypted to one peer",
     }
 }
 

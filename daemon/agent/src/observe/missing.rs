@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use hauberk_abi::identity::Protection;
 use hauberk_api::{Problem, Severity};
+use hauberk_backend::Stranger;
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::local_node::LocalNode;
 use hauberk_core::missing::{self, Missing};
 use jiff::Timestamp;
 use tracing::warn;
 
-use crate::backend::Stranger;
 use crate::world::{Shared, World};
 
 /// Between looks.
@@ -76,7 +76,7 @@ impl Since {
         for node in found.keys() {
             self.since.entry(node.clone()).or_insert(now);
         }
-        let lasting = strangers.iter().filter(|stranger| stranger.last.duration_since(stranger.first) >= GRACE);
+        let lasting = strangers.iter().filter(|stranger| stranger.asked_for >= GRACE);
         let mut asking: BTreeMap<Option<String>, BTreeSet<IpAddr>> = BTreeMap::new();
         for address in lasting.map(|stranger| stranger.from.ip().to_canonical()).filter(|_| world.model.synced()) {
             asking.entry(owner(world, address)).or_default().insert(address);
@@ -204,11 +204,8 @@ mod tests {
     #[test]
     fn who_goes_on_asking_with_an_unknown_key_is_told() {
         let begin = Instant::now();
-        let from = |text: &str, seconds| Stranger {
-            from: text.parse().unwrap(),
-            first: begin,
-            last: begin + Duration::from_secs(seconds),
-        };
+        let from =
+            |text: &str, seconds| Stranger { from: text.parse().unwrap(), asked_for: Duration::from_secs(seconds) };
         let look = |world: &World, stranger| Since::default().look(world, &[stranger], begin);
         let mut world = world(None);
         assert!(look(&world, from("192.0.2.2:51840", 5)).is_empty(), "once is no news");

@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use hauberk_abi::layout::probe;
 use hauberk_abi::reason::DropReason;
+use hauberk_backend::Backend;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
 use super::Eyes;
-use crate::backend::Backend;
 use crate::datapath::{Pins, rivals};
 use crate::syscalls;
 use crate::world::Device;
@@ -82,7 +82,7 @@ pub async fn run(devices: &[Device], backend: &dyn Backend, eyes: &Eyes, pins: &
         }
     }
     let inject = || {
-        backend.inject(packet(probe::DROP));
+        backend.probe(packet(probe::DROP));
         Ok(true)
     };
     if let Err(failure) = expect(|| self_tests(eyes), inject, "from_tunnel does not run on the tunnel device").await {

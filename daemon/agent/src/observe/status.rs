@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use hauberk_abi::layout::map;
 use hauberk_api::{ConfigurationStatus, PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
+use hauberk_backend::{PeerStats, Progress, Stats};
 use hauberk_core::convergence::convergence;
 use hauberk_host::netfilter::PacketSocketGuard;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{Eyes, contests, losses};
-use crate::backend::{PeerStats, Progress, Stats};
-use crate::config::{Backend as Choice, Config, HostRouting};
+use crate::config::{Config, HostRouting};
 use crate::world::{Running, World, key_status};
 
 /// What does not change while the agent runs.
@@ -132,11 +132,8 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
 
 fn tunnel(world: &World, stats: &Stats, facts: &Facts) -> TunnelStatus {
     TunnelStatus {
-        backend: "userspace".into(),
-        backend_reason: match facts.config.tunnel.backend {
-            Choice::Userspace => "tunnel.backend asks for it".into(),
-            Choice::Auto => "auto: the only backend of this version".into(),
-        },
+        backend: facts.config.tunnel.backend.mechanism().name().into(),
+        backend_reason: facts.config.tunnel.backend.reason().into(),
         device: facts.config.tunnel.device.clone(),
         port: facts.config.tunnel.port,
         mtu: world.running.as_ref().map_or(0, |running: &Running| running.mtu),

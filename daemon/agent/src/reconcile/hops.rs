@@ -8,13 +8,13 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use hauberk_api::{Problem, Severity};
+use hauberk_backend::{Backend, PeerStats};
 use hauberk_core::names::NodeNumber;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Area, GREETING, Reconciler, Stage};
 use crate::apply::NextHop;
-use crate::backend::PeerStats;
 use crate::config::HostRouting;
 
 /// How long a next hop must be silent to be reported: a peer that restarts, or a cable that is
@@ -137,13 +137,13 @@ impl Reconciler {
 
     /// Makes the tunnel find out where the peer is, also at its other addresses, even if there is
     /// nothing to send.
-    fn look_for(&mut self, backend: &dyn crate::backend::Backend, number: NodeNumber) {
+    fn look_for(&mut self, backend: &dyn Backend, number: NodeNumber) {
         let now = Instant::now();
         if self.greeted.get(&number).is_some_and(|at| now.duration_since(*at) < GREETING) {
             return;
         }
         self.greeted.insert(number, now);
-        if let Err(error) = backend.greet(number, true) {
+        if let Err(error) = backend.start_handshake(number, true) {
             warn!(%error, peer = number.0, "cannot start a handshake");
         }
     }

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use hauberk_api::{Attachment, SourceStatus};
+use hauberk_backend::Progress;
 use hauberk_core::events::NewEvent;
 use hauberk_core::model::Change;
 use hauberk_core::names::{AttachmentKey, NodeNumber};
 use tokio::sync::oneshot;
 
-use crate::backend::Progress;
 use crate::config::Config;
 
 /// An input of the reconciler.

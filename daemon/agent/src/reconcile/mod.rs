@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use hauberk_abi::framing::Framing;
 use hauberk_api::{Problem, Severity};
+use hauberk_backend::{Progress, StartConfig};
 use hauberk_core::events::NewEvent;
 use hauberk_core::local_node::Settings;
 use hauberk_core::model::Change;
@@ -33,7 +34,6 @@ use tracing::{info, warn};
 
 use crate::apply::{ApplyError, Found, Kernel, Node, Prepared, carry_out};
 use crate::attachments::{self, Attachments};
-use crate::backend::{Progress, UserspaceConfig};
 use crate::cluster_config;
 use crate::config::Config;
 use crate::observe::firewalls::Firewalls;
@@ -59,7 +59,7 @@ const GREETING: Duration = Duration::from_secs(30);
 const BATCH: usize = 4_096;
 
 /// Makes the tunnel's configuration once the tunnel's MTU is known.
-pub type TunnelMaker = Box<dyn Fn(u32) -> UserspaceConfig + Send + Sync>;
+pub type TunnelMaker = Box<dyn Fn(u32) -> StartConfig + Send + Sync>;
 
 /// The kernel's side, as far as it is up.
 enum Stage {
@@ -96,6 +96,8 @@ pub struct Reconciler {
     pause: Duration,
     /// Whether what the node should hold has changed without an input.
     stale: bool,
+    /// Whether only fatal errors are left: then only a change is worth another try.
+    is_futile: bool,
     foreign_routes_removed: bool,
     greeted: BTreeMap<NodeNumber, Instant>,
     failures: Failures,
@@ -147,6 +149,7 @@ impl Reconciler {
             known_interfaces,
             pause: FIRST_PAUSE,
             stale: false,
+            is_futile: false,
             foreign_routes_removed: false,
             greeted: BTreeMap::new(),
             failures: Failures::default(),
@@ -190,7 +193,7 @@ impl Reconciler {
                 self.stale = false;
                 let clean = self.reconcile().await;
                 self.pause = if clean { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
-                retry = (!clean).then(|| Instant::now() + self.pause);
+                retry = (!clean && !self.is_futile).then(|| Instant::now() + self.pause);
             } else {
                 // The kernel holds already what was told.
                 self.waiting_since.clear();
@@ -257,14 +260,17 @@ impl Reconciler {
 
     /// The I/O step. Returns whether everything is now as it should be.
     async fn reconcile(&mut self) -> bool {
+        self.is_futile = false;
         if !self.settle().await {
             return false;
         }
         self.follow();
         self.take_settings();
         self.follow_node();
-        let mut failures = self.carry_out().await;
+        let (mut failures, all_fatal) = self.carry_out().await;
+        let of_steps = failures.len();
         self.follow_rules(&mut failures).await;
+        self.is_futile = all_fatal && failures.len() == of_steps;
         let clean = failures.is_empty();
         self.tell(Area::Steps, failures);
         if clean {
@@ -293,6 +299,7 @@ impl Reconciler {
             Ok(kernel) => kernel,
             Err((prepared, error)) => {
                 self.stage = Stage::Prepared(prepared);
+                self.is_futile = error.is_fatal();
                 return self.fail("datapath", format!("cannot start the datapath: {error}"));
             }
         };
@@ -353,7 +360,7 @@ impl Reconciler {
             cluster_ranges: tunnelled_ranges(&world.local.settings),
             route_mtu: kernel.tunnel_mtu(),
             device_mtu: kernel.uplinks().iter().map(|uplink| uplink.mtu).min().unwrap_or(1_500),
-            gso_max_size: hauberk_tunnel::gso_max_size(kernel.tunnel_mtu()),
+            gso_max_size: self.config.tunnel.backend.mechanism().gso_max_size(kernel.tunnel_mtu()),
             limit: self.config.limits.attachments as usize,
         };
         drop(world);
@@ -373,9 +380,10 @@ impl Reconciler {
         self.pending.extend(followed.scope);
     }
 
-    /// Carries out every step of the plan, and returns the failures.
-    async fn carry_out(&mut self) -> BTreeMap<String, Problem> {
-        let Stage::Running(kernel) = &mut self.stage else { return BTreeMap::new() };
+    /// Carries out every step of the plan. Returns the failures, and whether there are some and all
+    /// of them are fatal.
+    async fn carry_out(&mut self) -> (BTreeMap<String, Problem>, bool) {
+        let Stage::Running(kernel) = &mut self.stage else { return (BTreeMap::new(), false) };
         let scope = std::mem::take(&mut self.pending);
         let steps = plan_within(&self.actual, &self.world.read().desired, &scope);
         let failed = carry_out(steps, kernel.as_mut(), &mut self.actual).await;
@@ -383,11 +391,13 @@ impl Reconciler {
         if !failed.is_empty() {
             self.pending = Scope::everything();
         }
+        let all_fatal = !failed.is_empty() && failed.iter().all(|(_, error)| error.is_fatal());
         let problem = |(step, error): (Step, ApplyError)| {
-            let (object, message) = (step.object(), format!("{error}; it is tried again"));
+            let again = if error.is_fatal() { "" } else { "; it is tried again" };
+            let (object, message) = (step.object(), format!("{error}{again}"));
             (object.clone(), Problem { severity: Severity::Critical, object, message })
         };
-        failed.into_iter().map(problem).collect()
+        (failed.into_iter().map(problem).collect(), all_fatal)
     }
 
     /// Publishes this node's keys, whatever failed, and acknowledges what is enforced now. Removes
@@ -430,7 +440,7 @@ impl Reconciler {
             let lately = self.greeted.get(number).is_some_and(|at| now.duration_since(*at) < GREETING);
             if entry.flags & ready == 0 && wanted.state.tunnels.peers.contains_key(number) && !lately {
                 self.greeted.insert(*number, now);
-                if let Err(error) = kernel.backend().greet(*number, false) {
+                if let Err(error) = kernel.backend().start_handshake(*number, false) {
                     warn!(%error, peer = number.0, "cannot start a handshake");
                 }
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
-use hauberk_tunnel::handshake_clock;
+use hauberk_backend::handshake_clock;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tracing::warn;
