@@ -21,12 +21,12 @@ use std::sync::Arc;
 use hauberk_abi::layout::Settings;
 use hauberk_core::desired::LocalPod;
 use hauberk_core::plan::Actual;
+use hauberk_datapath::{Datapath, DatapathError};
 use hauberk_fault as fault;
 use hauberk_host::{HostError, INTERFACE_PREFIX, Link, Netfilter, Netlink, Ruleset};
 use ipnet::IpNet;
 
 use crate::backend::{Backend, BackendError};
-use crate::datapath::{Datapath, DatapathError};
 
 pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};

@@ -13,6 +13,7 @@ use hauberk_abi::identity::{Identity, Kind, Protection};
 use hauberk_abi::layout::{Hook, Settings, flag};
 use hauberk_core::desired::Policy;
 use hauberk_core::model::NodeNumber;
+use hauberk_datapath::Datapath;
 use hauberk_fault as fault;
 use hauberk_host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 use ipnet::IpNet;
@@ -22,7 +23,6 @@ use super::devices::{Devices, make_room, no_uplink};
 use super::{ApplyError, Kernel, Places};
 use crate::backend::{Backend, Userspace, UserspaceConfig};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
-use crate::datapath::Datapath;
 
 /// What an outer IPv6 header, UDP and WireGuard add to a packet, bytes. With IPv4 it is 60; a
 /// node's peers may use either.
@@ -326,7 +326,7 @@ pub async fn uninstall(config: &Config) -> Result<(), ApplyError> {
     let netlink = Netlink::connect()?;
     let pods: Vec<Link> =
         netlink.links().await?.into_iter().filter(|link| link.name.starts_with(INTERFACE_PREFIX)).collect();
-    let disciplines = crate::datapath::remove(Path::new(&config.paths.pins))?;
+    let disciplines = hauberk_datapath::remove(Path::new(&config.paths.pins))?;
     for interface in disciplines {
         if let Some(link) = netlink.link(&interface).await? {
             netlink.remove_clsact(link.index).await?;

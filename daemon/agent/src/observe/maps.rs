@@ -8,16 +8,16 @@ use hauberk_abi::identity::{Identity, Kind};
 use hauberk_abi::layout::{Settings, flag, map, peer_flag};
 use hauberk_api::{LinkStatus, MapContent, Maps};
 use hauberk_core::model::NodeNumber;
+use hauberk_datapath::{DatapathError, Pins};
 
 use super::Eyes;
-use crate::datapath::{self, DatapathError};
 use crate::world::{Shared, World};
 
 /// Everything the datapath holds.
 ///
 /// # Errors
 /// [`DatapathError`] if a map cannot be read.
-pub fn maps(world: &Shared, eyes: &Eyes, pins: &datapath::Pins) -> Result<Maps, DatapathError> {
+pub fn maps(world: &Shared, eyes: &Eyes, pins: &Pins) -> Result<Maps, DatapathError> {
     let links = pins
         .attached()?
         .into_iter()

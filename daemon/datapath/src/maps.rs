@@ -16,7 +16,8 @@ use hauberk_abi::layout::{
 };
 use hauberk_abi::reason::{DropReason, Encryption};
 
-use super::{DatapathError, tally};
+use crate::events::Events;
+use crate::{DatapathError, tally};
 
 /// How long an answer must stay encrypted after the last question, nanoseconds: a connection may be
 /// silent for long.
@@ -55,12 +56,12 @@ pub struct Counted {
 }
 
 impl Maps {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Maps, DatapathError> {
+    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Maps, DatapathError> {
         Maps::collect(|name| ebpf.take_map(name).ok_or(MapError::InvalidName { name: name.into() }))
     }
 
     /// A second set of handles, for observers.
-    pub(super) fn open(pins: &Path) -> Result<Maps, DatapathError> {
+    pub(crate) fn open(pins: &Path) -> Result<Maps, DatapathError> {
         Maps::collect(|name| Map::from_map_data(MapData::from_pin(pins.join(name))?))
     }
 
@@ -112,8 +113,8 @@ impl Maps {
     }
 
     /// The ring buffer of flow events. Only the first call returns it.
-    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
-        self.events.take()
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.events.take().map(Events::new)
     }
 
     /// The node's settings as the programs see them.
@@ -121,7 +122,7 @@ impl Maps {
         self.settings.get(&0, 0).map_err(failed(map::SETTINGS))
     }
 
-    pub(super) fn write_settings(&mut self, settings: &Settings) -> Result<(), DatapathError> {
+    pub(crate) fn write_settings(&mut self, settings: &Settings) -> Result<(), DatapathError> {
         let written = self.settings.set(0, settings, 0).map_err(failed(map::SETTINGS));
         self.changed(written)
     }
@@ -146,7 +147,7 @@ impl Maps {
 
     /// The same without telling the programs, as if the agent died in between.
     #[cfg(test)]
-    pub(super) fn put_endpoint_and_die(&mut self, address: Address, identity: Identity) {
+    pub(crate) fn put_endpoint_and_die(&mut self, address: Address, identity: Identity) {
         self.endpoints.insert(address, identity, 0).expect("the map has room");
     }
 
@@ -361,7 +362,7 @@ impl Maps {
 
     /// The entries of the flows' map alone.
     #[cfg(test)]
-    pub(super) fn flow_entries(&self) -> Vec<(FlowKey, Flow)> {
+    pub(crate) fn flow_entries(&self) -> Vec<(FlowKey, Flow)> {
         self.flows.iter().filter_map(Result::ok).collect()
     }
 

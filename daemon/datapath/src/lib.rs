@@ -2,15 +2,24 @@
 //!
 //! Everything here outlives the agent: maps and links are pinned, and a new agent takes them over
 //! without a gap. It loads its programs against the pinned maps and swaps them in, link by link,
-//! each in one atomic step.
+//! each in one atomic step. The exception is the [`observer`], which lives as long as the agent.
 
+mod events;
 mod hold;
 mod keep;
+mod limits;
 mod links;
 mod maps;
+pub mod observer;
+#[cfg(test)]
+mod program_tests;
 pub mod query;
 pub mod rivals;
+#[allow(unsafe_code, reason = "see the module")]
+mod syscalls;
 mod tally;
+#[cfg(test)]
+mod testing;
 mod trial;
 
 use std::io;
@@ -24,13 +33,12 @@ use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::{Hook, Settings, map};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::config::{AttachMode, Limits};
-
+pub use events::Events;
 use hold::Held;
-pub(crate) use links::is_there_already;
-pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, How, Seat};
+pub use limits::Limits;
+pub use links::{AttachMode, Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, How, Seat};
 pub use maps::{Counted, Maps};
-pub use trial::try_programs;
+pub use trial::{try_kinds, try_programs};
 
 /// Where the BPF file system is mounted by convention.
 pub const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
@@ -385,6 +393,3 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-
-#[cfg(test)]
-mod tests;

@@ -8,8 +8,8 @@ use aya::maps::{MapData, MapInfo};
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 
-use super::links::{self, Seat};
-use super::{Datapath, DatapathError, chain, load, open, program};
+use crate::links::{self, Seat};
+use crate::{Datapath, DatapathError, chain, load, open, program};
 
 impl Datapath {
     /// [`Datapath::attach`], and then asks the kernel whether the program runs. A pinned link may
@@ -74,7 +74,7 @@ impl Datapath {
     }
 
     /// Ids of all copies of a program.
-    pub(super) fn ids(&mut self, name: &'static str) -> Result<Vec<u32>, DatapathError> {
+    pub(crate) fn ids(&mut self, name: &'static str) -> Result<Vec<u32>, DatapathError> {
         let first = id(&mut self.ebpf, name)?;
         // A copy that was never needed is not loaded.
         let copy = self.copies.as_mut().and_then(|copies| id(copies, name).ok());
