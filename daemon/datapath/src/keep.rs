@@ -9,7 +9,9 @@ use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 
 use crate::links::{self, Seat};
-use crate::{Datapath, DatapathError, chain, load, open, program};
+use crate::loader::{load, open, program};
+use crate::tables::identities;
+use crate::{Datapath, DatapathError, chain};
 
 impl Datapath {
     /// [`Datapath::attach`], and then asks the kernel whether the program runs. A pinned link may
@@ -117,7 +119,7 @@ impl Datapath {
     /// [`DatapathError`].
     pub fn restore_pins(&mut self) -> Result<bool, DatapathError> {
         let folder = self.pins.maps();
-        let complete = folder.join(hauberk_abi::layout::map::ENDPOINTS).exists() && self.pins.links().exists();
+        let complete = folder.join(identities::ENDPOINTS.name).exists() && self.pins.links().exists();
         if complete {
             return self.held.pin_again(&self.pins.links());
         }

@@ -8,8 +8,9 @@ use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
 use hauberk_abi::framing::Framing;
 
+use crate::loader::{load, open};
 use crate::observer::Observer;
-use crate::{DatapathError, Limits, Pins, load, open};
+use crate::{DatapathError, Limits, Pins};
 
 /// Kernel helpers that the programs call and that not every Linux has: number (linux/bpf.h), name,
 /// and first version.

@@ -12,7 +12,8 @@ use aya::{Ebpf, EbpfLoader};
 use hauberk_host::{Filter, Netlink};
 
 use crate::links::is_there_already;
-use crate::{Pins, chain, load_program, query};
+use crate::loader::load_program;
+use crate::{Pins, chain, query};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
 

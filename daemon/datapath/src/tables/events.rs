@@ -1,19 +1,39 @@
-//! EVENTS: the ring buffer in which the programs tell of flows that start, end or are refused.
+//! The ring buffer in which the programs tell of flows that start, end or are refused.
 
 use std::os::fd::{AsRawFd, RawFd};
 
 use aya::maps::{MapData, RingBuf};
 use hauberk_abi::address::Address;
 use hauberk_abi::flow::{Flow, FlowEvent, FlowKey};
+use hauberk_abi::layout::map;
 
-/// The events that the programs have sent and that were not taken yet, oldest first. An item is the
-/// number of its bytes if it is no event: then programs of another version are attached. After the
-/// last one more may come: the descriptor is readable then.
+use super::{Maps, Opener, Table};
+use crate::DatapathError;
+
+pub(super) const TABLES: &[&Table] = &[&EVENTS];
+
+/// [`FlowEvent`]s; its size is in bytes.
+pub static EVENTS: Table = Table::sized(map::EVENTS, "flow events", "limits.events", |limits| limits.events);
+
+/// The events that the programs have sent, oldest first. The iterator ends when no event waits, and
+/// goes on when the descriptor is readable again. An `Err` is the size in bytes of an item that is
+/// no event: then programs of another version are attached.
 pub struct Events(RingBuf<MapData>);
 
-impl Events {
-    pub(crate) fn new(ring: RingBuf<MapData>) -> Events {
-        Events(ring)
+pub(super) struct Handles {
+    events: Option<Events>,
+}
+
+impl Handles {
+    pub(super) fn open(opener: &mut Opener<'_>) -> Result<Handles, DatapathError> {
+        Ok(Handles { events: Some(Events(opener.open(&EVENTS)?)) })
+    }
+}
+
+impl Maps {
+    /// The flow events. Only the first call returns them.
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.events.events.take()
     }
 }
 
