@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use hauberk_agent::config::{self, Config, LogFormat};
-use hauberk_agent::datapath::chain;
 use hauberk_agent::{apply, cluster_config, install, lock, run, selfcheck};
+use hauberk_datapath::chain;
 
 /// How long to wait at the end for work that is still under way.
 const END: Duration = Duration::from_secs(2);

@@ -11,16 +11,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use aya::maps::MapType;
-use aya::programs::{ProgramType, TcAttachType};
-use aya::sys::{is_map_supported, is_program_supported};
+use hauberk_datapath::{BPF_FILE_SYSTEM, query, try_kinds, try_programs};
 use hauberk_host::INTERFACE_PREFIX;
 use hauberk_host::netfilter::firewall::{self, Device, Way, Ways};
 use hauberk_host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 use nix::mount::MsFlags;
 
 use crate::config::{AttachMode, Automatic, CniInstall, Config, HostRouting};
-use crate::datapath::{self, BPF_FILE_SYSTEM, query, try_programs};
 use crate::observe::firewalls::Firewalls;
 
 /// An older kernel refuses the programs, because it lacks helpers that they call.
@@ -169,27 +166,12 @@ fn judge_kernel(release: &str) -> Outcome {
 }
 
 fn bpf() -> Outcome {
-    let refused = |what: &str, error: String| {
-        Outcome::Missing(format!(
-            "the kernel refuses {what}: {error}; it needs CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF, no lockdown, and in a \
+    match try_kinds() {
+        Ok(()) => Outcome::Fine("programs and maps can be loaded".into()),
+        Err(refused) => Outcome::Missing(format!(
+            "the kernel refuses {refused}; it needs CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF, no lockdown, and in a \
              container the bpf() system call must not be filtered"
-        ))
-    };
-    for (kind, name) in [
-        (MapType::LpmTrie, "longest-prefix maps"),
-        (MapType::LruHash, "least-recently-used maps"),
-        (MapType::RingBuf, "ring buffers"),
-    ] {
-        match is_map_supported(kind) {
-            Ok(true) => {}
-            Ok(false) => return refused(name, "not supported".into()),
-            Err(error) => return refused(name, error.to_string()),
-        }
-    }
-    match is_program_supported(ProgramType::SchedClassifier) {
-        Ok(true) => Outcome::Fine("programs and maps can be loaded".into()),
-        Ok(false) => refused("traffic control programs", "not supported".into()),
-        Err(error) => refused("traffic control programs", error.to_string()),
+        )),
     }
 }
 
@@ -213,9 +195,7 @@ fn programs(pins: &Path) -> Outcome {
 }
 
 fn attach(mode: AttachMode) -> Outcome {
-    // The query changes nothing, and a kernel without TCX does not know it.
-    let has_tcx = query::tcx_programs("lo", TcAttachType::Ingress).is_ok();
-    match (mode, has_tcx) {
+    match (mode, query::has_tcx()) {
         (AttachMode::Clsact, _) => Outcome::Fine("clsact, as configured".into()),
         (_, true) => Outcome::Fine("TCX".into()),
         (AttachMode::Auto, false) => Outcome::Fine("clsact, as this kernel has no TCX".into()),
@@ -237,7 +217,7 @@ fn bpf_file_system(pins: &Path) -> Outcome {
 }
 
 fn is_on_bpf_file_system(pins: &Path) -> bool {
-    nearest_existing(pins).is_some_and(|path| datapath::is_on_bpf_file_system(&path))
+    nearest_existing(pins).is_some_and(|path| hauberk_datapath::is_on_bpf_file_system(&path))
 }
 
 fn nearest_existing(path: &Path) -> Option<PathBuf> {

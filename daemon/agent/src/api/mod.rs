@@ -16,13 +16,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use hauberk_api::ApiError;
+use hauberk_datapath::Pins;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tracing::warn;
 
 use self::connections::Bounds;
 use crate::attachments::Attachments;
-use crate::datapath::Pins;
 use crate::observe::Eyes;
 use crate::observe::flows::FlowLog;
 use crate::observe::status::Facts;

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 use hauberk_api::{Problem, Severity};
+use hauberk_datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Seat, query};
 use hauberk_fault as fault;
 use hauberk_host::{Filter, sysctl};
 
 use super::devices::{WIRE, make_room, subject};
 use super::{ApplyError, Kernel};
 use crate::config::Config;
-use crate::datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Seat, query};
 
 /// How often a program's place is taken back within [`LONG`]. Another program that wants the same
 /// place would otherwise compete for it forever.
@@ -262,7 +262,7 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::query::OBSERVER_MINOR;
+    use hauberk_datapath::query::OBSERVER_MINOR;
 
     #[test]
     fn filters_are_told_by_their_place() {

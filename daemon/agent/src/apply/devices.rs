@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::{Hook, Settings};
 use hauberk_api::{Problem, Severity};
+use hauberk_datapath::{Datapath, query};
 use hauberk_fault as fault;
 use hauberk_host::{Beside, Chained, INTERFACE_PREFIX, Link, LinkKind, Netlink, Role, Ruleset, sysctl};
 use ipnet::IpNet;
@@ -15,7 +16,6 @@ use tracing::{info, warn};
 use super::startup::tunnel_mtu;
 use super::{ApplyError, Kernel, Node};
 use crate::config::{CniInstall, Config};
-use crate::datapath::{Datapath, query};
 
 /// Egress is guarded before ingress: a leak is worse than a loss.
 pub(super) const WIRE: [Hook; 2] = [Hook::ToWire, Hook::FromWire];

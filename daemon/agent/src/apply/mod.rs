@@ -22,11 +22,10 @@ use hauberk_abi::layout::Settings;
 use hauberk_backend::{Backend, BackendError};
 use hauberk_core::pods::LocalPod;
 use hauberk_core::state::State;
+use hauberk_datapath::{Datapath, DatapathError};
 use hauberk_fault as fault;
 use hauberk_host::{HostError, INTERFACE_PREFIX, Link, Netfilter, Netlink, Ruleset};
 use ipnet::IpNet;
-
-use crate::datapath::{Datapath, DatapathError};
 
 pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};

@@ -14,6 +14,7 @@ use hauberk_abi::layout::{Hook, Settings, flag};
 use hauberk_backend::{Backend, StartConfig};
 use hauberk_core::local_node::LocalNode;
 use hauberk_core::names::NodeNumber;
+use hauberk_datapath::Datapath;
 use hauberk_fault as fault;
 use hauberk_host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 use ipnet::IpNet;
@@ -22,7 +23,6 @@ use tracing::warn;
 use super::devices::{Devices, make_room, no_uplink};
 use super::{ApplyError, Kernel, Places};
 use crate::config::{Automatic, CniInstall, Config, HostRouting, WorldIngress};
-use crate::datapath::Datapath;
 
 /// A flow whose last packet is older than this starts anew, milliseconds.
 const FLOW_IDLE_MS: u32 = 60_000;
@@ -330,7 +330,7 @@ pub async fn uninstall(config: &Config) -> Result<(), ApplyError> {
     let netlink = Netlink::connect()?;
     let pods: Vec<Link> =
         netlink.links().await?.into_iter().filter(|link| link.name.starts_with(INTERFACE_PREFIX)).collect();
-    let disciplines = crate::datapath::remove(Path::new(&config.paths.pins))?;
+    let disciplines = hauberk_datapath::remove(Path::new(&config.paths.pins))?;
     for interface in disciplines {
         if let Some(link) = netlink.link(&interface).await? {
             netlink.remove_clsact(link.index).await?;

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use automatic::Automatic;
 pub use cni::{Cni, CniInstall};
 use hauberk_core::protection::Protection;
+pub use hauberk_datapath::{AttachMode, Limits};
 pub use source::{Kubernetes, Source};
 
 /// The configuration's path unless the command line gives another.
@@ -153,18 +154,6 @@ pub enum WorldIngress {
     Direct,
 }
 
-/// How programs are attached to devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AttachMode {
-    /// TCX where the kernel has it, else clsact.
-    Auto,
-    /// TCX links (kernel 6.6).
-    Tcx,
-    /// Filters on a clsact queueing discipline.
-    Clsact,
-}
-
 /// The tunnel to other nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -220,22 +209,6 @@ pub struct Paths {
     pub uapi: PathBuf,
     /// Folder on a BPF file system for maps and links.
     pub pins: PathBuf,
-}
-
-/// Sizes of the kernel's maps. An entry that does not fit is treated as opted-in, and counted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Limits {
-    /// Addresses with a known identity.
-    pub endpoints: u32,
-    /// Ranges with a known identity.
-    pub ranges: u32,
-    /// Flows that are remembered.
-    pub flows: u32,
-    /// Pods on this node.
-    pub attachments: u32,
-    /// Bytes of flow events that may wait for the agent.
-    pub events: u32,
 }
 
 /// What is logged, and how.
@@ -396,12 +369,6 @@ impl Default for Paths {
             uapi: "/var/run/wireguard/hauberk0.sock".into(),
             pins: "/sys/fs/bpf/hauberk".into(),
         }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits { endpoints: 65536, ranges: 16384, flows: 65536, attachments: 1024, events: 1 << 20 }
     }
 }
 

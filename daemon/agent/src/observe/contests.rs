@@ -13,7 +13,6 @@ use hauberk_core::identities::Contest;
 use jiff::{SignedDuration, Timestamp};
 
 use super::Eyes;
-use crate::datapath;
 use crate::world::{Shared, World};
 
 /// Between looks.
@@ -43,7 +42,7 @@ pub async fn watch(world: Shared, eyes: Eyes) {
         if contested.is_empty() || !grown {
             continue;
         }
-        let now = datapath::now();
+        let now = hauberk_datapath::now();
         let flows = eyes.maps().flows(now).unwrap_or_default();
         world.write().contests.take(&contested, &flows, now, Timestamp::now());
     }

@@ -8,9 +8,9 @@ use hauberk_api::{DropCount, Drops};
 use hauberk_backend::TunnelDrop;
 use hauberk_core::identities::Owner;
 use hauberk_core::objects::NodeObject;
+use hauberk_datapath::DatapathError;
 
 use super::Eyes;
-use crate::datapath::{self, DatapathError};
 use crate::world::{Shared, World};
 
 /// What the tunnel device itself drops because the tunnel does not read and the queue is full.
@@ -87,7 +87,7 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
 
 /// Senders of packets that were refused as coming from the world, as far as flows still have them.
 fn refused_from_world(eyes: &Eyes) -> Result<BTreeSet<IpAddr>, DatapathError> {
-    let flows = eyes.maps().flows(datapath::now())?.into_iter();
+    let flows = eyes.maps().flows(hauberk_datapath::now())?.into_iter();
     let refused = flows.filter(|(_, flow)| {
         flow.encryption == Encryption::Refused as u8 && DropReason::from_u8(flow.drop) == DropReason::WorldToProtected
     });

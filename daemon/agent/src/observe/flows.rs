@@ -3,12 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aya::maps::{MapData, RingBuf};
 use hauberk_abi::address::Address;
 use hauberk_abi::flow::{EventKind, Flow, FlowEvent, FlowKey};
 use hauberk_abi::layout::Hook;
@@ -16,12 +14,12 @@ use hauberk_abi::packet::protocol;
 use hauberk_abi::reason::{DropReason, Encryption, Why};
 use hauberk_api::FlowRecord;
 use hauberk_core::names::NodeNumber;
+use hauberk_datapath::{DatapathError, Events};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::broadcast;
 use tracing::warn;
 
 use super::Eyes;
-use crate::datapath::{self, DatapathError};
 use crate::syscalls::{self, OwnsDescriptor};
 use crate::world::{Shared, World};
 
@@ -102,23 +100,14 @@ impl FlowLog {
     }
 }
 
-/// A ring buffer's descriptor, for the runtime to wait on.
-struct Ring(RingBuf<MapData>);
-
-impl OwnsDescriptor for Ring {}
-
-impl AsRawFd for Ring {
-    fn as_raw_fd(&self) -> i32 {
-        self.0.as_raw_fd()
-    }
-}
+impl OwnsDescriptor for Events {}
 
 /// Reads events as they come, and removes idle flows, until the runtime ends.
 ///
 /// # Errors
 /// The ring buffer cannot be waited on.
-pub async fn run(ring: RingBuf<MapData>, log: FlowLog, world: Shared, eyes: Eyes) -> io::Result<()> {
-    let mut ring = syscalls::readable(Ring(ring))?;
+pub async fn run(events: Events, log: FlowLog, world: Shared, eyes: Eyes) -> io::Result<()> {
+    let mut ring = syscalls::readable(events)?;
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -126,7 +115,7 @@ pub async fn run(ring: RingBuf<MapData>, log: FlowLog, world: Shared, eyes: Eyes
             ready = ring.readable_mut() => {
                 let mut ready = ready?;
                 tokio::time::sleep(GATHER).await;
-                let events = drain(&mut ready.get_inner_mut().0);
+                let events = drain(ready.get_inner_mut());
                 ready.clear_ready();
                 if let Ok(lost) = eyes.maps().lost_events() {
                     log.lost.store(lost, Ordering::Relaxed);
@@ -147,62 +136,21 @@ pub async fn run(ring: RingBuf<MapData>, log: FlowLog, world: Shared, eyes: Eyes
     }
 }
 
-fn drain(ring: &mut RingBuf<MapData>) -> Vec<FlowEvent> {
+fn drain(ring: &mut Events) -> Vec<FlowEvent> {
     let mut events = Vec::new();
-    while let Some(item) = ring.next() {
-        match read_event(&item) {
-            Some(event) => events.push(event),
-            None => {
-                warn!(bytes = item.len(), "a flow event has the wrong size: programs of another version are attached")
-            }
+    for event in ring {
+        match event {
+            Ok(event) => events.push(event),
+            Err(bytes) => warn!(bytes, "a flow event has the wrong size: programs of another version are attached"),
         }
     }
     events
 }
 
-/// Reads an event from its bytes, field by field in the layout's order.
-pub(crate) fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
-    if bytes.len() != size_of::<FlowEvent>() {
-        return None;
-    }
-    let address = |at: usize| Some(Address::v6(bytes.get(at..at + 16)?.try_into().ok()?));
-    let u16_at = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-    let u32_at = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let u64_at = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    let (key, flow) = (8, 48);
-    Some(FlowEvent {
-        kind: u32_at(0)?,
-        reserved: 0,
-        key: FlowKey {
-            source: address(key)?,
-            destination: address(key + 16)?,
-            source_port: u16_at(key + 32)?,
-            destination_port: u16_at(key + 34)?,
-            protocol: *bytes.get(key + 36)?,
-            hook: *bytes.get(key + 37)?,
-            reserved: 0,
-        },
-        flow: Flow {
-            first: u64_at(flow)?,
-            last: u64_at(flow + 8)?,
-            packets: u64_at(flow + 16)?,
-            bytes: u64_at(flow + 24)?,
-            node: u32_at(flow + 32)?,
-            epoch: u32_at(flow + 36)?,
-            encryption: *bytes.get(flow + 40)?,
-            why: *bytes.get(flow + 41)?,
-            drop: *bytes.get(flow + 42)?,
-            tcp_flags: *bytes.get(flow + 43)?,
-            interface: u32_at(flow + 44)?,
-            reserved: 0,
-        },
-    })
-}
-
 /// Ends flows that have been silent for so long that the programs would start them anew.
 fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
     let mut maps = eyes.maps();
-    let silent = match maps.silent_flows(datapath::now()) {
+    let silent = match maps.silent_flows(hauberk_datapath::now()) {
         Ok(flows) => flows,
         Err(error) => {
             warn!(%error, "cannot look for idle flows");
@@ -214,7 +162,7 @@ fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
             warn!(%error, "cannot forget an idle flow");
         }
     }
-    if let Err(error) = maps.forget_answers(datapath::now()) {
+    if let Err(error) = maps.forget_answers(hauberk_datapath::now()) {
         warn!(%error, "cannot forget answers that are not waited for any more");
     }
     drop(maps);
@@ -260,7 +208,7 @@ struct Clock {
 
 impl Clock {
     fn now() -> Clock {
-        Clock { now: Timestamp::now(), monotonic: datapath::now() }
+        Clock { now: Timestamp::now(), monotonic: hauberk_datapath::now() }
     }
 
     fn at(&self, monotonic: u64) -> Timestamp {
@@ -344,19 +292,5 @@ impl Seen {
             bytes: flow.bytes,
             lost_events: self.lost,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_of_another_size_are_told_apart() {
-        assert!(read_event(&[0; 3]).is_none());
-        let event = read_event(&[1; size_of::<FlowEvent>()]).unwrap();
-        assert_eq!(event.kind, 0x0101_0101);
-        assert_eq!(event.flow.packets, 0x0101_0101_0101_0101);
-        assert_eq!(event.flow.interface, 0x0101_0101);
     }
 }

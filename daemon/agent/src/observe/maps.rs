@@ -5,19 +5,20 @@ use std::net::IpAddr;
 
 use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::identity::{Identity, Kind};
-use hauberk_abi::layout::{Settings, flag, map, peer_flag};
+use hauberk_abi::layout::{Settings, flag, peer_flag};
 use hauberk_api::{LinkStatus, MapContent, Maps};
 use hauberk_core::names::NodeNumber;
+use hauberk_datapath::tables::{Table, answers, identities, pods, tunnels};
+use hauberk_datapath::{DatapathError, Pins};
 
 use super::Eyes;
-use crate::datapath::{self, DatapathError};
 use crate::world::{Shared, World};
 
 /// Everything the datapath holds.
 ///
 /// # Errors
 /// [`DatapathError`] if a map cannot be read.
-pub fn maps(world: &Shared, eyes: &Eyes, pins: &datapath::Pins) -> Result<Maps, DatapathError> {
+pub fn maps(world: &Shared, eyes: &Eyes, pins: &Pins) -> Result<Maps, DatapathError> {
     let links = pins
         .attached()?
         .into_iter()
@@ -25,11 +26,11 @@ pub fn maps(world: &Shared, eyes: &Eyes, pins: &datapath::Pins) -> Result<Maps, 
         .collect();
     let maps = eyes.maps();
     let world = world.read();
-    let row = |name: &str, purpose: &str, rows: Vec<(String, String)>| MapContent {
-        name: name.into(),
-        purpose: purpose.into(),
+    let row = |table: &Table, rows: Vec<(String, String)>| MapContent {
+        name: table.name.into(),
+        purpose: table.holds.into(),
         entries: rows.len(),
-        capacity: maps.capacity(name).unwrap_or(0) as usize,
+        capacity: maps.capacity(table).unwrap_or(0) as usize,
         rows,
     };
     let endpoints =
@@ -64,12 +65,12 @@ pub fn maps(world: &Shared, eyes: &Eyes, pins: &datapath::Pins) -> Result<Maps, 
         pin_directory: pins.display(),
         settings: settings(&world, &maps.settings()?),
         maps: vec![
-            row(map::ENDPOINTS, "who has an address", endpoints.collect()),
-            row(map::RANGES, "who has an address that is no endpoint", ranges.collect()),
-            row(map::ATTACHMENTS, "this node's pods, by address", attachments.collect()),
-            row(map::INTERFACES, "this node's pods, by interface", interfaces.collect()),
-            row(map::PEERS, "other nodes' tunnels", peers.collect()),
-            row(map::SEALED, "answers to what came sealed", sealed.collect()),
+            row(&identities::ENDPOINTS, endpoints.collect()),
+            row(&identities::RANGES, ranges.collect()),
+            row(&pods::ATTACHMENTS, attachments.collect()),
+            row(&pods::INTERFACES, interfaces.collect()),
+            row(&tunnels::PEERS, peers.collect()),
+            row(&answers::SEALED, sealed.collect()),
         ],
         links,
     })

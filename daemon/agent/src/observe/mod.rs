@@ -20,7 +20,7 @@ pub mod unconnected;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::datapath::Maps;
+use hauberk_datapath::Maps;
 
 /// Handles to the maps, for readers.
 #[derive(Clone)]

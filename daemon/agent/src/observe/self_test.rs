@@ -18,11 +18,11 @@ use std::time::Duration;
 use hauberk_abi::layout::probe;
 use hauberk_abi::reason::DropReason;
 use hauberk_backend::Backend;
+use hauberk_datapath::{Pins, rivals};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
 use super::Eyes;
-use crate::datapath::{Pins, rivals};
 use crate::syscalls;
 use crate::world::Device;
 

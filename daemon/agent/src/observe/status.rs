@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use hauberk_abi::layout::map;
 use hauberk_api::{ConfigurationStatus, PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
 use hauberk_backend::{PeerStats, Progress, Stats};
 use hauberk_core::convergence::convergence;
+use hauberk_datapath::tables::identities;
 use hauberk_host::netfilter::PacketSocketGuard;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -306,14 +306,13 @@ fn peer_problems(
 /// What does not fit is unknown, hence treated as opted-in: safe, but not what its owner asked for.
 fn full_maps(world: &World, eyes: &Eyes) -> Vec<Problem> {
     let maps = eyes.maps();
-    let wanted = [
-        (map::ENDPOINTS, "limits.endpoints", world.desired.state.identities.endpoints.len()),
-        (map::RANGES, "limits.ranges", world.desired.state.identities.ranges.len()),
-    ];
+    let known = &world.desired.state.identities;
+    let wanted = [(&identities::ENDPOINTS, known.endpoints.len()), (&identities::RANGES, known.ranges.len())];
     wanted
         .into_iter()
-        .filter_map(|(name, setting, wanted)| {
-            let capacity = maps.capacity(name)? as usize;
+        .filter_map(|(table, wanted)| {
+            let (name, setting) = (table.name, table.setting()?);
+            let capacity = maps.capacity(table)? as usize;
             (wanted > capacity).then(|| Problem {
                 severity: Severity::Critical,
                 object: format!("map/{name}"),

@@ -376,7 +376,7 @@ impl Reconciler {
         for event in &followed.news {
             note(world, event, now);
         }
-        world.changes.note(followed.scope.addresses(), crate::datapath::now());
+        world.changes.note(followed.scope.addresses(), hauberk_datapath::now());
         self.pending.extend(followed.scope);
     }
 

@@ -3,20 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use hauberk_datapath::observer::Device;
 use nix::ifaddrs::getifaddrs;
 use nix::libc::ARPHRD_ETHER;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
-
-/// A device that packets may leave by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// Interface index.
-    pub index: u32,
-    /// Name.
-    pub name: String,
-    /// Whether its packets have Ethernet headers.
-    pub ethernet: bool,
-}
 
 /// Every device except loopback and those that `is_inside` knows: the tunnel, pods' interfaces, and
 /// devices that pass packets on to others.

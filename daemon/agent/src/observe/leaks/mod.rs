@@ -4,7 +4,6 @@
 //! what it sees is told.
 
 mod devices;
-mod program;
 mod seen;
 #[cfg(test)]
 mod tests;
@@ -13,18 +12,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use hauberk_datapath::Pins;
+use hauberk_datapath::observer::{Device, Leak, Lost, Noted, Observer, ObserverError};
 use hauberk_host::{LinkKind, Netlink};
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
-pub use program::{Leak, ObserverError};
 pub use seen::{Leaks, Sighting};
 
-use crate::datapath::Pins;
 use crate::world::{Shared, World};
-use devices::Device;
-use program::{Lost, Noted, Observer};
 
 /// Interval of the looks at the observer's maps and at the devices.
 const LOOK: Duration = Duration::from_secs(2);
@@ -42,15 +39,6 @@ pub struct Place {
     pub clsact: bool,
     /// The tunnel device's name.
     pub tunnel: String,
-}
-
-/// Has the kernel take the detector's programs, with the guard's maps pinned there, and lets go of
-/// them.
-///
-/// # Errors
-/// What the kernel said.
-pub fn try_observer(pins: &Pins) -> Result<(), String> {
-    Observer::load(pins, false).map(drop).map_err(|error| error.to_string())
 }
 
 /// Looks for leaks until the runtime ends.

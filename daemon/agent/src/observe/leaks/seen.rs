@@ -5,9 +5,8 @@ use std::net::IpAddr;
 
 use hauberk_api::{LeakCount, Problem, Severity};
 use hauberk_core::events::{NewEvent, reason};
+use hauberk_datapath::observer::Leak;
 use jiff::{SignedDuration, Timestamp};
-
-use super::program::Leak;
 
 /// A leak makes the node not ready for this long.
 const LATELY: SignedDuration = SignedDuration::from_mins(5);

@@ -28,7 +28,6 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::Eyes;
-use crate::datapath;
 use crate::world::{Shared, World};
 
 pub use seen::{Plaintext, Sighting};
@@ -57,7 +56,7 @@ pub async fn watch(world: Shared, eyes: Eyes, source: Arc<dyn Source>) {
         if let Some(flows) = reader.refused(&eyes) {
             reader.take(&flows);
         }
-        reader.judge(&mut world.write(), datapath::now());
+        reader.judge(&mut world.write(), hauberk_datapath::now());
         hear(&mut world.write());
         writer.write(&world, &source).await;
     }
@@ -100,7 +99,7 @@ impl Reader {
         if std::mem::replace(&mut self.drops, drops) == drops {
             return None;
         }
-        let mut flows = maps.flows(datapath::now()).ok()?;
+        let mut flows = maps.flows(hauberk_datapath::now()).ok()?;
         flows.retain(|(key, flow)| {
             // At the pod too, for packets sent to a port of this node that leads to the pod.
             (key.hook == Hook::FromWire as u8 || key.hook == Hook::ToPod as u8)

@@ -1,6 +1,9 @@
-//! Loading: maps that exist already, and how long the verifier takes.
+//! Loading: which maps there are, those that exist already, and how long the verifier takes.
+
+use std::collections::BTreeSet;
 
 use super::*;
+use crate::loader::OBJECT;
 
 #[test]
 fn an_agent_takes_over_maps_of_the_one_before() {
@@ -10,6 +13,18 @@ fn an_agent_takes_over_maps_of_the_one_before() {
     assert_eq!(again.maps().settings().unwrap().node, HERE);
     assert_eq!(again.maps().endpoints().unwrap().len(), bench.datapath.maps().endpoints().unwrap().len());
     assert!(again.resized().iter().any(|sentence| sentence.starts_with("ENDPOINTS")), "{:?}", again.resized());
+}
+
+/// Sizes, handles and capacities follow from the list of tables: a map that is missing there has
+/// none of them.
+#[test]
+fn every_pinned_map_is_in_the_list_of_tables() {
+    let bench = Bench::new(flag::SYNCED);
+    let entries = std::fs::read_dir(bench.datapath.pins().maps()).unwrap();
+    let pinned: BTreeSet<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let listed: BTreeSet<String> = tables::all().map(|table| table.name.to_owned()).collect();
+    assert_eq!(pinned, listed);
+    assert_eq!(tables::all().count(), listed.len(), "none is in the list twice");
 }
 
 #[test]

@@ -7,7 +7,6 @@
 
 use std::net::IpAddr;
 
-use aya::maps::{MapData, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use hauberk_abi::address::{Address, Prefix};
@@ -17,7 +16,7 @@ use hauberk_abi::layout::{self, Peer, flag, peer_flag, probe};
 use hauberk_abi::reason::DropReason;
 
 use super::*;
-use crate::observe::flows::read_event;
+use crate::testing::pins;
 
 /// The next program runs, then the stack (TCX_NEXT, TC_ACT_UNSPEC).
 const OK: u32 = u32::MAX;
@@ -31,19 +30,9 @@ const LOST: u32 = 3;
 const LO: u32 = 1;
 const SHIFT: u32 = 20;
 
-/// A BPF file system of this test's own, in a mount namespace of this thread's own.
-fn pins() -> tempfile::TempDir {
-    use nix::mount::{MsFlags, mount};
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("this test needs root");
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    mount(Some("bpf"), folder.path(), Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
-    folder
-}
-
 struct Bench {
     datapath: Datapath,
-    ring: RingBuf<MapData>,
+    ring: Events,
     _pins: tempfile::TempDir,
 }
 
@@ -116,11 +105,7 @@ impl Bench {
 
     /// All events that the programs have sent so far.
     fn events(&mut self) -> Vec<FlowEvent> {
-        let mut events = Vec::new();
-        while let Some(item) = self.ring.next() {
-            events.push(read_event(&item).expect("an event of the usual size"));
-        }
-        events
+        self.ring.by_ref().map(|event| event.expect("an event of the usual size")).collect()
     }
 
     fn kinds(&mut self) -> Vec<u32> {

@@ -1,12 +1,16 @@
-//! Loads the programs and leaves nothing behind: what `hauberkd check` asks the verifier, and what
-//! its answer means.
+//! Loads the programs and leaves nothing behind: what `hauberkd check` asks the kernel and its
+//! verifier, and what their answers mean.
 
 use std::path::Path;
 
+use aya::maps::MapType;
+use aya::programs::ProgramType;
+use aya::sys::{is_map_supported, is_program_supported};
 use hauberk_abi::framing::Framing;
 
-use super::{DatapathError, Pins, load, open};
-use crate::config::Limits;
+use crate::loader::{load, open};
+use crate::observer::Observer;
+use crate::{DatapathError, Limits, Pins};
 
 /// Kernel helpers that the programs call and that not every Linux has: number (linux/bpf.h), name,
 /// and first version.
@@ -19,6 +23,28 @@ const HELPERS: [(u32, &str, &str); 5] = [
 ];
 /// Small, because the maps exist only for a moment.
 const ROOM: u32 = 64;
+
+/// Asks the kernel for the kinds of maps and programs that not every kernel has.
+///
+/// # Errors
+/// The kind that it refuses, and why.
+pub fn try_kinds() -> Result<(), String> {
+    let maps = [
+        (MapType::LpmTrie, "longest-prefix maps"),
+        (MapType::LruHash, "least-recently-used maps"),
+        (MapType::RingBuf, "ring buffers"),
+    ];
+    let maps = maps.map(|(kind, name)| (is_map_supported(kind).map_err(|error| error.to_string()), name));
+    let programs = is_program_supported(ProgramType::SchedClassifier).map_err(|error| error.to_string());
+    for (supported, name) in maps.into_iter().chain([(programs, "traffic control programs")]) {
+        match supported {
+            Ok(true) => {}
+            Ok(false) => return Err(format!("{name}: not supported")),
+            Err(error) => return Err(format!("{name}: {error}")),
+        }
+    }
+    Ok(())
+}
 
 /// Loads every program, with maps of its own that are pinned below `folder` meanwhile. Returns the
 /// number of programs.
@@ -41,8 +67,8 @@ fn try_below(pins: &Pins) -> Result<usize, DatapathError> {
     for name in Framing::PROGRAMS {
         load(&mut ebpf, name)?;
     }
-    crate::observe::leaks::try_observer(pins)
-        .map_err(|reason| DatapathError::Program { program: "observe", reason })?;
+    Observer::load(pins, false)
+        .map_err(|error| DatapathError::Program { program: "observe", reason: error.to_string() })?;
     Ok(Framing::PROGRAMS.len())
 }
 

@@ -9,10 +9,9 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{ProgramInfo, TcAttachType, loaded_programs};
-
 use hauberk_host::Filter;
 
-use super::links::{CLSACT_MINOR, CLSACT_NEXT_MINOR};
+use crate::links::{CLSACT_MINOR, CLSACT_NEXT_MINOR};
 use crate::syscalls;
 
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
@@ -22,13 +21,19 @@ const TCX: [u32; 2] = [46, 47];
 ///
 /// # Errors
 /// The kernel's error, for example if there is no such interface.
-pub fn tcx_programs(interface: &str, direction: TcAttachType) -> io::Result<Vec<u32>> {
+pub(crate) fn tcx_programs(interface: &str, direction: TcAttachType) -> io::Result<Vec<u32>> {
     let index = nix::net::if_::if_nametoindex(interface)?;
     syscalls::attached_programs(index, TCX[usize::from(!matches!(direction, TcAttachType::Ingress))])
 }
 
+/// Whether the kernel has TCX (Linux 6.6). Without it, the query of an interface's TCX programs
+/// fails; the query changes nothing.
+pub fn has_tcx() -> bool {
+    tcx_programs("lo", TcAttachType::Ingress).is_ok()
+}
+
 /// The program's name, or its id if the agent is not allowed to read the name.
-pub fn name_of(id: u32) -> String {
+pub(crate) fn name_of(id: u32) -> String {
     let named = |program: &ProgramInfo| program.name_as_str().filter(|name| !name.is_empty()).map(str::to_owned);
     let found = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
     found.as_ref().and_then(named).unwrap_or_else(|| format!("program {id}"))
@@ -47,11 +52,11 @@ pub fn is_own(filter: &Filter) -> bool {
 static OBSERVERS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 /// Notes that a program is the leak detector's: its place is after the guard.
-pub fn note_observer(id: u32) {
+pub(crate) fn note_observer(id: u32) {
     OBSERVERS.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
 }
 
 /// Whether the program is the leak detector's.
-pub fn is_observer(id: u32) -> bool {
+pub(crate) fn is_observer(id: u32) -> bool {
     OBSERVERS.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
 }

@@ -2,40 +2,47 @@
 //!
 //! Everything here outlives the agent: maps and links are pinned, and a new agent takes them over
 //! without a gap. It loads its programs against the pinned maps and swaps them in, link by link,
-//! each in one atomic step.
+//! each in one atomic step. The exception is the [`observer`], which lives as long as the agent.
 
 mod hold;
 mod keep;
+mod limits;
 mod links;
-mod maps;
+mod loader;
+pub mod observer;
+mod pins;
+#[cfg(test)]
+mod program_tests;
 pub mod query;
 pub mod rivals;
-mod tally;
+#[allow(unsafe_code, reason = "see the module")]
+mod syscalls;
+pub mod tables;
+#[cfg(test)]
+mod testing;
 mod trial;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{MapError, MapInfo};
-use aya::programs::{ProgramError, SchedClassifier};
-use aya::{Ebpf, EbpfLoader};
-use hauberk_abi::LAYOUT_VERSION;
+use aya::Ebpf;
+use aya::maps::MapError;
 use hauberk_abi::framing::Framing;
-use hauberk_abi::layout::{Hook, Settings, map};
+use hauberk_abi::layout::{Hook, Settings};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::config::{AttachMode, Limits};
-
 use hold::Held;
-pub(crate) use links::is_there_already;
-pub use links::{Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, How, Seat};
-pub use maps::{Counted, Maps};
-pub use trial::try_programs;
+pub use limits::Limits;
+pub use links::{AttachMode, Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, How, Seat};
+use loader::{load, open, program};
+pub use pins::Pins;
+pub use tables::Maps;
+pub use tables::counters::Counted;
+pub use tables::events::Events;
+pub use trial::{try_kinds, try_programs};
 
 /// Where the BPF file system is mounted by convention.
 pub const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hauberk.bpf.o"));
 
 /// The kernel refused a request.
 #[derive(Debug, thiserror::Error)]
@@ -98,74 +105,6 @@ pub struct Datapath {
     held: Held,
     /// Maps whose pinned size differs from the configured one.
     resized: Vec<String>,
-}
-
-/// The pin folder. The layout's version is part of the path, because a pinned map keeps its shape.
-#[derive(Clone, Debug)]
-pub struct Pins {
-    root: PathBuf,
-}
-
-impl Pins {
-    /// Pins below `root`.
-    pub fn new(root: &Path) -> Pins {
-        Pins { root: root.to_owned() }
-    }
-
-    fn version(&self) -> PathBuf {
-        self.root.join(format!("v{LAYOUT_VERSION}"))
-    }
-
-    /// The folder of the maps.
-    pub fn maps(&self) -> PathBuf {
-        self.version().join("maps")
-    }
-
-    fn links(&self) -> PathBuf {
-        self.version().join("links")
-    }
-
-    /// The versioned folder, for messages.
-    pub fn display(&self) -> String {
-        self.version().display().to_string()
-    }
-
-    /// The attached programs, from the pins (TCX) or from the records beside them (clsact).
-    ///
-    /// # Errors
-    /// [`DatapathError::Pins`].
-    pub fn attached(&self) -> Result<Vec<Attachment>, DatapathError> {
-        links::list(&self.links())
-    }
-
-    /// Notes that the interface had no clsact queueing discipline before an agent made one: it is
-    /// removed with everything else.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn note_discipline(&self, interface: &str) -> Result<(), String> {
-        links::note_discipline(&self.links(), interface)
-    }
-
-    fn create(&self) -> Result<(), DatapathError> {
-        for path in [self.maps(), self.links()] {
-            std::fs::create_dir_all(&path).map_err(|source| DatapathError::Pins { path, source })?;
-        }
-        Ok(())
-    }
-
-    /// Removes every pin of every version, which detaches the programs and frees the maps.
-    ///
-    /// # Errors
-    /// [`DatapathError::Pins`] if something cannot be removed.
-    pub fn remove(&self) -> Result<(), DatapathError> {
-        match std::fs::remove_dir_all(&self.root) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(DatapathError::Pins { path: self.root.clone(), source })
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 impl Datapath {
@@ -291,74 +230,6 @@ pub fn remove(root: &Path) -> Result<Vec<String>, DatapathError> {
     Ok(disciplines)
 }
 
-/// The programs with the pinned maps, not yet loaded into the kernel, and the maps whose size
-/// differs from `limits`.
-fn open(pins: &Pins, limits: &Limits) -> Result<(Ebpf, Vec<String>), DatapathError> {
-    let sizes = [
-        (map::ENDPOINTS, limits.endpoints),
-        (map::RANGES, limits.ranges),
-        (map::PEERS, limits.ranges),
-        (map::ATTACHMENTS, limits.attachments.saturating_mul(2)),
-        (map::INTERFACES, limits.attachments),
-        (map::FLOWS, limits.flows),
-        (map::EVENTS, limits.events),
-    ];
-    let mut loader = EbpfLoader::new();
-    loader.default_map_pin_directory(pins.maps());
-    let mut resized = Vec::new();
-    for (name, size) in sizes {
-        // A pinned map keeps its size. Told another one, aya would map the ring buffer with the
-        // wrong size.
-        let pinned = MapInfo::from_pin(pins.maps().join(name)).ok().map(|info| info.max_entries());
-        loader.map_max_entries(name, pinned.unwrap_or(size));
-        if let Some(pinned) = pinned.filter(|pinned| *pinned != size) {
-            resized.push(format!("{name} has room for {pinned}, not the {size} configured"));
-        }
-    }
-    let ebpf = loader.load(OBJECT).map_err(|source| DatapathError::Load { source: Box::new(source) })?;
-    Ok((ebpf, resized))
-}
-
-/// Loads a program into the kernel, unless it is loaded.
-fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
-    match load_program(program(ebpf, name)?) {
-        Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => {
-            Err(DatapathError::Program { program: name, reason: chain(&error) })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Attempts to load a program; libbpf makes as many.
-const ATTEMPTS: u32 = 5;
-
-/// Loads a program into the kernel. The verifier gives up with EAGAIN when the thread gets a
-/// signal, for example because a child ended.
-///
-/// # Errors
-/// The kernel's, with the verifier's text.
-pub(crate) fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
-    let mut attempt = 1;
-    loop {
-        match program.load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == io::ErrorKind::WouldBlock && attempt < ATTEMPTS =>
-            {
-                attempt += 1;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-fn program<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
-    let refused = |reason: String| DatapathError::Program { program, reason };
-    ebpf.program_mut(program)
-        .ok_or_else(|| refused("it is not in the object this agent was built with".into()))?
-        .try_into()
-        .map_err(|error: ProgramError| refused(chain(&error)))
-}
-
 /// The clock that the programs use for flows: the coarse monotonic one, nanoseconds; 0 if it cannot
 /// be read.
 pub fn now() -> u64 {
@@ -385,6 +256,3 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-
-#[cfg(test)]
-mod tests;

@@ -9,10 +9,9 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError
 use aya::programs::{Link as _, ProgramError, ProgramId, SchedClassifier, TcAttachType};
 use hauberk_abi::layout::Hook;
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
-use super::{DatapathError, chain, query};
-use crate::config::AttachMode;
-use crate::syscalls;
+use crate::{DatapathError, chain, query, syscalls};
 
 /// Runs before every filter that was added without a preference.
 const CLSACT_PRIORITY: u16 = 1;
@@ -28,6 +27,18 @@ const OBSERVER: TcHandle = TcHandle::new(0, query::OBSERVER_MINOR);
 
 /// Takes a hook's place in the record of a queueing discipline that an agent made.
 const QDISC: &str = "clsact";
+
+/// How programs are to be attached to devices: the field `attach` of the agent's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachMode {
+    /// TCX where the kernel has it, else clsact.
+    Auto,
+    /// TCX links (kernel 6.6).
+    Tcx,
+    /// Filters on a clsact queueing discipline.
+    Clsact,
+}
 
 /// How a program is attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,17 +83,16 @@ pub struct Attachment {
     pub how: How,
 }
 
-/// Resolves `auto`: TCX if the kernel has it (6.6), else clsact. Without TCX, the query of an
-/// interface's TCX programs fails.
-pub(super) fn settle(mode: AttachMode) -> AttachMode {
+/// Resolves `auto`: TCX if the kernel has it, else clsact.
+pub(crate) fn settle(mode: AttachMode) -> AttachMode {
     match mode {
-        AttachMode::Auto if query::tcx_programs("lo", TcAttachType::Ingress).is_ok() => AttachMode::Tcx,
+        AttachMode::Auto if query::has_tcx() => AttachMode::Tcx,
         AttachMode::Auto => AttachMode::Clsact,
         chosen => chosen,
     }
 }
 
-pub(super) fn attach(
+pub(crate) fn attach(
     program: &mut SchedClassifier,
     links: &Path,
     mode: AttachMode,
@@ -137,7 +147,7 @@ fn last_observer(interface: &str) -> Option<ProgramId> {
 
 /// Where the first (at ingress) or last (at egress) of the `own` programs is in the interface's
 /// chain.
-pub(super) fn seat(own: &[u32], hook: Hook, interface: &str) -> Result<Seat, DatapathError> {
+pub(crate) fn seat(own: &[u32], hook: Hook, interface: &str) -> Result<Seat, DatapathError> {
     let attached = query::tcx_programs(interface, direction(hook)).map_err(|error| refused(hook, interface, &error))?;
     let is_own = |id: &u32| own.contains(id);
     let between = match direction(hook) {
@@ -150,14 +160,14 @@ pub(super) fn seat(own: &[u32], hook: Hook, interface: &str) -> Result<Seat, Dat
 }
 
 /// Whether the program runs on the interface.
-pub(super) fn is_attached(program: u32, hook: Hook, interface: &str) -> Result<bool, DatapathError> {
+pub(crate) fn is_attached(program: u32, hook: Hook, interface: &str) -> Result<bool, DatapathError> {
     let attached = query::tcx_programs(interface, direction(hook)).map_err(|error| refused(hook, interface, &error))?;
     Ok(attached.contains(&program))
 }
 
 /// Attaches the program next to the wire or the pod. The copy of it elsewhere in the chain is
 /// detached once this one runs.
-pub(super) fn reseat(
+pub(crate) fn reseat(
     program: &mut SchedClassifier,
     links: &Path,
     hook: Hook,
@@ -240,7 +250,7 @@ fn remove_filter(handle: TcHandle, hook: Hook, interface: &str) -> io::Result<()
 
 /// Makes the program's filter the first to run, in place of the one that runs later. A second
 /// filter stands in meanwhile.
-pub(super) fn reseat_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+pub(crate) fn reseat_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Result<(), DatapathError> {
     let refused =
         |reason: String| DatapathError::Attach { program: hook.as_str(), interface: interface.into(), reason };
     let remove = |handle| remove_filter(handle, hook, interface).map_err(|error| refused(error.to_string()));
@@ -254,12 +264,12 @@ pub(super) fn reseat_filter(program: &mut SchedClassifier, hook: Hook, interface
 }
 
 /// Removes the leak detector's filter, which an agent that was killed leaves behind.
-pub(super) fn remove_observer(interface: &str) {
+pub(crate) fn remove_observer(interface: &str) {
     drop(SchedClassifierLink::attached(interface, TcAttachType::Egress, OBSERVER_PRIORITY, OBSERVER, None));
 }
 
 /// Notes that the interface had no clsact queueing discipline before one was made here.
-pub(super) fn note_discipline(links: &Path, interface: &str) -> Result<(), String> {
+pub(crate) fn note_discipline(links: &Path, interface: &str) -> Result<(), String> {
     note(&links.join(format!("{QDISC}@{}", escape(interface))))
 }
 
@@ -280,7 +290,7 @@ pub(crate) fn is_there_already(error: &TcError) -> bool {
     }
 }
 
-pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+pub(crate) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str) -> Result<(), DatapathError> {
     let pin = pin_path(links, hook, interface);
     let removed = if mode == AttachMode::Clsact {
         // Without its record the filter would be forgotten, so the record goes last.
@@ -297,7 +307,7 @@ pub(super) fn detach(links: &Path, mode: AttachMode, hook: Hook, interface: &str
 }
 
 /// Removes the record of a clsact filter and leaves the filter.
-pub(super) fn forget(links: &Path, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+pub(crate) fn forget(links: &Path, hook: Hook, interface: &str) -> Result<(), DatapathError> {
     match std::fs::remove_dir(pin_path(links, hook, interface)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(DatapathError::Pins { path: links.to_owned(), source })
@@ -307,7 +317,7 @@ pub(super) fn forget(links: &Path, hook: Hook, interface: &str) -> Result<(), Da
 }
 
 /// Renames the records of an interface to `new`.
-pub(super) fn rename(links: &Path, old: &str, new: &str) -> Result<(), DatapathError> {
+pub(crate) fn rename(links: &Path, old: &str, new: &str) -> Result<(), DatapathError> {
     for (program, interface, _) in records(links)? {
         if interface == old {
             let path = |name: &str| links.join(format!("{program}@{}", escape(name)));
@@ -318,7 +328,7 @@ pub(super) fn rename(links: &Path, old: &str, new: &str) -> Result<(), DatapathE
     Ok(())
 }
 
-pub(super) fn list(links: &Path) -> Result<Vec<Attachment>, DatapathError> {
+pub(crate) fn list(links: &Path) -> Result<Vec<Attachment>, DatapathError> {
     let mut attachments = Vec::new();
     for (program, interface, is_folder) in records(links)? {
         let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.as_str() == program) else { continue };
@@ -330,7 +340,7 @@ pub(super) fn list(links: &Path) -> Result<Vec<Attachment>, DatapathError> {
 }
 
 /// Interfaces on which an agent made a clsact queueing discipline.
-pub(super) fn made_disciplines(links: &Path) -> Result<Vec<String>, DatapathError> {
+pub(crate) fn made_disciplines(links: &Path) -> Result<Vec<String>, DatapathError> {
     let records = records(links)?.into_iter();
     Ok(records.filter(|(program, ..)| program == QDISC).map(|(_, interface, _)| interface).collect())
 }
@@ -354,7 +364,7 @@ fn records(links: &Path) -> Result<Vec<(String, String, bool)>, DatapathError> {
     Ok(records)
 }
 
-pub(super) fn pin_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
+pub(crate) fn pin_path(links: &Path, hook: Hook, interface: &str) -> PathBuf {
     links.join(format!("{}@{}", hook.as_str(), escape(interface)))
 }
 

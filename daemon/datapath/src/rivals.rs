@@ -10,8 +10,8 @@ use aya::programs::links::{FdLink, PinnedLink};
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 
-use super::links::pin_path;
-use super::{BPF_FILE_SYSTEM, Pins, query};
+use crate::links::pin_path;
+use crate::{BPF_FILE_SYSTEM, Pins, query};
 
 /// Which other hauberk's programs are attached to the device, and what to do about them. None if
 /// there are none. With clsact the agents' programs replace each other, so there are none.

@@ -11,7 +11,7 @@ use hauberk_abi::flow::{Flow, FlowKey, Tally};
 /// tally without an entry is of an evicted flow and becomes an entry. The exception is a tally
 /// whose last packet came before `idle_since` (monotonic clock, nanoseconds): that flow was ended,
 /// and these packets were counted then.
-pub(super) fn add_up(entries: HashMap<FlowKey, Flow>, tallies: &[Tally], idle_since: u64) -> Vec<(FlowKey, Flow)> {
+pub(crate) fn add_up(entries: HashMap<FlowKey, Flow>, tallies: &[Tally], idle_since: u64) -> Vec<(FlowKey, Flow)> {
     let mut flows = entries;
     for Tally { key, flow: gathered } in tallies {
         match flows.get_mut(key) {

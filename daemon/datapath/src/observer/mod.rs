@@ -9,10 +9,11 @@ use aya::programs::links::LinkOrder;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-
-use super::devices::Device;
-use crate::datapath::{Pins, chain, is_there_already, load_program, query};
 use hauberk_host::{Filter, Netlink};
+
+use crate::links::is_there_already;
+use crate::loader::load_program;
+use crate::{Pins, chain, query};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
 
@@ -44,6 +45,17 @@ pub enum ObserverError {
         /// What the kernel said.
         reason: String,
     },
+}
+
+/// A device that packets may leave by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Whether its packets have Ethernet headers.
+    pub ethernet: bool,
 }
 
 /// A packet in the clear that should not have been, and others like it.
@@ -240,3 +252,6 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier
     let program = ebpf.program_mut(name).ok_or_else(|| format!("it has no program {name}"))?;
     program.try_into().map_err(|error: aya::programs::ProgramError| chain(&error))
 }
+
+#[cfg(test)]
+mod tests;

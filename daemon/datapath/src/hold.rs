@@ -9,13 +9,13 @@ use aya::programs::links::{FdLink, PinnedLink};
 use hauberk_abi::layout::Hook;
 use tracing::warn;
 
-use super::links::pin_path;
-use super::{DatapathError, chain, is_on_bpf_file_system};
+use crate::links::pin_path;
+use crate::{DatapathError, chain, is_on_bpf_file_system};
 
 /// Links of devices and the tunnel. Pods' interfaces are left out: there are many of them, and what
 /// pods send also passes a device's guard.
 #[derive(Debug, Default)]
-pub(super) struct Held(BTreeMap<(Hook, String), Handle>);
+pub(crate) struct Held(BTreeMap<(Hook, String), Handle>);
 
 #[derive(Debug)]
 struct Handle {
@@ -28,7 +28,7 @@ struct Handle {
 impl Held {
     /// Opens the link that is pinned for the hook on the interface, and drops the handle held
     /// before.
-    pub(super) fn hold(&mut self, links: &Path, hook: Hook, interface: &str) {
+    pub(crate) fn hold(&mut self, links: &Path, hook: Hook, interface: &str) {
         if matches!(hook, Hook::FromPod | Hook::ToPod) {
             return;
         }
@@ -46,12 +46,12 @@ impl Held {
     }
 
     /// Drops the handle: from now on only the pin keeps the link.
-    pub(super) fn let_go(&mut self, hook: Hook, interface: &str) {
+    pub(crate) fn let_go(&mut self, hook: Hook, interface: &str) {
         self.0.remove(&(hook, interface.to_owned()));
     }
 
     /// Devices were renamed, all of them at once.
-    pub(super) fn rename(&mut self, names: &[(String, String)]) {
+    pub(crate) fn rename(&mut self, names: &[(String, String)]) {
         let renamed = |interface: String| {
             names.iter().find(|(old, _)| *old == interface).map_or(interface.clone(), |(_, new)| new.clone())
         };
@@ -63,7 +63,7 @@ impl Held {
     ///
     /// # Errors
     /// [`DatapathError::Attach`] for the first link that cannot be pinned; its handle stays open.
-    pub(super) fn pin_again(&mut self, links: &Path) -> Result<bool, DatapathError> {
+    pub(crate) fn pin_again(&mut self, links: &Path) -> Result<bool, DatapathError> {
         let is_gone = |(hook, interface): &&(Hook, String)| !pin_path(links, *hook, interface).exists();
         let gone: Vec<(Hook, String)> = self.0.keys().filter(is_gone).cloned().collect();
         for (hook, interface) in &gone {

@@ -1,5 +1,4 @@
-//! Builds the eBPF programs and puts the objects where `datapath` and `observe::leaks` include
-//! them.
+//! Builds the eBPF programs and puts the objects where `lib.rs` and `observer` include them.
 //!
 //! They need a compiler whose LLVM and `rust-src` match `bpf-linker`. The stable toolchain that
 //! builds the rest has no `rust-src`. Debian's `rustc-web`, `cargo-web` and `rust-web-src` do

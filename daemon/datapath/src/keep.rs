@@ -8,8 +8,10 @@ use aya::maps::{MapData, MapInfo};
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 
-use super::links::{self, Seat};
-use super::{Datapath, DatapathError, chain, load, open, program};
+use crate::links::{self, Seat};
+use crate::loader::{load, open, program};
+use crate::tables::identities;
+use crate::{Datapath, DatapathError, chain};
 
 impl Datapath {
     /// [`Datapath::attach`], and then asks the kernel whether the program runs. A pinned link may
@@ -74,7 +76,7 @@ impl Datapath {
     }
 
     /// Ids of all copies of a program.
-    pub(super) fn ids(&mut self, name: &'static str) -> Result<Vec<u32>, DatapathError> {
+    pub(crate) fn ids(&mut self, name: &'static str) -> Result<Vec<u32>, DatapathError> {
         let first = id(&mut self.ebpf, name)?;
         // A copy that was never needed is not loaded.
         let copy = self.copies.as_mut().and_then(|copies| id(copies, name).ok());
@@ -117,7 +119,7 @@ impl Datapath {
     /// [`DatapathError`].
     pub fn restore_pins(&mut self) -> Result<bool, DatapathError> {
         let folder = self.pins.maps();
-        let complete = folder.join(hauberk_abi::layout::map::ENDPOINTS).exists() && self.pins.links().exists();
+        let complete = folder.join(identities::ENDPOINTS.name).exists() && self.pins.links().exists();
         if complete {
             return self.held.pin_again(&self.pins.links());
         }
