@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`hauberk_source`] | objects, from a folder of manifests or an API server |
 //! | [`reconcile`] | model to desired to plan, by `hauberk-core`; the loop |
-//! | [`apply`] | carries out steps on [`hauberk_datapath`], [`hauberk_backend`] and [`hauberk_host`] |
+//! | [`apply`] | carries out steps: [`hauberk_datapath`], [`hauberk_backend`], [`hauberk_host`] |
 //! | [`observe`] | status, flows, drops, metrics, self-test |
 //! | [`api`], [`uapi`] | answers to the CLI, the CNI plugin and `wg show` |
 //! | [`attachments`] | pods' interfaces and addresses on this node |

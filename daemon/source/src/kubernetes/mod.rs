@@ -6,9 +6,9 @@
 //! | `identity` | whether the same cluster still answers |
 //! | `state` | which kinds are read and which cannot be at the moment, for the status |
 //!
-//! [`Kubernetes`] runs a follower for each kind ([`crate::kinds`]) and merges what they tell. What was told stays in
-//! force while the server is away, and when another cluster answers in its place: absence is not
-//! deletion.
+//! [`Kubernetes`] runs a follower for each kind ([`crate::kinds`]) and merges what they tell. What
+//! was told stays in force while the server is away, and when another cluster answers in its place:
+//! absence is not deletion.
 
 mod follow;
 mod identity;
