@@ -71,7 +71,7 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut config = Config::load(&arguments.config)?;
-    config.settle_node(arguments.node.as_deref())?;
+    config.resolve_node(arguments.node.as_deref())?;
     if arguments.check_config {
         print!("{}", config.to_yaml()?);
         return Ok(ExitCode::SUCCESS);

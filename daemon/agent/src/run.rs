@@ -31,7 +31,7 @@ use crate::install::Installer;
 use crate::lock::{self, LockError};
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
-use crate::observe::{Eyes, contests, leaks, missing, plaintext, self_test, unconnected};
+use crate::observe::{MapReader, contests, leaks, missing, plaintext, self_test, unconnected};
 use crate::reconcile::{Input, Parts, Reconciler, tunnelled_ranges};
 use crate::selfcheck::{self, SelfCheckError};
 use crate::uapi::{self, UapiError};
@@ -132,7 +132,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             format!("{sentence}: pinned maps keep their size; `hauberkd uninstall`, then start, to change it"),
         )
     }));
-    let eyes = Eyes::new(prepared.datapath_mut().observe()?);
+    let map_reader = MapReader::new(prepared.datapath_mut().observe()?);
     let ring = prepared.datapath_mut().maps_mut().take_events();
     let pins = prepared.datapath_mut().pins().clone();
     let place = leaks::Place {
@@ -182,7 +182,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     });
     let context = Context {
         world: world.clone(),
-        eyes: eyes.clone(),
+        map_reader: map_reader.clone(),
         flows: FlowLog::default(),
         facts,
         attachments,
@@ -200,13 +200,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(reporting("the search for pods that another plugin connected", adoption.run()));
     tokio::spawn(tell_reconciler(source, inputs.clone(), stopped));
     if let Some(ring) = ring {
-        tokio::spawn(reporting("flow events", flows::run(ring, context.flows.clone(), world.clone(), eyes.clone())));
+        tokio::spawn(reporting(
+            "flow events",
+            flows::run(ring, context.flows.clone(), world.clone(), map_reader.clone()),
+        ));
     }
-    tokio::spawn(plaintext::watch(world.clone(), eyes.clone(), beside));
+    tokio::spawn(plaintext::watch(world.clone(), map_reader.clone(), beside));
     tokio::spawn(missing::watch(world.clone()));
     tokio::spawn(unconnected::watch(world.clone()));
-    tokio::spawn(contests::watch(world.clone(), eyes.clone()));
-    tokio::spawn(prove(world.clone(), eyes, context.pins.clone()));
+    tokio::spawn(contests::watch(world.clone(), map_reader.clone()));
+    tokio::spawn(prove(world.clone(), map_reader, context.pins.clone()));
     tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
     tokio::spawn(watch_devices(inputs.clone()));
     tokio::spawn(clock::keep(config.paths.state.clone()));
@@ -336,7 +339,7 @@ async fn tell_reconciler(source: Arc<dyn Source>, inputs: mpsc::Sender<Input>, s
             batch = batches.recv() => {
                 let Some(batch) = batch else { break };
                 let status = Input::Source(Box::new(source.status()), batch.events);
-                let told = Input::Told(batch.changes, std::time::Instant::now());
+                let told = Input::FromSource(batch.changes, std::time::Instant::now());
                 if inputs.send(told).await.is_err() || inputs.send(status).await.is_err() {
                     return;
                 }
@@ -371,7 +374,7 @@ async fn watch_devices(inputs: mpsc::Sender<Input>) {
 }
 
 /// Runs the self-test until it passes, then periodically, and at once when something new needs it.
-async fn prove(world: Shared, eyes: Eyes, pins: Pins) {
+async fn prove(world: Shared, map_reader: MapReader, pins: Pins) {
     let mut last = Instant::now();
     loop {
         let (running, begun, due) = {
@@ -384,7 +387,7 @@ async fn prove(world: Shared, eyes: Eyes, pins: Pins) {
             (world.running.clone(), world.self_test.begin(), due)
         };
         if let Some(running) = running.filter(|_| due) {
-            let outcome = self_test::run(&running.devices, running.backend.as_ref(), &eyes, &pins).await;
+            let outcome = self_test::run(&running.devices, running.backend.as_ref(), &map_reader, &pins).await;
             last = Instant::now();
             let passed = outcome.is_ok();
             if let Err(reason) = &outcome {

@@ -120,7 +120,7 @@ impl Datapath {
             load(&mut ebpf, name)?;
         }
         let maps = Maps::take(&mut ebpf)?;
-        let mode = links::settle(mode);
+        let mode = links::choose(mode);
         Ok(Datapath { ebpf, pins, mode, maps, limits: limits.clone(), copies: None, held: Held::default(), resized })
     }
 

@@ -84,7 +84,7 @@ pub struct Attachment {
 }
 
 /// Resolves `auto`: TCX if the kernel has it, else clsact.
-pub(crate) fn settle(mode: AttachMode) -> AttachMode {
+pub(crate) fn choose(mode: AttachMode) -> AttachMode {
     match mode {
         AttachMode::Auto if query::has_tcx() => AttachMode::Tcx,
         AttachMode::Auto => AttachMode::Clsact,

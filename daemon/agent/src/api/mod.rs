@@ -23,7 +23,7 @@ use tracing::warn;
 
 use self::connections::Bounds;
 use crate::attachments::Attachments;
-use crate::observe::Eyes;
+use crate::observe::MapReader;
 use crate::observe::flows::FlowLog;
 use crate::observe::status::Facts;
 use crate::reconcile::Input;
@@ -45,7 +45,7 @@ pub struct Context {
     /// The shared state.
     pub world: Shared,
     /// The maps, for reading.
-    pub eyes: Eyes,
+    pub map_reader: MapReader,
     /// Flow records.
     pub flows: FlowLog,
     /// What does not change.

@@ -16,7 +16,7 @@ use super::{Context, Refusal};
 use crate::observe::{self, drops, explain, flows, maps, metrics};
 
 pub(super) async fn status(State(context): State<Context>) -> Json<Status> {
-    Json(observe::status::status(&context.world.read(), &context.eyes, &context.facts))
+    Json(observe::status::status(&context.world.read(), &context.map_reader, &context.facts))
 }
 
 #[derive(Deserialize)]
@@ -29,7 +29,7 @@ pub(super) async fn explain(
     State(context): State<Context>,
     Query(pair): Query<Pair>,
 ) -> Result<Json<Explanation>, Refusal> {
-    explain::explain(&context.world, &context.eyes, &pair.source, &pair.destination)
+    explain::explain(&context.world, &context.map_reader, &pair.source, &pair.destination)
         .map(Json)
         .map_err(|error| Refusal::new(StatusCode::NOT_FOUND, error))
 }
@@ -47,7 +47,7 @@ pub(super) async fn flows(State(context): State<Context>, Query(query): Query<Fo
     let mut records = context.flows.recent();
     if live.is_none() {
         let world = context.world.read();
-        records.extend(flows::ongoing(&world, &context.eyes, context.flows.lost()).map_err(internal)?);
+        records.extend(flows::ongoing(&world, &context.map_reader, context.flows.lost()).map_err(internal)?);
         records.sort_by_key(|record| record.time);
     }
     let before = futures_util::stream::iter(records.into_iter().map(line));
@@ -73,11 +73,11 @@ fn line(record: FlowRecord) -> Bytes {
 }
 
 pub(super) async fn drops(State(context): State<Context>) -> Result<Json<Drops>, Refusal> {
-    drops::drops(&context.world, &context.eyes, &context.facts.config.tunnel.device).map(Json).map_err(internal)
+    drops::drops(&context.world, &context.map_reader, &context.facts.config.tunnel.device).map(Json).map_err(internal)
 }
 
 pub(super) async fn maps(State(context): State<Context>) -> Result<Json<Maps>, Refusal> {
-    maps::maps(&context.world, &context.eyes, &context.pins).map(Json).map_err(internal)
+    maps::maps(&context.world, &context.map_reader, &context.pins).map(Json).map_err(internal)
 }
 
 pub(super) async fn events(State(context): State<Context>) -> Json<Vec<Event>> {
@@ -95,14 +95,15 @@ pub(super) async fn readyz(State(context): State<Context>) -> Response {
     if world.is_ready() {
         return "ok\n".into_response();
     }
-    let status = observe::status::status(&world, &context.eyes, &context.facts);
+    let status = observe::status::status(&world, &context.map_reader, &context.facts);
     let critical = status.problems.iter().filter(|problem| problem.severity == Severity::Critical);
     let reasons: Vec<String> = critical.map(|problem| format!("{}: {}", problem.object, problem.message)).collect();
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; "))).into_response()
 }
 
 pub(super) async fn metrics(State(context): State<Context>) -> Result<Response, Refusal> {
-    let text = metrics::metrics(&context.world, &context.eyes, &context.facts, &context.flows).map_err(internal)?;
+    let text =
+        metrics::metrics(&context.world, &context.map_reader, &context.facts, &context.flows).map_err(internal)?;
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }
 

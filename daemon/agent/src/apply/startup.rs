@@ -203,14 +203,14 @@ impl Prepared {
     ///
     /// # Errors
     /// [`StartError`]; what was attached until then stays, and `self` can be tried again.
-    pub async fn settle(
+    pub async fn start(
         mut self,
         config: &Config,
         local: &LocalNode,
         node: &Node,
         tunnel: impl FnOnce(u32) -> StartConfig,
     ) -> Result<Kernel, (Box<Prepared>, StartError)> {
-        match self.try_settle(config, local, node, tunnel).await {
+        match self.try_start(config, local, node, tunnel).await {
             Ok((backend, netfilter, ruleset)) => Ok(Kernel {
                 datapath: self.datapath,
                 netlink: self.netlink,
@@ -228,7 +228,7 @@ impl Prepared {
         }
     }
 
-    async fn try_settle(
+    async fn try_start(
         &mut self,
         config: &Config,
         local: &LocalNode,

@@ -66,7 +66,7 @@ impl Attachments {
 
     /// Whether the interface is on record, or was released by the runtime, which is about to remove
     /// it.
-    pub fn is_settled(&self, id: &Id) -> bool {
+    pub fn is_known(&self, id: &Id) -> bool {
         let records = self.records();
         records.entries.contains_key(id) || records.released.contains(id)
     }
@@ -204,11 +204,11 @@ mod tests {
         assert!(attachments.vanished(|name, index| (name, index) == ("veth7", 7)).is_empty());
         assert_eq!(attachments.vanished(|_, index| index == 8), std::slice::from_ref(&id));
         attachments.release("a", "eth0").unwrap();
-        assert!(attachments.is_settled(&id));
+        assert!(attachments.is_known(&id));
         attachments.forget_released(&BTreeSet::from([id.clone()]));
-        assert!(attachments.is_settled(&id));
+        assert!(attachments.is_known(&id));
         attachments.forget_released(&BTreeSet::new());
-        assert!(!attachments.is_settled(&id));
+        assert!(!attachments.is_known(&id));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::recover::mac;
-use super::results::{self, Told};
+use super::results::{self, ForeignInterface};
 use super::{Attachments, Id};
 use crate::reconcile::Input;
 use crate::world::Shared;
@@ -65,8 +65,8 @@ impl Adoption {
         let netlink = Netlink::connect()?;
         let mut changes = Netlink::watch()?;
         loop {
-            let settled = self.look(&netlink).await;
-            let pause = if settled { LOOK_AROUND } else { SOON };
+            let complete = self.look(&netlink).await;
+            let pause = if complete { LOOK_AROUND } else { SOON };
             if self.inputs.is_closed() {
                 return Ok(());
             }
@@ -86,11 +86,11 @@ impl Adoption {
         self.forget(&links).await;
         let found = self.find(netlink, &links).await;
         self.attach().await;
-        let settled = found && self.pending.is_empty();
-        if settled && self.world.read().running.is_some() {
+        let complete = found && self.pending.is_empty();
+        if complete && self.world.read().running.is_some() {
             self.done.send_if_modified(|done| !std::mem::replace(done, true));
         }
-        settled
+        complete
     }
 
     async fn forget(&mut self, links: &[Link]) {
@@ -133,7 +133,7 @@ impl Adoption {
         let ids: BTreeSet<Id> = told.iter().map(id).collect();
         self.attachments.forget_released(&ids);
         for one in told {
-            if self.attachments.is_settled(&id(&one)) {
+            if self.attachments.is_known(&id(&one)) {
                 continue;
             }
             let Some(adopt) = match_link(netlink, links, &one).await else { continue };
@@ -178,16 +178,16 @@ async fn wait(changes: &mut (impl Stream<Item = ()> + Unpin), pause: Duration) {
     }
 }
 
-fn id(told: &Told) -> Id {
-    (told.request.container.clone(), told.request.interface.clone())
+fn id(result: &ForeignInterface) -> Id {
+    (result.request.container.clone(), result.request.interface.clone())
 }
 
 /// The interface that the result describes, if it exists: one of those named, or the host side of
 /// any pair whose other end has the given name and MAC address.
-async fn match_link(netlink: &Netlink, links: &[Link], told: &Told) -> Option<Adopt> {
+async fn match_link(netlink: &Netlink, links: &[Link], result: &ForeignInterface) -> Option<Adopt> {
     let pairs = links.iter().filter(|link| link.kind == LinkKind::Veth && link.peer.is_some());
-    let named = |link: &&Link| told.host_interfaces.contains(&link.name);
-    let candidates: Vec<&Link> = match told.pod_mac {
+    let named = |link: &&Link| result.host_interfaces.contains(&link.name);
+    let candidates: Vec<&Link> = match result.pod_mac {
         Some(_) if !pairs.clone().any(|link| named(&link)) => pairs.collect(),
         _ => pairs.filter(named).collect(),
     };
@@ -201,11 +201,11 @@ async fn match_link(netlink: &Netlink, links: &[Link], told: &Told) -> Option<Ad
             }
         };
         let (Some(host_mac), Some(pod_mac)) = (link.mac.map(mac), peer.mac.map(mac)) else { continue };
-        let told_mac = told.pod_mac.as_ref().is_none_or(|mac| *mac == pod_mac);
-        if peer.name == told.request.interface && told_mac {
+        let is_its_mac = result.pod_mac.as_ref().is_none_or(|mac| *mac == pod_mac);
+        if peer.name == result.request.interface && is_its_mac {
             return Some(Adopt {
-                request: told.request.clone(),
-                addresses: told.addresses.clone(),
+                request: result.request.clone(),
+                addresses: result.addresses.clone(),
                 host_interface: link.name.clone(),
                 attach: Attach { host_index: link.index, host_mac, pod_mac },
             });

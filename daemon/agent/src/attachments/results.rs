@@ -20,7 +20,7 @@ const LOOPBACK: &str = "lo";
 
 /// An interface that another plugin made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct ForeignInterface {
     /// The container, the interface and the pod.
     pub(super) request: Reserve,
     /// Its addresses.
@@ -72,7 +72,7 @@ struct CachedAddress {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub(super) fn read(folder: &Path) -> io::Result<(Vec<Told>, Vec<String>)> {
+pub(super) fn read(folder: &Path) -> io::Result<(Vec<ForeignInterface>, Vec<String>)> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
@@ -108,7 +108,7 @@ fn contents(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// None if no interface in it can be adopted.
-pub(super) fn parse(text: &[u8]) -> Result<Option<Told>, String> {
+pub(super) fn parse(text: &[u8]) -> Result<Option<ForeignInterface>, String> {
     let cached: Cached = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     if cached.kind != "cniCacheV1" {
         return Err(format!("its kind is {:?}, not cniCacheV1", cached.kind));
@@ -132,7 +132,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Option<Told>, String> {
         netns: cached.netns,
     };
     check_names(&request).map_err(|error| error.to_string())?;
-    Ok(Some(Told { request, addresses, host_interfaces, pod_mac: pod_mac.filter(|mac| !mac.is_empty()) }))
+    Ok(Some(ForeignInterface { request, addresses, host_interfaces, pod_mac: pod_mac.filter(|mac| !mac.is_empty()) }))
 }
 
 /// A pod whose name makes no sense is unknown, and therefore protected.

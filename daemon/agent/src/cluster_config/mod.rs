@@ -8,8 +8,8 @@
 
 mod copy;
 mod follow;
+mod merge;
 mod object;
-mod overlay;
 #[cfg(test)]
 mod tests;
 
@@ -26,8 +26,8 @@ use crate::selfcheck;
 
 pub use copy::{Copy, CopyError};
 pub use follow::{Parts, follow};
+pub use merge::{merge, needs_start, settings};
 pub use object::{Condition, HauberkConfig, HauberkConfigStatus, NAME, NodeAcceptance};
-pub use overlay::{needs_start, overlay, settings};
 
 /// The node annotation that says whether this node accepts the object.
 pub const CONFIG_ANNOTATION: &str = "hauberk.io/config";
@@ -62,7 +62,7 @@ pub async fn start(file: &Config, client: &Client) -> Result<Start, ConfigError>
     });
     let logged = with_copy(file).log;
     let answer = tokio::time::timeout(PATIENCE, fetch(client)).await;
-    let (start, accepted) = settle(file, copy, answer.ok().map(|object| object.map(Offer::from)), node_can)?;
+    let (start, accepted) = choose(file, copy, answer.ok().map(|object| object.map(Offer::from)), node_can)?;
     match accepted.map(|copy| copy.write(&file.paths.state)) {
         // The agent runs with the object even if the copy cannot be written.
         Some(Err(error)) => warn!("{error}"),
@@ -82,7 +82,7 @@ pub async fn start(file: &Config, client: &Client) -> Result<Start, ConfigError>
 /// it has asked the API server.
 pub fn with_copy(file: &Config) -> Config {
     let copy = Copy::read(&file.paths.state).ok().flatten();
-    copy.and_then(|copy| overlay(file, &copy.spec).ok()).unwrap_or_else(|| file.clone())
+    copy.and_then(|copy| merge(file, &copy.spec).ok()).unwrap_or_else(|| file.clone())
 }
 
 /// Asks the API server for the object until it answers.
@@ -122,7 +122,7 @@ impl From<HauberkConfig> for Offer {
 
 /// Decides what a start uses, and which object to keep as the last accepted one. `answer` is none
 /// if the API server did not answer, else the object if there is one.
-fn settle(
+fn choose(
     file: &Config,
     copy: Option<Copy>,
     answer: Option<Option<Offer>>,
@@ -141,7 +141,7 @@ fn settle(
         None => (None, "the API server did not answer".to_owned()),
     };
     if let Some(copy) = copy {
-        match overlay(file, &copy.spec) {
+        match merge(file, &copy.spec) {
             Ok(config) => {
                 let message = Some(format!("{why}; {KEPT}"));
                 let status = ConfigurationStatus { refused, message, ..in_force("copy", copy.generation) };
@@ -163,7 +163,7 @@ fn judge(
     spec: &Map<String, Value>,
     check: impl Fn(&Config) -> Result<(), String>,
 ) -> Result<Config, Vec<String>> {
-    let config = overlay(file, spec)?;
+    let config = merge(file, spec)?;
     check(&config).map_err(|problem| vec![problem])?;
     Ok(config)
 }

@@ -5,7 +5,7 @@ use hauberk_core::local_node::Settings;
 use serde_json::json;
 
 use super::follow::{Verdict, decide, turn};
-use super::overlay::FIELDS;
+use super::merge::FIELDS;
 use super::*;
 use crate::config;
 
@@ -33,7 +33,7 @@ fn fine(_: &Config) -> Result<(), String> {
 
 #[test]
 fn the_object_overrides_the_file_and_the_file_has_the_rest() {
-    let config = overlay(
+    let config = merge(
         &file(),
         &spec(json!({
             "clusterRanges": ["10.1.0.0/16", "fd00::/48"], "hostRouting": "stack", "uplinks": ["eth0"], "nodeRanges": null,
@@ -46,12 +46,12 @@ fn the_object_overrides_the_file_and_the_file_has_the_rest() {
     assert_eq!(config.tunnel.mtu, config::Automatic::Value(1400));
     assert_eq!(config.paths.state, Path::new("/s"));
     assert_eq!(config.log.level, config::LogLevel::Info);
-    assert_eq!(overlay(&file(), &Map::new()).unwrap(), file());
+    assert_eq!(merge(&file(), &Map::new()).unwrap(), file());
 }
 
 #[test]
 fn every_reason_against_an_object_is_given_and_each_names_its_field() {
-    let problems = |value| overlay(&file(), &spec(value)).unwrap_err();
+    let problems = |value| merge(&file(), &spec(value)).unwrap_err();
     let unknown = problems(json!({"tunnel": {"device": "x", "colour": 1}, "paths": {"state": "/"}, "attach": "tcx"}));
     assert_eq!(unknown.len(), 4, "{unknown:?}");
     for field in ["spec.tunnel.device", "spec.tunnel.colour", "spec.paths.state", "spec.attach"] {
@@ -121,7 +121,7 @@ fn the_custom_resource_has_the_fields_that_the_agent_reads_and_writes() {
 
 #[test]
 fn settings_are_taken_over_and_all_others_need_a_start() {
-    let with = |value| overlay(&file(), &spec(value)).unwrap();
+    let with = |value| merge(&file(), &spec(value)).unwrap();
     let live = with(json!({
         "clusterRanges": ["10.0.0.0/8"], "nodeRanges": ["192.0.2.0/24"], "allowPodOptOut": true,
         "defaults": {"encryption": "enabled"},
@@ -166,7 +166,7 @@ fn a_start_takes_the_object_else_the_last_accepted_one_else_the_file() {
         (None, None, "file", None, None, true),
     ];
     for (number, (answer, copy, origin, generation, refused, says)) in cases.into_iter().enumerate() {
-        let (start, kept) = settle(&file(), copy, answer, fine).unwrap();
+        let (start, kept) = choose(&file(), copy, answer, fine).unwrap();
         let status = start.status;
         assert_eq!(
             (status.origin.as_str(), status.generation, status.refused),
@@ -183,9 +183,9 @@ fn a_start_takes_the_object_else_the_last_accepted_one_else_the_file() {
 fn without_ranges_from_anywhere_there_is_no_start() {
     let mut file = file();
     file.cluster_ranges.clear();
-    let error = settle(&file, None, None, fine).unwrap_err().to_string();
+    let error = choose(&file, None, None, fine).unwrap_err().to_string();
     assert!(error.contains("clusterRanges"), "{error}");
-    let brought = settle(&file, None, Some(Some(offer(1, json!({"clusterRanges": ["10.0.0.0/8"]})))), fine).unwrap();
+    let brought = choose(&file, None, Some(Some(offer(1, json!({"clusterRanges": ["10.0.0.0/8"]})))), fine).unwrap();
     assert_eq!(brought.0.config.cluster_ranges.len(), 1);
 }
 
@@ -195,7 +195,7 @@ fn a_copy_that_does_not_fit_the_file_any_more_is_not_used() {
     let mut file = file();
     file.host_routing = config::HostRouting::Stack;
     file.cni.install = config::CniInstall::Chained;
-    let (start, _) = settle(&file, Some(copy), None, fine).unwrap();
+    let (start, _) = choose(&file, Some(copy), None, fine).unwrap();
     assert_eq!((start.status.origin.as_str(), start.config), ("file", file));
 }
 
@@ -206,7 +206,7 @@ fn what_the_node_lacks_is_asked_of_the_whole_configuration() {
         asked.set(config.tunnel.port);
         Err("no".to_owned())
     };
-    let (start, kept) = settle(&file(), None, Some(Some(offer(1, json!({"tunnel": {"port": 9}})))), check).unwrap();
+    let (start, kept) = choose(&file(), None, Some(Some(offer(1, json!({"tunnel": {"port": 9}})))), check).unwrap();
     assert_eq!((asked.get(), start.config.tunnel.port, kept), (9, 7, None));
     assert_eq!(start.status.refused, Some(1));
 }

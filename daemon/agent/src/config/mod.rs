@@ -296,7 +296,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError::HostName`], and [`ConfigError::Invalid`] if no Node object can have the name.
-    pub fn settle_node(&mut self, from_command_line: Option<&str>) -> Result<String, ConfigError> {
+    pub fn resolve_node(&mut self, from_command_line: Option<&str>) -> Result<String, ConfigError> {
         let name = match (from_command_line, &self.node) {
             (Some(name), _) => name.to_owned(),
             (None, Some(name)) => name.clone(),

@@ -104,10 +104,10 @@ fn every_impossible_value_is_listed() {
 #[test]
 fn the_node_is_named_by_flag_file_or_host_in_this_order() {
     let mut config = parse(&format!("node: from-file\n{SMALLEST}")).unwrap();
-    assert_eq!(config.clone().settle_node(Some("from-flag")).unwrap(), "from-flag");
-    assert_eq!(config.settle_node(None).unwrap(), "from-file");
-    assert!(config.settle_node(Some("No Name")).is_err());
-    assert!(!parse(SMALLEST).unwrap().settle_node(None).unwrap().is_empty());
+    assert_eq!(config.clone().resolve_node(Some("from-flag")).unwrap(), "from-flag");
+    assert_eq!(config.resolve_node(None).unwrap(), "from-file");
+    assert!(config.resolve_node(Some("No Name")).is_err());
+    assert!(!parse(SMALLEST).unwrap().resolve_node(None).unwrap().is_empty());
 }
 
 proptest! {

@@ -12,7 +12,7 @@ use hauberk_api::{Problem, Severity};
 use hauberk_core::identities::Contest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::Eyes;
+use super::MapReader;
 use crate::world::{Shared, World};
 
 /// Between looks.
@@ -28,14 +28,14 @@ const REASONS: [DropReason; 3] =
 pub struct Contests(BTreeMap<IpAddr, Timestamp>);
 
 /// Looks for dropped packets until the runtime ends.
-pub async fn watch(world: Shared, eyes: Eyes) {
+pub async fn watch(world: Shared, map_reader: MapReader) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut counted = 0;
     loop {
         look.tick().await;
         let contested: BTreeSet<IpAddr> = world.read().desired.contested.keys().copied().collect();
-        let drops = eyes.maps().drops().unwrap_or_default().into_iter();
+        let drops = map_reader.maps().drops().unwrap_or_default().into_iter();
         let drops = drops.filter(|(reason, _)| REASONS.contains(reason)).map(|(_, packets)| packets).sum();
         let grown = std::mem::replace(&mut counted, drops) != drops;
         world.write().contests.0.retain(|address, _| contested.contains(address));
@@ -43,7 +43,7 @@ pub async fn watch(world: Shared, eyes: Eyes) {
             continue;
         }
         let now = hauberk_datapath::now();
-        let flows = eyes.maps().flows(now).unwrap_or_default();
+        let flows = map_reader.maps().flows(now).unwrap_or_default();
         world.write().contests.take(&contested, &flows, now, Timestamp::now());
     }
 }

@@ -10,7 +10,7 @@ use hauberk_core::identities::Owner;
 use hauberk_core::objects::NodeObject;
 use hauberk_datapath::DatapathError;
 
-use super::Eyes;
+use super::MapReader;
 use crate::world::{Shared, World};
 
 /// What the tunnel device itself drops because the tunnel does not read and the queue is full.
@@ -26,11 +26,11 @@ const EXPECTED: [&str; 4] = ["self_test", "multicast", "not_local", UNREAD];
 ///
 /// # Errors
 /// [`DatapathError`] if the counters cannot be read.
-pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, DatapathError> {
+pub fn drops(world: &Shared, map_reader: &MapReader, device: &str) -> Result<Drops, DatapathError> {
     let running = world.read().running.clone();
     let netfilter = running.as_ref().map(|running| running.netfilter).unwrap_or_default();
     let (sockets, unguarded) = (netfilter.packet_socket, netfilter.unguarded_device);
-    let mut reasons: Vec<DropCount> = eyes
+    let mut reasons: Vec<DropCount> = map_reader
         .maps()
         .drops()?
         .into_iter()
@@ -75,7 +75,7 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
     reasons.retain(|count| count.packets > 0);
     let from_world = reasons.iter_mut().find(|count| count.reason == DropReason::WorldToProtected.as_str());
     if let Some(count) = from_world
-        && let Some(advice) = nodes_advice(&world.read(), &refused_from_world(eyes)?)
+        && let Some(advice) = nodes_advice(&world.read(), &refused_from_world(map_reader)?)
     {
         count.advice = advice;
     }
@@ -86,8 +86,8 @@ pub fn drops(world: &Shared, eyes: &Eyes, device: &str) -> Result<Drops, Datapat
 }
 
 /// Senders of packets that were refused as coming from the world, as far as flows still have them.
-fn refused_from_world(eyes: &Eyes) -> Result<BTreeSet<IpAddr>, DatapathError> {
-    let flows = eyes.maps().flows(hauberk_datapath::now())?.into_iter();
+fn refused_from_world(map_reader: &MapReader) -> Result<BTreeSet<IpAddr>, DatapathError> {
+    let flows = map_reader.maps().flows(hauberk_datapath::now())?.into_iter();
     let refused = flows.filter(|(_, flow)| {
         flow.encryption == Encryption::Refused as u8 && DropReason::from_u8(flow.drop) == DropReason::WorldToProtected
     });

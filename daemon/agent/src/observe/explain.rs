@@ -11,7 +11,7 @@ use hauberk_core::explain::{ResolveError, Resolved, resolve_pair};
 use hauberk_core::names::NodeNumber;
 use hauberk_host::netfilter::firewall::Way;
 
-use super::{Eyes, drops, flows};
+use super::{MapReader, drops, flows};
 use crate::world::{Shared, World, key_status};
 
 /// The AEAD of every WireGuard packet (whitepaper, section 5.4).
@@ -21,8 +21,13 @@ const CIPHER: &str = "WireGuard (Noise IKpsk2, ChaCha20-Poly1305)";
 ///
 /// # Errors
 /// [`ResolveError`] if no party, or more than one, has that name.
-pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> Result<Explanation, ResolveError> {
-    let settings = eyes.maps().settings().unwrap_or_default();
+pub fn explain(
+    world: &Shared,
+    map_reader: &MapReader,
+    source: &str,
+    destination: &str,
+) -> Result<Explanation, ResolveError> {
+    let settings = map_reader.maps().settings().unwrap_or_default();
     let world = world.read();
     let (from, to) = resolve_pair(&world.model, &world.local, &world.desired, source, destination)?;
     let here = world.model.own_number();
@@ -50,7 +55,7 @@ pub fn explain(world: &Shared, eyes: &Eyes, source: &str, destination: &str) -> 
     } else {
         judge::outgoing(need, &to.identity, &peer.entry)
     };
-    let seen = last_proven(eyes, &from, &to, verdict.encryption);
+    let seen = last_proven(map_reader, &from, &to, verdict.encryption);
     let encrypted = verdict.encryption == Encryption::Encrypted;
     let drop = verdict.is_refused().then_some(verdict.drop);
     let way = match ends.side {
@@ -95,10 +100,15 @@ fn peer_of(world: &World, here: NodeNumber, number: NodeNumber) -> PeerInWords {
     PeerInWords { entry, name, key }
 }
 
-fn last_proven(eyes: &Eyes, from: &Resolved, to: &Resolved, expected: Encryption) -> Option<jiff::Timestamp> {
+fn last_proven(
+    map_reader: &MapReader,
+    from: &Resolved,
+    to: &Resolved,
+    expected: Encryption,
+) -> Option<jiff::Timestamp> {
     let source = Address::from(from.party.address);
     let destination = Address::from(to.party.address);
-    let seen = flows::last_seen(eyes, source, destination).into_iter();
+    let seen = flows::last_seen(map_reader, source, destination).into_iter();
     seen.filter(|(_, encryption)| *encryption == expected).map(|(time, _)| time).max()
 }
 

@@ -19,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::broadcast;
 use tracing::warn;
 
-use super::Eyes;
+use super::MapReader;
 use crate::syscalls::{self, OwnsDescriptor};
 use crate::world::{Shared, World};
 
@@ -106,7 +106,7 @@ impl OwnsDescriptor for Events {}
 ///
 /// # Errors
 /// The ring buffer cannot be waited on.
-pub async fn run(events: Events, log: FlowLog, world: Shared, eyes: Eyes) -> io::Result<()> {
+pub async fn run(events: Events, log: FlowLog, world: Shared, map_reader: MapReader) -> io::Result<()> {
     let mut ring = syscalls::readable(events)?;
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -117,7 +117,7 @@ pub async fn run(events: Events, log: FlowLog, world: Shared, eyes: Eyes) -> io:
                 tokio::time::sleep(GATHER).await;
                 let events = drain(ready.get_inner_mut());
                 ready.clear_ready();
-                if let Ok(lost) = eyes.maps().lost_events() {
+                if let Ok(lost) = map_reader.maps().lost_events() {
                     log.lost.store(lost, Ordering::Relaxed);
                 }
                 let world = world.read();
@@ -131,7 +131,7 @@ pub async fn run(events: Events, log: FlowLog, world: Shared, eyes: Eyes) -> io:
                     observer.see(kind, &event.key, &event.flow)
                 }));
             }
-            _ = sweep.tick() => forget_idle(&log, &world, &eyes),
+            _ = sweep.tick() => forget_idle(&log, &world, &map_reader),
         }
     }
 }
@@ -148,8 +148,8 @@ fn drain(ring: &mut Events) -> Vec<FlowEvent> {
 }
 
 /// Ends flows that have been silent for so long that the programs would start them anew.
-fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
-    let mut maps = eyes.maps();
+fn forget_idle(log: &FlowLog, world: &Shared, map_reader: &MapReader) {
+    let mut maps = map_reader.maps();
     let silent = match maps.silent_flows(hauberk_datapath::now()) {
         Ok(flows) => flows,
         Err(error) => {
@@ -180,22 +180,22 @@ fn forget_idle(log: &FlowLog, world: &Shared, eyes: &Eyes) {
 ///
 /// # Errors
 /// [`DatapathError`] if they cannot be read.
-pub fn ongoing(world: &World, eyes: &Eyes, lost: u64) -> Result<Vec<FlowRecord>, DatapathError> {
+pub fn ongoing(world: &World, map_reader: &MapReader, lost: u64) -> Result<Vec<FlowRecord>, DatapathError> {
     let mut observer = Observer::new(world, lost);
-    let flows = eyes.maps().flows(observer.clock.monotonic)?;
+    let flows = map_reader.maps().flows(observer.clock.monotonic)?;
     Ok(flows.iter().map(|(key, flow)| observer.see("ongoing", key, flow).record()).collect())
 }
 
 /// When traffic between `source` and `destination` was last seen, in either direction and on any
 /// port, and with which encryption value.
-pub fn last_seen(eyes: &Eyes, source: Address, destination: Address) -> Vec<(Timestamp, Encryption)> {
+pub fn last_seen(map_reader: &MapReader, source: Address, destination: Address) -> Vec<(Timestamp, Encryption)> {
     let clock = Clock::now();
     let between = |key: &FlowKey| {
         (key.source == source && key.destination == destination)
             || (key.source == destination && key.destination == source)
     };
     // Flows that cannot be read prove nothing.
-    let flows = eyes.maps().flows(clock.monotonic).unwrap_or_default();
+    let flows = map_reader.maps().flows(clock.monotonic).unwrap_or_default();
     let seen = flows.into_iter().filter(|(key, _)| between(key));
     seen.map(|(_, flow)| (clock.at(flow.last), Encryption::from_u8(flow.encryption))).collect()
 }

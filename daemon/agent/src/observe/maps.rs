@@ -11,20 +11,20 @@ use hauberk_core::names::NodeNumber;
 use hauberk_datapath::tables::{Table, answers, identities, pods, tunnels};
 use hauberk_datapath::{DatapathError, Pins};
 
-use super::Eyes;
+use super::MapReader;
 use crate::world::{Shared, World};
 
 /// Everything the datapath holds.
 ///
 /// # Errors
 /// [`DatapathError`] if a map cannot be read.
-pub fn maps(world: &Shared, eyes: &Eyes, pins: &Pins) -> Result<Maps, DatapathError> {
+pub fn maps(world: &Shared, map_reader: &MapReader, pins: &Pins) -> Result<Maps, DatapathError> {
     let links = pins
         .attached()?
         .into_iter()
         .map(|link| LinkStatus { interface: link.interface, hook: link.hook, how: link.how.as_str().into() })
         .collect();
-    let maps = eyes.maps();
+    let maps = map_reader.maps();
     let world = world.read();
     let row = |table: &Table, rows: Vec<(String, String)>| MapContent {
         name: table.name.into(),

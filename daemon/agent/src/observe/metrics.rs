@@ -14,7 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::flows::FlowLog;
 use super::status::{Facts, status};
-use super::{Eyes, drops};
+use super::{MapReader, drops};
 use crate::world::Shared;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -67,9 +67,14 @@ type Counters<L> = Family<L, Counter>;
 type Gauges<L> = Family<L, Gauge>;
 
 /// All metrics, as text.
-pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Result<String, std::fmt::Error> {
+pub fn metrics(
+    world: &Shared,
+    map_reader: &MapReader,
+    facts: &Facts,
+    log: &FlowLog,
+) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("hauberk");
-    let now = status(&world.read(), eyes, facts);
+    let now = status(&world.read(), map_reader, facts);
 
     registry.register(
         "build",
@@ -112,7 +117,7 @@ pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Res
     registry.register("problems", "Problems at the moment, as in `hauberk status`", problems);
 
     let dropped = Counters::<Drop>::default();
-    if let Ok(drops) = drops::drops(world, eyes, &facts.config.tunnel.device) {
+    if let Ok(drops) = drops::drops(world, map_reader, &facts.config.tunnel.device) {
         for count in drops.reasons {
             dropped.get_or_create(&Drop { place: count.place, reason: count.reason }).inc_by(count.packets);
         }
@@ -137,7 +142,7 @@ pub fn metrics(world: &Shared, eyes: &Eyes, facts: &Facts, log: &FlowLog) -> Res
 
     let packets = Counters::<Verdict>::default();
     let bytes = Counters::<Verdict>::default();
-    let counted = eyes.maps().counters().unwrap_or_default();
+    let counted = map_reader.maps().counters().unwrap_or_default();
     for count in counted.iter().filter(|count| count.counter.packets > 0) {
         let labels = Verdict { hook: Text(count.hook.as_str()), encryption: Text(count.encryption.as_str()) };
         packets.get_or_create(&labels).inc_by(count.counter.packets);

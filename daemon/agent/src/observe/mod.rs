@@ -24,12 +24,12 @@ use hauberk_datapath::Maps;
 
 /// Handles to the maps, for readers.
 #[derive(Clone)]
-pub struct Eyes(Arc<Mutex<Maps>>);
+pub struct MapReader(Arc<Mutex<Maps>>);
 
-impl Eyes {
+impl MapReader {
     /// Shares a set of handles.
-    pub fn new(maps: Maps) -> Eyes {
-        Eyes(Arc::new(Mutex::new(maps)))
+    pub fn new(maps: Maps) -> MapReader {
+        MapReader(Arc::new(Mutex::new(maps)))
     }
 
     /// The handles, for one caller at a time.

@@ -22,7 +22,7 @@ use hauberk_datapath::{Pins, rivals};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
-use super::Eyes;
+use super::MapReader;
 use crate::syscalls;
 use crate::world::Device;
 
@@ -73,10 +73,10 @@ impl SelfTest {
 ///
 /// # Errors
 /// A sentence for each device: which program was not seen to run, and what to do.
-pub async fn run(devices: &[Device], backend: &dyn Backend, eyes: &Eyes, pins: &Pins) -> Result<(), String> {
+pub async fn run(devices: &[Device], backend: &dyn Backend, map_reader: &MapReader, pins: &Pins) -> Result<(), String> {
     let mut failures = Vec::new();
     for device in devices {
-        if let Err(failure) = test(device, backend, eyes).await {
+        if let Err(failure) = test(device, backend, map_reader).await {
             let why = rivals::words(pins, &device.name).map(|why| format!("; {why}")).unwrap_or_default();
             failures.push(failure + &why);
         }
@@ -85,15 +85,17 @@ pub async fn run(devices: &[Device], backend: &dyn Backend, eyes: &Eyes, pins: &
         backend.probe(packet(probe::DROP));
         Ok(true)
     };
-    if let Err(failure) = expect(|| self_tests(eyes), inject, "from_tunnel does not run on the tunnel device").await {
+    if let Err(failure) =
+        expect(|| self_tests(map_reader), inject, "from_tunnel does not run on the tunnel device").await
+    {
         failures.push(failure);
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
 }
 
-async fn test(device: &Device, backend: &dyn Backend, eyes: &Eyes) -> Result<(), String> {
+async fn test(device: &Device, backend: &dyn Backend, map_reader: &MapReader) -> Result<(), String> {
     let name = &device.name;
-    let dropped = || self_tests(eyes);
+    let dropped = || self_tests(map_reader);
     let arrived = || backend.stats().map_or(0, |stats| stats.probes);
     let send = |destination| send(device, destination);
     expect(dropped, || send(probe::DROP), &format!("to_wire does not run on the egress of {name}")).await?;
@@ -101,8 +103,8 @@ async fn test(device: &Device, backend: &dyn Backend, eyes: &Eyes) -> Result<(),
     expect(arrived, || send(probe::TUNNEL), &format!("packets redirected on {name} do not reach the tunnel")).await
 }
 
-fn self_tests(eyes: &Eyes) -> u64 {
-    let drops = eyes.maps().drops().unwrap_or_default();
+fn self_tests(map_reader: &MapReader) -> u64 {
+    let drops = map_reader.maps().drops().unwrap_or_default();
     drops.into_iter().find(|(reason, _)| *reason == DropReason::SelfTest).map_or(0, |(_, count)| count)
 }
 

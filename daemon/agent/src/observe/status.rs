@@ -11,7 +11,7 @@ use hauberk_host::netfilter::PacketSocketGuard;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{Eyes, contests, losses};
+use super::{MapReader, contests, losses};
 use crate::config::{Config, HostRouting};
 use crate::world::{Running, World, key_status};
 
@@ -45,7 +45,7 @@ pub struct ClusterFacts {
 const MUTE: u32 = 3;
 
 /// The status now.
-pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
+pub fn status(world: &World, map_reader: &MapReader, facts: &Facts) -> Status {
     let stats = world.running.as_ref().map(|running| running.backend.stats());
     let (stats, silent) = match stats {
         Some(Ok(stats)) => (stats, None),
@@ -73,7 +73,7 @@ pub fn status(world: &World, eyes: &Eyes, facts: &Facts) -> Status {
         let permissive = world.desired.permissive_endpoints > 0;
         problems.extend(peer_problems(&peers, &mute, publishes, permissive));
     }
-    problems.extend(full_maps(world, eyes));
+    problems.extend(full_maps(world, map_reader));
     problems.extend(world.leaks.problems());
     problems.extend(world.plaintext.problems(world.model.node()));
     problems.extend(world.missing.iter().cloned());
@@ -304,8 +304,8 @@ fn peer_problems(
 }
 
 /// What does not fit is unknown, hence treated as opted-in: safe, but not what its owner asked for.
-fn full_maps(world: &World, eyes: &Eyes) -> Vec<Problem> {
-    let maps = eyes.maps();
+fn full_maps(world: &World, map_reader: &MapReader) -> Vec<Problem> {
+    let maps = map_reader.maps();
     let known = &world.desired.state.identities;
     let wanted = [(&identities::ENDPOINTS, known.endpoints.len()), (&identities::RANGES, known.ranges.len())];
     wanted

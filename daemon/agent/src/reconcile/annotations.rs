@@ -13,7 +13,8 @@ use hauberk_source::SourceError;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Reconciler, note};
+use super::Reconciler;
+use super::absorb::note;
 
 impl Reconciler {
     /// Starts to publish what the node's object, as last read, does not have.

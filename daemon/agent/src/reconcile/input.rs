@@ -17,7 +17,7 @@ pub enum Input {
     /// Objects changed.
     Changes(Vec<Change>),
     /// Objects changed; the source told it at this time.
-    Told(Vec<Change>, Instant),
+    FromSource(Vec<Change>, Instant),
     /// A change that a caller waits for.
     Waiting(Box<Change>, Waiter),
     /// A peer's tunnel changed its state.

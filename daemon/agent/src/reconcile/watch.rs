@@ -2,7 +2,6 @@
 //! settings that are taken away. All of it is read back and repaired; until then the node is not
 //! ready.
 
-use crate::observe::losses;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hauberk_api::Problem;
@@ -14,9 +13,13 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::apply::Kernel;
+use crate::observe::losses;
 use crate::world::Shared;
 
-use super::{Area, Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK, devices, note, uplinks};
+use super::absorb::note;
+use super::failures::Area;
+use super::start::{devices, uplinks};
+use super::{Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK};
 
 /// Problems with devices, and with pods' interfaces that no known pod has.
 pub(super) fn device_problems(kernel: &Kernel, world: &Shared, actual: &State) -> BTreeMap<String, Problem> {
@@ -73,6 +76,24 @@ impl Reconciler {
             self.stale = true;
         }
         self.find_lost_routes(ways || changed).await && self.take_host_addresses().await
+    }
+
+    /// The addresses of this node's devices are its own, whatever its object says. Returns whether
+    /// they could be read.
+    pub(super) async fn take_host_addresses(&mut self) -> bool {
+        let Stage::Running(kernel) = &self.stage else { return true };
+        match kernel.host_addresses().await {
+            Ok(addresses) => {
+                {
+                    let known = &mut self.world.write().local.addresses;
+                    self.stale |= addresses != *known;
+                    *known = addresses;
+                }
+                self.succeed("addresses");
+                true
+            }
+            Err(error) => self.fail("addresses", format!("cannot tell this node's own addresses: {error}")),
+        }
     }
 
     /// Marks what the routing table lacks, so that it is put again.

@@ -113,7 +113,7 @@ impl Incremental {
         let mut last = None;
         for address in model.claims.addresses().chain(self.places.nodes.addresses().collect::<Vec<_>>()) {
             if last.replace(address) != Some(address) {
-                self.settle(model, local, address, &mut scope);
+                self.decide(model, local, address, &mut scope);
             }
         }
         self.speakers.set_nodes(model, &self.places);
@@ -150,7 +150,7 @@ impl Incremental {
         }
         let mut attachments = touched.attachments.clone();
         for address in &*addresses {
-            if self.settle(model, local, *address, &mut scope) {
+            if self.decide(model, local, *address, &mut scope) {
                 return None;
             }
             attachments.extend(model.claims.of(*address).filter_map(|claimant| match claimant {
@@ -198,11 +198,11 @@ impl Incremental {
 
     /// Decides which party has the address now. Returns whether that changes which addresses or
     /// ranges are nodes': then the caller computes tunnels and routes again.
-    fn settle(&mut self, model: &Model, local: &LocalNode, address: Address, scope: &mut Scope) -> bool {
+    fn decide(&mut self, model: &Model, local: &LocalNode, address: Address, scope: &mut Scope) -> bool {
         let mut told = Collector::counting();
         let number = |node: &str| model.node_number(node).unwrap_or_default();
         let ip = IpAddr::from(address);
-        let party = claims::settle(model, local, &self.places, address, &mut told);
+        let party = claims::decide(model, local, &self.places, address, &mut told);
         let (identity, outside) = match &party {
             Party::Nobody => (None, None),
             Party::Contested | Party::Departed => (Some(Identity::new(Kind::UnknownNode, Protection::None, 0)), None),

@@ -76,7 +76,7 @@ impl Standing {
 fn tell(model: &Model, local: &LocalNode, places: &Places, cause: &Cause, events: &mut Collector) {
     match cause {
         Cause::Address(address) => {
-            claims::settle(model, local, places, *address, events);
+            claims::decide(model, local, places, *address, events);
         }
         Cause::Attachment(key) => {
             if let Some(attachment) = model.attachments.get(key) {

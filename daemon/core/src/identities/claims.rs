@@ -57,7 +57,7 @@ enum Holder<'a> {
 /// If a pod and a node claim one address, it is the pod's if it lies in a pod range or an interface
 /// of this node has it: no node may take a pod's traffic by claiming its address. Elsewhere, and if
 /// a device of this node has it, it is the node's: no pod may cut off a node.
-pub(crate) fn settle<'a>(
+pub(crate) fn decide<'a>(
     model: &'a Model,
     local: &LocalNode,
     places: &'a Places,

@@ -30,8 +30,8 @@ pub(crate) fn local_pod(
     // `::ffff:10.0.1.1`.
     let possible = |address: &IpAddr| reserved::address(*address).is_none();
     for address in attachment.reservation.addresses.iter().map(IpNet::addr).filter(possible) {
-        let settled = claims::settle(model, local, places, address.into(), &mut Collector::counting());
-        let Party::Pod(claim) = settled else { continue };
+        let party = claims::decide(model, local, places, address.into(), &mut Collector::counting());
+        let Party::Pod(claim) = party else { continue };
         protection = protection.max(claim.protection);
         // An address that two interfaces have is entered once, because the map has one entry for
         // it.

@@ -176,7 +176,7 @@ pub(super) fn bring_up(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
 /// Asks whether an interface has a link, which makes the kernel process a link change at once. A
 /// device without a reader has lost its link, and drops packets until the kernel processes the
 /// change.
-pub(super) fn settle_link(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
+pub(super) fn process_link_change(socket: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
     /// `struct ethtool_value` of linux/ethtool.h.
     #[repr(C)]
     struct Value {

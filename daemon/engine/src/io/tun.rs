@@ -61,7 +61,7 @@ impl Device {
         syscalls::set_mtu(control.as_fd(), &name, config.mtu).map_err(failed("set its MTU"))?;
         syscalls::set_queue_length(control.as_fd(), &name, QUEUE_LENGTH).map_err(failed("set its queue length"))?;
         syscalls::bring_up(control.as_fd(), &name).map_err(failed("bring it up"))?;
-        syscalls::settle_link(control.as_fd(), &name).map_err(failed("settle its link"))?;
+        syscalls::process_link_change(control.as_fd(), &name).map_err(failed("settle its link"))?;
         // Last, so that a device whose setup fails does not stay.
         syscalls::tun_set_persist(file.as_fd(), config.persist).map_err(failed("set whether it persists"))?;
         let index = nix::net::if_::if_nametoindex(config.name.as_str())

@@ -196,7 +196,7 @@ impl WireGuard {
             if anew {
                 peer.look_for(now, outbox);
             }
-            peer.settle(&mut self.around);
+            peer.conclude(&mut self.around);
         }
     }
 
@@ -261,7 +261,7 @@ impl WireGuard {
             if new_endpoint {
                 peer.retry_handshakes(now, outbox);
             }
-            peer.settle(&mut self.around);
+            peer.conclude(&mut self.around);
         }
     }
 
@@ -303,7 +303,7 @@ impl WireGuard {
         if peer.is_established() || peer.has_waiting() {
             peer.start_handshakes(now, outbox);
         }
-        peer.settle(&mut self.around);
+        peer.conclude(&mut self.around);
         self.peers.insert(id, peer);
     }
 

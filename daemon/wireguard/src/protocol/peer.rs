@@ -102,7 +102,7 @@ impl Peer {
         if let Some(pair) = self.pairs.iter().position(Pair::is_usable) {
             self.renew(now, pair, REKEY_AFTER_TIME, outbox);
         }
-        self.settle(around);
+        self.conclude(around);
     }
 
     /// Decrypts a data message for one of the pairs. Returns the length of packet and padding. The
@@ -136,7 +136,7 @@ impl Peer {
         outbox: &mut Outbox<'_>,
     ) {
         self.renew(now, pair, REKEY_AT_LAST, outbox);
-        self.settle(around);
+        self.conclude(around);
     }
 
     /// Handles a handshake message for one of the pairs.
@@ -175,7 +175,7 @@ impl Peer {
             Ok(length) => self.rx_bytes += length as u64,
             Err(reason) => self.drop_packet(reason, around),
         }
-        self.settle(around);
+        self.conclude(around);
     }
 
     /// Does everything that is due and sets the next deadline.
@@ -204,7 +204,7 @@ impl Peer {
         if hopeless || is_silent {
             self.failed = Some(SystemTime::now());
         }
-        self.settle(around);
+        self.conclude(around);
     }
 
     /// Drops expired sessions. The first step of every event of a peer.
@@ -287,7 +287,7 @@ impl Peer {
     }
 
     /// Arms the next deadline and reports a new state. The last step of every event of a peer.
-    pub(super) fn settle(&mut self, around: &mut Surroundings) {
+    pub(super) fn conclude(&mut self, around: &mut Surroundings) {
         if let Some(deadline) = self.pairs.iter().filter_map(Pair::deadline).min()
             && self.armed.is_none_or(|armed| deadline < armed)
         {

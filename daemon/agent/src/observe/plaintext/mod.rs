@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::Eyes;
+use super::MapReader;
 use crate::world::{Shared, World};
 
 pub use seen::{Plaintext, Sighting};
@@ -46,14 +46,14 @@ const WRITE: Duration = Duration::from_secs(60);
 const REASONS: [DropReason; 2] = [DropReason::PlaintextFromProtected, DropReason::PlaintextToProtected];
 
 /// Looks for plaintext until the runtime ends.
-pub async fn watch(world: Shared, eyes: Eyes, source: Arc<dyn Source>) {
+pub async fn watch(world: Shared, map_reader: MapReader, source: Arc<dyn Source>) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reader = Reader::default();
     let mut writer = Writer::default();
     loop {
         look.tick().await;
-        if let Some(flows) = reader.refused(&eyes) {
+        if let Some(flows) = reader.refused(&map_reader) {
             reader.take(&flows);
         }
         reader.judge(&mut world.write(), hauberk_datapath::now());
@@ -92,8 +92,8 @@ struct Suspicion {
 
 impl Reader {
     /// Refused flows, if any packet was dropped since the last look.
-    fn refused(&mut self, eyes: &Eyes) -> Option<Vec<(FlowKey, Flow)>> {
-        let maps = eyes.maps();
+    fn refused(&mut self, map_reader: &MapReader) -> Option<Vec<(FlowKey, Flow)>> {
+        let maps = map_reader.maps();
         let drops = maps.drops().ok()?;
         let drops = drops.into_iter().filter(|(reason, _)| REASONS.contains(reason)).map(|(_, packets)| packets).sum();
         if std::mem::replace(&mut self.drops, drops) == drops {

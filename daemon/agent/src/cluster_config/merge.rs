@@ -39,7 +39,7 @@ const LIVE: [&str; 4] = ["clusterRanges", "nodeRanges", "allowPodOptOut", "defau
 ///
 /// # Errors
 /// One sentence for each unknown field and for each impossible value.
-pub fn overlay(file: &Config, spec: &Map<String, Value>) -> Result<Config, Vec<String>> {
+pub fn merge(file: &Config, spec: &Map<String, Value>) -> Result<Config, Vec<String>> {
     let mut problems = Vec::new();
     let mut merged = match serde_json::to_value(file) {
         Ok(merged) => merged,
