@@ -13,7 +13,8 @@ use hauberk_core::names::NodeNumber;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Area, GREETING, Reconciler, Stage};
+use super::handshakes::HANDSHAKE_PAUSE;
+use super::{Area, Reconciler, Stage};
 use crate::apply::NextHop;
 use crate::config::HostRouting;
 
@@ -139,10 +140,10 @@ impl Reconciler {
     /// nothing to send.
     fn look_for(&mut self, backend: &dyn Backend, number: NodeNumber) {
         let now = Instant::now();
-        if self.greeted.get(&number).is_some_and(|at| now.duration_since(*at) < GREETING) {
+        if self.handshakes.get(&number).is_some_and(|at| now.duration_since(*at) < HANDSHAKE_PAUSE) {
             return;
         }
-        self.greeted.insert(number, now);
+        self.handshakes.insert(number, now);
         if let Err(error) = backend.start_handshake(number, true) {
             warn!(%error, peer = number.0, "cannot start a handshake");
         }
