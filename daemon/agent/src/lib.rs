@@ -28,9 +28,9 @@ pub mod report;
 mod restart;
 pub mod run;
 pub mod selfcheck;
+pub mod state;
 #[allow(unsafe_code, reason = "see the module")]
 mod syscalls;
 #[cfg(test)]
 mod testing;
 pub mod uapi;
-pub mod world;

@@ -34,8 +34,8 @@ use crate::observe::status::Facts;
 use crate::observe::{MapReader, contests, leaks, missing, plaintext, self_test, unconnected};
 use crate::reconcile::{Input, Parts, Reconciler, tunnelled_ranges};
 use crate::selfcheck::{self, SelfCheckError};
+use crate::state::{AgentState, SharedState};
 use crate::uapi::{self, UapiError};
-use crate::world::{Shared, World};
 
 mod clock;
 mod cluster;
@@ -149,10 +149,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         cluster: cluster.as_ref().map(cluster::Connected::facts),
     });
 
-    let world = Shared::new(World::new(local, source.status()));
+    let agent = SharedState::new(AgentState::new(local, source.status()));
     if let Some(event) = recovered {
         warn!(reason = event.reason, "{}", event.message);
-        world.write().events.note(&event, started);
+        agent.write().events.note(&event, started);
     }
     let (inputs, received) = mpsc::channel(INPUTS);
     let held: Vec<Change> = attachments.list().into_iter().map(Change::Attachment).collect();
@@ -161,7 +161,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut addresses = departed::restore(&config.paths.state, &node);
     if let Some(event) = addresses.event.take() {
         warn!(reason = event.reason, "{}", event.message);
-        world.write().events.note(&event, started);
+        agent.write().events.note(&event, started);
     }
     // Addresses that nodes had are closed before the source says that no node has them.
     let _ = inputs.send(Input::Changes(std::mem::take(&mut addresses.changes))).await;
@@ -169,11 +169,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(attachments.clone().try_disk());
 
     let results = chained.then(|| config.cni.results_directory.clone());
-    let (adoption, adopted) = Adoption::new(attachments.clone(), inputs.clone(), world.clone(), results);
+    let (adoption, adopted) = Adoption::new(attachments.clone(), inputs.clone(), agent.clone(), results);
 
     let reconciler = Reconciler::new(Parts {
         config: config.clone(),
-        world: world.clone(),
+        agent: agent.clone(),
         prepared,
         attachments: attachments.clone(),
         source: source.clone(),
@@ -181,7 +181,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         published: publish(&config, keys.keys()),
     });
     let context = Context {
-        world: world.clone(),
+        agent: agent.clone(),
         map_reader: map_reader.clone(),
         flows: FlowLog::default(),
         facts,
@@ -192,9 +192,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(reconciler.run(received));
     let cni_in_place = watch::Sender::new(config.cni.install == config::CniInstall::None);
-    tokio::spawn(Installer::new(&config, world.clone(), adopted, cni_in_place.clone()).run());
+    tokio::spawn(Installer::new(&config, agent.clone(), adopted, cni_in_place.clone()).run());
     let reports = cluster.map(|cluster| {
-        cluster.spawn(&config, &world, source.clone(), inputs.clone(), cni_in_place.subscribe(), stopped.clone())
+        cluster.spawn(&config, &agent, source.clone(), inputs.clone(), cni_in_place.subscribe(), stopped.clone())
     });
     let beside = source.clone();
     tokio::spawn(reporting("the search for pods that another plugin connected", adoption.run()));
@@ -202,25 +202,25 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     if let Some(ring) = ring {
         tokio::spawn(reporting(
             "flow events",
-            flows::run(ring, context.flows.clone(), world.clone(), map_reader.clone()),
+            flows::run(ring, context.flows.clone(), agent.clone(), map_reader.clone()),
         ));
     }
-    tokio::spawn(plaintext::watch(world.clone(), map_reader.clone(), beside));
-    tokio::spawn(missing::watch(world.clone()));
-    tokio::spawn(unconnected::watch(world.clone()));
-    tokio::spawn(contests::watch(world.clone(), map_reader.clone()));
-    tokio::spawn(prove(world.clone(), map_reader, context.pins.clone()));
-    tokio::spawn(reporting("the leak detector", leaks::watch(place, world.clone())));
+    tokio::spawn(plaintext::watch(agent.clone(), map_reader.clone(), beside));
+    tokio::spawn(missing::watch(agent.clone()));
+    tokio::spawn(unconnected::watch(agent.clone()));
+    tokio::spawn(contests::watch(agent.clone(), map_reader.clone()));
+    tokio::spawn(prove(agent.clone(), map_reader, context.pins.clone()));
+    tokio::spawn(reporting("the leak detector", leaks::watch(place, agent.clone())));
     tokio::spawn(watch_devices(inputs.clone()));
     tokio::spawn(clock::keep(config.paths.state.clone()));
-    tokio::spawn(departed::run(context.world.clone(), inputs.clone(), config.paths.state.clone(), addresses));
+    tokio::spawn(departed::run(context.agent.clone(), inputs.clone(), config.paths.state.clone(), addresses));
     tokio::spawn(reporting("the API", api::serve(listener, config.paths.socket.clone(), context.clone())));
     if let Some(address) = config.metrics {
         tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));
     }
     match uapi::bind(&config.paths.uapi) {
         Ok(listener) => {
-            let view = Arc::new(wireguard_view::View { world, port: config.tunnel.port });
+            let view = Arc::new(wireguard_view::View { agent, port: config.tunnel.port });
             tokio::spawn(uapi::serve(listener, view));
         }
         // `wg show` is a convenience, not protection: the agent continues without it.
@@ -374,17 +374,17 @@ async fn watch_devices(inputs: mpsc::Sender<Input>) {
 }
 
 /// Runs the self-test until it passes, then periodically, and at once when something new needs it.
-async fn prove(world: Shared, map_reader: MapReader, pins: Pins) {
+async fn prove(agent: SharedState, map_reader: MapReader, pins: Pins) {
     let mut last = Instant::now();
     loop {
         let (running, begun, due) = {
-            let world = world.read();
-            let due = match world.self_test.outcome() {
+            let agent = agent.read();
+            let due = match agent.self_test.outcome() {
                 None => true,
                 Some(Err(_)) => last.elapsed() > FAILED_SELF_TEST,
                 Some(Ok(())) => last.elapsed() > SELF_TEST,
             };
-            (world.running.clone(), world.self_test.begin(), due)
+            (agent.running.clone(), agent.self_test.begin(), due)
         };
         if let Some(running) = running.filter(|_| due) {
             let outcome = self_test::run(&running.devices, running.backend.as_ref(), &map_reader, &pins).await;
@@ -393,7 +393,7 @@ async fn prove(world: Shared, map_reader: MapReader, pins: Pins) {
             if let Err(reason) = &outcome {
                 warn!(%reason, "the self-test failed");
             }
-            let is_news = world.write().self_test.end(begun, outcome);
+            let is_news = agent.write().self_test.end(begun, outcome);
             if passed && is_news {
                 info!("ready: the self-test passed");
             }

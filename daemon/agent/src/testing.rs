@@ -1,4 +1,4 @@
-//! Test helpers: an empty world, and an API server on this machine with the client that the agent
+//! Test helpers: an empty state, and an API server on this machine with the client that the agent
 //! would have for it.
 
 use axum::Router;
@@ -8,11 +8,11 @@ use hauberk_core::model::Change;
 use hauberk_core::objects::{NamespaceObject, PodObject};
 use kube::{Client, Config};
 
-use crate::world::World;
+use crate::state::AgentState;
 
 /// What the agent on `node` knows before anything is read from `/objects`, but already marked as
 /// synced.
-pub(crate) fn world(node: &str) -> World {
+pub(crate) fn agent(node: &str) -> AgentState {
     let source = SourceStatus {
         kind: "directory".into(),
         location: "/objects".into(),
@@ -21,13 +21,13 @@ pub(crate) fn world(node: &str) -> World {
         unavailable_because: None,
         rejected: 0,
     };
-    World::new(LocalNode { name: node.into(), ..LocalNode::default() }, source)
+    AgentState::new(LocalNode { name: node.into(), ..LocalNode::default() }, source)
 }
 
 /// The same on `n1`, with namespace `payments`, labelled like this or not, and a pod `a` in it on
 /// `node`.
-pub(crate) fn payments(label: Option<&str>, node: &str, address: &str) -> World {
-    let mut world = world("n1");
+pub(crate) fn payments(label: Option<&str>, node: &str, address: &str) -> AgentState {
+    let mut agent = agent("n1");
     let pod = PodObject {
         namespace: "payments".into(),
         name: "a".into(),
@@ -38,9 +38,9 @@ pub(crate) fn payments(label: Option<&str>, node: &str, address: &str) -> World 
     let encryption = label.map(str::to_owned);
     let namespace = NamespaceObject { name: "payments".into(), encryption, ..NamespaceObject::default() };
     for change in [Change::Namespace(namespace), Change::Pod(pod), Change::Synced] {
-        let _ = world.model.apply(change);
+        let _ = agent.model.apply(change);
     }
-    world
+    agent
 }
 
 /// Serves until the test ends; returns the address.

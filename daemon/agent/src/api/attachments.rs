@@ -27,11 +27,11 @@ pub(super) async fn reserve(
     State(context): State<Context>,
     Json(request): Json<Reserve>,
 ) -> Result<Json<Reservation>, Refusal> {
-    let world = context.world.clone();
+    let agent = context.agent.clone();
     let reservation = change(&context, move |keeper| {
-        // Only addresses of known owners matter. The world is not locked while this waits for the
+        // Only addresses of known owners matter. The state is not locked while this waits for the
         // disk.
-        let claimed = |address| world.read().desired.state.identities.endpoints.contains_key(&Address::from(address));
+        let claimed = |address| agent.read().desired.state.identities.endpoints.contains_key(&Address::from(address));
         let reservation = keeper.reserve(&request, claimed)?;
         let attach = keeper.find(&request.container, &request.interface).and_then(|known| known.attach);
         let attachment =
@@ -55,7 +55,7 @@ pub(super) async fn attach(
     })
     .await?;
     let attached = wait(answer).await?;
-    context.world.write().failed_adds.succeeded(&request);
+    context.agent.write().failed_adds.succeeded(&request);
     Ok(attached)
 }
 
@@ -73,8 +73,8 @@ pub(super) async fn adopt(
     })
     .await?;
     wait(answer).await?;
-    context.world.write().failed_adds.succeeded(&whose);
-    let running = context.world.read().running.as_ref().map(|running| running.mtu);
+    context.agent.write().failed_adds.succeeded(&whose);
+    let running = context.agent.read().running.as_ref().map(|running| running.mtu);
     let route_mtu = running.ok_or_else(|| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "there is no tunnel yet"))?;
     Ok(Json(Adopted { route_mtu }))
 }
@@ -89,7 +89,7 @@ pub(super) async fn failed(
     let known = context.attachments.find(&request.container, &request.interface);
     if known.is_none_or(|known| known.attach.is_none()) {
         warn!(container = request.container, pod = ?request.pod, "hauberk-cni failed: {}", failed.message);
-        context.world.write().failed_adds.note(failed, Instant::now());
+        context.agent.write().failed_adds.note(failed, Instant::now());
     }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -27,7 +27,7 @@ use crate::observe::MapReader;
 use crate::observe::flows::FlowLog;
 use crate::observe::status::Facts;
 use crate::reconcile::Input;
-use crate::world::Shared;
+use crate::state::SharedState;
 
 /// The unix socket's clients are the CNI plugin, one process for each pod that starts or ends, and
 /// users who follow flows.
@@ -43,7 +43,7 @@ const LOOK: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Context {
     /// The shared state.
-    pub world: Shared,
+    pub agent: SharedState,
     /// The maps, for reading.
     pub map_reader: MapReader,
     /// Flow records.

@@ -16,7 +16,7 @@ use super::{Context, Refusal};
 use crate::observe::{self, drops, explain, flows, maps, metrics};
 
 pub(super) async fn status(State(context): State<Context>) -> Json<Status> {
-    Json(observe::status::status(&context.world.read(), &context.map_reader, &context.facts))
+    Json(observe::status::status(&context.agent.read(), &context.map_reader, &context.facts))
 }
 
 #[derive(Deserialize)]
@@ -29,7 +29,7 @@ pub(super) async fn explain(
     State(context): State<Context>,
     Query(pair): Query<Pair>,
 ) -> Result<Json<Explanation>, Refusal> {
-    explain::explain(&context.world, &context.map_reader, &pair.source, &pair.destination)
+    explain::explain(&context.agent, &context.map_reader, &pair.source, &pair.destination)
         .map(Json)
         .map_err(|error| Refusal::new(StatusCode::NOT_FOUND, error))
 }
@@ -46,8 +46,8 @@ pub(super) async fn flows(State(context): State<Context>, Query(query): Query<Fo
     let mut live = query.follow.then(|| context.flows.follow());
     let mut records = context.flows.recent();
     if live.is_none() {
-        let world = context.world.read();
-        records.extend(flows::ongoing(&world, &context.map_reader, context.flows.lost()).map_err(internal)?);
+        let agent = context.agent.read();
+        records.extend(flows::ongoing(&agent, &context.map_reader, context.flows.lost()).map_err(internal)?);
         records.sort_by_key(|record| record.time);
     }
     let before = futures_util::stream::iter(records.into_iter().map(line));
@@ -73,15 +73,15 @@ fn line(record: FlowRecord) -> Bytes {
 }
 
 pub(super) async fn drops(State(context): State<Context>) -> Result<Json<Drops>, Refusal> {
-    drops::drops(&context.world, &context.map_reader, &context.facts.config.tunnel.device).map(Json).map_err(internal)
+    drops::drops(&context.agent, &context.map_reader, &context.facts.config.tunnel.device).map(Json).map_err(internal)
 }
 
 pub(super) async fn maps(State(context): State<Context>) -> Result<Json<Maps>, Refusal> {
-    maps::maps(&context.world, &context.map_reader, &context.pins).map(Json).map_err(internal)
+    maps::maps(&context.agent, &context.map_reader, &context.pins).map(Json).map_err(internal)
 }
 
 pub(super) async fn events(State(context): State<Context>) -> Json<Vec<Event>> {
-    Json(context.world.read().events.list())
+    Json(context.agent.read().events.list())
 }
 
 /// Alive: the agent answers.
@@ -91,11 +91,11 @@ pub(super) async fn healthz() -> &'static str {
 
 /// Ready: attached, and proven by a self-test packet.
 pub(super) async fn readyz(State(context): State<Context>) -> Response {
-    let world = context.world.read();
-    if world.is_ready() {
+    let agent = context.agent.read();
+    if agent.is_ready() {
         return "ok\n".into_response();
     }
-    let status = observe::status::status(&world, &context.map_reader, &context.facts);
+    let status = observe::status::status(&agent, &context.map_reader, &context.facts);
     let critical = status.problems.iter().filter(|problem| problem.severity == Severity::Critical);
     let reasons: Vec<String> = critical.map(|problem| format!("{}: {}", problem.object, problem.message)).collect();
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; "))).into_response()
@@ -103,7 +103,7 @@ pub(super) async fn readyz(State(context): State<Context>) -> Response {
 
 pub(super) async fn metrics(State(context): State<Context>) -> Result<Response, Refusal> {
     let text =
-        metrics::metrics(&context.world, &context.map_reader, &context.facts, &context.flows).map_err(internal)?;
+        metrics::metrics(&context.agent, &context.map_reader, &context.facts, &context.flows).map_err(internal)?;
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }
 

@@ -23,7 +23,7 @@ use super::recover::mac;
 use super::results::{self, ForeignInterface};
 use super::{Attachments, Id};
 use crate::reconcile::Input;
-use crate::world::Shared;
+use crate::state::SharedState;
 
 /// Between looks without a reason: the runtime writes its file only after the interface exists.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub struct Adoption {
     attachments: Attachments,
     inputs: mpsc::Sender<Input>,
-    world: Shared,
+    agent: SharedState,
     results: Option<PathBuf>,
     done: watch::Sender<bool>,
     /// On record, but not in the datapath yet.
@@ -50,11 +50,11 @@ impl Adoption {
     pub fn new(
         attachments: Attachments,
         inputs: mpsc::Sender<Input>,
-        world: Shared,
+        agent: SharedState,
         results: Option<PathBuf>,
     ) -> (Adoption, watch::Receiver<bool>) {
         let (done, adopted) = watch::channel(false);
-        (Adoption { attachments, inputs, world, results, done, pending: Vec::new() }, adopted)
+        (Adoption { attachments, inputs, agent, results, done, pending: Vec::new() }, adopted)
     }
 
     /// Runs until the agent ends.
@@ -87,7 +87,7 @@ impl Adoption {
         let found = self.find(netlink, &links).await;
         self.attach().await;
         let complete = found && self.pending.is_empty();
-        if complete && self.world.read().running.is_some() {
+        if complete && self.agent.read().running.is_some() {
             self.done.send_if_modified(|done| !std::mem::replace(done, true));
         }
         complete
@@ -164,7 +164,7 @@ impl Adoption {
     fn note(&self, object: &str, message: String) {
         let objects = vec![format!("Attachment/{object}")];
         let event = NewEvent { warning: true, reason: reason::ATTACHMENT_INVALID, objects, message };
-        if self.world.write().events.note(&event, Timestamp::now()) {
+        if self.agent.write().events.note(&event, Timestamp::now()) {
             warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
         }
     }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::config::Config;
 use crate::reconcile::Input;
-use crate::world::Shared;
+use crate::state::SharedState;
 
 /// How often the annotation is written again, in case the Node object was created anew.
 const REFRESH: Duration = Duration::from_secs(600);
@@ -44,7 +44,7 @@ pub struct Parts {
     /// The reconciler.
     pub inputs: mpsc::Sender<Input>,
     /// The shared state.
-    pub world: Shared,
+    pub agent: SharedState,
     /// Writes the annotation.
     pub source: Arc<dyn Source>,
 }
@@ -184,8 +184,8 @@ impl Parts {
 
     /// How long this node waits before it restarts.
     fn turn(&self) -> Duration {
-        let world = self.world.read();
-        turn(world.model.node(), world.model.nodes().count() as u64)
+        let agent = self.agent.read();
+        turn(agent.model.node(), agent.model.nodes().count() as u64)
     }
 
     /// Returns whether the status changed.

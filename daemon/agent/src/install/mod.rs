@@ -2,7 +2,7 @@
 //! them there.
 //!
 //! The plugin's binary is copied whenever it differs. The configuration is written only while this
-//! node can keep what it promises to pods ([`crate::world::World::is_ready`]): before that, the
+//! node can keep what it promises to pods ([`crate::state::AgentState::is_ready`]): before that, the
 //! runtime of a new node finds none, and the node is not ready. The configuration stays when the
 //! agent stops or the node restarts; the plugin then asks the runtime to try again until the agent
 //! is back.
@@ -27,7 +27,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::config::{Cni, CniInstall, Config};
-use crate::world::Shared;
+use crate::state::SharedState;
 
 pub use list::ListError;
 
@@ -82,7 +82,7 @@ enum Placed {
 pub struct Installer {
     cni: Cni,
     socket: PathBuf,
-    world: Shared,
+    agent: SharedState,
     adopted: watch::Receiver<bool>,
     in_place: watch::Sender<bool>,
 }
@@ -92,12 +92,12 @@ impl Installer {
     /// guarded. `in_place` receives whether the runtime finds the configuration.
     pub fn new(
         config: &Config,
-        world: Shared,
+        agent: SharedState,
         adopted: watch::Receiver<bool>,
         in_place: watch::Sender<bool>,
     ) -> Installer {
         let (cni, socket) = (config.cni.clone(), config.paths.socket.clone());
-        Installer { cni, socket, world, adopted, in_place }
+        Installer { cni, socket, agent, adopted, in_place }
     }
 
     /// Runs until the agent ends. Returns at once if nothing is to be installed.
@@ -112,7 +112,7 @@ impl Installer {
             if watcher.is_none() {
                 watcher = watch_folder(&self.cni.configuration_directory, Arc::clone(&touched));
             }
-            let ready = self.world.read().is_ready() && *self.adopted.borrow();
+            let ready = self.agent.read().is_ready() && *self.adopted.borrow();
             let pause = match self.look(ready).await {
                 Ok(Placed::Written) => {
                     tokio::time::sleep(CALM).await;
@@ -154,7 +154,7 @@ impl Installer {
             object: "cni".to_owned(),
             message: error.to_string(),
         });
-        let told = &mut self.world.write().cni;
+        let told = &mut self.agent.write().cni;
         if *told == problem {
             return;
         }

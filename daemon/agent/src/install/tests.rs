@@ -282,17 +282,17 @@ fn without_an_order_to_install_nothing_is_removed() {
 #[tokio::test]
 async fn what_keeps_the_list_away_stands_in_the_status_until_it_is_mended() {
     let host = Host::new(CniInstall::Chained);
-    let world = Shared::new(crate::testing::world("n1"));
+    let agent = SharedState::new(crate::testing::agent("n1"));
     let (_, adopted) = watch::channel(true);
     let config = Config { cni: host.cni.clone(), ..Config::default() };
-    let installer = Installer::new(&config, world.clone(), adopted, watch::Sender::new(false));
+    let installer = Installer::new(&config, agent.clone(), adopted, watch::Sender::new(false));
     host.put("10-old.conflist", r#"{"name":"x","cniVersion":"0.2.0","plugins":[{"type":"homegrown"}]}"#);
     let refused = host.place(true).unwrap_err();
     installer.tell(Some(&refused));
-    let told = world.read().cni.clone().unwrap();
+    let told = agent.read().cni.clone().unwrap();
     assert_eq!((told.severity, told.object.as_str()), (Severity::Critical, "cni"));
     assert!(told.message.contains("homegrown"), "{}", told.message);
     host.put("10-old.conflist", FLANNEL);
     installer.tell(host.place(true).err().as_ref());
-    assert!(world.read().cni.is_none());
+    assert!(agent.read().cni.is_none());
 }

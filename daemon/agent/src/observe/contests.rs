@@ -13,7 +13,7 @@ use hauberk_core::identities::Contest;
 use jiff::{SignedDuration, Timestamp};
 
 use super::MapReader;
-use crate::world::{Shared, World};
+use crate::state::{AgentState, SharedState};
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(3);
@@ -28,23 +28,23 @@ const REASONS: [DropReason; 3] =
 pub struct Contests(BTreeMap<IpAddr, Timestamp>);
 
 /// Looks for dropped packets until the runtime ends.
-pub async fn watch(world: Shared, map_reader: MapReader) {
+pub async fn watch(agent: SharedState, map_reader: MapReader) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut counted = 0;
     loop {
         look.tick().await;
-        let contested: BTreeSet<IpAddr> = world.read().desired.contested.keys().copied().collect();
+        let contested: BTreeSet<IpAddr> = agent.read().desired.contested.keys().copied().collect();
         let drops = map_reader.maps().drops().unwrap_or_default().into_iter();
         let drops = drops.filter(|(reason, _)| REASONS.contains(reason)).map(|(_, packets)| packets).sum();
         let grown = std::mem::replace(&mut counted, drops) != drops;
-        world.write().contests.0.retain(|address, _| contested.contains(address));
+        agent.write().contests.0.retain(|address, _| contested.contains(address));
         if contested.is_empty() || !grown {
             continue;
         }
         let now = hauberk_datapath::now();
         let flows = map_reader.maps().flows(now).unwrap_or_default();
-        world.write().contests.take(&contested, &flows, now, Timestamp::now());
+        agent.write().contests.take(&contested, &flows, now, Timestamp::now());
     }
 }
 
@@ -70,13 +70,13 @@ impl Contests {
 
 /// A problem for each contested address that does harm; `mute` are the nodes that do not answer
 /// handshakes.
-pub fn problems(world: &World, mute: &BTreeSet<String>) -> Vec<Problem> {
+pub fn problems(agent: &AgentState, mute: &BTreeSet<String>) -> Vec<Problem> {
     let now = Timestamp::now();
-    let contested = world.desired.contested.keys();
-    let found = contested.filter_map(|address| Some((*address, world.desired.contest(*address)?)));
+    let contested = agent.desired.contested.keys();
+    let found = contested.filter_map(|address| Some((*address, agent.desired.contest(*address)?)));
     found
         .filter_map(|(address, contest)| {
-            let dropped = world.contests.0.get(&address).filter(|last| now.duration_since(**last) < TOLD);
+            let dropped = agent.contests.0.get(&address).filter(|last| now.duration_since(**last) < TOLD);
             problem(address, contest, dropped.copied(), mute)
         })
         .collect()

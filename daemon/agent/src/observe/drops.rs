@@ -11,7 +11,7 @@ use hauberk_core::objects::NodeObject;
 use hauberk_datapath::DatapathError;
 
 use super::MapReader;
-use crate::world::{Shared, World};
+use crate::state::{AgentState, SharedState};
 
 /// What the tunnel device itself drops because the tunnel does not read and the queue is full.
 const UNREAD: &str = "tunnel_unread";
@@ -26,8 +26,8 @@ const EXPECTED: [&str; 4] = ["self_test", "multicast", "not_local", UNREAD];
 ///
 /// # Errors
 /// [`DatapathError`] if the counters cannot be read.
-pub fn drops(world: &Shared, map_reader: &MapReader, device: &str) -> Result<Drops, DatapathError> {
-    let running = world.read().running.clone();
+pub fn drops(agent: &SharedState, map_reader: &MapReader, device: &str) -> Result<Drops, DatapathError> {
+    let running = agent.read().running.clone();
     let netfilter = running.as_ref().map(|running| running.netfilter).unwrap_or_default();
     let (sockets, unguarded) = (netfilter.packet_socket, netfilter.unguarded_device);
     let mut reasons: Vec<DropCount> = map_reader
@@ -75,14 +75,14 @@ pub fn drops(world: &Shared, map_reader: &MapReader, device: &str) -> Result<Dro
     reasons.retain(|count| count.packets > 0);
     let from_world = reasons.iter_mut().find(|count| count.reason == DropReason::WorldToProtected.as_str());
     if let Some(count) = from_world
-        && let Some(advice) = nodes_advice(&world.read(), &refused_from_world(map_reader)?)
+        && let Some(advice) = nodes_advice(&agent.read(), &refused_from_world(map_reader)?)
     {
         count.advice = advice;
     }
     reasons.sort_by(|a, b| {
         a.expected.cmp(&b.expected).then(b.packets.cmp(&a.packets)).then_with(|| a.reason.cmp(&b.reason))
     });
-    Ok(Drops { reasons, leaked: world.read().leaks.counts() })
+    Ok(Drops { reasons, leaked: agent.read().leaks.counts() })
 }
 
 /// Senders of packets that were refused as coming from the world, as far as flows still have them.
@@ -96,13 +96,13 @@ fn refused_from_world(map_reader: &MapReader) -> Result<BTreeSet<IpAddr>, Datapa
 
 /// Advice for when nodes are among these senders: which nodes, and what to do. Their packets arrive
 /// encrypted once every node knows that the address is theirs, so no pod must be opened for them.
-fn nodes_advice(world: &World, sources: &BTreeSet<IpAddr>) -> Option<String> {
+fn nodes_advice(agent: &AgentState, sources: &BTreeSet<IpAddr>) -> Option<String> {
     let node_of = |address: &IpAddr| {
         let named = |node: &&NodeObject| node.addresses.iter().any(|given| given.address == *address);
-        match world.desired.owner(&world.model, &world.local, (*address).into()) {
+        match agent.desired.owner(&agent.model, &agent.local, (*address).into()) {
             Some(Owner::Node(node)) => Some(node),
             Some(_) => None,
-            None => world.model.nodes().find(named).map(|node| node.name.clone()),
+            None => agent.model.nodes().find(named).map(|node| node.name.clone()),
         }
     };
     let mut nodes: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
@@ -239,14 +239,14 @@ mod tests {
 
     #[test]
     fn a_node_that_was_taken_for_the_world_is_named_and_no_pod_opened_for_it() {
-        let mut world = crate::testing::world("n1");
+        let mut agent = crate::testing::agent("n1");
         let addresses = [("192.0.2.2", true), ("203.0.113.2", false)]
             .map(|(address, internal)| NodeAddress { address: address.parse().unwrap(), internal });
         let node = NodeObject { name: "n2".into(), addresses: addresses.into(), ..NodeObject::default() };
-        let _ = world.model.apply(Change::Node(node));
-        let World { desired, model, local, .. } = &mut world;
+        let _ = agent.model.apply(Change::Node(node));
+        let AgentState { desired, model, local, .. } = &mut agent;
         let _ = desired.follow(model, local);
-        let of = |sources: &[&str]| nodes_advice(&world, &sources.iter().map(|one| one.parse().unwrap()).collect());
+        let of = |sources: &[&str]| nodes_advice(&agent, &sources.iter().map(|one| one.parse().unwrap()).collect());
         assert_eq!(of(&["198.51.100.1"]), None);
         let node = of(&["192.0.2.2", "203.0.113.2"]).unwrap();
         assert!(node.starts_with("node n2 (from 192.0.2.2, 203.0.113.2) sent in the clear"), "{node}");

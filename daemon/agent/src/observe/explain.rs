@@ -12,7 +12,7 @@ use hauberk_core::names::NodeNumber;
 use hauberk_host::netfilter::firewall::Way;
 
 use super::{MapReader, drops, flows};
-use crate::world::{Shared, World, key_status};
+use crate::state::{AgentState, SharedState, key_status};
 
 /// The AEAD of every WireGuard packet (whitepaper, section 5.4).
 const CIPHER: &str = "WireGuard (Noise IKpsk2, ChaCha20-Poly1305)";
@@ -22,15 +22,15 @@ const CIPHER: &str = "WireGuard (Noise IKpsk2, ChaCha20-Poly1305)";
 /// # Errors
 /// [`ResolveError`] if no party, or more than one, has that name.
 pub fn explain(
-    world: &Shared,
+    agent: &SharedState,
     map_reader: &MapReader,
     source: &str,
     destination: &str,
 ) -> Result<Explanation, ResolveError> {
     let settings = map_reader.maps().settings().unwrap_or_default();
-    let world = world.read();
-    let (from, to) = resolve_pair(&world.model, &world.local, &world.desired, source, destination)?;
-    let here = world.model.own_number();
+    let agent = agent.read();
+    let (from, to) = resolve_pair(&agent.model, &agent.local, &agent.desired, source, destination)?;
+    let here = agent.model.own_number();
     // The sender's node decides; the same rules apply if that is another node.
     let sender = if from.identity.node == 0 { here.0 } else { from.identity.node };
     let place = Place { node: sender, stack: settings.flags & flag::STACK != 0, carries_protected: false };
@@ -38,15 +38,15 @@ pub fn explain(
     let receiver = to.identity.node;
     // What this node knows of the other end of the tunnel. If both ends are other nodes, this is
     // the receiver.
-    let peer = peer_of(&world, here, NodeNumber(if receiver == here.0 { sender } else { receiver }));
+    let peer = peer_of(&agent, here, NodeNumber(if receiver == here.0 { sender } else { receiver }));
     let ends = Ends {
         side: match here.0 {
             here if here == sender => Side::Sender,
             here if here == receiver => Side::Receiver,
             _ => Side::Neither,
         },
-        sender: node_in_words(&world, sender),
-        receiver: node_in_words(&world, receiver),
+        sender: node_in_words(&agent, sender),
+        receiver: node_in_words(&agent, receiver),
     };
     let verdict = if matches!(need, Need::World) && from.identity.is_world() {
         // No node of the cluster sends it, so the receiver's node decides what happens to it.
@@ -65,10 +65,10 @@ pub fn explain(
         }
         Side::Neither => None,
     };
-    let in_the_way = way.and_then(|way| Some(world.running.as_ref()?.firewalls.on(way))).unwrap_or_default();
-    let unconnected = [&from, &to].into_iter().filter_map(|end| unconnected(&world, here, end, Instant::now()));
+    let in_the_way = way.and_then(|way| Some(agent.running.as_ref()?.firewalls.on(way))).unwrap_or_default();
+    let unconnected = [&from, &to].into_iter().filter_map(|end| unconnected(&agent, here, end, Instant::now()));
     Ok(Explanation {
-        sentence: sentence(&world, &from, &to, verdict.encryption, verdict.why, drop, &ends),
+        sentence: sentence(&agent, &from, &to, verdict.encryption, verdict.why, drop, &ends),
         encryption: verdict.encryption.as_str().into(),
         why: verdict.why.as_str().into(),
         drop: drop.map(|reason| reason.as_str().into()),
@@ -93,10 +93,10 @@ struct PeerInWords {
     key: Option<hauberk_api::KeyStatus>,
 }
 
-fn peer_of(world: &World, here: NodeNumber, number: NodeNumber) -> PeerInWords {
-    let name = (number != here).then(|| world.model.node_name(number).map(str::to_owned)).flatten();
-    let entry = world.desired.state.tunnels.peer_entries.get(&number).copied().unwrap_or_default();
-    let key = world.desired.state.tunnels.peers.get(&number).and_then(|peer| key_status(&peer.keys).into_iter().next());
+fn peer_of(agent: &AgentState, here: NodeNumber, number: NodeNumber) -> PeerInWords {
+    let name = (number != here).then(|| agent.model.node_name(number).map(str::to_owned)).flatten();
+    let entry = agent.desired.state.tunnels.peer_entries.get(&number).copied().unwrap_or_default();
+    let key = agent.desired.state.tunnels.peers.get(&number).and_then(|peer| key_status(&peer.keys).into_iter().next());
     PeerInWords { entry, name, key }
 }
 
@@ -127,12 +127,12 @@ enum Side {
     Neither,
 }
 
-fn node_in_words(world: &World, number: u32) -> String {
-    world.model.node_name(NodeNumber(number)).map_or_else(|| "the other node".to_owned(), str::to_owned)
+fn node_in_words(agent: &AgentState, number: u32) -> String {
+    agent.model.node_name(NodeNumber(number)).map_or_else(|| "the other node".to_owned(), str::to_owned)
 }
 
 fn sentence(
-    world: &World,
+    agent: &AgentState,
     from: &Resolved,
     to: &Resolved,
     encryption: Encryption,
@@ -142,7 +142,7 @@ fn sentence(
 ) -> String {
     let name = |party: &Party| party.name.clone().unwrap_or_else(|| party.address.to_string());
     let unmet = [&from.party, &to.party].into_iter().find(|party| party.unmet.is_some());
-    let contested = [&from.party, &to.party].into_iter().find_map(|party| contest(world, party));
+    let contested = [&from.party, &to.party].into_iter().find_map(|party| contest(agent, party));
     let (from, to) = (name(&from.party), name(&to.party));
     let Ends { sender, receiver, .. } = ends;
     match (encryption, drop) {
@@ -169,16 +169,16 @@ fn sentence(
 }
 
 /// Why nothing comes from or to an end that is a pod of this node, if no interface connects it.
-fn unconnected(world: &World, here: NodeNumber, end: &Resolved, now: Instant) -> Option<String> {
+fn unconnected(agent: &AgentState, here: NodeNumber, end: &Resolved, now: Instant) -> Option<String> {
     let party = &end.party;
-    let why = world.unconnected.of_address(party.address, now).filter(|_| end.identity.node == here.0)?;
+    let why = agent.unconnected.of_address(party.address, now).filter(|_| end.identity.node == here.0)?;
     let name = party.name.clone().unwrap_or_else(|| party.address.to_string());
     Some(format!("packets are lost now: {name} {why}"))
 }
 
 /// The nodes that have the party's address, if there are several.
-fn contest(world: &World, party: &Party) -> Option<String> {
-    let nodes = world.desired.contest(party.address)?.nodes_in_words();
+fn contest(agent: &AgentState, party: &Party) -> Option<String> {
+    let nodes = agent.desired.contest(party.address)?.nodes_in_words();
     Some(format!("{nodes} have {}, so that it is nobody's; leave it to one node", party.address))
 }
 
@@ -260,10 +260,10 @@ mod tests {
 
     #[test]
     fn the_tunnel_has_the_same_ends_wherever_it_is_asked_for() {
-        let world = crate::testing::world("n2");
+        let agent = crate::testing::agent("n2");
         for side in [Side::Sender, Side::Receiver, Side::Neither] {
             let (from, to) = (resolved("10.0.1.5"), resolved("10.0.2.5"));
-            let text = sentence(&world, &from, &to, Encryption::Encrypted, Why::SourceOptedIn, None, &ends(side));
+            let text = sentence(&agent, &from, &to, Encryption::Encrypted, Why::SourceOptedIn, None, &ends(side));
             assert!(text.starts_with("10.0.1.5 to 10.0.2.5 is encrypted from n1 to n2: "), "{text}");
         }
     }
@@ -279,29 +279,29 @@ mod tests {
 
     #[test]
     fn a_drop_ends_as_a_sentence_and_names_who_shares_an_address() {
-        let mut world = crate::testing::world("n1");
-        let told = |world: &World| {
+        let mut agent = crate::testing::agent("n1");
+        let told = |agent: &AgentState| {
             let (from, to) = (resolved("10.0.1.5"), resolved("192.0.2.100"));
             let drop = Some(DropReason::UnknownDestination);
-            sentence(world, &from, &to, Encryption::Refused, Why::Dropped, drop, &ends(Side::Sender))
+            sentence(agent, &from, &to, Encryption::Refused, Why::Dropped, drop, &ends(Side::Sender))
         };
-        assert!(told(&world).ends_with("too wide?"), "{}", told(&world));
+        assert!(told(&agent).ends_with("too wide?"), "{}", told(&agent));
         for name in ["n2", "n3"] {
             let addresses = vec![NodeAddress { address: "192.0.2.100".parse().unwrap(), internal: true }];
             let node = NodeObject { name: name.into(), addresses, ..NodeObject::default() };
-            let _ = world.model.apply(Change::Node(node));
+            let _ = agent.model.apply(Change::Node(node));
         }
-        let World { desired, model, local, .. } = &mut world;
+        let AgentState { desired, model, local, .. } = &mut agent;
         let _ = desired.follow(model, local);
-        assert!(told(&world).contains("n2 and n3 have 192.0.2.100"), "{}", told(&world));
+        assert!(told(&agent).contains("n2 and n3 have 192.0.2.100"), "{}", told(&agent));
     }
 
     #[test]
     fn a_label_that_protects_nothing_is_the_reason_of_plaintext() {
-        let world = crate::testing::world("n1");
+        let agent = crate::testing::agent("n1");
         let (mut from, to) = (resolved("192.0.2.2"), resolved("192.0.2.1"));
         (from.party.name, from.party.unmet) = (Some("payments/hn".into()), Some(Protection::Enabled));
-        let text = sentence(&world, &from, &to, Encryption::Plain, Why::NotOptedIn, None, &ends(Side::Sender));
+        let text = sentence(&agent, &from, &to, Encryption::Plain, Why::NotOptedIn, None, &ends(Side::Sender));
         assert!(text.contains("payments/hn is on its node's network"), "{text}");
     }
 }

@@ -96,7 +96,7 @@ mod tests {
     use hauberk_core::objects::PodObject;
 
     use super::*;
-    use crate::world::World;
+    use crate::state::AgentState;
 
     fn failed(container: &str, pod: Option<&str>, message: &str) -> FailedAdd {
         let pod = pod.map(|name| PodReference { namespace: "payments".into(), name: name.into(), uid: None });
@@ -108,46 +108,46 @@ mod tests {
         PodObject { namespace: "payments".into(), name: name.into(), node: Some("n1".into()), ..PodObject::default() }
     }
 
-    fn world(label: Option<&str>) -> World {
+    fn agent(label: Option<&str>) -> AgentState {
         crate::testing::payments(label, "n1", "10.0.1.5")
     }
 
-    fn told(world: &World, now: Instant) -> Vec<Problem> {
-        world.failed_adds.problems(&world.model, &world.local, now).collect()
+    fn told(agent: &AgentState, now: Instant) -> Vec<Problem> {
+        agent.failed_adds.problems(&agent.model, &agent.local, now).collect()
     }
 
     #[test]
     fn a_failure_is_told_until_the_pod_has_its_interface() {
         for (label, severity) in [(Some("enabled"), Severity::Critical), (None, Severity::Warning)] {
-            let (mut world, now) = (world(label), Instant::now());
-            world.failed_adds.note(failed("c1", Some("a"), "no veth pair"), now);
-            world.failed_adds.note(failed("c2", Some("a"), "no veth pair at all"), now);
-            let problems = told(&world, now);
+            let (mut agent, now) = (agent(label), Instant::now());
+            agent.failed_adds.note(failed("c1", Some("a"), "no veth pair"), now);
+            agent.failed_adds.note(failed("c2", Some("a"), "no veth pair at all"), now);
+            let problems = told(&agent, now);
             assert_eq!(
                 (problems.len(), problems[0].severity, problems[0].object.as_str()),
                 (1, severity, "pod/payments/a")
             );
             assert!(problems[0].message.ends_with("no veth pair at all"), "{problems:?}");
-            world.failed_adds.succeeded(&failed("c3", Some("b"), "").request);
-            assert_eq!(told(&world, now).len(), 1, "another's");
-            world.failed_adds.succeeded(&failed("c3", Some("a"), "").request);
-            assert!(told(&world, now).is_empty());
+            agent.failed_adds.succeeded(&failed("c3", Some("b"), "").request);
+            assert_eq!(told(&agent, now).len(), 1, "another's");
+            agent.failed_adds.succeeded(&failed("c3", Some("a"), "").request);
+            assert!(told(&agent, now).is_empty());
         }
     }
 
     #[test]
     fn of_a_pod_that_ends_or_that_nobody_tries_again_nothing_is_told() {
-        let (mut world, now) = (world(None), Instant::now());
-        world.failed_adds.note(failed("c1", Some("a"), "x"), now);
-        world.failed_adds.note(failed("c2", None, "y"), now);
-        assert_eq!(told(&world, now).len(), 2);
-        let _ = world.model.apply(Change::Pod(PodObject { terminating: true, ..pod("a") }));
-        assert_eq!(told(&world, now).len(), 1);
-        let _ = world.model.apply(Change::Pod(pod("a")));
-        assert_eq!(told(&world, now).len(), 2);
-        let _ = world.model.apply(Change::PodGone(PodName { namespace: "payments".into(), name: "a".into() }));
-        assert_eq!(told(&world, now)[0].object, "container/c2/eth0");
-        assert!(told(&world, now + TOLD).is_empty());
+        let (mut agent, now) = (agent(None), Instant::now());
+        agent.failed_adds.note(failed("c1", Some("a"), "x"), now);
+        agent.failed_adds.note(failed("c2", None, "y"), now);
+        assert_eq!(told(&agent, now).len(), 2);
+        let _ = agent.model.apply(Change::Pod(PodObject { terminating: true, ..pod("a") }));
+        assert_eq!(told(&agent, now).len(), 1);
+        let _ = agent.model.apply(Change::Pod(pod("a")));
+        assert_eq!(told(&agent, now).len(), 2);
+        let _ = agent.model.apply(Change::PodGone(PodName { namespace: "payments".into(), name: "a".into() }));
+        assert_eq!(told(&agent, now)[0].object, "container/c2/eth0");
+        assert!(told(&agent, now + TOLD).is_empty());
     }
 
     #[test]

@@ -20,8 +20,8 @@ use tokio::sync::broadcast;
 use tracing::warn;
 
 use super::MapReader;
+use crate::state::{AgentState, SharedState};
 use crate::syscalls::{self, OwnsDescriptor};
-use crate::world::{Shared, World};
 
 /// Records kept for later requests.
 const KEPT: usize = 4_096;
@@ -106,7 +106,7 @@ impl OwnsDescriptor for Events {}
 ///
 /// # Errors
 /// The ring buffer cannot be waited on.
-pub async fn run(events: Events, log: FlowLog, world: Shared, map_reader: MapReader) -> io::Result<()> {
+pub async fn run(events: Events, log: FlowLog, agent: SharedState, map_reader: MapReader) -> io::Result<()> {
     let mut ring = syscalls::readable(events)?;
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -120,8 +120,8 @@ pub async fn run(events: Events, log: FlowLog, world: Shared, map_reader: MapRea
                 if let Ok(lost) = map_reader.maps().lost_events() {
                     log.lost.store(lost, Ordering::Relaxed);
                 }
-                let world = world.read();
-                let mut observer = Observer::new(&world, log.lost());
+                let agent = agent.read();
+                let mut observer = Observer::new(&agent, log.lost());
                 log.append(events.iter().map(|event| {
                     let kind = match event.kind {
                         kind if kind == EventKind::End as u32 => "end",
@@ -131,7 +131,7 @@ pub async fn run(events: Events, log: FlowLog, world: Shared, map_reader: MapRea
                     observer.see(kind, &event.key, &event.flow)
                 }));
             }
-            _ = sweep.tick() => forget_idle(&log, &world, &map_reader),
+            _ = sweep.tick() => forget_idle(&log, &agent, &map_reader),
         }
     }
 }
@@ -148,7 +148,7 @@ fn drain(ring: &mut Events) -> Vec<FlowEvent> {
 }
 
 /// Ends flows that have been silent for so long that the programs would start them anew.
-fn forget_idle(log: &FlowLog, world: &Shared, map_reader: &MapReader) {
+fn forget_idle(log: &FlowLog, agent: &SharedState, map_reader: &MapReader) {
     let mut maps = map_reader.maps();
     let silent = match maps.silent_flows(hauberk_datapath::now()) {
         Ok(flows) => flows,
@@ -171,8 +171,8 @@ fn forget_idle(log: &FlowLog, world: &Shared, map_reader: &MapReader) {
         let closed = flow.tcp_flags & (hauberk_abi::flow::TCP_FIN | hauberk_abi::flow::TCP_RST) != 0;
         !closed || flow.encryption == Encryption::Refused as u8
     });
-    let world = world.read();
-    let mut observer = Observer::new(&world, log.lost());
+    let agent = agent.read();
+    let mut observer = Observer::new(&agent, log.lost());
     log.append(untold.map(|(key, flow)| observer.see("end", key, flow)));
 }
 
@@ -180,8 +180,8 @@ fn forget_idle(log: &FlowLog, world: &Shared, map_reader: &MapReader) {
 ///
 /// # Errors
 /// [`DatapathError`] if they cannot be read.
-pub fn ongoing(world: &World, map_reader: &MapReader, lost: u64) -> Result<Vec<FlowRecord>, DatapathError> {
-    let mut observer = Observer::new(world, lost);
+pub fn ongoing(agent: &AgentState, map_reader: &MapReader, lost: u64) -> Result<Vec<FlowRecord>, DatapathError> {
+    let mut observer = Observer::new(agent, lost);
     let flows = map_reader.maps().flows(observer.clock.monotonic)?;
     Ok(flows.iter().map(|(key, flow)| observer.see("ongoing", key, flow).record()).collect())
 }
@@ -219,7 +219,7 @@ impl Clock {
 
 /// Gives the flows of one moment a time and names. Each name is looked up once.
 struct Observer<'a> {
-    world: &'a World,
+    agent: &'a AgentState,
     clock: Clock,
     node: Arc<str>,
     names: BTreeMap<Address, Name>,
@@ -228,9 +228,9 @@ struct Observer<'a> {
 }
 
 impl<'a> Observer<'a> {
-    fn new(world: &'a World, lost: u64) -> Observer<'a> {
-        let node = world.local.name.as_str().into();
-        Observer { world, clock: Clock::now(), node, names: BTreeMap::new(), peers: BTreeMap::new(), lost }
+    fn new(agent: &'a AgentState, lost: u64) -> Observer<'a> {
+        let node = agent.local.name.as_str().into();
+        Observer { agent, clock: Clock::now(), node, names: BTreeMap::new(), peers: BTreeMap::new(), lost }
     }
 
     fn see(&mut self, event: &'static str, key: &FlowKey, flow: &Flow) -> Seen {
@@ -249,12 +249,12 @@ impl<'a> Observer<'a> {
     }
 
     fn name(&mut self, address: Address) -> Name {
-        let look_up = || self.world.name_of(&address).map(Arc::from);
+        let look_up = || self.agent.name_of(&address).map(Arc::from);
         self.names.entry(address).or_insert_with(look_up).clone()
     }
 
     fn peer(&mut self, number: u32) -> Name {
-        let look_up = || self.world.model.node_name(NodeNumber(number)).map(Arc::from);
+        let look_up = || self.agent.model.node_name(NodeNumber(number)).map(Arc::from);
         self.peers.entry(number).or_insert_with(look_up).clone()
     }
 }

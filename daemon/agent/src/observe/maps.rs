@@ -12,20 +12,20 @@ use hauberk_datapath::tables::{Table, answers, identities, pods, tunnels};
 use hauberk_datapath::{DatapathError, Pins};
 
 use super::MapReader;
-use crate::world::{Shared, World};
+use crate::state::{AgentState, SharedState};
 
 /// Everything the datapath holds.
 ///
 /// # Errors
 /// [`DatapathError`] if a map cannot be read.
-pub fn maps(world: &Shared, map_reader: &MapReader, pins: &Pins) -> Result<Maps, DatapathError> {
+pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<Maps, DatapathError> {
     let links = pins
         .attached()?
         .into_iter()
         .map(|link| LinkStatus { interface: link.interface, hook: link.hook, how: link.how.as_str().into() })
         .collect();
     let maps = map_reader.maps();
-    let world = world.read();
+    let agent = agent.read();
     let row = |table: &Table, rows: Vec<(String, String)>| MapContent {
         name: table.name.into(),
         purpose: table.holds.into(),
@@ -34,8 +34,8 @@ pub fn maps(world: &Shared, map_reader: &MapReader, pins: &Pins) -> Result<Maps,
         rows,
     };
     let endpoints =
-        maps.endpoints()?.into_iter().map(|(address, id)| (address.to_string(), identity(&world, &id, Some(&address))));
-    let ranges = maps.ranges()?.into_iter().map(|(range, id)| (prefix(&range), identity(&world, &id, None)));
+        maps.endpoints()?.into_iter().map(|(address, id)| (address.to_string(), identity(&agent, &id, Some(&address))));
+    let ranges = maps.ranges()?.into_iter().map(|(range, id)| (prefix(&range), identity(&agent, &id, None)));
     let attachments = maps.attachments()?.into_iter().map(|(address, attachment)| {
         (address.to_string(), format!("interface {} with MAC {}", attachment.interface, mac(attachment.macs[0])))
     });
@@ -46,7 +46,7 @@ pub fn maps(world: &Shared, map_reader: &MapReader, pins: &Pins) -> Result<Maps,
     let peers = maps.peers()?.into_iter().map(|(number, peer)| {
         let key = if peer.flags & peer_flag::KEY != 0 { "has a key" } else { "has no key" };
         let ready = if peer.flags & peer_flag::READY != 0 { ", answered a handshake" } else { "" };
-        (node(&world, number), format!("{key}{ready}, epoch {}", peer.epoch))
+        (node(&agent, number), format!("{key}{ready}, epoch {}", peer.epoch))
     });
     let sealed = maps.sealed()?.into_iter().map(|(flow, answer)| {
         let (source, destination) = (flow.source, flow.destination);
@@ -59,11 +59,11 @@ pub fn maps(world: &Shared, map_reader: &MapReader, pins: &Pins) -> Result<Maps,
                 )
             }
         };
-        (what, format!("sealed to {}", node(&world, answer.node)))
+        (what, format!("sealed to {}", node(&agent, answer.node)))
     });
     Ok(Maps {
         pin_directory: pins.display(),
-        settings: settings(&world, &maps.settings()?),
+        settings: settings(&agent, &maps.settings()?),
         maps: vec![
             row(&identities::ENDPOINTS, endpoints.collect()),
             row(&identities::RANGES, ranges.collect()),
@@ -76,10 +76,10 @@ pub fn maps(world: &Shared, map_reader: &MapReader, pins: &Pins) -> Result<Maps,
     })
 }
 
-fn settings(world: &World, settings: &Settings) -> BTreeMap<String, String> {
+fn settings(agent: &AgentState, settings: &Settings) -> BTreeMap<String, String> {
     let on = |bit: u32| if settings.flags & bit != 0 { "yes" } else { "no" }.to_owned();
     BTreeMap::from([
-        ("node".into(), node(world, settings.node)),
+        ("node".into(), node(agent, settings.node)),
         ("tunnel interface".into(), settings.tunnel.to_string()),
         ("tunnel MTU".into(), settings.tunnel_mtu.to_string()),
         ("host routing by the stack".into(), on(flag::STACK)),
@@ -90,9 +90,9 @@ fn settings(world: &World, settings: &Settings) -> BTreeMap<String, String> {
     ])
 }
 
-fn identity(world: &World, identity: &Identity, address: Option<&Address>) -> String {
-    let name = address.and_then(|address| world.name_of(address)).map(|name| format!(" {name}")).unwrap_or_default();
-    let place = if identity.node == 0 { "no known node".to_owned() } else { node(world, identity.node) };
+fn identity(agent: &AgentState, identity: &Identity, address: Option<&Address>) -> String {
+    let name = address.and_then(|address| agent.name_of(address)).map(|name| format!(" {name}")).unwrap_or_default();
+    let place = if identity.node == 0 { "no known node".to_owned() } else { node(agent, identity.node) };
     match identity.kind() {
         Kind::Pod => format!("pod{name} on {place}, {}", protection_in_words(identity)),
         Kind::Node => format!("node{name}"),
@@ -111,8 +111,8 @@ fn protection_in_words(identity: &Identity) -> &'static str {
     }
 }
 
-fn node(world: &World, number: u32) -> String {
-    world.model.node_name(NodeNumber(number)).map_or_else(|| format!("node number {number}"), str::to_owned)
+fn node(agent: &AgentState, number: u32) -> String {
+    agent.model.node_name(NodeNumber(number)).map_or_else(|| format!("node number {number}"), str::to_owned)
 }
 
 fn prefix(range: &Prefix) -> String {

@@ -15,7 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::flows::FlowLog;
 use super::status::{Facts, status};
 use super::{MapReader, drops};
-use crate::world::Shared;
+use crate::state::SharedState;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Drop {
@@ -68,13 +68,13 @@ type Gauges<L> = Family<L, Gauge>;
 
 /// All metrics, as text.
 pub fn metrics(
-    world: &Shared,
+    agent: &SharedState,
     map_reader: &MapReader,
     facts: &Facts,
     log: &FlowLog,
 ) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("hauberk");
-    let now = status(&world.read(), map_reader, facts);
+    let now = status(&agent.read(), map_reader, facts);
 
     registry.register(
         "build",
@@ -105,7 +105,7 @@ pub fn metrics(
         "apply",
         "From when the source told of a change to when the kernel held it",
         Unit::Seconds,
-        world.read().apply_seconds.clone(),
+        agent.read().apply_seconds.clone(),
     );
     gauge(&mut registry, "attachments", "Pods attached on this node", now.attachments as i64);
 
@@ -117,7 +117,7 @@ pub fn metrics(
     registry.register("problems", "Problems at the moment, as in `hauberk status`", problems);
 
     let dropped = Counters::<Drop>::default();
-    if let Ok(drops) = drops::drops(world, map_reader, &facts.config.tunnel.device) {
+    if let Ok(drops) = drops::drops(agent, map_reader, &facts.config.tunnel.device) {
         for count in drops.reasons {
             dropped.get_or_create(&Drop { place: count.place, reason: count.reason }).inc_by(count.packets);
         }
@@ -125,13 +125,13 @@ pub fn metrics(
     registry.register("drop_packets", "Dropped packets by reason", dropped);
 
     let leaked = Counters::<DeviceLabel>::default();
-    for (device, packets) in world.read().leaks.devices() {
+    for (device, packets) in agent.read().leaks.devices() {
         leaked.get_or_create(&DeviceLabel { device: device.to_owned() }).inc_by(packets);
     }
     registry.register("leaked_packets", "Packets seen leaving in the clear that had to be encrypted", leaked);
 
     let plaintext = Counters::<NodeLabel>::default();
-    for (node, packets) in world.read().plaintext.senders() {
+    for (node, packets) in agent.read().plaintext.senders() {
         plaintext.get_or_create(&NodeLabel { node: node.to_owned() }).inc_by(packets);
     }
     registry.register(

@@ -15,7 +15,7 @@ use hauberk_core::missing::{self, Missing};
 use jiff::Timestamp;
 use tracing::warn;
 
-use crate::world::{Shared, World};
+use crate::state::{AgentState, SharedState};
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(2);
@@ -24,29 +24,29 @@ const LOOK: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Looks for them until the runtime ends.
-pub async fn watch(world: Shared) {
+pub async fn watch(agent: SharedState) {
     let mut since = Since::default();
     loop {
         tokio::time::sleep(LOOK).await;
-        let backend = world.read().running.as_ref().map(|running| running.backend.clone());
+        let backend = agent.read().running.as_ref().map(|running| running.backend.clone());
         let strangers = backend.and_then(|backend| backend.stats().ok()).unwrap_or_default().strangers;
-        let problems = since.look(&world.read(), &strangers, Instant::now());
-        if problems != world.read().missing {
-            tell(&mut world.write(), problems);
+        let problems = since.look(&agent.read(), &strangers, Instant::now());
+        if problems != agent.read().missing {
+            tell(&mut agent.write(), problems);
         }
     }
 }
 
 /// Also notes an event for each new problem. A problem with only a changed text is not new.
-fn tell(world: &mut World, problems: Vec<Problem>) {
-    let before = std::mem::replace(&mut world.missing, problems);
+fn tell(agent: &mut AgentState, problems: Vec<Problem>) {
+    let before = std::mem::replace(&mut agent.missing, problems);
     let known: BTreeSet<&str> = before.iter().map(|problem| problem.object.as_str()).collect();
     let news: Vec<Problem> =
-        world.missing.iter().filter(|problem| !known.contains(problem.object.as_str())).cloned().collect();
+        agent.missing.iter().filter(|problem| !known.contains(problem.object.as_str())).cloned().collect();
     for Problem { object, message, .. } in news {
         let objects = vec![object.strip_prefix("node/").map_or(object.clone(), |node| format!("Node/{node}"))];
         let event = NewEvent { warning: true, reason: reason::NODE_MISSING, objects, message };
-        if world.events.note(&event, Timestamp::now()) {
+        if agent.events.note(&event, Timestamp::now()) {
             warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
         }
     }
@@ -63,13 +63,13 @@ struct Since {
 
 impl Since {
     /// Nodes that have been missing for long enough.
-    fn look(&mut self, world: &World, strangers: &[Stranger], now: Instant) -> Vec<Problem> {
-        let generation = world.model.generation();
-        if self.seen.as_ref().is_none_or(|(seen, local)| (*seen, local) != (generation, &world.local)) {
+    fn look(&mut self, agent: &AgentState, strangers: &[Stranger], now: Instant) -> Vec<Problem> {
+        let generation = agent.model.generation();
+        if self.seen.as_ref().is_none_or(|(seen, local)| (*seen, local) != (generation, &agent.local)) {
             // Before everything has been read, absence says nothing.
-            let is_known = world.model.synced();
-            self.found = if is_known { missing::missing(&world.model, &world.local) } else { BTreeMap::default() };
-            self.seen = Some((generation, world.local.clone()));
+            let is_known = agent.model.synced();
+            self.found = if is_known { missing::missing(&agent.model, &agent.local) } else { BTreeMap::default() };
+            self.seen = Some((generation, agent.local.clone()));
         }
         let found = &self.found;
         self.since.retain(|node, _| found.contains_key(node));
@@ -78,31 +78,31 @@ impl Since {
         }
         let lasting = strangers.iter().filter(|stranger| stranger.asked_for >= GRACE);
         let mut asking: BTreeMap<Option<String>, BTreeSet<IpAddr>> = BTreeMap::new();
-        for address in lasting.map(|stranger| stranger.from.ip().to_canonical()).filter(|_| world.model.synced()) {
-            asking.entry(owner(world, address)).or_default().insert(address);
+        for address in lasting.map(|stranger| stranger.from.ip().to_canonical()).filter(|_| agent.model.synced()) {
+            asking.entry(owner(agent, address)).or_default().insert(address);
         }
-        let here = opted_in_here(world);
+        let here = opted_in_here(agent);
         let mut problems = Vec::new();
         for (node, missing) in found {
             if self.since.get(node).is_some_and(|since| now.duration_since(*since) >= GRACE) {
                 let asks = asking.remove(&Some(node.clone())).unwrap_or_default();
-                problems.push(without_object(world, node, missing, &asks, here));
+                problems.push(without_object(agent, node, missing, &asks, here));
             }
         }
-        problems.extend(asking.into_iter().map(|(node, addresses)| unknown_key(world, node, &addresses, here)));
+        problems.extend(asking.into_iter().map(|(node, addresses)| unknown_key(agent, node, &addresses, here)));
         problems
     }
 }
 
 /// Whether one of this node's pods is opted in.
-fn opted_in_here(world: &World) -> bool {
-    world.desired.state.pods.values().any(|pod| pod.protection > Protection::None)
+fn opted_in_here(agent: &AgentState) -> bool {
+    agent.desired.state.pods.values().any(|pod| pod.protection > Protection::None)
 }
 
 /// The node that has an address, or had it until recently.
-fn owner(world: &World, address: IpAddr) -> Option<String> {
-    let departed = || world.model.departed().find(|(departed, _)| *departed == address);
-    let named = world.model.nodes().find(|node| node.addresses.iter().any(|given| given.address == address));
+fn owner(agent: &AgentState, address: IpAddr) -> Option<String> {
+    let departed = || agent.model.departed().find(|(departed, _)| *departed == address);
+    let named = agent.model.nodes().find(|node| node.addresses.iter().any(|given| given.address == address));
     named.map(|node| node.name.clone()).or_else(|| departed().map(|(_, node)| node.to_owned()))
 }
 
@@ -110,7 +110,7 @@ fn severity(concerns_opted_in: bool) -> Severity {
     if concerns_opted_in { Severity::Critical } else { Severity::Warning }
 }
 
-fn without_object(world: &World, node: &str, missing: &Missing, asks: &BTreeSet<IpAddr>, here: bool) -> Problem {
+fn without_object(agent: &AgentState, node: &str, missing: &Missing, asks: &BTreeSet<IpAddr>, here: bool) -> Problem {
     let pods = if missing.pods == 1 { "a pod is" } else { "pods are" };
     let alive = if asks.is_empty() {
         String::new()
@@ -123,17 +123,17 @@ fn without_object(world: &World, node: &str, missing: &Missing, asks: &BTreeSet<
         message: format!(
             "has no Node object in {}, but {pods} on it ({}): no route and no tunnel leads there, and what opted-in pods send there \
              or get from there is dropped{alive}; bring the Node object back, or, if the node is gone, delete its pods",
-            world.source.location,
+            agent.source.location,
             missing.pods_in_words()
         ),
     }
 }
 
-fn unknown_key(world: &World, node: Option<String>, addresses: &BTreeSet<IpAddr>, here: bool) -> Problem {
+fn unknown_key(agent: &AgentState, node: Option<String>, addresses: &BTreeSet<IpAddr>, here: bool) -> Problem {
     let from = words(addresses);
-    let location = &world.source.location;
+    let location = &agent.source.location;
     match node {
-        Some(node) if world.model.node_object(&node).is_some() => Problem {
+        Some(node) if agent.model.node_object(&node).is_some() => Problem {
             severity: severity(here),
             object: format!("node/{node}"),
             message: format!(
@@ -172,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    fn world(label: Option<&str>) -> World {
+    fn agent(label: Option<&str>) -> AgentState {
         crate::testing::payments(label, "n2", "10.0.2.5")
     }
 
@@ -184,20 +184,20 @@ mod tests {
     #[test]
     fn a_missing_node_is_told_with_its_pods_after_a_while_and_until_it_is_there() {
         for (label, expected) in [(Some("enabled"), Severity::Critical), (None, Severity::Warning)] {
-            let (mut world, mut since, begin) = (world(label), Since::default(), Instant::now());
-            assert!(since.look(&world, &[], begin).is_empty());
-            assert!(since.look(&world, &[], begin + GRACE / 2).is_empty());
-            let problems = since.look(&world, &[], begin + GRACE);
+            let (mut agent, mut since, begin) = (agent(label), Since::default(), Instant::now());
+            assert!(since.look(&agent, &[], begin).is_empty());
+            assert!(since.look(&agent, &[], begin + GRACE / 2).is_empty());
+            let problems = since.look(&agent, &[], begin + GRACE);
             assert_eq!((problems[0].object.as_str(), problems[0].severity), ("node/n2", expected));
             assert!(problems[0].message.contains("payments/a"), "{problems:?}");
-            tell(&mut world, problems.clone());
-            tell(&mut world, problems);
-            let events = world.events.list();
+            tell(&mut agent, problems.clone());
+            tell(&mut agent, problems);
+            let events = agent.events.list();
             assert_eq!((events.len(), events[0].objects.as_slice()), (1, ["Node/n2".to_owned()].as_slice()));
-            let _ = world.model.apply(Change::Node(node()));
-            assert!(since.look(&world, &[], begin + 2 * GRACE).is_empty());
-            let _ = world.model.apply(Change::NodeGone("n2".into()));
-            assert!(since.look(&world, &[], begin + 2 * GRACE).is_empty(), "it begins anew");
+            let _ = agent.model.apply(Change::Node(node()));
+            assert!(since.look(&agent, &[], begin + 2 * GRACE).is_empty());
+            let _ = agent.model.apply(Change::NodeGone("n2".into()));
+            assert!(since.look(&agent, &[], begin + 2 * GRACE).is_empty(), "it begins anew");
         }
     }
 
@@ -206,22 +206,22 @@ mod tests {
         let begin = Instant::now();
         let from =
             |text: &str, seconds| Stranger { from: text.parse().unwrap(), asked_for: Duration::from_secs(seconds) };
-        let look = |world: &World, stranger| Since::default().look(world, &[stranger], begin);
-        let mut world = world(None);
-        assert!(look(&world, from("192.0.2.2:51840", 5)).is_empty(), "once is no news");
-        let unknown = look(&world, from("192.0.2.2:51840", 15));
+        let look = |agent: &AgentState, stranger| Since::default().look(agent, &[stranger], begin);
+        let mut agent = agent(None);
+        assert!(look(&agent, from("192.0.2.2:51840", 5)).is_empty(), "once is no news");
+        let unknown = look(&agent, from("192.0.2.2:51840", 15));
         assert_eq!((unknown[0].object.as_str(), unknown[0].severity), ("tunnel", Severity::Warning));
         assert!(unknown[0].message.contains("192.0.2.2"), "{unknown:?}");
-        let _ = world.model.apply(Change::Node(node()));
-        let other_key = look(&world, from("[::ffff:192.0.2.2]:51840", 15));
+        let _ = agent.model.apply(Change::Node(node()));
+        let other_key = look(&agent, from("[::ffff:192.0.2.2]:51840", 15));
         assert!(other_key[0].message.contains("does not publish"), "{other_key:?}");
-        let _ = world.model.apply(Change::NodeGone("n2".into()));
-        let gone = look(&world, from("192.0.2.2:51840", 15));
+        let _ = agent.model.apply(Change::NodeGone("n2".into()));
+        let gone = look(&agent, from("192.0.2.2:51840", 15));
         assert_eq!(gone[0].object, "node/n2");
         assert!(gone[0].message.contains("any more"), "{gone:?}");
         let mut since = Since::default();
-        let _ = since.look(&world, &[], begin);
-        let both = since.look(&world, &[from("192.0.2.2:51840", 15)], begin + GRACE);
+        let _ = since.look(&agent, &[], begin);
+        let both = since.look(&agent, &[from("192.0.2.2:51840", 15)], begin + GRACE);
         assert_eq!(both.len(), 1, "{both:?}");
         assert!(both[0].message.contains("alive") && both[0].message.contains("payments/a"), "{both:?}");
     }

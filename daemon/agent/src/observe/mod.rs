@@ -1,4 +1,4 @@
-//! Observers read maps, statistics and the [`crate::world`]. They never write to the kernel, with
+//! Observers read maps, statistics and the [`crate::state`]. They never write to the kernel, with
 //! one exception that decides nothing: [`flows`] removes idle flows.
 
 pub mod changes;

@@ -23,8 +23,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
 use super::MapReader;
+use crate::state::Device;
 use crate::syscalls;
-use crate::world::Device;
 
 /// How long a probe may take.
 const PATIENCE: Duration = Duration::from_secs(2);

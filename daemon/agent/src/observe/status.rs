@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::{MapReader, contests, losses};
 use crate::config::{Config, HostRouting};
-use crate::world::{Running, World, key_status};
+use crate::state::{AgentState, Running, key_status};
 
 /// What does not change while the agent runs.
 pub struct Facts {
@@ -45,16 +45,16 @@ pub struct ClusterFacts {
 const MUTE: u32 = 3;
 
 /// The status now.
-pub fn status(world: &World, map_reader: &MapReader, facts: &Facts) -> Status {
-    let stats = world.running.as_ref().map(|running| running.backend.stats());
+pub fn status(agent: &AgentState, map_reader: &MapReader, facts: &Facts) -> Status {
+    let stats = agent.running.as_ref().map(|running| running.backend.stats());
     let (stats, silent) = match stats {
         Some(Ok(stats)) => (stats, None),
         Some(Err(error)) => (Stats::default(), Some(error.to_string())),
         None => (Stats::default(), None),
     };
-    let mute = mute_nodes(world, &stats);
-    let peers = peers(world, &stats, &mute);
-    let mut namespaces = convergence(&world.model, &world.local);
+    let mute = mute_nodes(agent, &stats);
+    let peers = peers(agent, &stats, &mute);
+    let mut namespaces = convergence(&agent.model, &agent.local);
     if let Some(cluster) = &facts.cluster {
         let since = cluster.since.borrow();
         for namespace in namespaces.iter_mut().filter(|namespace| namespace.waiting_for.is_empty()) {
@@ -62,24 +62,24 @@ pub fn status(world: &World, map_reader: &MapReader, facts: &Facts) -> Status {
         }
     }
     let mut problems = facts.lasting.clone();
-    problems.extend(world.failures.values().cloned());
-    problems.extend(world.cni.clone());
-    problems.extend(no_pod_range(world));
-    problems.extend(not_running(world, silent, &stats, &facts.config.tunnel.device));
+    problems.extend(agent.failures.values().cloned());
+    problems.extend(agent.cni.clone());
+    problems.extend(no_pod_range(agent));
+    problems.extend(not_running(agent, silent, &stats, &facts.config.tunnel.device));
     let any_protected = namespaces.iter().any(|namespace| namespace.protected_pods > 0);
     // Without a datapath here, that alone explains why peers are silent.
-    if world.running.is_some() && any_protected {
-        let publishes = |node: &str| world.model.node_object(node).is_some_and(|object| object.keys.is_some());
-        let permissive = world.desired.permissive_endpoints > 0;
+    if agent.running.is_some() && any_protected {
+        let publishes = |node: &str| agent.model.node_object(node).is_some_and(|object| object.keys.is_some());
+        let permissive = agent.desired.permissive_endpoints > 0;
         problems.extend(peer_problems(&peers, &mute, publishes, permissive));
     }
-    problems.extend(full_maps(world, map_reader));
-    problems.extend(world.leaks.problems());
-    problems.extend(world.plaintext.problems(world.model.node()));
-    problems.extend(world.missing.iter().cloned());
-    problems.extend(world.unconnected.problems(Instant::now()));
-    problems.extend(world.failed_adds.problems(&world.model, &world.local, Instant::now()));
-    problems.extend(contests::problems(world, &mute));
+    problems.extend(full_maps(agent, map_reader));
+    problems.extend(agent.leaks.problems());
+    problems.extend(agent.plaintext.problems(agent.model.node()));
+    problems.extend(agent.missing.iter().cloned());
+    problems.extend(agent.unconnected.problems(Instant::now()));
+    problems.extend(agent.failed_adds.problems(&agent.model, &agent.local, Instant::now()));
+    problems.extend(contests::problems(agent, &mute));
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {
             severity: Severity::Warning,
@@ -92,7 +92,7 @@ pub fn status(world: &World, map_reader: &MapReader, facts: &Facts) -> Status {
             ),
         },
     ));
-    problems.extend(world.desired.events.iter().filter(|event| event.warning).map(|event| Problem {
+    problems.extend(agent.desired.events.iter().filter(|event| event.warning).map(|event| Problem {
         severity: Severity::Warning,
         object: event.objects.join(" and "),
         message: event.message.clone(),
@@ -108,35 +108,35 @@ pub fn status(world: &World, map_reader: &MapReader, facts: &Facts) -> Status {
     problems.sort_by(|a, b| (a.severity, &a.object, &a.message).cmp(&(b.severity, &b.object, &b.message)));
     problems.dedup();
     Status {
-        node: world.local.name.clone(),
+        node: agent.local.name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         started: facts.started,
         now: Timestamp::now(),
-        ready: world.is_ready(),
+        ready: agent.is_ready(),
         problems,
-        tunnel: tunnel(world, &stats, facts),
+        tunnel: tunnel(agent, &stats, facts),
         host_routing: match facts.config.host_routing {
             HostRouting::Bpf => "bpf",
             HostRouting::Stack => "stack",
         }
         .into(),
         attach: facts.attach.into(),
-        uplinks: world.running.as_ref().map(|running| running.uplinks.clone()).unwrap_or_default(),
+        uplinks: agent.running.as_ref().map(|running| running.uplinks.clone()).unwrap_or_default(),
         peers,
         namespaces,
-        attachments: world.model.attachments().filter(|(_, attachment)| attachment.attach.is_some()).count(),
-        source: world.source.clone(),
+        attachments: agent.model.attachments().filter(|(_, attachment)| attachment.attach.is_some()).count(),
+        source: agent.source.clone(),
         configuration,
     }
 }
 
-fn tunnel(world: &World, stats: &Stats, facts: &Facts) -> TunnelStatus {
+fn tunnel(agent: &AgentState, stats: &Stats, facts: &Facts) -> TunnelStatus {
     TunnelStatus {
         backend: facts.config.tunnel.backend.mechanism().name().into(),
         backend_reason: facts.config.tunnel.backend.reason().into(),
         device: facts.config.tunnel.device.clone(),
         port: facts.config.tunnel.port,
-        mtu: world.running.as_ref().map_or(0, |running: &Running| running.mtu),
+        mtu: agent.running.as_ref().map_or(0, |running: &Running| running.mtu),
         keys: key_status(&facts.keys),
         offloads: stats.offloads.clone(),
         cipher: stats.cipher.clone(),
@@ -145,16 +145,16 @@ fn tunnel(world: &World, stats: &Stats, facts: &Facts) -> TunnelStatus {
     }
 }
 
-fn peers(world: &World, stats: &Stats, mute: &BTreeSet<String>) -> Vec<PeerStatus> {
+fn peers(agent: &AgentState, stats: &Stats, mute: &BTreeSet<String>) -> Vec<PeerStatus> {
     let by_number: BTreeMap<_, &PeerStats> = stats.peers.iter().map(|peer| (peer.number, peer)).collect();
-    let own = world.model.node();
-    let mut peers: Vec<PeerStatus> = world
+    let own = agent.model.node();
+    let mut peers: Vec<PeerStatus> = agent
         .model
         .nodes()
         .filter(|node| node.name != own)
         .map(|node| {
-            let number = world.model.node_number(&node.name);
-            let wanted = number.and_then(|number| world.desired.state.tunnels.peers.get(&number));
+            let number = agent.model.node_number(&node.name);
+            let wanted = number.and_then(|number| agent.desired.state.tunnels.peers.get(&number));
             let seen = number.and_then(|number| by_number.get(&number));
             PeerStatus {
                 node: node.name.clone(),
@@ -180,27 +180,27 @@ fn peers(world: &World, stats: &Stats, mute: &BTreeSet<String>) -> Vec<PeerStatu
 }
 
 /// Nodes that do not answer handshakes.
-fn mute_nodes(world: &World, stats: &Stats) -> BTreeSet<String> {
+fn mute_nodes(agent: &AgentState, stats: &Stats) -> BTreeSet<String> {
     let mute = stats.peers.iter().filter(|peer| peer.unanswered >= MUTE);
-    mute.filter_map(|peer| world.model.node_name(peer.number)).map(str::to_owned).collect()
+    mute.filter_map(|peer| agent.model.node_name(peer.number)).map(str::to_owned).collect()
 }
 
 /// The problem that pods which hauberk-cni connects have no range to get an address from.
-fn no_pod_range(world: &World) -> Option<Problem> {
-    let node = world.model.node_object(world.model.node())?;
-    if world.local.settings.chained || !node.pod_ranges.is_empty() {
+fn no_pod_range(agent: &AgentState) -> Option<Problem> {
+    let node = agent.model.node_object(agent.model.node())?;
+    if agent.local.settings.chained || !node.pod_ranges.is_empty() {
         return None;
     }
     let message = format!(
         "has no spec.podCIDRs: new pods get no network until it has; does the cluster give out pod ranges \
          (kube-controller-manager --allocate-node-cidrs)? What runs is not concerned; read from {}",
-        world.source.location
+        agent.source.location
     );
     Some(Problem { severity: Severity::Warning, object: format!("node/{}", node.name), message })
 }
 
 /// Why protected pods cannot get what they ask for.
-fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &str) -> Vec<Problem> {
+fn not_running(agent: &AgentState, silent: Option<String>, stats: &Stats, tunnel: &str) -> Vec<Problem> {
     let critical =
         |object: &str, message: String| Problem { severity: Severity::Critical, object: object.into(), message };
     let mut problems = Vec::new();
@@ -210,41 +210,41 @@ fn not_running(world: &World, silent: Option<String>, stats: &Stats, tunnel: &st
         );
         problems.push(critical("tunnel", message));
     }
-    let why = world.source.unavailable_because.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-    if !world.source.synced {
+    let why = agent.source.unavailable_because.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    if !agent.source.synced {
         let message = format!(
             "the objects in {} have not all been read yet{why}; opted-in pods cannot reach the world, and nothing is removed",
-            world.source.location
+            agent.source.location
         );
         problems.push(critical("source", message));
-    } else if let Some(since) = world.source.unavailable_since {
+    } else if let Some(since) = agent.source.unavailable_since {
         let message = format!(
             "{} has been unusable since {since}{why}; what was known is kept, changes are not seen",
-            world.source.location
+            agent.source.location
         );
         problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });
     }
-    if world.source.rejected > 0 {
+    if agent.source.rejected > 0 {
         let message = format!(
             "{} objects are rejected, their last good version (if any) is used; see `hauberk events`",
-            world.source.rejected
+            agent.source.rejected
         );
         problems.push(Problem { severity: Severity::Warning, object: "source".into(), message });
     }
-    match world.self_test.outcome() {
-        _ if world.running.is_none() => {
+    match agent.self_test.outcome() {
+        _ if agent.running.is_none() => {
             // The reason of a failed start is reported already.
-            let why = world.not_up().filter(|_| !world.failures.contains_key("datapath"));
+            let why = agent.not_up().filter(|_| !agent.failures.contains_key("datapath"));
             problems.extend(why.map(|why| critical("datapath", why)));
         }
         Some(Err(reason)) => problems.push(critical("datapath", format!("the self-test failed: {reason}"))),
         None => problems.push(critical("datapath", "the self-test has not run yet".into())),
         Some(Ok(())) => {}
     }
-    problems.extend(world.running.iter().flat_map(lacks_of_nftables));
-    let lost = world.running.iter().filter_map(|running| running.losses.as_ref());
+    problems.extend(agent.running.iter().flat_map(lacks_of_nftables));
+    let lost = agent.running.iter().filter_map(|running| running.losses.as_ref());
     problems.extend(lost.map(|(losses, neighbours)| losses::problem(losses, neighbours, tunnel)));
-    problems.extend(world.running.iter().flat_map(|running| running.firewalls.problems()));
+    problems.extend(agent.running.iter().flat_map(|running| running.firewalls.problems()));
     problems
 }
 
@@ -304,9 +304,9 @@ fn peer_problems(
 }
 
 /// What does not fit is unknown, hence treated as opted-in: safe, but not what its owner asked for.
-fn full_maps(world: &World, map_reader: &MapReader) -> Vec<Problem> {
+fn full_maps(agent: &AgentState, map_reader: &MapReader) -> Vec<Problem> {
     let maps = map_reader.maps();
-    let known = &world.desired.state.identities;
+    let known = &agent.desired.state.identities;
     let wanted = [(&identities::ENDPOINTS, known.endpoints.len()), (&identities::RANGES, known.ranges.len())];
     wanted
         .into_iter()

@@ -11,7 +11,7 @@ use hauberk_core::local_node::LocalNode;
 use hauberk_core::names::PodName;
 use hauberk_core::unconnected::{self, Lack, Unconnected};
 
-use crate::world::{Shared, World};
+use crate::state::{AgentState, SharedState};
 
 /// Interval of the looks.
 const LOOK: Duration = Duration::from_secs(2);
@@ -19,19 +19,19 @@ const LOOK: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Looks for such pods until the runtime ends.
-pub async fn watch(world: Shared) {
+pub async fn watch(agent: SharedState) {
     let mut seen: Option<Seen> = None;
     loop {
         tokio::time::sleep(LOOK).await;
         let found = {
-            let world = world.read();
-            if seen.as_ref().is_some_and(|seen| seen.is_still(&world)) {
+            let agent = agent.read();
+            if seen.as_ref().is_some_and(|seen| seen.is_still(&agent)) {
                 continue;
             }
-            seen = Some(Seen::of(&world));
-            find(&world)
+            seen = Some(Seen::of(&agent));
+            find(&agent)
         };
-        world.write().unconnected.take(found, Instant::now());
+        agent.write().unconnected.take(found, Instant::now());
     }
 }
 
@@ -44,21 +44,21 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(world: &World) -> Seen {
-        Seen { generation: world.model.generation(), local: world.local.clone(), interfaces: world.interfaces.clone() }
+    fn of(agent: &AgentState) -> Seen {
+        Seen { generation: agent.model.generation(), local: agent.local.clone(), interfaces: agent.interfaces.clone() }
     }
 
-    fn is_still(&self, world: &World) -> bool {
-        self.generation == world.model.generation() && self.interfaces == world.interfaces && self.local == world.local
+    fn is_still(&self, agent: &AgentState) -> bool {
+        self.generation == agent.model.generation() && self.interfaces == agent.interfaces && self.local == agent.local
     }
 }
 
 /// Finds nothing before all objects have been read, or while the kernel does not list its devices:
 /// then something that is absent may only be unknown.
-fn find(world: &World) -> BTreeMap<String, Unconnected> {
-    match &world.interfaces {
-        Some(interfaces) if world.model.synced() => {
-            unconnected::unconnected(&world.model, &world.local, |index| interfaces.contains(&index))
+fn find(agent: &AgentState) -> BTreeMap<String, Unconnected> {
+    match &agent.interfaces {
+        Some(interfaces) if agent.model.synced() => {
+            unconnected::unconnected(&agent.model, &agent.local, |index| interfaces.contains(&index))
         }
         _ => BTreeMap::new(),
     }
@@ -153,8 +153,8 @@ mod tests {
     use super::*;
 
     /// A pod of this node whose interface has the index 7.
-    fn world(label: Option<&str>) -> World {
-        let mut world = crate::testing::payments(label, "n1", "10.0.1.5");
+    fn agent(label: Option<&str>) -> AgentState {
+        let mut agent = crate::testing::payments(label, "n1", "10.0.1.5");
         let pod = PodReference { namespace: "payments".into(), name: "a".into(), uid: None };
         let attachment = Attachment {
             request: Reserve {
@@ -180,53 +180,53 @@ mod tests {
             adopted: false,
             recovered: false,
         };
-        let _ = world.model.apply(Change::Attachment(attachment));
-        world.interfaces = Some([1, 7].into());
-        world
+        let _ = agent.model.apply(Change::Attachment(attachment));
+        agent.interfaces = Some([1, 7].into());
+        agent
     }
 
-    fn look(world: &mut World, now: Instant) -> Vec<Problem> {
-        let found = find(world);
-        world.unconnected.take(found, now);
-        world.unconnected.problems(now).collect()
+    fn look(agent: &mut AgentState, now: Instant) -> Vec<Problem> {
+        let found = find(agent);
+        agent.unconnected.take(found, now);
+        agent.unconnected.problems(now).collect()
     }
 
     #[test]
     fn an_interface_that_went_is_told_after_a_while_and_until_it_is_there() {
         for (label, severity) in [(Some("enabled"), Severity::Critical), (None, Severity::Warning)] {
-            let (mut world, begin) = (world(label), Instant::now());
-            assert!(look(&mut world, begin).is_empty());
-            world.interfaces = Some([1].into());
-            assert!(look(&mut world, begin).is_empty());
-            assert!(look(&mut world, begin + GRACE / 2).is_empty(), "its pod may be ending");
-            let told = look(&mut world, begin + GRACE);
+            let (mut agent, begin) = (agent(label), Instant::now());
+            assert!(look(&mut agent, begin).is_empty());
+            agent.interfaces = Some([1].into());
+            assert!(look(&mut agent, begin).is_empty());
+            assert!(look(&mut agent, begin + GRACE / 2).is_empty(), "its pod may be ending");
+            let told = look(&mut agent, begin + GRACE);
             assert_eq!((told.len(), told[0].object.as_str(), told[0].severity), (1, "pod/payments/a", severity));
             assert!(told[0].message.contains("hbk1") && told[0].message.contains("delete the pod"), "{told:?}");
             let name = PodName { namespace: "payments".into(), name: "a".into() };
-            assert!(world.unconnected.of_pod(&name, begin + GRACE).is_some());
-            world.interfaces = Some([1, 7].into());
-            assert!(look(&mut world, begin + GRACE).is_empty());
-            world.interfaces = Some([1].into());
-            assert!(look(&mut world, begin + 2 * GRACE).is_empty(), "it begins anew");
+            assert!(agent.unconnected.of_pod(&name, begin + GRACE).is_some());
+            agent.interfaces = Some([1, 7].into());
+            assert!(look(&mut agent, begin + GRACE).is_empty());
+            agent.interfaces = Some([1].into());
+            assert!(look(&mut agent, begin + 2 * GRACE).is_empty(), "it begins anew");
         }
     }
 
     #[test]
     fn nothing_is_missed_by_one_who_does_not_see() {
-        let (mut world, begin) = (world(None), Instant::now());
+        let (mut agent, begin) = (agent(None), Instant::now());
         for interfaces in [None, Some([1].into())] {
-            world.interfaces = interfaces.clone();
-            let _ = look(&mut world, begin);
-            assert_eq!(look(&mut world, begin + GRACE).len(), usize::from(interfaces.is_some()));
+            agent.interfaces = interfaces.clone();
+            let _ = look(&mut agent, begin);
+            assert_eq!(look(&mut agent, begin + GRACE).len(), usize::from(interfaces.is_some()));
         }
     }
 
     #[test]
     fn by_its_address_it_is_told_sooner() {
-        let (mut world, begin) = (world(None), Instant::now());
-        world.interfaces = Some([1].into());
-        let _ = look(&mut world, begin);
-        let told = |now, address: &str| world.unconnected.of_address(address.parse().unwrap(), now);
+        let (mut agent, begin) = (agent(None), Instant::now());
+        agent.interfaces = Some([1].into());
+        let _ = look(&mut agent, begin);
+        let told = |now, address: &str| agent.unconnected.of_address(address.parse().unwrap(), now);
         assert_eq!(told(begin, "10.0.1.5"), None, "it may be about to come");
         let message = told(begin + LOOK, "10.0.1.5").unwrap();
         assert!(message.contains("nothing that it sends"), "{message}");
@@ -235,18 +235,18 @@ mod tests {
 
     #[test]
     fn it_is_looked_at_again_only_when_something_changed() {
-        let mut world = world(None);
-        let seen = Seen::of(&world);
-        assert!(seen.is_still(&world));
-        let _ = world.model.apply(Change::Synced);
-        assert!(seen.is_still(&world), "that was known");
-        let _ = world.model.apply(Change::NamespaceGone("payments".into()));
-        assert!(!seen.is_still(&world));
-        let seen = Seen::of(&world);
-        world.interfaces = None;
-        assert!(!seen.is_still(&world));
-        let seen = Seen::of(&world);
-        world.local.settings.chained = true;
-        assert!(!seen.is_still(&world));
+        let mut agent = agent(None);
+        let seen = Seen::of(&agent);
+        assert!(seen.is_still(&agent));
+        let _ = agent.model.apply(Change::Synced);
+        assert!(seen.is_still(&agent), "that was known");
+        let _ = agent.model.apply(Change::NamespaceGone("payments".into()));
+        assert!(!seen.is_still(&agent));
+        let seen = Seen::of(&agent);
+        agent.interfaces = None;
+        assert!(!seen.is_still(&agent));
+        let seen = Seen::of(&agent);
+        agent.local.settings.chained = true;
+        assert!(!seen.is_still(&agent));
     }
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use crate::cluster_config;
-use crate::world::World;
+use crate::state::AgentState;
 
 use super::input::Waiter;
 use super::{BATCH, Input, Reconciler};
@@ -18,14 +18,14 @@ impl Reconciler {
         let mut changed = false;
         let mut waiting = Vec::new();
         let now = Timestamp::now();
-        let mut world = self.world.write();
+        let mut agent = self.agent.write();
         for input in batch {
             let changes = match input {
                 Input::Changes(changes) => changes,
                 Input::FromSource(changes, at) => {
                     // Before everything is known, most changes wait for the rest and would distort
                     // the measurement.
-                    if world.model.synced() && self.waiting_since.len() < BATCH {
+                    if agent.model.synced() && self.waiting_since.len() < BATCH {
                         self.waiting_since.push(at);
                     }
                     changes
@@ -34,31 +34,31 @@ impl Reconciler {
                     waiting.push(waiter);
                     vec![*change]
                 }
-                Input::Peer(number, progress) => match (world.model.node_name(number).map(str::to_owned), progress) {
+                Input::Peer(number, progress) => match (agent.model.node_name(number).map(str::to_owned), progress) {
                     (Some(node), Progress::Established) => vec![Change::PeerReady { node, ready: true }],
                     (Some(node), Progress::Failed) => vec![Change::PeerReady { node, ready: false }],
                     _ => Vec::new(),
                 },
                 Input::Devices => Vec::new(),
                 Input::Source(status, events) => {
-                    world.source = *status;
+                    agent.source = *status;
                     for event in events {
-                        note(&mut world, &event, now);
+                        note(&mut agent, &event, now);
                     }
                     Vec::new()
                 }
                 Input::Configuration(config) => {
-                    let settings = cluster_config::settings(&world.local.settings, &config);
-                    changed |= settings != world.local.settings;
-                    world.local.settings = settings;
+                    let settings = cluster_config::settings(&agent.local.settings, &config);
+                    changed |= settings != agent.local.settings;
+                    agent.local.settings = settings;
                     Vec::new()
                 }
             };
             for change in changes {
-                let applied = world.model.apply(change);
+                let applied = agent.model.apply(change);
                 changed |= applied.changed;
                 for event in &applied.events {
-                    note(&mut world, event, now);
+                    note(&mut agent, event, now);
                 }
             }
         }
@@ -67,8 +67,8 @@ impl Reconciler {
 }
 
 /// Notes an event, and logs it if it is new.
-pub(super) fn note(world: &mut World, event: &NewEvent, now: Timestamp) {
-    if world.events.note(event, now) {
+pub(super) fn note(agent: &mut AgentState, event: &NewEvent, now: Timestamp) {
+    if agent.events.note(event, now) {
         if event.warning {
             warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
         } else {

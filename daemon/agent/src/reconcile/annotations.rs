@@ -59,7 +59,7 @@ impl Reconciler {
         if !self.enforces {
             return true;
         }
-        let enforced = self.world.read().desired.enforced.as_ref().map(acknowledged::render);
+        let enforced = self.agent.read().desired.enforced.as_ref().map(acknowledged::render);
         match enforced {
             Some(enforced) => self.annotate([(ENFORCED_ANNOTATION.to_owned(), enforced)].into()),
             None => true,
@@ -69,18 +69,18 @@ impl Reconciler {
     /// If there are too many addresses, those in the node's object and in its pod ranges come
     /// first.
     fn published_addresses(&self) -> BTreeSet<IpAddr> {
-        let mut world = self.world.write();
-        let own = world.model.node_object(world.model.node());
+        let mut agent = self.agent.write();
+        let own = agent.model.node_object(agent.model.node());
         let comes_first = |address: &IpAddr| {
             own.is_some_and(|own| {
                 own.addresses.iter().any(|given| given.address == *address)
                     || own.pod_ranges.iter().any(|range| range.contains(address))
             })
         };
-        let (published, left_out) = addresses::published(&world.local.addresses, comes_first);
+        let (published, left_out) = addresses::published(&agent.local.addresses, comes_first);
         if left_out > 0 {
-            let event = left_out_event(world.model.node(), left_out);
-            note(&mut world, &event, Timestamp::now());
+            let event = left_out_event(agent.model.node(), left_out);
+            note(&mut agent, &event, Timestamp::now());
         }
         published
     }
@@ -88,8 +88,8 @@ impl Reconciler {
     /// Returns whether the annotations are there. If not, they are being written, or will be after
     /// the write under way.
     fn annotate(&mut self, annotations: BTreeMap<String, String>) -> bool {
-        let world = self.world.read();
-        let own = world.model.node_object(world.model.node());
+        let agent = self.agent.read();
+        let own = agent.model.node_object(agent.model.node());
         self.announcer.announce(annotations, |name, value| own.is_none_or(|own| annotation(own, name) == Some(value)))
     }
 

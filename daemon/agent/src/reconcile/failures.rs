@@ -50,7 +50,7 @@ impl Reconciler {
     /// Replaces an area's problems by those it has now.
     pub(super) fn tell(&mut self, area: Area, problems: BTreeMap<String, Problem>) {
         self.failures.0.insert(area, problems);
-        self.world.write().failures = self.failures.all();
+        self.agent.write().failures = self.failures.all();
     }
 
     /// Adds a problem. Returns false.
@@ -63,7 +63,7 @@ impl Reconciler {
         warn!(object, "{message}");
         let problem = Problem { severity, object: object.to_owned(), message };
         self.failures.0.entry(Area::Others).or_default().insert(object.to_owned(), problem);
-        self.world.write().failures = self.failures.all();
+        self.agent.write().failures = self.failures.all();
     }
 
     /// Adds a problem, for a check that runs often: the same message is not logged twice.
@@ -77,7 +77,7 @@ impl Reconciler {
     /// Removes the problem of an object that works again.
     pub(super) fn succeed(&mut self, object: &str) {
         if self.failures.0.get_mut(&Area::Others).and_then(|others| others.remove(object)).is_some() {
-            self.world.write().failures = self.failures.all();
+            self.agent.write().failures = self.failures.all();
         }
     }
 }

@@ -23,8 +23,8 @@ impl Reconciler {
         let mut wanted = Vec::new();
         if self.config.host_routing == HostRouting::Stack {
             wanted.extend([Way::Out, Way::Opened]);
-            let world = self.world.read();
-            let mut pods = world.desired.state.pods.values();
+            let agent = self.agent.read();
+            let mut pods = agent.desired.state.pods.values();
             if pods.any(|pod| pod.protection != Protection::Enabled) {
                 wanted.push(Way::Plain);
             }
@@ -33,7 +33,7 @@ impl Reconciler {
         let ways = self.ways(wanted).await;
         // If there is no answer, the earlier findings stay.
         if let Ok(findings) = firewall::look(ways.clone()).await
-            && let Some(running) = &mut self.world.write().running
+            && let Some(running) = &mut self.agent.write().running
         {
             running.firewalls = Firewalls { ways, findings };
         }
@@ -43,7 +43,7 @@ impl Reconciler {
     /// The devices, ports and ranges of these paths on this node.
     pub(super) async fn ways(&self, ways: Vec<Way>) -> Ways {
         let (Stage::Running(kernel), Some(node)) = (&self.stage, self.own_node()) else { return Ways::default() };
-        let all = self.world.read().local.settings.cluster_ranges.clone();
+        let all = self.agent.read().local.settings.cluster_ranges.clone();
         Ways {
             ways,
             tunnel: self.config.tunnel.device.clone(),

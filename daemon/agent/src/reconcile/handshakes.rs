@@ -16,8 +16,8 @@ impl Reconciler {
     /// start one.
     pub(super) fn start_handshakes(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
-        let world = self.world.read();
-        let wanted = &world.desired;
+        let agent = self.agent.read();
+        let wanted = &agent.desired;
         if wanted.permissive_endpoints == 0 {
             return;
         }

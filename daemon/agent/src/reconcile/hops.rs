@@ -54,10 +54,10 @@ impl Reconciler {
     pub(super) async fn look_at_hops(&mut self) {
         let Stage::Running(kernel) = &self.stage else { return };
         let (wanted, left) = {
-            let world = self.world.read();
+            let agent = self.agent.read();
             (
-                world.desired.state.tunnels.routes.keys().copied().collect(),
-                world.local.detours.keys().copied().collect(),
+                agent.desired.state.tunnels.routes.keys().copied().collect(),
+                agent.local.detours.keys().copied().collect(),
             )
         };
         let Ok(seen) = kernel.next_hops(&wanted, &left).await else { return };
@@ -110,7 +110,7 @@ impl Reconciler {
     /// the node there, and moves them back when the first address answers again. `silences` has the
     /// time for which each address has been silent.
     fn follow_tunnels(&mut self, silences: &BTreeMap<IpAddr, Duration>) {
-        let before = self.world.read().local.detours.clone();
+        let before = self.agent.read().local.detours.clone();
         if silences.is_empty() && before.is_empty() {
             return;
         }
@@ -131,7 +131,7 @@ impl Reconciler {
         }
         if detours != before {
             info!(?detours, "routes follow the tunnel, past addresses at which nobody answers");
-            self.world.write().local.detours = detours;
+            self.agent.write().local.detours = detours;
             self.stale = true;
         }
     }
@@ -151,24 +151,24 @@ impl Reconciler {
 
     /// The node addresses of the routes by this hop.
     fn led_by(&self, hop: &NextHop) -> BTreeSet<IpAddr> {
-        let world = self.world.read();
+        let agent = self.agent.read();
         let routes =
-            hop.destinations.iter().filter_map(|destination| world.desired.state.tunnels.routes.get(destination));
+            hop.destinations.iter().filter_map(|destination| agent.desired.state.tunnels.routes.get(destination));
         routes.map(|route| route.via).collect()
     }
 
     fn nodes_of(&self, addresses: BTreeSet<IpAddr>) -> BTreeSet<String> {
-        let world = self.world.read();
-        addresses.into_iter().map(|to| world.name_of(&to.into()).unwrap_or_else(|| to.to_string())).collect()
+        let agent = self.agent.read();
+        addresses.into_iter().map(|to| agent.name_of(&to.into()).unwrap_or_else(|| to.to_string())).collect()
     }
 
     fn number_of(&self, address: IpAddr) -> Option<NodeNumber> {
-        let world = self.world.read();
-        world.name_of(&address.into()).and_then(|name| world.model.node_number(&name))
+        let agent = self.agent.read();
+        agent.name_of(&address.into()).and_then(|name| agent.model.node_number(&name))
     }
 
     fn is_address_of(&self, node: &str, address: IpAddr) -> bool {
-        self.world.read().name_of(&address.into()).is_some_and(|name| name == node)
+        self.agent.read().name_of(&address.into()).is_some_and(|name| name == node)
     }
 }
 

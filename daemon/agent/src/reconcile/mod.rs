@@ -32,7 +32,7 @@ use tracing::warn;
 use crate::apply::{ApplyError, Found, Kernel, Prepared, carry_out};
 use crate::attachments::Attachments;
 use crate::config::Config;
-use crate::world::Shared;
+use crate::state::SharedState;
 
 use absorb::note;
 use announcer::Announcer;
@@ -68,7 +68,7 @@ enum Stage {
 /// See the module.
 pub struct Reconciler {
     config: Arc<Config>,
-    world: Shared,
+    agent: SharedState,
     stage: Stage,
     actual: State,
     /// Where the kernel may not hold what is desired yet.
@@ -110,7 +110,7 @@ pub struct Parts {
     /// The configuration.
     pub config: Arc<Config>,
     /// The shared state.
-    pub world: Shared,
+    pub agent: SharedState,
     /// The kernel's side, loaded.
     pub prepared: Prepared,
     /// Pods' interfaces on record.
@@ -130,7 +130,7 @@ impl Reconciler {
             parts.attachments.list().iter().filter_map(|a| Some(a.attach.as_ref()?.host_index)).collect();
         Reconciler {
             config: parts.config,
-            world: parts.world,
+            agent: parts.agent,
             stage: Stage::Prepared(Box::new(parts.prepared)),
             actual: State::default(),
             pending: Scope::everything(),
@@ -217,9 +217,9 @@ impl Reconciler {
         let clean = failures.is_empty();
         self.tell(Area::Steps, failures);
         if clean {
-            let world = self.world.write();
+            let agent = self.agent.write();
             for since in self.waiting_since.drain(..) {
-                world.apply_seconds.observe(since.elapsed().as_secs_f64());
+                agent.apply_seconds.observe(since.elapsed().as_secs_f64());
             }
         }
         self.publish(clean).await;
@@ -229,13 +229,13 @@ impl Reconciler {
     /// Updates what is desired from what is known.
     fn follow(&mut self) {
         let now = Timestamp::now();
-        let mut world = self.world.write();
-        let world = &mut *world;
-        let followed = world.desired.follow(&mut world.model, &world.local);
+        let mut agent = self.agent.write();
+        let agent = &mut *agent;
+        let followed = agent.desired.follow(&mut agent.model, &agent.local);
         for event in &followed.news {
-            note(world, event, now);
+            note(agent, event, now);
         }
-        world.changes.note(followed.scope.addresses(), hauberk_datapath::now());
+        agent.changes.note(followed.scope.addresses(), hauberk_datapath::now());
         self.pending.extend(followed.scope);
     }
 
@@ -244,7 +244,7 @@ impl Reconciler {
     async fn carry_out(&mut self) -> (BTreeMap<String, Problem>, bool) {
         let Stage::Running(kernel) = &mut self.stage else { return (BTreeMap::new(), false) };
         let scope = std::mem::take(&mut self.pending);
-        let steps = plan_within(&self.actual, &self.world.read().desired, &scope);
+        let steps = plan_within(&self.actual, &self.agent.read().desired, &scope);
         let failed = carry_out(steps, kernel.as_mut(), &mut self.actual).await;
         self.enforces = !failed.iter().any(|(step, _)| step.concerns_enforcement());
         if !failed.is_empty() {
@@ -278,8 +278,8 @@ impl Reconciler {
 
     /// Every route that should exist; none while that is not known.
     fn own_routes(&self) -> Option<BTreeSet<IpNet>> {
-        let world = self.world.read();
-        let desired = &world.desired;
+        let agent = self.agent.read();
+        let desired = &agent.desired;
         let pods = desired.state.pods.values().flat_map(|pod| pod.addresses.iter().map(|a| IpNet::from(*a)));
         desired.prune.then(|| desired.state.tunnels.routes.keys().copied().chain(pods).collect())
     }
@@ -287,14 +287,14 @@ impl Reconciler {
     /// Whether what a caller waits for is now in force.
     fn answer(&self, waiter: &input::Waiter) -> Result<(), String> {
         let key = &waiter.key;
-        let world = self.world.read();
-        let failure = world.failures.get(&key.object()).map(|problem| problem.message.clone());
+        let agent = self.agent.read();
+        let failure = agent.failures.get(&key.object()).map(|problem| problem.message.clone());
         let held = self.actual.pods.contains_key(key);
         match (waiter.attached, held, failure) {
             (true, true, None) | (false, false, None) => Ok(()),
             (_, _, Some(failure)) => Err(failure),
             (true, false, None) => {
-                Err(world.not_up().unwrap_or_else(|| "it is not attached yet; it is tried again".into()))
+                Err(agent.not_up().unwrap_or_else(|| "it is not attached yet; it is tried again".into()))
             }
             (false, true, None) => Err("the interface is still attached; it is tried again".into()),
         }

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::apply::{Kernel, Node};
 use crate::attachments;
 use crate::observe::firewalls::Firewalls;
-use crate::world::{Device, Running};
+use crate::state::{Device, Running};
 
 use super::failures::Area;
 use super::{Reconciler, Stage, watch};
@@ -29,7 +29,7 @@ impl Reconciler {
             return true;
         };
         let Stage::Prepared(prepared) = std::mem::replace(&mut self.stage, Stage::Changing) else { return false };
-        let local = self.world.read().local.clone();
+        let local = self.agent.read().local.clone();
         let started = prepared.start(&self.config, &local, &node, |mtu| (self.make_tunnel)(mtu)).await;
         let mut kernel = match started {
             Ok(kernel) => kernel,
@@ -48,10 +48,10 @@ impl Reconciler {
         }
         info!(uplinks = ?uplinks(&kernel), mtu = kernel.tunnel_mtu(), "datapath attached");
         {
-            let mut world = self.world.write();
-            world.interfaces = Some(kernel.devices().present().clone());
-            world.local.route_mtu = Some(kernel.tunnel_mtu());
-            world.running = Some(Running {
+            let mut agent = self.agent.write();
+            agent.interfaces = Some(kernel.devices().present().clone());
+            agent.local.route_mtu = Some(kernel.tunnel_mtu());
+            agent.running = Some(Running {
                 backend: kernel.backend(),
                 uplinks: uplinks(&kernel),
                 devices: devices(&kernel),
@@ -63,7 +63,7 @@ impl Reconciler {
                 firewalls: Firewalls::default(),
             });
         }
-        let problems = watch::device_problems(&kernel, &self.world, &self.actual);
+        let problems = watch::device_problems(&kernel, &self.agent, &self.actual);
         self.stage = Stage::Running(Box::new(kernel));
         self.succeed("datapath");
         self.tell(Area::Devices, problems);
@@ -72,8 +72,8 @@ impl Reconciler {
 
     /// This node, as its own object says.
     pub(super) fn own_node(&self) -> Option<Node> {
-        let world = self.world.read();
-        let object = world.model.node_object(world.model.node())?;
+        let agent = self.agent.read();
+        let object = agent.model.node_object(agent.model.node())?;
         let mut addresses = object.addresses.clone();
         addresses.sort_by_key(|address| !address.internal);
         Some(Node { addresses: addresses.iter().map(|a| a.address).collect(), pod_ranges: object.pod_ranges.clone() })
@@ -87,20 +87,20 @@ impl Reconciler {
             return;
         }
         let Some(node) = self.own_node() else { return };
-        let world = self.world.read();
+        let agent = self.agent.read();
         let settings = attachments::Settings {
             pod_ranges: node.pod_ranges,
             excluded: {
-                let nodes = world.model.nodes().flat_map(|node| node.addresses.iter().map(|a| a.address));
-                nodes.chain(world.local.addresses.iter().copied()).collect()
+                let nodes = agent.model.nodes().flat_map(|node| node.addresses.iter().map(|a| a.address));
+                nodes.chain(agent.local.addresses.iter().copied()).collect()
             },
-            cluster_ranges: tunnelled_ranges(&world.local.settings),
+            cluster_ranges: tunnelled_ranges(&agent.local.settings),
             route_mtu: kernel.tunnel_mtu(),
             device_mtu: kernel.uplinks().iter().map(|uplink| uplink.mtu).min().unwrap_or(1_500),
             gso_max_size: self.config.tunnel.backend.mechanism().gso_max_size(kernel.tunnel_mtu()),
             limit: self.config.limits.attachments as usize,
         };
-        drop(world);
+        drop(agent);
         self.attachments.set_settings(settings);
     }
 }

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::apply::Kernel;
 use crate::observe::losses;
-use crate::world::Shared;
+use crate::state::SharedState;
 
 use super::absorb::note;
 use super::failures::Area;
@@ -22,10 +22,10 @@ use super::start::{devices, uplinks};
 use super::{Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK};
 
 /// Problems with devices, and with pods' interfaces that no known pod has.
-pub(super) fn device_problems(kernel: &Kernel, world: &Shared, actual: &State) -> BTreeMap<String, Problem> {
+pub(super) fn device_problems(kernel: &Kernel, agent: &SharedState, actual: &State) -> BTreeMap<String, Problem> {
     let mut known: BTreeSet<u32> = actual.pods.values().map(|pod| pod.host_index).collect();
-    let world = world.read();
-    known.extend(world.model.attachments().filter_map(|(_, on_record)| Some(on_record.attach.as_ref()?.host_index)));
+    let agent = agent.read();
+    known.extend(agent.model.attachments().filter_map(|(_, on_record)| Some(on_record.attach.as_ref()?.host_index)));
     let mut problems = kernel.devices().problems.clone();
     problems.extend(kernel.devices().unknown_pods(&known));
     problems
@@ -38,33 +38,33 @@ impl Reconciler {
         // Names come first: under another name a device would be guarded as a different one.
         self.keep_names().await;
         let Some(node) = self.own_node() else {
-            self.world.write().interfaces = None;
+            self.agent.write().interfaces = None;
             return true;
         };
         let Stage::Running(kernel) = &mut self.stage else { return true };
-        let cluster_ranges = self.world.read().local.settings.cluster_ranges.clone();
+        let cluster_ranges = self.agent.read().local.settings.cluster_ranges.clone();
         let refreshed = kernel.refresh_devices(&self.config, &cluster_ranges, &node).await;
-        let problems = device_problems(kernel, &self.world, &self.actual);
+        let problems = device_problems(kernel, &self.agent, &self.actual);
         let (uplinks, devices, mtu) = (uplinks(kernel), devices(kernel), kernel.tunnel_mtu());
         let present = refreshed.is_ok().then(|| kernel.devices().present().clone());
         self.tell(Area::Devices, problems);
-        self.world.write().interfaces = present;
+        self.agent.write().interfaces = present;
         let changed = match refreshed {
             Ok(changed) => changed,
             Err(error) => return self.fail("devices", format!("cannot follow this node's devices: {error}")),
         };
         self.succeed("devices");
         {
-            let mut world = self.world.write();
-            world.local.route_mtu = Some(mtu);
-            if let Some(running) = &mut world.running {
+            let mut agent = self.agent.write();
+            agent.local.route_mtu = Some(mtu);
+            if let Some(running) = &mut agent.running {
                 let is_new = devices.iter().any(|device| !running.devices.contains(device));
                 running.devices = devices;
                 running.uplinks.clone_from(&uplinks);
                 running.mtu = mtu;
                 if is_new {
                     // The new devices have not been tested yet.
-                    world.self_test.ask();
+                    agent.self_test.ask();
                 }
             }
         }
@@ -85,7 +85,7 @@ impl Reconciler {
         match kernel.host_addresses().await {
             Ok(addresses) => {
                 {
-                    let known = &mut self.world.write().local.addresses;
+                    let known = &mut self.agent.write().local.addresses;
                     self.stale |= addresses != *known;
                     *known = addresses;
                 }
@@ -101,8 +101,8 @@ impl Reconciler {
         let Stage::Running(kernel) = &self.stage else { return true };
         // A route that was never put is not lost.
         let wanted = {
-            let world = self.world.read();
-            let routes = world.desired.state.tunnels.routes.iter();
+            let agent = self.agent.read();
+            let routes = agent.desired.state.tunnels.routes.iter();
             routes
                 .filter(|(to, _)| self.actual.tunnels.routes.contains_key(*to))
                 .map(|(to, route)| (*to, *route))
@@ -184,7 +184,7 @@ impl Reconciler {
         // ready until the self-test has passed again.
         self.looked = Some(Instant::now());
         if is_missing {
-            self.world.write().self_test.ask();
+            self.agent.write().self_test.ask();
         }
         let Stage::Running(kernel) = &mut self.stage else { return };
         let mut restored = Vec::new();
@@ -264,7 +264,7 @@ impl Reconciler {
 
     /// Notes what netfilter has counted, and which programs' rules may be why packets are lost.
     async fn count(&self, counters: Counters) {
-        let before = self.world.read().running.as_ref().map(|running| running.netfilter);
+        let before = self.agent.read().running.as_ref().map(|running| running.netfilter);
         let news = before.and_then(|before| losses::compare(before, counters));
         let lost = match &news {
             Some(Some(lost)) => {
@@ -273,7 +273,7 @@ impl Reconciler {
             }
             _ => None,
         };
-        if let Some(running) = &mut self.world.write().running {
+        if let Some(running) = &mut self.agent.write().running {
             running.netfilter = counters;
             if news.is_some() {
                 running.losses = lost;
@@ -313,13 +313,13 @@ impl Reconciler {
     pub(super) fn follow_node(&mut self) {
         let Some(node) = self.own_node() else { return };
         let Stage::Running(kernel) = &mut self.stage else { return };
-        let world = self.world.read();
-        let pods = world.desired.state.pods.values().filter(|pod| !pod.adopted);
+        let agent = self.agent.read();
+        let pods = agent.desired.state.pods.values().filter(|pod| !pod.adopted);
         kernel.follow_node(&node, pods.flat_map(|pod| pod.addresses.iter().copied()));
     }
 
     pub(super) fn restored(&mut self, object: String, message: String) {
         let event = NewEvent { warning: true, reason: reason::RESTORED, objects: vec![object], message };
-        note(&mut self.world.write(), &event, Timestamp::now());
+        note(&mut self.agent.write(), &event, Timestamp::now());
     }
 }

@@ -30,7 +30,7 @@ use crate::report::events::{Events, Writer};
 use crate::report::lease::{Election, Move};
 use crate::report::pods::Instance;
 use crate::report::write::{Cluster, WriteError};
-use crate::world::Shared;
+use crate::state::SharedState;
 
 /// Between two passes.
 const LOOK: Duration = Duration::from_secs(2);
@@ -57,7 +57,7 @@ pub struct Parts {
     /// The namespace hauberk is installed in.
     pub namespace: String,
     /// The shared state.
-    pub world: Shared,
+    pub agent: SharedState,
     /// Whether the runtime finds hauberk's CNI plugin; true if the agent does not install it.
     pub cni_in_place: watch::Receiver<bool>,
     /// Whether pods that another plugin attached are adopted. If so, the taint stays while an
@@ -71,7 +71,7 @@ pub struct Parts {
 pub struct Reporter {
     cluster: Cluster,
     node: String,
-    world: Shared,
+    agent: SharedState,
     cni_in_place: watch::Receiver<bool>,
     adopts: bool,
     since: watch::Sender<BTreeMap<String, Timestamp>>,
@@ -93,13 +93,13 @@ pub struct Reporter {
 impl Reporter {
     /// Ready to run.
     pub fn new(parts: Parts) -> Reporter {
-        let node = parts.world.read().model.node().to_owned();
+        let node = parts.agent.read().model.node().to_owned();
         let now = Instant::now();
         Reporter {
             cluster: Cluster::new(parts.client, parts.namespace),
             election: Election::new(&node),
             node,
-            world: parts.world,
+            agent: parts.agent,
             cni_in_place: parts.cni_in_place,
             adopts: parts.adopts,
             since: parts.since,
@@ -150,7 +150,7 @@ impl Reporter {
 
     async fn pass(&mut self) -> Result<(), WriteError> {
         // Before everything has been read, nothing is certain.
-        if !self.world.read().source.synced {
+        if !self.agent.read().source.synced {
             return Ok(());
         }
         self.untaint().await?;
@@ -190,7 +190,7 @@ impl Reporter {
             self.namespaces = None;
             self.look_at_acceptance = Instant::now();
         }
-        let nodes = self.world.read().model.nodes().count();
+        let nodes = self.agent.read().model.nodes().count();
         self.look_at_lease = Some(Instant::now() + if written { lease::RENEW } else { lease::look_again(nodes) });
         Ok(())
     }
@@ -209,12 +209,12 @@ impl Reporter {
             return Ok(());
         }
         let waits = {
-            let world = self.world.read();
-            let left_out = if self.adopts { pods::unattached(&world) } else { Vec::new() };
+            let agent = self.agent.read();
+            let left_out = if self.adopts { pods::unattached(&agent) } else { Vec::new() };
             if !left_out.is_empty() {
                 trace!(?left_out, "the start-up taint waits for pods to be adopted");
             }
-            !world.is_ready() || !left_out.is_empty()
+            !agent.is_ready() || !left_out.is_empty()
         };
         if !waits && self.cluster.untaint(&self.node).await? {
             self.tainted = false;
@@ -227,9 +227,9 @@ impl Reporter {
         if self.pods.is_none() || self.pods_read.elapsed() > READ_BACK {
             let read = self.cluster.pod_texts(&self.node).await?;
             // The model may have another uid for the pod (static pods), and the model's counts.
-            let world = self.world.read();
+            let agent = self.agent.read();
             let texts = read.into_iter().map(|(name, text)| {
-                let uid = world.model.pod(&name).and_then(|pod| pod.uid.as_deref()).map(str::to_owned);
+                let uid = agent.model.pod(&name).and_then(|pod| pod.uid.as_deref()).map(str::to_owned);
                 ((name, uid), text)
             });
             self.pods = Some(texts.collect());
@@ -237,12 +237,12 @@ impl Reporter {
         }
         let Some(written) = &mut self.pods else { return Ok(()) };
         let wanted = {
-            let world = self.world.read();
+            let agent = self.agent.read();
             // For a pod that is gone there is no annotation to remove, and the next pod of its name
             // must keep its own.
             written
-                .retain(|(name, uid), _| world.model.pod(name).is_some_and(|pod| pod.uid.as_deref() == uid.as_deref()));
-            pods::texts(&world)
+                .retain(|(name, uid), _| agent.model.pod(name).is_some_and(|pod| pod.uid.as_deref() == uid.as_deref()));
+            pods::texts(&agent)
         };
         for (instance, text) in changes(written, &wanted) {
             self.cluster.tell_pod(&instance.0, text.as_deref()).await?;
@@ -264,13 +264,13 @@ impl Reporter {
         let Some(written) = &mut self.namespaces else { return Ok(()) };
         let now = Timestamp::now();
         let wanted: BTreeMap<String, String> = {
-            let world = self.world.read();
-            let known = |name: &String, _: &mut String| world.model.namespace(name).is_some();
+            let agent = self.agent.read();
+            let known = |name: &String, _: &mut String| agent.model.namespace(name).is_some();
             // A namespace that was created anew has no annotation.
             written.retain(known);
-            convergence(&world.model, &world.local)
+            convergence(&agent.model, &agent.local)
                 .into_iter()
-                .filter(|status| world.model.namespace(&status.name).is_some())
+                .filter(|status| agent.model.namespace(&status.name).is_some())
                 .map(|status| {
                     let text = namespaces::text(&status, written.get(&status.name).map(String::as_str), now);
                     (status.name, text)
@@ -297,10 +297,10 @@ impl Reporter {
     async fn tell_events(&mut self) -> Result<(), WriteError> {
         let (uptime, holder) = (self.uptime(), self.holds());
         let due = {
-            let world = self.world.read();
-            let standing: BTreeSet<String> = world.desired.events.iter().map(|event| event.message.clone()).collect();
-            let writer = Writer { model: &world.model, holder };
-            self.events.due(&world.events.list(), &standing, &writer, Timestamp::now(), uptime)
+            let agent = self.agent.read();
+            let standing: BTreeSet<String> = agent.desired.events.iter().map(|event| event.message.clone()).collect();
+            let writer = Writer { model: &agent.model, holder };
+            self.events.due(&agent.events.list(), &standing, &writer, Timestamp::now(), uptime)
         };
         for writing in due {
             self.cluster.tell_event(&writing).await?;
@@ -316,8 +316,8 @@ impl Reporter {
         self.look_at_acceptance = Instant::now() + LOOK_AT_ACCEPTANCE;
         let Some(object) = self.cluster.cluster_config().await? else { return Ok(()) };
         let agents: BTreeSet<String> = {
-            let world = self.world.read();
-            world.model.nodes().filter(|node| node.keys.is_some()).map(|node| node.name.clone()).collect()
+            let agent = self.agent.read();
+            agent.model.nodes().filter(|node| node.keys.is_some()).map(|node| node.name.clone()).collect()
         };
         let mut nodes = self.cluster.acceptances().await?;
         nodes.retain(|name, acceptance| acceptance.is_some() || agents.contains(name));

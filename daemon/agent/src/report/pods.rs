@@ -7,18 +7,18 @@ use hauberk_api::Protection;
 use hauberk_core::names::{AttachmentKey, PodName};
 use hauberk_core::protection;
 
-use crate::world::World;
+use crate::state::AgentState;
 
 /// A pod and its uid, which tells it from other pods of its name.
 pub type Instance = (PodName, Option<String>);
 
 /// The text of every opted-in pod on this node.
-pub fn texts(world: &World) -> BTreeMap<Instance, String> {
-    let own = world.model.node();
-    let attached = attached(world);
-    let pods = world.model.pods().filter(|pod| pod.node.as_deref() == Some(own) && !pod.host_network && !pod.finished);
+pub fn texts(agent: &AgentState) -> BTreeMap<Instance, String> {
+    let own = agent.model.node();
+    let attached = attached(agent);
+    let pods = agent.model.pods().filter(|pod| pod.node.as_deref() == Some(own) && !pod.host_network && !pod.finished);
     pods.filter_map(|pod| {
-        let text = match protection::of_pod(&world.model, &world.local, pod).protection {
+        let text = match protection::of_pod(&agent.model, &agent.local, pod).protection {
             Protection::None => return None,
             Protection::Enabled => "encrypted",
             Protection::Permissive => "permissive",
@@ -34,7 +34,7 @@ pub fn texts(world: &World) -> BTreeMap<Instance, String> {
             None if pod.addresses.is_empty() => return None,
             None => "not attached: its interface is not hauberk's; its traffic between nodes is dropped unless it is encrypted elsewhere".to_owned(),
             Some(Found { failure: Some(failure), .. }) => format!("not attached: {failure}"),
-            Some(_) => match world.unconnected.of_pod(&name, Instant::now()) {
+            Some(_) => match agent.unconnected.of_pod(&name, Instant::now()) {
                 Some(why) => format!("not attached: it {why}"),
                 None => text.to_owned(),
             },
@@ -46,11 +46,11 @@ pub fn texts(world: &World) -> BTreeMap<Instance, String> {
 
 /// Opted-in local pods that have addresses but no attached interface, as `namespace/name`. A plain
 /// pod may have an interface that hauberk cannot attach (macvlan, SR-IOV), and waits for nothing.
-pub fn unattached(world: &World) -> Vec<String> {
-    let own = world.model.node();
-    let attached = attached(world);
-    let pods = world.model.pods().filter(|pod| pod.node.as_deref() == Some(own) && !pod.host_network && !pod.finished);
-    let opted_in = |pod: &_| protection::of_pod(&world.model, &world.local, pod).protection > Protection::None;
+pub fn unattached(agent: &AgentState) -> Vec<String> {
+    let own = agent.model.node();
+    let attached = attached(agent);
+    let pods = agent.model.pods().filter(|pod| pod.node.as_deref() == Some(own) && !pod.host_network && !pod.finished);
+    let opted_in = |pod: &_| protection::of_pod(&agent.model, &agent.local, pod).protection > Protection::None;
     pods.filter(|pod| !pod.addresses.is_empty() && !pod.terminating && opted_in(*pod))
         .map(|pod| PodName { namespace: pod.namespace.to_string(), name: pod.name.to_string() })
         .filter(|name| attached.get(name).is_none_or(|found| found.failure.is_some()))
@@ -64,17 +64,17 @@ struct Found {
 }
 
 /// Pods whose interface is attached, or should be.
-fn attached(world: &World) -> BTreeMap<PodName, Found> {
-    let attachments = world.model.attachments().filter(|(_, attachment)| attachment.attach.is_some());
+fn attached(agent: &AgentState) -> BTreeMap<PodName, Found> {
+    let attachments = agent.model.attachments().filter(|(_, attachment)| attachment.attach.is_some());
     attachments
         .filter_map(|(key, attachment)| {
-            let pod = world.model.pod_of(attachment)?;
-            let found = Found { uid: pod.uid.map(str::to_owned), failure: failure(world, key) };
+            let pod = agent.model.pod_of(attachment)?;
+            let found = Found { uid: pod.uid.map(str::to_owned), failure: failure(agent, key) };
             Some((pod.full_name(), found))
         })
         .collect()
 }
 
-fn failure(world: &World, key: &AttachmentKey) -> Option<String> {
-    world.failures.get(&format!("container/{key}")).map(|problem| problem.message.clone())
+fn failure(agent: &AgentState, key: &AttachmentKey) -> Option<String> {
+    agent.failures.get(&format!("container/{key}")).map(|problem| problem.message.clone())
 }

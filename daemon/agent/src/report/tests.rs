@@ -13,15 +13,15 @@ use super::*;
 use crate::cluster_config::{Acceptance, HauberkConfigStatus};
 use server::Server;
 
-fn world(node: &str) -> Shared {
-    let world = Shared::new(crate::testing::world(node));
-    apply(&world, Change::Node(NodeObject { name: node.into(), ..NodeObject::default() }));
-    apply(&world, Change::Synced);
-    world
+fn agent(node: &str) -> SharedState {
+    let agent = SharedState::new(crate::testing::agent(node));
+    apply(&agent, Change::Node(NodeObject { name: node.into(), ..NodeObject::default() }));
+    apply(&agent, Change::Synced);
+    agent
 }
 
-fn apply(world: &Shared, change: Change) {
-    let _ = world.write().model.apply(change);
+fn apply(agent: &SharedState, change: Change) {
+    let _ = agent.write().model.apply(change);
 }
 
 fn namespace(name: &str, label: Option<&str>) -> Change {
@@ -55,21 +55,21 @@ fn attachment(namespace: &str, name: &str) -> Change {
 }
 
 /// This node acknowledges that it enforces everything.
-fn acknowledge(world: &Shared, node: &str) {
+fn acknowledge(agent: &SharedState, node: &str) {
     let enforced = {
-        let world = world.read();
-        hauberk_core::annotations::enforced::render(&hauberk_core::convergence::enforced(&world.model, &world.local))
+        let agent = agent.read();
+        hauberk_core::annotations::enforced::render(&hauberk_core::convergence::enforced(&agent.model, &agent.local))
     };
-    apply(world, Change::Node(NodeObject { name: node.into(), enforced: Some(enforced), ..NodeObject::default() }));
+    apply(agent, Change::Node(NodeObject { name: node.into(), enforced: Some(enforced), ..NodeObject::default() }));
 }
 
-async fn reporter(server: &Server, world: &Shared) -> (Reporter, watch::Receiver<BTreeMap<String, Timestamp>>) {
+async fn reporter(server: &Server, agent: &SharedState) -> (Reporter, watch::Receiver<BTreeMap<String, Timestamp>>) {
     let since = watch::Sender::new(BTreeMap::new());
     let told = since.subscribe();
     let parts = Parts {
         client: server.client(),
         namespace: "hauberk-system".into(),
-        world: world.clone(),
+        agent: agent.clone(),
         cni_in_place: watch::Sender::new(true).subscribe(),
         adopts: false,
         since,
@@ -87,14 +87,14 @@ fn text(server: &Server, path: &str) -> Option<String> {
 async fn a_namespace_says_how_far_it_is_and_since_when_and_nothing_is_written_twice() {
     let server = Server::start().await;
     server.put("/api/v1/namespaces/payments", json!({"metadata": {"name": "payments"}}));
-    let world = world("n1");
-    apply(&world, namespace("payments", Some("enabled")));
-    let (mut reporter, since) = reporter(&server, &world).await;
+    let agent = agent("n1");
+    apply(&agent, namespace("payments", Some("enabled")));
+    let (mut reporter, since) = reporter(&server, &agent).await;
     let path = "/api/v1/namespaces/payments";
 
     reporter.pass().await.unwrap();
     assert_eq!(text(&server, path).as_deref(), Some("encrypting: 0/1 nodes, waiting for n1"));
-    acknowledge(&world, "n1");
+    acknowledge(&agent, "n1");
     reporter.pass().await.unwrap();
     let encrypted = text(&server, path).unwrap();
     assert!(encrypted.starts_with("encrypted on 1/1 nodes since 20"), "{encrypted}");
@@ -103,7 +103,7 @@ async fn a_namespace_says_how_far_it_is_and_since_when_and_nothing_is_written_tw
     reporter.pass().await.unwrap();
     assert_eq!(server.writes(), written, "nothing is new");
 
-    apply(&world, namespace("payments", None));
+    apply(&agent, namespace("payments", None));
     reporter.pass().await.unwrap();
     assert_eq!(text(&server, path), None, "not opted in any more");
     assert!(since.borrow().is_empty());
@@ -119,11 +119,11 @@ async fn only_the_lease_s_holder_writes_about_namespaces_and_the_next_one_goes_o
         "/api/v1/namespaces/left",
         json!({"metadata": {"name": "left", "annotations": {"hauberk.io/status": "x"}}}),
     );
-    let (first_world, second_world) = (world("n1"), world("n2"));
-    for (world, node) in [(&first_world, "n1"), (&second_world, "n2")] {
-        apply(world, namespace("payments", Some("enabled")));
-        apply(world, namespace("left", None));
-        acknowledge(world, node);
+    let (first_world, second_world) = (agent("n1"), agent("n2"));
+    for (agent, node) in [(&first_world, "n1"), (&second_world, "n2")] {
+        apply(agent, namespace("payments", Some("enabled")));
+        apply(agent, namespace("left", None));
+        acknowledge(agent, node);
     }
     let (mut first, _) = reporter(&server, &first_world).await;
     let (mut second, since) = reporter(&server, &second_world).await;
@@ -158,26 +158,26 @@ async fn pods_of_this_node_say_how_they_are_protected_or_why_not() {
     for name in ["good", "soft", "bare", "plain", "failing", "elsewhere"] {
         server.put(&format!("/api/v1/namespaces/a/pods/{name}"), json!({"metadata": {"name": name, "namespace": "a"}}));
     }
-    let world = world("n1");
-    apply(&world, namespace("a", Some("permissive")));
+    let agent = agent("n1");
+    apply(&agent, namespace("a", Some("permissive")));
     let enabled =
         |name: &str, node: &str| PodObject { encryption: Some("enabled".into()), ..pod("a", name, node, "10.0.0.1") };
-    apply(&world, Change::Pod(enabled("good", "n1")));
-    apply(&world, Change::Pod(pod("a", "soft", "n1", "10.0.0.2")));
-    apply(&world, Change::Pod(enabled("bare", "n1")));
-    apply(&world, Change::Pod(enabled("failing", "n1")));
-    apply(&world, Change::Pod(enabled("elsewhere", "n2")));
-    apply(&world, Change::Pod(pod("b", "not-on-the-server", "n1", "10.0.0.9")));
+    apply(&agent, Change::Pod(enabled("good", "n1")));
+    apply(&agent, Change::Pod(pod("a", "soft", "n1", "10.0.0.2")));
+    apply(&agent, Change::Pod(enabled("bare", "n1")));
+    apply(&agent, Change::Pod(enabled("failing", "n1")));
+    apply(&agent, Change::Pod(enabled("elsewhere", "n2")));
+    apply(&agent, Change::Pod(pod("b", "not-on-the-server", "n1", "10.0.0.9")));
     for name in ["good", "soft", "failing"] {
-        apply(&world, attachment("a", name));
+        apply(&agent, attachment("a", name));
     }
     let problem = hauberk_api::Problem {
         severity: hauberk_api::Severity::Critical,
         object: "container/c-failing/eth0".into(),
         message: "the map is full".into(),
     };
-    world.write().failures.insert("container/c-failing/eth0".into(), problem);
-    let (mut reporter, _) = reporter(&server, &world).await;
+    agent.write().failures.insert("container/c-failing/eth0".into(), problem);
+    let (mut reporter, _) = reporter(&server, &agent).await;
     reporter.pass().await.unwrap();
     let said = |name: &str| text(&server, &format!("/api/v1/namespaces/a/pods/{name}"));
     assert_eq!(said("good").as_deref(), Some("encrypted"));
@@ -186,8 +186,8 @@ async fn pods_of_this_node_say_how_they_are_protected_or_why_not() {
     assert_eq!(said("failing").as_deref(), Some("not attached: the map is full"));
     assert_eq!((said("elsewhere"), said("plain")), (None, None));
 
-    apply(&world, namespace("a", Some("disabled")));
-    apply(&world, Change::Pod(pod("a", "good", "n1", "10.0.0.1")));
+    apply(&agent, namespace("a", Some("disabled")));
+    apply(&agent, Change::Pod(pod("a", "good", "n1", "10.0.0.1")));
     reporter.pass().await.unwrap();
     assert_eq!((said("good"), said("soft")), (None, None), "not opted in any more");
     assert!(said("failing").is_some(), "its own label still is");
@@ -199,19 +199,19 @@ async fn a_pod_of_the_same_name_is_told_anew_and_what_an_earlier_agent_wrote_is_
     let path = "/api/v1/namespaces/a/pods/db-0";
     let stale = json!({"hauberk.io/status": "encrypted"});
     server.put(path, json!({"metadata": {"name": "db-0", "namespace": "a", "annotations": stale}}));
-    let world = world("n1");
-    apply(&world, namespace("a", None));
-    apply(&world, Change::Pod(pod("a", "db-0", "n1", "10.0.0.1")));
-    let (mut reporter, _) = reporter(&server, &world).await;
+    let agent = agent("n1");
+    apply(&agent, namespace("a", None));
+    apply(&agent, Change::Pod(pod("a", "db-0", "n1", "10.0.0.1")));
+    let (mut reporter, _) = reporter(&server, &agent).await;
     reporter.pass().await.unwrap();
     assert_eq!(text(&server, path), None);
 
-    apply(&world, namespace("a", Some("enabled")));
-    apply(&world, attachment("a", "db-0"));
+    apply(&agent, namespace("a", Some("enabled")));
+    apply(&agent, attachment("a", "db-0"));
     reporter.pass().await.unwrap();
     assert_eq!(text(&server, path).as_deref(), Some("encrypted"));
     server.put(path, json!({"metadata": {"name": "db-0", "namespace": "a"}}));
-    apply(&world, Change::Pod(PodObject { uid: Some("another".into()), ..pod("a", "db-0", "n1", "10.0.0.1") }));
+    apply(&agent, Change::Pod(PodObject { uid: Some("another".into()), ..pod("a", "db-0", "n1", "10.0.0.1") }));
     reporter.pass().await.unwrap();
     assert!(text(&server, path).unwrap().starts_with("not attached: "), "the interface was the earlier one's");
 }
@@ -245,27 +245,27 @@ async fn the_taint_stays_until_the_node_is_ready() {
     let server = Server::start().await;
     let taints = json!([{"key": "hauberk.io/agent-not-ready", "effect": "NoSchedule"}]);
     server.put("/api/v1/nodes/n1", json!({"metadata": {"name": "n1"}, "spec": {"taints": taints}}));
-    let world = world("n1");
-    let (mut reporter, _) = reporter(&server, &world).await;
+    let agent = agent("n1");
+    let (mut reporter, _) = reporter(&server, &agent).await;
     reporter.pass().await.unwrap();
-    assert!(!world.read().is_ready());
+    assert!(!agent.read().is_ready());
     assert_eq!(server.object("/api/v1/nodes/n1").unwrap()["spec"]["taints"], taints);
 }
 
 #[test]
 fn local_pods_that_are_left_out_are_named() {
-    let world = world("n1");
-    apply(&world, namespace("a", Some("enabled")));
-    apply(&world, namespace("b", None));
-    apply(&world, Change::Pod(pod("b", "plain", "n1", "10.0.0.7")));
-    apply(&world, Change::Pod(pod("a", "in", "n1", "10.0.0.1")));
-    apply(&world, attachment("a", "in"));
-    apply(&world, Change::Pod(pod("a", "out", "n1", "10.0.0.2")));
-    apply(&world, Change::Pod(PodObject { terminating: true, ..pod("a", "going", "n1", "10.0.0.3") }));
-    apply(&world, Change::Pod(PodObject { addresses: Vec::new(), ..pod("a", "coming", "n1", "10.0.0.4") }));
-    apply(&world, Change::Pod(PodObject { host_network: true, ..pod("a", "host", "n1", "10.0.0.5") }));
-    apply(&world, Change::Pod(pod("a", "elsewhere", "n2", "10.0.0.6")));
-    assert_eq!(pods::unattached(&world.read()), ["a/out"]);
+    let agent = agent("n1");
+    apply(&agent, namespace("a", Some("enabled")));
+    apply(&agent, namespace("b", None));
+    apply(&agent, Change::Pod(pod("b", "plain", "n1", "10.0.0.7")));
+    apply(&agent, Change::Pod(pod("a", "in", "n1", "10.0.0.1")));
+    apply(&agent, attachment("a", "in"));
+    apply(&agent, Change::Pod(pod("a", "out", "n1", "10.0.0.2")));
+    apply(&agent, Change::Pod(PodObject { terminating: true, ..pod("a", "going", "n1", "10.0.0.3") }));
+    apply(&agent, Change::Pod(PodObject { addresses: Vec::new(), ..pod("a", "coming", "n1", "10.0.0.4") }));
+    apply(&agent, Change::Pod(PodObject { host_network: true, ..pod("a", "host", "n1", "10.0.0.5") }));
+    apply(&agent, Change::Pod(pod("a", "elsewhere", "n2", "10.0.0.6")));
+    assert_eq!(pods::unattached(&agent.read()), ["a/out"]);
 }
 
 fn noted(reason: &'static str, object: &str, count: u64) -> Noted {
@@ -281,12 +281,12 @@ fn noted(reason: &'static str, object: &str, count: u64) -> Noted {
 
 #[test]
 fn each_event_has_one_writer() {
-    let world = world("n1");
-    apply(&world, Change::Pod(pod("a", "mine", "n1", "10.0.0.1")));
-    apply(&world, Change::Pod(pod("a", "yours", "n2", "10.0.0.2")));
-    let world = world.read();
+    let agent = agent("n1");
+    apply(&agent, Change::Pod(pod("a", "mine", "n1", "10.0.0.1")));
+    apply(&agent, Change::Pod(pod("a", "yours", "n2", "10.0.0.2")));
+    let agent = agent.read();
     let written = |holder, object: &str| {
-        let writer = Writer { model: &world.model, holder };
+        let writer = Writer { model: &agent.model, holder };
         !Events::default()
             .due(&[noted("R", object, 1)], &BTreeSet::new(), &writer, Timestamp::UNIX_EPOCH, Duration::ZERO)
             .is_empty()
@@ -307,9 +307,9 @@ fn each_event_has_one_writer() {
 
 #[test]
 fn what_keeps_happening_is_written_ever_more_seldom_and_what_holds_now_and_then() {
-    let world = world("n1");
-    let world = world.read();
-    let writer = Writer { model: &world.model, holder: true };
+    let agent = agent("n1");
+    let agent = agent.read();
+    let writer = Writer { model: &agent.model, holder: true };
     let mut events = Events::default();
     let mut standing = BTreeSet::new();
     let mut look = |count: u64, seconds: u64, standing: &BTreeSet<String>| {
@@ -335,17 +335,17 @@ fn what_keeps_happening_is_written_ever_more_seldom_and_what_holds_now_and_then(
 #[tokio::test]
 async fn an_event_is_on_its_object_and_said_again_is_counted_also_by_an_agent_that_forgot() {
     let server = Server::start().await;
-    let world = world("n1");
-    apply(&world, Change::Pod(pod("a", "db", "n1", "10.0.0.1")));
+    let agent = agent("n1");
+    apply(&agent, Change::Pod(pod("a", "db", "n1", "10.0.0.1")));
     let event = NewEvent {
         warning: true,
         reason: "AddressConflict",
         objects: vec!["Pod/a/db".into(), "Node/n2".into()],
         message: format!("both claim 10.0.0.1{}", "!".repeat(2_000)),
     };
-    let conflict = |world: &Shared| world.write().events.note(&event, Timestamp::now());
-    conflict(&world);
-    let (mut first, _) = reporter(&server, &world).await;
+    let conflict = |agent: &SharedState| agent.write().events.note(&event, Timestamp::now());
+    conflict(&agent);
+    let (mut first, _) = reporter(&server, &agent).await;
     first.pass().await.unwrap();
     let events = server.below("/apis/events.k8s.io/v1/namespaces/a/events/");
     assert_eq!(events.len(), 1);
@@ -362,7 +362,7 @@ async fn an_event_is_on_its_object_and_said_again_is_counted_also_by_an_agent_th
     assert_eq!(event["reportingInstance"], "n1");
     assert_eq!(event["note"].as_str().map(str::len), Some(1_024));
     assert_eq!(event["series"], Value::Null);
-    let (mut restarted, _) = reporter(&server, &world).await;
+    let (mut restarted, _) = reporter(&server, &agent).await;
     restarted.pass().await.unwrap();
     let events = server.below("/apis/events.k8s.io/v1/namespaces/a/events/");
     assert_eq!((events.len(), &events[0]["series"]["count"]), (1, &json!(2)));
@@ -406,7 +406,7 @@ async fn the_holder_writes_who_accepted_hauberk_config() {
     let word = r#"{"version":1,"generation":3,"accepted":true,"message":""}"#;
     server.put("/api/v1/nodes/n1", json!({"metadata": {"name": "n1", "annotations": {"hauberk.io/config": word}}}));
     server.put("/api/v1/nodes/no-agent", json!({"metadata": {"name": "no-agent"}}));
-    let (mut reporter, _) = reporter(&server, &world("n1")).await;
+    let (mut reporter, _) = reporter(&server, &agent("n1")).await;
     reporter.pass().await.unwrap();
     let status = &server.object(path).unwrap()["status"];
     assert_eq!(status["acceptedNodes"], 1);
@@ -417,12 +417,12 @@ async fn the_holder_writes_who_accepted_hauberk_config() {
 #[tokio::test]
 async fn before_everything_is_read_nothing_is_told_and_a_server_that_fails_is_an_error_with_what_was_tried() {
     let server = Server::start().await;
-    let world = world("n1");
-    world.write().source.synced = false;
-    let (mut reporter, _) = reporter(&server, &world).await;
+    let agent = agent("n1");
+    agent.write().source.synced = false;
+    let (mut reporter, _) = reporter(&server, &agent).await;
     reporter.pass().await.unwrap();
     assert_eq!(server.requests(), 0);
-    world.write().source.synced = true;
+    agent.write().source.synced = true;
     server.fail();
     let error = reporter.pass().await.unwrap_err().to_string();
     assert!(error.contains("Lease hauberk-system/hauberk-reporter"), "{error}");

@@ -20,7 +20,7 @@ use crate::config::{self, CniInstall, Config, ConfigError, Source as Choice};
 use crate::observe::status::ClusterFacts;
 use crate::reconcile::Input;
 use crate::report::{self, Reporter};
-use crate::world::Shared;
+use crate::state::SharedState;
 
 /// How long a stop waits until the Lease is released.
 const GIVE_BACK: Duration = Duration::from_secs(2);
@@ -89,7 +89,7 @@ impl Connected {
     pub(super) fn spawn(
         self,
         config: &Config,
-        world: &Shared,
+        agent: &SharedState,
         source: Arc<dyn Source>,
         inputs: mpsc::Sender<Input>,
         cni_in_place: watch::Receiver<bool>,
@@ -101,13 +101,13 @@ impl Connected {
             running: config.clone(),
             status: self.configuration,
             inputs,
-            world: world.clone(),
+            agent: agent.clone(),
             source,
         }));
         let reporter = Reporter::new(report::Parts {
             client: self.client,
             namespace: self.namespace,
-            world: world.clone(),
+            agent: agent.clone(),
             cni_in_place,
             adopts: config.cni.install == CniInstall::Chained,
             since: self.since,

@@ -22,7 +22,7 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::reconcile::Input;
-use crate::world::Shared;
+use crate::state::SharedState;
 
 const FILE: &str = "node-addresses.json";
 const VERSION: u32 = 1;
@@ -93,7 +93,7 @@ pub fn restore(state: &Path, node: &str) -> Restored {
 }
 
 /// Writes the file and forgets old addresses, until the agent ends.
-pub async fn run(world: Shared, inputs: mpsc::Sender<Input>, state: PathBuf, restored: Restored) {
+pub async fn run(agent: SharedState, inputs: mpsc::Sender<Input>, state: PathBuf, restored: Restored) {
     let mut since = restored.since;
     let mut written = Kept::default();
     let mut failing = false;
@@ -103,7 +103,7 @@ pub async fn run(world: Shared, inputs: mpsc::Sender<Input>, state: PathBuf, res
     loop {
         tokio::time::sleep(LOOK).await;
         let generation = {
-            let model = &world.read().model;
+            let model = &agent.read().model;
             // Until then the source has not said what there is, and the file says more.
             if !model.synced() {
                 continue;
@@ -122,7 +122,7 @@ pub async fn run(world: Shared, inputs: mpsc::Sender<Input>, state: PathBuf, res
         if kept_by == generation {
             continue;
         }
-        let kept = since.kept(&world.read().model, &written, Instant::now(), Timestamp::now());
+        let kept = since.kept(&agent.read().model, &written, Instant::now(), Timestamp::now());
         if kept == written {
             kept_by = generation;
             continue;

@@ -2,22 +2,22 @@
 
 use std::collections::BTreeMap;
 
+use crate::state::SharedState;
 use crate::uapi::{Interface, PeerView, UapiView};
-use crate::world::Shared;
 
 /// See the module.
 pub(super) struct View {
-    pub(super) world: Shared,
+    pub(super) agent: SharedState,
     pub(super) port: u16,
 }
 
 impl UapiView for View {
     fn interface(&self) -> Interface {
-        let world = self.world.read();
-        let stats = world.running.as_ref().and_then(|running| running.backend.stats().ok()).unwrap_or_default();
+        let agent = self.agent.read();
+        let stats = agent.running.as_ref().and_then(|running| running.backend.stats().ok()).unwrap_or_default();
         let stats: BTreeMap<_, _> = stats.peers.iter().map(|peer| (peer.number, peer)).collect();
         let mut peers = Vec::new();
-        for peer in world.desired.state.tunnels.peers.values() {
+        for peer in agent.desired.state.tunnels.peers.values() {
             let seen = stats.get(&peer.number);
             let newest = peer.keys.first().map(|(epoch, _)| *epoch);
             let used = seen.and_then(|seen| seen.epoch).or(newest);

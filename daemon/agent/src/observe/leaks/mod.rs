@@ -21,7 +21,7 @@ use tracing::warn;
 
 pub use seen::{Leaks, Sighting};
 
-use crate::world::{Shared, World};
+use crate::state::{AgentState, SharedState};
 
 /// Interval of the looks at the observer's maps and at the devices.
 const LOOK: Duration = Duration::from_secs(2);
@@ -45,19 +45,19 @@ pub struct Place {
 ///
 /// # Errors
 /// [`ObserverError`] if the kernel does not take the program; the status says so too.
-pub async fn watch(place: Place, world: Shared) -> Result<(), ObserverError> {
+pub async fn watch(place: Place, agent: SharedState) -> Result<(), ObserverError> {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The observer goes behind the guard, so the guard must be attached first.
-    while world.read().running.is_none() {
+    while agent.read().running.is_none() {
         look.tick().await;
     }
     let mut observer =
-        Observer::load(&place.pins, place.clsact).inspect_err(|error| world.write().leaks.failed(error.to_string()))?;
+        Observer::load(&place.pins, place.clsact).inspect_err(|error| agent.write().leaks.failed(error.to_string()))?;
     let netlink = loop {
         match Netlink::connect() {
             Ok(netlink) => break netlink,
-            Err(error) => world.write().leaks.failed(error.to_string()),
+            Err(error) => agent.write().leaks.failed(error.to_string()),
         }
         look.tick().await;
     };
@@ -65,7 +65,7 @@ pub async fn watch(place: Place, world: Shared) -> Result<(), ObserverError> {
     loop {
         let passed_on = passing_on(&netlink).await;
         let lost = observer.check(&netlink).await;
-        reader.look(&mut observer, &lost, |name, index| name == place.tunnel || passed_on.contains(&index), &world);
+        reader.look(&mut observer, &lost, |name, index| name == place.tunnel || passed_on.contains(&index), &agent);
         look.tick().await;
     }
 }
@@ -102,7 +102,7 @@ impl Reader {
         observer: &mut Observer,
         lost: &BTreeMap<u32, Lost>,
         is_inside: impl Fn(&str, u32) -> bool,
-        world: &Shared,
+        agent: &SharedState,
     ) {
         let mut failures = Vec::new();
         let more = match observer.leaked() {
@@ -115,21 +115,21 @@ impl Reader {
         let news = self.news(observer.leaks());
         let now = monotonic();
         {
-            let mut world = world.write();
-            self.tell(&mut world, more, &news, lost, now);
+            let mut agent = agent.write();
+            self.tell(&mut agent, more, &news, lost, now);
         }
-        match devices::list(|name, index| is_inside(name, index) || is_pods(&world.read(), name, index)) {
+        match devices::list(|name, index| is_inside(name, index) || is_pods(&agent.read(), name, index)) {
             Ok(devices) => {
                 let kept: Vec<_> = devices.iter().filter(|device| self.is_detached(device, lost)).collect();
                 failures.extend(observer.follow(&devices).iter().map(ToString::to_string));
-                let mut world = world.write();
+                let mut agent = agent.write();
                 for device in kept {
-                    let event = world.leaks.note_detached(&device.name, now.1);
-                    if world.events.note(&event, now.1) {
+                    let event = agent.leaks.note_detached(&device.name, now.1);
+                    if agent.events.note(&event, now.1) {
                         warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
                     }
                 }
-                drop(world);
+                drop(agent);
                 self.names = devices.into_iter().map(|device| (device.index, device.name)).collect();
             }
             Err(error) => {
@@ -140,7 +140,7 @@ impl Reader {
             failures.iter().for_each(|failure| warn!("{failure}"));
             self.complaints.clone_from(&failures);
         }
-        world.write().leaks.watched(self.names.values().map(String::as_str), failures);
+        agent.write().leaks.watched(self.names.values().map(String::as_str), failures);
     }
 
     /// Packets since the last look, by device.
@@ -177,7 +177,7 @@ impl Reader {
     /// saw: those counts are left out.
     fn tell(
         &self,
-        world: &mut World,
+        agent: &mut AgentState,
         mut more: BTreeMap<u32, u64>,
         news: &[News],
         lost: &BTreeMap<u32, Lost>,
@@ -187,7 +187,7 @@ impl Reader {
         let mut told = 0;
         for News { leak, packets, last } in news {
             let Some(counted) = more.get_mut(&leak.device) else { continue };
-            if world.changes.excuse([leak.source, leak.destination], *last, GRACE) {
+            if agent.changes.excuse([leak.source, leak.destination], *last, GRACE) {
                 *counted = counted.saturating_sub(*packets);
                 continue;
             }
@@ -195,36 +195,36 @@ impl Reader {
             let sighting = Sighting {
                 leak: *leak,
                 device: device.clone(),
-                owners: [owner(world, leak.source), owner(world, leak.destination)],
+                owners: [owner(agent, leak.source), owner(agent, leak.destination)],
                 last: at(*last, now),
             };
-            let node = world.local.name.clone();
-            let event = world.leaks.note(&node, &sighting);
+            let node = agent.local.name.clone();
+            let event = agent.leaks.note(&node, &sighting);
             if told < TOLD_AT_ONCE {
                 told += 1;
-                if world.events.note(&event, now.1) {
+                if agent.events.note(&event, now.1) {
                     warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
                 }
             }
         }
         for (device, packets) in more.into_iter().filter(|(_, packets)| *packets > 0) {
             if let Some(device) = self.names.get(&device) {
-                world.leaks.count(device, packets);
+                agent.leaks.count(device, packets);
             }
         }
     }
 }
 
 /// Whether the device is a pod's interface: packets to it do not leave the node.
-fn is_pods(world: &World, name: &str, index: u32) -> bool {
-    world.model.attachments().any(|(_, attachment)| {
+fn is_pods(agent: &AgentState, name: &str, index: u32) -> bool {
+    agent.model.attachments().any(|(_, attachment)| {
         attachment.reservation.host_interface == name
             && attachment.attach.as_ref().is_some_and(|attach| attach.host_index == index)
     })
 }
 
-fn owner(world: &World, address: IpAddr) -> String {
-    world.name_of(&address.into()).unwrap_or_else(|| "nobody that is known".into())
+fn owner(agent: &AgentState, address: IpAddr) -> String {
+    agent.name_of(&address.into()).unwrap_or_else(|| "nobody that is known".into())
 }
 
 /// The clock that the program reads, in nanoseconds, and the wall clock at the same moment.

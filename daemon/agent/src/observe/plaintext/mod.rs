@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::MapReader;
-use crate::world::{Shared, World};
+use crate::state::{AgentState, SharedState};
 
 pub use seen::{Plaintext, Sighting};
 
@@ -46,7 +46,7 @@ const WRITE: Duration = Duration::from_secs(60);
 const REASONS: [DropReason; 2] = [DropReason::PlaintextFromProtected, DropReason::PlaintextToProtected];
 
 /// Looks for plaintext until the runtime ends.
-pub async fn watch(world: Shared, map_reader: MapReader, source: Arc<dyn Source>) {
+pub async fn watch(agent: SharedState, map_reader: MapReader, source: Arc<dyn Source>) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reader = Reader::default();
@@ -56,9 +56,9 @@ pub async fn watch(world: Shared, map_reader: MapReader, source: Arc<dyn Source>
         if let Some(flows) = reader.refused(&map_reader) {
             reader.take(&flows);
         }
-        reader.judge(&mut world.write(), hauberk_datapath::now());
-        hear(&mut world.write());
-        writer.write(&world, &source).await;
+        reader.judge(&mut agent.write(), hauberk_datapath::now());
+        hear(&mut agent.write());
+        writer.write(&agent, &source).await;
     }
 }
 
@@ -129,32 +129,32 @@ impl Reader {
 
     /// Counts packets that arrived before the last look against their nodes. A change that another
     /// node learned of sooner than this one is known here by now.
-    fn judge(&mut self, world: &mut World, now: u64) {
+    fn judge(&mut self, agent: &mut AgentState, now: u64) {
         self.suspects.retain(|_, suspicion| now.saturating_sub(suspicion.latest) < PATIENCE);
         let fresh = std::mem::take(&mut self.fresh);
         let mut waited_for: Option<BTreeMap<String, BTreeSet<String>>> = None;
         for refused in std::mem::replace(&mut self.held, fresh) {
-            let Some(node) = world.model.node_name(refused.node).map(str::to_owned) else { continue };
-            if world.changes.excuse(refused.addresses, refused.last, GRACE) {
+            let Some(node) = agent.model.node_name(refused.node).map(str::to_owned) else { continue };
+            if agent.changes.excuse(refused.addresses, refused.last, GRACE) {
                 continue;
             }
-            let waited_for = waited_for.get_or_insert_with(|| waiting(world));
+            let waited_for = waited_for.get_or_insert_with(|| waiting(agent));
             let has_not_heard =
                 |namespace: String| waited_for.get(&namespace).is_some_and(|nodes| nodes.contains(&node));
-            let unheard = refused.addresses.iter().filter_map(|address| namespace(world, *address)).any(has_not_heard);
+            let unheard = refused.addresses.iter().filter_map(|address| namespace(agent, *address)).any(has_not_heard);
             if self.is_excused(&node, unheard, refused.last, now) {
                 continue;
             }
             let sighting = Sighting {
                 node,
                 addresses: refused.addresses,
-                owners: refused.addresses.map(|address| owner(world, address)),
+                owners: refused.addresses.map(|address| owner(agent, address)),
                 packets: refused.packets,
                 last: at(refused.last, now),
             };
-            let own = world.model.node().to_owned();
-            let event = world.plaintext.note(&own, sighting);
-            tell(world, &event);
+            let own = agent.model.node().to_owned();
+            let event = agent.plaintext.note(&own, sighting);
+            tell(agent, &event);
         }
     }
 
@@ -172,37 +172,37 @@ impl Reader {
 
 /// Nodes that have not acknowledged yet, by namespace. A node without a key has no agent that
 /// could.
-fn waiting(world: &World) -> BTreeMap<String, BTreeSet<String>> {
-    let has_key = |node: &String| world.model.node_object(node).is_some_and(|object| object.keys.is_some());
-    let namespaces = convergence(&world.model, &world.local).into_iter();
+fn waiting(agent: &AgentState) -> BTreeMap<String, BTreeSet<String>> {
+    let has_key = |node: &String| agent.model.node_object(node).is_some_and(|object| object.keys.is_some());
+    let namespaces = convergence(&agent.model, &agent.local).into_iter();
     namespaces.map(|one| (one.name, one.waiting_for.into_iter().filter(has_key).collect())).collect()
 }
 
-fn namespace(world: &World, address: IpAddr) -> Option<String> {
-    match world.desired.owner(&world.model, &world.local, address.into())? {
+fn namespace(agent: &AgentState, address: IpAddr) -> Option<String> {
+    match agent.desired.owner(&agent.model, &agent.local, address.into())? {
         Owner::Pod(pod) => Some(pod.namespace),
         Owner::Node(_) | Owner::Attachment(_) => None,
     }
 }
 
-fn owner(world: &World, address: IpAddr) -> String {
-    world.name_of(&address.into()).unwrap_or_else(|| "nobody that is known".into())
+fn owner(agent: &AgentState, address: IpAddr) -> String {
+    agent.name_of(&address.into()).unwrap_or_else(|| "nobody that is known".into())
 }
 
 /// Notes what other nodes report of this one.
-fn hear(world: &mut World) {
-    let reports = seen::reports(world);
+fn hear(agent: &mut AgentState) {
+    let reports = seen::reports(agent);
     for report in &reports {
-        let event = seen::reported(world.model.node(), &report.0);
-        if world.plaintext.is_news(&report.0) {
-            tell(world, &event);
+        let event = seen::reported(agent.model.node(), &report.0);
+        if agent.plaintext.is_news(&report.0) {
+            tell(agent, &event);
         }
     }
-    world.plaintext.heard(reports);
+    agent.plaintext.heard(reports);
 }
 
-fn tell(world: &mut World, event: &hauberk_core::events::NewEvent) {
-    if world.events.note(event, Timestamp::now()) {
+fn tell(agent: &mut AgentState, event: &hauberk_core::events::NewEvent) {
+    if agent.events.note(event, Timestamp::now()) {
         warn!(reason = event.reason, objects = ?event.objects, "{}", event.message);
     }
 }
@@ -228,7 +228,7 @@ struct UnderWay {
 }
 
 impl Writer {
-    async fn write(&mut self, world: &Shared, source: &Arc<dyn Source>) {
+    async fn write(&mut self, agent: &SharedState, source: &Arc<dyn Source>) {
         match self.under_way.take() {
             Some(write) if write.end.is_finished() => match write.end.await {
                 Ok(Ok(())) => self.written = write.wanted,
@@ -242,12 +242,12 @@ impl Writer {
             None => {}
         }
         let (wanted, stands) = {
-            let world = world.read();
-            let own = world.model.node_object(world.model.node());
+            let agent = agent.read();
+            let own = agent.model.node_object(agent.model.node());
             // Before that, this node's object may not be known, and with it what an earlier agent
             // wrote.
-            let Some(own) = own.filter(|_| world.model.synced()) else { return };
-            (world.plaintext.reports(world.model.node()), own.plaintext_seen.is_some())
+            let Some(own) = own.filter(|_| agent.model.synced()) else { return };
+            (agent.plaintext.reports(agent.model.node()), own.plaintext_seen.is_some())
         };
         let lately = self.at.is_some_and(|at| at.elapsed() < WRITE);
         let names_more = wanted.keys().any(|node| !self.written.contains_key(node));

@@ -9,7 +9,7 @@ use hauberk_core::annotations::plaintext::{self, MAX_NODES, Report};
 use hauberk_core::events::{NewEvent, reason};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::world::World;
+use crate::state::AgentState;
 
 /// How long after the last packet this node reports it.
 const TOLD: SignedDuration = SignedDuration::from_mins(5);
@@ -148,9 +148,9 @@ fn advice(own: &str, node: &str) -> String {
 }
 
 /// What other nodes' objects report of this one now.
-pub fn reports(world: &World) -> Vec<(String, Report)> {
-    let (own, now) = (world.model.node(), Timestamp::now());
-    let others = world.model.nodes().filter(|node| node.name != own);
+pub fn reports(agent: &AgentState) -> Vec<(String, Report)> {
+    let (own, now) = (agent.model.node(), Timestamp::now());
+    let others = agent.model.nodes().filter(|node| node.name != own);
     others
         .filter_map(|node| {
             let report = *plaintext::parse(node.plaintext_seen.as_deref()?)?.get(own)?;

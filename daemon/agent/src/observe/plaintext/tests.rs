@@ -15,17 +15,17 @@ fn node(name: &str, address: &str, seen: Option<String>) -> Change {
     })
 }
 
-fn world() -> World {
-    let mut world = crate::testing::world("n1");
+fn agent() -> AgentState {
+    let mut agent = crate::testing::agent("n1");
     for change in [node("n1", "192.168.0.1", None), node("n2", "192.168.0.2", None), Change::Synced] {
-        let _ = world.model.apply(change);
+        let _ = agent.model.apply(change);
     }
-    let _ = world.desired.follow(&mut world.model, &world.local);
-    world
+    let _ = agent.desired.follow(&mut agent.model, &agent.local);
+    agent
 }
 
 /// A refused flow from n2.
-fn flow(world: &World, packets: u64, last: u64) -> (FlowKey, Flow) {
+fn flow(agent: &AgentState, packets: u64, last: u64) -> (FlowKey, Flow) {
     let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
     let key = FlowKey {
         source: address("10.0.2.1"),
@@ -36,67 +36,67 @@ fn flow(world: &World, packets: u64, last: u64) -> (FlowKey, Flow) {
         hook: Hook::FromWire as u8,
         reserved: 0,
     };
-    let node = world.model.node_number("n2").unwrap().0;
+    let node = agent.model.node_number("n2").unwrap().0;
     (key, Flow { packets, last, node, ..Flow::default() })
 }
 
-fn total(world: &World) -> u64 {
-    world.plaintext.senders().map(|(_, packets)| packets).sum()
+fn total(agent: &AgentState) -> u64 {
+    agent.plaintext.senders().map(|(_, packets)| packets).sum()
 }
 
 #[test]
 fn a_sender_is_named_and_its_packets_counted_once() {
-    let (mut world, mut reader) = (world(), Reader::default());
+    let (mut agent, mut reader) = (agent(), Reader::default());
     let now = 1_000 * SECOND;
-    let flows = |world: &World, packets| [flow(world, packets, now)];
+    let flows = |agent: &AgentState, packets| [flow(agent, packets, now)];
     for (packets, expected) in [(3, 3), (3, 3), (5, 5), (2, 7)] {
-        let flows = flows(&world, packets);
+        let flows = flows(&agent, packets);
         reader.take(&flows);
         // Flows are judged at the second look.
-        reader.judge(&mut world, now);
-        reader.judge(&mut world, now);
-        assert_eq!(total(&world), expected);
+        reader.judge(&mut agent, now);
+        reader.judge(&mut agent, now);
+        assert_eq!(total(&agent), expected);
     }
-    let [problem] = &world.plaintext.problems("n1")[..] else { panic!("{:?}", world.plaintext.problems("n1")) };
+    let [problem] = &agent.plaintext.problems("n1")[..] else { panic!("{:?}", agent.plaintext.problems("n1")) };
     assert_eq!(problem.object, "node/n2");
     assert!(problem.message.starts_with("node n2 sends in the clear"), "{}", problem.message);
-    assert_eq!(world.plaintext.reports("n1").keys().collect::<Vec<_>>(), ["n2"]);
-    assert_eq!(world.events.list()[0].reason, "PlaintextSeen");
+    assert_eq!(agent.plaintext.reports("n1").keys().collect::<Vec<_>>(), ["n2"]);
+    assert_eq!(agent.events.list()[0].reason, "PlaintextSeen");
 }
 
 #[test]
 fn what_was_translated_here_is_told_and_held_against_nobody() {
-    let (mut world, mut reader) = (world(), Reader::default());
+    let (mut agent, mut reader) = (agent(), Reader::default());
     let now = 1_000 * SECOND;
-    let (key, flow) = flow(&world, 3, now);
-    let node = world.model.node_number("n1").unwrap().0;
+    let (key, flow) = flow(&agent, 3, now);
+    let node = agent.model.node_number("n1").unwrap().0;
     reader.take(&[(key, Flow { node, ..flow })]);
-    reader.judge(&mut world, now);
-    reader.judge(&mut world, now);
-    let [problem] = &world.plaintext.problems("n1")[..] else { panic!("{:?}", world.plaintext.problems("n1")) };
+    reader.judge(&mut agent, now);
+    reader.judge(&mut agent, now);
+    let [problem] = &agent.plaintext.problems("n1")[..] else { panic!("{:?}", agent.plaintext.problems("n1")) };
     assert!(problem.message.contains("at a port of this node: 3 packets"), "{}", problem.message);
-    assert!(world.plaintext.reports("n1").is_empty());
+    assert!(agent.plaintext.reports("n1").is_empty());
 }
 
 #[test]
 fn a_change_that_is_on_its_way_accuses_no_one() {
-    let (mut world, mut reader) = (world(), Reader::default());
+    let (mut agent, mut reader) = (agent(), Reader::default());
     let now = 1_000 * SECOND;
-    world.changes.note(None, now);
-    reader.take(&[flow(&world, 3, now + 9 * SECOND)]);
-    reader.judge(&mut world, now + 9 * SECOND);
-    reader.judge(&mut world, now + 9 * SECOND);
-    assert_eq!(total(&world), 0);
-    reader.take(&[flow(&world, 4, now + 11 * SECOND)]);
-    reader.judge(&mut world, now + 11 * SECOND);
-    reader.judge(&mut world, now + 11 * SECOND);
-    assert_eq!(total(&world), 1);
+    agent.changes.note(None, now);
+    reader.take(&[flow(&agent, 3, now + 9 * SECOND)]);
+    reader.judge(&mut agent, now + 9 * SECOND);
+    reader.judge(&mut agent, now + 9 * SECOND);
+    assert_eq!(total(&agent), 0);
+    reader.take(&[flow(&agent, 4, now + 11 * SECOND)]);
+    reader.judge(&mut agent, now + 11 * SECOND);
+    reader.judge(&mut agent, now + 11 * SECOND);
+    assert_eq!(total(&agent), 1);
     // The other node learned of the change first.
-    reader.take(&[flow(&world, 9, now + 20 * SECOND)]);
-    reader.judge(&mut world, now + 20 * SECOND);
-    world.changes.note(None, now + 21 * SECOND);
-    reader.judge(&mut world, now + 23 * SECOND);
-    assert_eq!(total(&world), 1);
+    reader.take(&[flow(&agent, 9, now + 20 * SECOND)]);
+    reader.judge(&mut agent, now + 20 * SECOND);
+    agent.changes.note(None, now + 21 * SECOND);
+    reader.judge(&mut agent, now + 23 * SECOND);
+    assert_eq!(total(&agent), 1);
 }
 
 #[test]
@@ -114,25 +114,25 @@ fn who_has_not_heard_of_a_label_gets_a_minute_and_not_more() {
 
 #[test]
 fn a_node_hears_what_others_say_of_it_and_forgets_what_is_old() {
-    let mut world = world();
-    let say = |world: &mut World, last: Timestamp| {
+    let mut agent = agent();
+    let say = |agent: &mut AgentState, last: Timestamp| {
         let reports = BTreeMap::from([("n1".to_owned(), plaintext::Report::new(7, last))]);
-        let _ = world.model.apply(node("n2", "192.168.0.2", Some(plaintext::render(&reports))));
-        hear(world);
-        world.plaintext.problems("n1")
+        let _ = agent.model.apply(node("n2", "192.168.0.2", Some(plaintext::render(&reports))));
+        hear(agent);
+        agent.plaintext.problems("n1")
     };
-    let problems = say(&mut world, Timestamp::now());
+    let problems = say(&mut agent, Timestamp::now());
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].object, "node/n2");
     assert!(problems[0].message.starts_with("n2 saw plaintext from this node"), "{}", problems[0].message);
-    hear(&mut world);
-    assert_eq!((world.events.list()[0].reason.as_str(), world.events.list()[0].count), ("PlaintextReported", 1));
-    assert!(say(&mut world, Timestamp::now() - SignedDuration::from_mins(20)).is_empty());
+    hear(&mut agent);
+    assert_eq!((agent.events.list()[0].reason.as_str(), agent.events.list()[0].count), ("PlaintextReported", 1));
+    assert!(say(&mut agent, Timestamp::now() - SignedDuration::from_mins(20)).is_empty());
 }
 
 #[test]
 fn namespaces_are_those_of_the_pods_concerned() {
-    let mut world = world();
+    let mut agent = agent();
     let pod = hauberk_core::objects::PodObject {
         namespace: "shop".into(),
         name: "cart".into(),
@@ -141,8 +141,8 @@ fn namespaces_are_those_of_the_pods_concerned() {
         encryption: Some("enabled".into()),
         ..Default::default()
     };
-    let _ = world.model.apply(Change::Pod(pod));
-    let _ = world.desired.follow(&mut world.model, &world.local);
-    assert_eq!(namespace(&world, "10.0.1.1".parse().unwrap()).as_deref(), Some("shop"));
-    assert_eq!(namespace(&world, "192.168.0.2".parse().unwrap()), None);
+    let _ = agent.model.apply(Change::Pod(pod));
+    let _ = agent.desired.follow(&mut agent.model, &agent.local);
+    assert_eq!(namespace(&agent, "10.0.1.1".parse().unwrap()).as_deref(), Some("shop"));
+    assert_eq!(namespace(&agent, "192.168.0.2".parse().unwrap()), None);
 }

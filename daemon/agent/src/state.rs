@@ -34,7 +34,7 @@ const EVENTS: usize = 1_000;
 const APPLY_SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 /// What the agent knows at one moment.
-pub struct World {
+pub struct AgentState {
     /// The cluster as last told.
     pub model: Model,
     /// What the configuration decides.
@@ -112,10 +112,10 @@ pub struct Device {
 /// be.
 const GUARD: [&str; 5] = ["device/", "devices", "pod interface/", "netfilter", "pins"];
 
-impl World {
+impl AgentState {
     /// Nothing is known yet.
-    pub fn new(local: LocalNode, source: SourceStatus) -> World {
-        World {
+    pub fn new(local: LocalNode, source: SourceStatus) -> AgentState {
+        AgentState {
             model: Model::new(&local.name),
             local,
             desired: Incremental::default(),
@@ -186,24 +186,24 @@ pub fn key_status(keys: &[(u32, [u8; 32])]) -> Vec<KeyStatus> {
         .collect()
 }
 
-/// The shared world.
+/// The shared state.
 #[derive(Clone)]
-pub struct Shared(Arc<RwLock<World>>);
+pub struct SharedState(Arc<RwLock<AgentState>>);
 
-impl Shared {
-    /// Shares a world.
-    pub fn new(world: World) -> Shared {
-        Shared(Arc::new(RwLock::new(world)))
+impl SharedState {
+    /// Shares a state.
+    pub fn new(agent: AgentState) -> SharedState {
+        SharedState(Arc::new(RwLock::new(agent)))
     }
 
     /// For reading. A writer that panicked leaves what it had written; reading that is better than
     /// failing too.
-    pub fn read(&self) -> RwLockReadGuard<'_, World> {
+    pub fn read(&self) -> RwLockReadGuard<'_, AgentState> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For writing: the reconciler, and observers for their own fields.
-    pub fn write(&self) -> RwLockWriteGuard<'_, World> {
+    pub fn write(&self) -> RwLockWriteGuard<'_, AgentState> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -257,17 +257,17 @@ mod tests {
 
     #[test]
     fn what_keeps_the_datapath_down_is_told_and_nothing_else() {
-        let mut world = crate::testing::world("n1");
-        world.source.synced = false;
-        assert!(world.not_up().unwrap().contains("Node n1 has not been read from /objects yet"));
-        world.source.synced = true;
-        assert!(world.not_up().unwrap().contains("there is no Node n1 in /objects"));
-        let _ = world.model.apply(Change::Node(NodeObject { name: "n1".into(), ..NodeObject::default() }));
-        assert_eq!(world.not_up().unwrap(), "the datapath is being started");
+        let mut agent = crate::testing::agent("n1");
+        agent.source.synced = false;
+        assert!(agent.not_up().unwrap().contains("Node n1 has not been read from /objects yet"));
+        agent.source.synced = true;
+        assert!(agent.not_up().unwrap().contains("there is no Node n1 in /objects"));
+        let _ = agent.model.apply(Change::Node(NodeObject { name: "n1".into(), ..NodeObject::default() }));
+        assert_eq!(agent.not_up().unwrap(), "the datapath is being started");
         let message = "cannot start the datapath: cannot run nft: too many open files".to_owned();
         let problem = Problem { severity: Severity::Critical, object: "datapath".into(), message: message.clone() };
-        world.failures.insert("datapath".into(), problem);
-        assert_eq!(world.not_up(), Some(message));
+        agent.failures.insert("datapath".into(), problem);
+        assert_eq!(agent.not_up(), Some(message));
     }
 
     #[test]
