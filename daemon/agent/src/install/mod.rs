@@ -2,10 +2,10 @@
 //! them there.
 //!
 //! The plugin's binary is copied whenever it differs. The configuration is written only while this
-//! node can keep what it promises to pods ([`crate::state::AgentState::is_ready`]): before that, the
-//! runtime of a new node finds none, and the node is not ready. The configuration stays when the
-//! agent stops or the node restarts; the plugin then asks the runtime to try again until the agent
-//! is back.
+//! node can keep what it promises to pods ([`crate::state::AgentState::is_ready`]): before that, a
+//! new node's runtime finds none, and the node is not ready. The configuration stays when the agent
+//! stops or the node restarts; the plugin then asks the runtime to try again until the agent is
+//! back.
 //!
 //! As `primary` the list is hauberk's own. As `chained` it is another plugin's list with
 //! hauberk-cni appended, in a file of hauberk's own that the runtime reads first ([`list`]) and

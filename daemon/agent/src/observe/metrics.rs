@@ -3,12 +3,13 @@
 
 use std::fmt::Write as _;
 
-use hauberk_api::{PeerState, Severity};
+use hauberk_api::{PeerState, Severity, Status};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -75,7 +76,22 @@ pub fn metrics(
 ) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("hauberk");
     let now = status(&agent.read(), map_reader, facts);
+    register_node(&mut registry, &now, agent.read().apply_seconds.clone());
+    register_packets(&mut registry, agent, map_reader, &facts.config.tunnel.device);
+    register_tunnel(&mut registry, &now);
+    let lost: Counter = Counter::default();
+    lost.inc_by(log.lost());
+    registry.register("flow_events_lost", "Flow events the kernel could not deliver", lost);
+    register_peers(&mut registry, &now);
+    register_namespaces(&mut registry, &now);
 
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// The agent itself, its source and its problems.
+fn register_node(registry: &mut Registry, now: &Status, apply_seconds: Histogram) {
     registry.register(
         "build",
         "Version, backend and how programs are attached",
@@ -86,28 +102,18 @@ pub fn metrics(
             ("host_routing", now.host_routing.clone()),
         ]),
     );
-    gauge(
-        &mut registry,
-        "ready",
-        "1 if the datapath is attached and a self-test packet proved it",
-        i64::from(now.ready),
-    );
-    gauge(&mut registry, "source_synced", "1 if every object has been read once", i64::from(now.source.synced));
+    gauge(registry, "ready", "1 if the datapath is attached and a self-test packet proved it", i64::from(now.ready));
+    gauge(registry, "source_synced", "1 if every object has been read once", i64::from(now.source.synced));
     let since = now.source.unavailable_since.map_or(0, |since| now.now.duration_since(since).as_secs());
-    gauge(&mut registry, "source_unavailable_seconds", "How long the source has been unreadable", since);
-    gauge(
-        &mut registry,
-        "source_rejected_objects",
-        "Objects that are rejected at the moment",
-        now.source.rejected as i64,
-    );
+    gauge(registry, "source_unavailable_seconds", "How long the source has been unreadable", since);
+    gauge(registry, "source_rejected_objects", "Objects that are rejected at the moment", now.source.rejected as i64);
     registry.register_with_unit(
         "apply",
         "From when the source told of a change to when the kernel held it",
         Unit::Seconds,
-        agent.read().apply_seconds.clone(),
+        apply_seconds,
     );
-    gauge(&mut registry, "attachments", "Pods attached on this node", now.attachments as i64);
+    gauge(registry, "attachments", "Pods attached on this node", now.attachments as i64);
 
     let problems = Gauges::<SeverityLabel>::default();
     for (severity, name) in [(Severity::Critical, "critical"), (Severity::Warning, "warning")] {
@@ -115,9 +121,12 @@ pub fn metrics(
         problems.get_or_create(&SeverityLabel { severity: Text(name) }).set(count as i64);
     }
     registry.register("problems", "Problems at the moment, as in `hauberk status`", problems);
+}
 
+/// What became of packets; `tunnel` is the name of the tunnel device.
+fn register_packets(registry: &mut Registry, agent: &SharedState, map_reader: &MapReader, tunnel: &str) {
     let dropped = Counters::<Drop>::default();
-    if let Ok(drops) = drops::drops(agent, map_reader, &facts.config.tunnel.device) {
+    if let Ok(drops) = drops::drops(agent, map_reader, tunnel) {
         for count in drops.reasons {
             dropped.get_or_create(&Drop { place: count.place, reason: count.reason }).inc_by(count.packets);
         }
@@ -150,8 +159,11 @@ pub fn metrics(
     }
     registry.register("verdict_packets", "Packets by hook and what happened to them", packets);
     registry.register_with_unit("verdict", "Bytes of IP by hook and what happened to them", Unit::Bytes, bytes);
+}
 
-    gauge(&mut registry, "tunnel_threads", "Threads that carry encrypted packets", now.tunnel.threads as i64);
+/// The tunnel's threads.
+fn register_tunnel(registry: &mut Registry, now: &Status) {
+    gauge(registry, "tunnel_threads", "Threads that carry encrypted packets", now.tunnel.threads as i64);
     let handed_over: Counter = Counter::default();
     handed_over.inc_by(now.tunnel.handed_over);
     registry.register(
@@ -159,11 +171,10 @@ pub fn metrics(
         "Packets and handshakes that came to another thread than their peer's",
         handed_over,
     );
+}
 
-    let lost: Counter = Counter::default();
-    lost.inc_by(log.lost());
-    registry.register("flow_events_lost", "Flow events the kernel could not deliver", lost);
-
+/// One line of each for every peer.
+fn register_peers(registry: &mut Registry, now: &Status) {
     let handshake = Gauges::<PeerLabel>::default();
     let established = Gauges::<PeerLabel>::default();
     let received = Counters::<PeerLabel>::default();
@@ -184,7 +195,10 @@ pub fn metrics(
     registry.register("peer_established", "1 if there is a session with the peer", established);
     registry.register_with_unit("peer_received", "Bytes received through the tunnel", Unit::Bytes, received);
     registry.register_with_unit("peer_sent", "Bytes sent through the tunnel", Unit::Bytes, sent);
+}
 
+/// One line of each for every namespace.
+fn register_namespaces(registry: &mut Registry, now: &Status) {
     let protected = Gauges::<NamespaceLabel>::default();
     let converged = Gauges::<NamespaceLabel>::default();
     for namespace in &now.namespaces {
@@ -198,10 +212,6 @@ pub fn metrics(
         "Nodes that do not enforce the namespace's present generation",
         converged,
     );
-
-    let mut text = String::new();
-    encode(&mut text, &registry)?;
-    Ok(text)
 }
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {

@@ -13,7 +13,8 @@ use super::input::Waiter;
 use super::{BATCH, Input, Reconciler};
 
 impl Reconciler {
-    /// Takes in the inputs. Returns whether anything is different, and the callers that wait for it.
+    /// Takes in the inputs. Returns whether anything is different, and the callers that wait for
+    /// it.
     pub(super) fn absorb(&mut self, batch: Vec<Input>) -> (bool, Vec<Waiter>) {
         let mut changed = false;
         let mut waiting = Vec::new();
