@@ -116,10 +116,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (config, source, cluster) = cluster::connect(config).await?;
     let config = Arc::new(config);
     let node = config.node.clone().unwrap_or_default();
-    let public: Vec<(u32, [u8; 32])> = keys.keys().iter().map(|key| (key.epoch, key.public)).collect();
+    let public = public_keys(keys.keys());
     let chained = config.cni.install == config::CniInstall::Chained;
     let settings = cluster_config::settings(&Settings { chained, ..Settings::default() }, &config);
-    let own_keys = public.iter().map(|(_, key)| *key).collect();
+    let own_keys = public.iter().map(|key| key.bytes).collect();
     let local = LocalNode { name: node.clone(), settings, keys: own_keys, ..LocalNode::default() };
     info!(node, version = env!("CARGO_PKG_VERSION"), "hauberkd starts");
 
@@ -295,8 +295,11 @@ fn told(node: &str, config: &Config, recovered: &[Attachment]) -> NewEvent {
 
 /// What the other nodes need to reach this one.
 fn publish(config: &Config, keys: &[NodeKey]) -> String {
-    let keys = keys.iter().map(|key| PublicKey { epoch: key.epoch, bytes: key.public }).collect();
-    hauberk_keyring::published::render(&Published { port: config.tunnel.port, keys })
+    hauberk_keyring::published::render(&Published { port: config.tunnel.port, keys: public_keys(keys) })
+}
+
+fn public_keys(keys: &[NodeKey]) -> Vec<PublicKey> {
+    keys.iter().map(|key| PublicKey { epoch: key.epoch, bytes: key.public }).collect()
 }
 
 fn tunnel_maker(

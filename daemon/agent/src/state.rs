@@ -13,6 +13,7 @@ use hauberk_core::identities::Owner;
 use hauberk_core::local_node::LocalNode;
 use hauberk_core::model::Model;
 use hauberk_host::netfilter::{Counters, Neighbours, PacketSocketGuard};
+use hauberk_keyring::PublicKey;
 use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
 
@@ -176,14 +177,8 @@ impl AgentState {
 }
 
 /// Keys in the form of the status.
-pub fn key_status(keys: &[(u32, [u8; 32])]) -> Vec<KeyStatus> {
-    use base64::Engine;
-    keys.iter()
-        .map(|(epoch, key)| KeyStatus {
-            epoch: *epoch,
-            public_key: base64::engine::general_purpose::STANDARD.encode(key),
-        })
-        .collect()
+pub fn key_status(keys: &[PublicKey]) -> Vec<KeyStatus> {
+    keys.iter().map(|key| KeyStatus { epoch: key.epoch, public_key: key.to_base64() }).collect()
 }
 
 /// The shared state.

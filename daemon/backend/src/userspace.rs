@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 
 use hauberk_core::names::NodeNumber;
 use hauberk_core::tunnels::Peer;
+use hauberk_keyring::PublicKey;
 use hauberk_wireguard::{
     CipherImplementation, DeviceConfig, Error, Health, LocalKey, PeerChange, PeerConfig, PeerId, PeerKey, PeerState,
     Tunnel, TunnelConfig,
@@ -183,7 +184,7 @@ impl From<Error> for BackendError {
 /// stay are not touched.
 fn put(peer: &Peer, present: &[PeerConfig]) -> Vec<PeerChange> {
     let id = PeerId(peer.number.0);
-    let keys: BTreeSet<[u8; 32]> = peer.keys.iter().map(|(_, key)| *key).collect();
+    let keys: BTreeSet<[u8; 32]> = peer.keys.iter().map(|key| key.bytes).collect();
     let mut changes = Vec::new();
     for other in present.iter().filter(|other| other.id != id) {
         let kept: Vec<PeerKey> = other.keys.iter().filter(|key| !keys.contains(&key.public)).cloned().collect();
@@ -200,7 +201,7 @@ fn put(peer: &Peer, present: &[PeerConfig]) -> Vec<PeerChange> {
     changes.push(PeerChange::Put(PeerConfig {
         id,
         name: peer.name.clone(),
-        keys: peer.keys.iter().map(|(epoch, public)| PeerKey { epoch: *epoch, public: *public }).collect(),
+        keys: peer.keys.iter().map(|key| PeerKey { epoch: key.epoch, public: key.bytes }).collect(),
         endpoint: peer.endpoint,
         fallbacks: peer.fallbacks.clone(),
         allowed: peer.allowed.iter().copied().collect(),
@@ -232,7 +233,7 @@ fn to_peer(config: PeerConfig) -> Peer {
     Peer {
         number: NodeNumber(config.id.0),
         name: config.name,
-        keys: config.keys.into_iter().map(|key| (key.epoch, key.public)).collect(),
+        keys: config.keys.into_iter().map(|key| PublicKey { epoch: key.epoch, bytes: key.public }).collect(),
         endpoint: config.endpoint,
         fallbacks: config.fallbacks,
         allowed: config.allowed.into_iter().collect(),

@@ -28,8 +28,12 @@ pub(crate) fn key(number: u8) -> [u8; 32] {
     key
 }
 
+pub(crate) fn public_key(epoch: u32, number: u8) -> PublicKey {
+    PublicKey { epoch, bytes: key(number) }
+}
+
 pub(crate) fn keys(epochs: &[(u32, u8)]) -> String {
-    let keys = epochs.iter().map(|(epoch, number)| PublicKey { epoch: *epoch, bytes: key(*number) }).collect();
+    let keys = epochs.iter().map(|(epoch, number)| public_key(*epoch, *number)).collect();
     published::render(&Published { port: 51840, keys })
 }
 

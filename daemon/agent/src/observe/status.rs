@@ -8,6 +8,7 @@ use hauberk_backend::{PeerStats, Progress, Stats};
 use hauberk_core::convergence::convergence;
 use hauberk_datapath::tables::identities;
 use hauberk_host::netfilter::PacketSocketGuard;
+use hauberk_keyring::PublicKey;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -22,7 +23,7 @@ pub struct Facts {
     /// Its configuration.
     pub config: std::sync::Arc<Config>,
     /// Its public keys, newest epoch first.
-    pub keys: Vec<(u32, [u8; 32])>,
+    pub keys: Vec<PublicKey>,
     /// How programs are attached.
     pub attach: &'static str,
     /// Problems found at the start that only a restart can change.

@@ -19,16 +19,20 @@ impl UapiView for View {
         let mut peers = Vec::new();
         for peer in agent.desired.state.tunnels.peers.values() {
             let seen = stats.get(&peer.number);
-            let newest = peer.keys.first().map(|(epoch, _)| *epoch);
+            let newest = peer.keys.first().map(|key| key.epoch);
             let used = seen.and_then(|seen| seen.epoch).or(newest);
-            for (epoch, public_key) in &peer.keys {
-                let seen = seen.filter(|_| Some(*epoch) == used);
+            for key in &peer.keys {
+                let seen = seen.filter(|_| Some(key.epoch) == used);
                 peers.push(PeerView {
-                    public_key: *public_key,
+                    public_key: key.bytes,
                     endpoint: seen.and_then(|seen| seen.endpoint).or(peer.endpoint),
                     // Both keys have the same allowed IPs; WireGuard shows each prefix under one
                     // peer only.
-                    allowed_ips: if Some(*epoch) == used { peer.allowed.iter().copied().collect() } else { Vec::new() },
+                    allowed_ips: if Some(key.epoch) == used {
+                        peer.allowed.iter().copied().collect()
+                    } else {
+                        Vec::new()
+                    },
                     latest_handshake: seen.and_then(|seen| seen.latest_handshake),
                     received_bytes: seen.map_or(0, |seen| seen.received),
                     sent_bytes: seen.map_or(0, |seen| seen.sent),

@@ -9,7 +9,7 @@ use crate::events::reason;
 use crate::model::Change;
 use crate::objects::{NodeAddress, NodeObject, PodObject};
 use crate::pods::LocalPod;
-use crate::testing::{World, attachment, ip, key, keys, namespace, net, node, pod, pod_name};
+use crate::testing::{World, attachment, ip, keys, namespace, net, node, pod, pod_name, public_key};
 use crate::tunnels::{Peer, Route};
 
 fn identity_of_pod(protection: Protection, node: u32) -> Identity {
@@ -260,7 +260,7 @@ fn a_peer_has_keys_an_endpoint_and_what_it_may_speak_for() {
     let expected = Peer {
         number,
         name: "n2".into(),
-        keys: vec![(5, key(50)), (4, key(40))],
+        keys: vec![public_key(5, 50), public_key(4, 40)],
         endpoint: Some("192.0.2.2:51840".parse().unwrap()),
         fallbacks: Vec::new(),
         allowed: ["10.0.2.0/24", "10.0.77.5/32", "192.0.2.2/32", "fd00::77/128"].map(net).into(),
@@ -399,7 +399,7 @@ fn a_broken_annotation_keeps_the_last_good_keys_and_a_removed_one_takes_them_awa
     let mut world = World::three_nodes();
     let number = NodeNumber(world.number(2));
     world.apply(Change::Node(NodeObject { keys: Some("{oops".into()), ..node(2) }));
-    assert_eq!(world.desired().state.tunnels.peers[&number].keys, [(1, key(2))]);
+    assert_eq!(world.desired().state.tunnels.peers[&number].keys, [public_key(1, 2)]);
     world.assert_event(reason::KEYS_INVALID, &["Node/n2"]);
     assert!(world.told[0].message.contains("existing tunnels are kept"), "{}", world.told[0].message);
     world.apply(Change::Node(NodeObject { keys: None, ..node(2) }));
@@ -415,7 +415,7 @@ fn our_own_key_is_refused() {
     world.apply(Change::Node(NodeObject { keys: Some(keys(&[(3, 9), (2, 1)])), ..node(2) }));
     assert_eq!(
         world.desired().state.tunnels.peers[&NodeNumber(world.number(2))].keys,
-        [(3, key(9))],
+        [public_key(3, 9)],
         "the other key is good"
     );
     world.assert_event(reason::KEY_REFUSED, &["Node/n2", "Node/n1"]);
@@ -431,15 +431,15 @@ fn a_newcomer_cannot_take_a_nodes_key() {
         ..node(4)
     }));
     let desired = world.desired();
-    assert_eq!(desired.state.tunnels.peers[&NodeNumber(world.number(2))].keys, [(1, key(2))]);
+    assert_eq!(desired.state.tunnels.peers[&NodeNumber(world.number(2))].keys, [public_key(1, 2)]);
     assert!(!desired.state.tunnels.peers.contains_key(&world.model.node_number("a0").unwrap()));
     world.assert_event(reason::KEY_REFUSED, &["Node/a0", "Node/n2"]);
     // The holder's object changes, but not its key: it keeps its place.
     world.apply(Change::Node(NodeObject { origin: "moved.yaml".into(), ..node(2) }));
-    assert_eq!(world.desired().state.tunnels.peers[&NodeNumber(world.number(2))].keys, [(1, key(2))]);
+    assert_eq!(world.desired().state.tunnels.peers[&NodeNumber(world.number(2))].keys, [public_key(1, 2)]);
     // The holder gives it up, and the other gets it.
     world.apply(Change::NodeGone("n2".into()));
-    assert_eq!(world.desired().state.tunnels.peers[&world.model.node_number("a0").unwrap()].keys, [(9, key(2))]);
+    assert_eq!(world.desired().state.tunnels.peers[&world.model.node_number("a0").unwrap()].keys, [public_key(9, 2)]);
 }
 
 #[test]

@@ -381,7 +381,7 @@ fn peers_share_nothing(peers: &BTreeMap<NodeNumber, Peer>) -> bool {
     peers.values().all(|peer| {
         !peer.keys.is_empty()
             && peer.allowed.iter().all(|prefix| prefixes.insert(*prefix))
-            && peer.keys.iter().all(|(_, key)| keys.insert(*key))
+            && peer.keys.iter().all(|key| keys.insert(key.bytes))
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use hauberk_abi::layout::{self, peer_flag};
+use hauberk_keyring::PublicKey;
 use ipnet::IpNet;
 
 use crate::annotations::addresses::is_possible;
@@ -39,7 +40,7 @@ impl Tunnels {
             }
             let Some(held) = &node.held else { continue };
             let keys = holders.usable(local, &node.object, held, events);
-            let Some((epoch, _)) = keys.first().copied() else { continue };
+            let Some(epoch) = keys.first().map(|key| key.epoch) else { continue };
             let endpoint = endpoint(local, &node.object, own, places, held.published.port);
             let fallbacks = endpoint.map(|endpoint| fallbacks(&node.object, places, endpoint)).unwrap_or_default();
             if endpoint.is_none() {
@@ -149,13 +150,7 @@ impl<'a> Holders<'a> {
 
     /// The node's usable keys, newest first. Left out are this node's own keys, and keys that
     /// another node had before or came with at the same time.
-    fn usable(
-        &self,
-        local: &LocalNode,
-        node: &NodeObject,
-        held: &Held,
-        events: &mut Collector,
-    ) -> Vec<(u32, [u8; 32])> {
+    fn usable(&self, local: &LocalNode, node: &NodeObject, held: &Held, events: &mut Collector) -> Vec<PublicKey> {
         let mut usable = Vec::new();
         for key in &held.published.keys {
             if local.keys.contains(&key.bytes) {
@@ -165,7 +160,7 @@ impl<'a> Holders<'a> {
                 let objects = [object(node), object(other.node)];
                 events.warn(reason::KEY_REFUSED, objects, || taken_key(node, key.epoch, other, held, &key.bytes));
             } else {
-                usable.push((key.epoch, key.bytes));
+                usable.push(*key);
             }
         }
         usable

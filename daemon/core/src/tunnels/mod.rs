@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use hauberk_abi::layout;
+use hauberk_keyring::PublicKey;
 use ipnet::IpNet;
 
 use crate::names::NodeNumber;
@@ -54,7 +55,7 @@ pub struct Peer {
     /// The node's name.
     pub name: String,
     /// Its public keys with their epochs, newest first: one or two.
-    pub keys: Vec<(u32, [u8; 32])>,
+    pub keys: Vec<PublicKey>,
     /// Where its tunnel listens.
     pub endpoint: Option<SocketAddr>,
     /// Its other addresses, those of the other family first: the tunnel also tries them while the

@@ -62,7 +62,7 @@ impl Owners {
     fn of(desired: &Tunnels, scope: &Keys<NodeNumber>) -> Owners {
         let peers = || scope.of(&desired.peers).map(|(_, peer)| peer);
         let prefixes = peers().flat_map(|peer| peer.allowed.iter().map(|prefix| (*prefix, peer.number)));
-        let keys = peers().flat_map(|peer| peer.keys.iter().map(|(_, key)| (*key, peer.number)));
+        let keys = peers().flat_map(|peer| peer.keys.iter().map(|key| (key.bytes, peer.number)));
         Owners { prefixes: prefixes.collect(), keys: keys.collect() }
     }
 
@@ -79,7 +79,7 @@ impl Owners {
 fn give_up(peer: &Peer, desired: &Tunnels, prune: bool, owners: &Owners) -> Option<TunnelStep> {
     let mut rest = peer.clone();
     rest.allowed.retain(|prefix| !owners.is_anothers_prefix(prefix, peer.number));
-    rest.keys.retain(|(_, key)| !owners.is_anothers_key(key, peer.number));
+    rest.keys.retain(|key| !owners.is_anothers_key(&key.bytes, peer.number));
     if rest == *peer {
         return None;
     }
