@@ -11,6 +11,7 @@ use hauberk_backend::{LocalKey, StartConfig};
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::local_node::{LocalNode, Settings};
 use hauberk_core::model::{Change, Model};
+use hauberk_core::names::AttachmentKey;
 use hauberk_datapath::{DatapathError, How, Pins};
 use hauberk_host::Netlink;
 use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
@@ -269,7 +270,7 @@ async fn restore_attachments(
         }
         Err(error) => warn!(%error, "cannot note that interfaces are gone"),
     }
-    for (container, interface) in vanished {
+    for AttachmentKey { container, interface } in vanished {
         info!(container, interface, "its interface, which another plugin made, is gone");
         if let Err(error) = attachments.change(move |keeper| keeper.release(&container, &interface)).await {
             warn!(%error, "cannot forget an interface that is gone");

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use hauberk_api::{Attachment, PodReference};
+use hauberk_api::{Attachment, PodReference, Reserve};
 
 /// A node's number in the datapath's maps: never 0 for a known node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -29,7 +29,8 @@ impl fmt::Display for PodName {
     }
 }
 
-/// A pod's interface on this node: which container, which interface inside it.
+/// A pod's interface on this node: which container, which interface inside it (CNI spec 1.1, section
+/// 2).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttachmentKey {
     /// The runtime's container (sandbox) id.
@@ -41,8 +42,17 @@ pub struct AttachmentKey {
 impl AttachmentKey {
     /// The key of an attachment.
     pub fn of(attachment: &Attachment) -> AttachmentKey {
-        let request = &attachment.request;
-        AttachmentKey { container: request.container.clone(), interface: request.interface.clone() }
+        AttachmentKey::of_request(&attachment.request)
+    }
+
+    /// The key of the attachment that is asked for.
+    pub fn of_request(request: &Reserve) -> AttachmentKey {
+        AttachmentKey::new(&request.container, &request.interface)
+    }
+
+    /// The key of a container's interface.
+    pub fn new(container: &str, interface: &str) -> AttachmentKey {
+        AttachmentKey { container: container.to_owned(), interface: interface.to_owned() }
     }
 
     /// The interface as problems name it.

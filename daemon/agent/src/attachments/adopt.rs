@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use hauberk_api::{Adopt, Attachment, Reservation};
+use hauberk_core::names::AttachmentKey;
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
-use super::{AttachmentError, Attachments, Id, Keeper, MAX_INTERFACE, Records, check_names, parse_mac};
+use super::{AttachmentError, Attachments, Keeper, MAX_INTERFACE, Records, check_names, parse_mac};
 
 /// No plugin gives an interface more addresses.
 const MAX_ADDRESSES: usize = 64;
@@ -22,11 +23,11 @@ impl Keeper {
     /// [`AttachmentError`]; then nothing is kept or removed.
     pub fn adopt(&mut self, adopt: &Adopt) -> Result<(Attachment, Vec<Attachment>), AttachmentError> {
         check(adopt)?;
-        let id = (adopt.request.container.clone(), adopt.request.interface.clone());
+        let key = AttachmentKey::of_request(&adopt.request);
         let attachment = attachment(adopt);
-        let superseded: Vec<Id> = {
+        let superseded: Vec<AttachmentKey> = {
             let records = self.records();
-            let known = records.entries.get(&id);
+            let known = records.entries.get(&key);
             if known.is_some_and(|known| !known.adopted) {
                 return Err(refused(
                     adopt,
@@ -36,53 +37,52 @@ impl Keeper {
             if known == Some(&attachment) {
                 return Ok((attachment, Vec::new()));
             }
-            let superseded: Vec<Id> = records.superseded_by(adopt).filter(|other| *other != id).collect();
+            let superseded: Vec<AttachmentKey> = records.superseded_by(adopt).filter(|other| *other != key).collect();
             let limit = records.settings.limit;
             if known.is_none() && limit > 0 && records.entries.len() - superseded.len() >= limit {
-                return Err(AttachmentError::TooMany { container: id.0, limit });
+                return Err(AttachmentError::TooMany { container: key.container, limit });
             }
             superseded
         };
         let mut gone = Vec::new();
         for other in superseded {
-            gone.extend(self.release(&other.0, &other.1)?);
+            gone.extend(self.release(&other.container, &other.interface)?);
         }
         self.replace(&attachment)?;
-        self.records().released.remove(&id);
+        self.records().released.remove(&key);
         Ok((attachment, gone))
     }
 }
 
 impl Attachments {
     /// Adopted interfaces that do not exist any more (`exists(name, index)`), to be released.
-    pub fn vanished(&self, exists: impl Fn(&str, u32) -> bool) -> Vec<Id> {
+    pub fn vanished(&self, exists: impl Fn(&str, u32) -> bool) -> Vec<AttachmentKey> {
         let gone = |entry: &&Attachment| {
             let index = entry.attach.as_ref().map_or(0, |attach| attach.host_index);
             entry.adopted && !exists(&entry.reservation.host_interface, index)
         };
-        let id = |entry: &Attachment| (entry.request.container.clone(), entry.request.interface.clone());
-        self.records().entries.values().filter(gone).map(id).collect()
+        self.records().entries.values().filter(gone).map(AttachmentKey::of).collect()
     }
 
     /// Whether the interface is on record, or was released by the runtime, which is about to remove
     /// it.
-    pub fn is_known(&self, id: &Id) -> bool {
+    pub fn is_known(&self, key: &AttachmentKey) -> bool {
         let records = self.records();
-        records.entries.contains_key(id) || records.released.contains(id)
+        records.entries.contains_key(key) || records.released.contains(key)
     }
 
     /// Forgets released interfaces except these, which the runtime still has in its cache.
-    pub fn forget_released(&self, still_told: &BTreeSet<Id>) {
-        self.records().released.retain(|id| still_told.contains(id));
+    pub fn forget_released(&self, still_told: &BTreeSet<AttachmentKey>) {
+        self.records().released.retain(|key| still_told.contains(key));
     }
 }
 
 impl Records {
-    fn superseded_by(&self, adopt: &Adopt) -> impl Iterator<Item = Id> {
+    fn superseded_by(&self, adopt: &Adopt) -> impl Iterator<Item = AttachmentKey> {
         self.entries.values().filter(|entry| entry.adopted).filter_map(|entry| {
             let same_index = entry.attach.as_ref().is_some_and(|attach| attach.host_index == adopt.attach.host_index);
             let shares = entry.reservation.addresses.iter().any(|address| adopt.addresses.contains(&address.addr()));
-            (same_index || shares).then(|| (entry.request.container.clone(), entry.request.interface.clone()))
+            (same_index || shares).then(|| AttachmentKey::of(entry))
         })
     }
 }
@@ -200,15 +200,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut attachments = open(&folder);
         attachments.adopt(&adopt("a", 7, "10.244.1.2")).unwrap();
-        let id = ("a".to_owned(), "eth0".to_owned());
+        let key = AttachmentKey::new("a", "eth0");
         assert!(attachments.vanished(|name, index| (name, index) == ("veth7", 7)).is_empty());
-        assert_eq!(attachments.vanished(|_, index| index == 8), std::slice::from_ref(&id));
+        assert_eq!(attachments.vanished(|_, index| index == 8), std::slice::from_ref(&key));
         attachments.release("a", "eth0").unwrap();
-        assert!(attachments.is_known(&id));
-        attachments.forget_released(&BTreeSet::from([id.clone()]));
-        assert!(attachments.is_known(&id));
+        assert!(attachments.is_known(&key));
+        attachments.forget_released(&BTreeSet::from([key.clone()]));
+        assert!(attachments.is_known(&key));
         attachments.forget_released(&BTreeSet::new());
-        assert!(!attachments.is_known(&id));
+        assert!(!attachments.is_known(&key));
     }
 
     #[test]

@@ -19,9 +19,9 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use super::Attachments;
 use super::recover::mac;
 use super::results::{self, ForeignInterface};
-use super::{Attachments, Id};
 use crate::reconcile::Input;
 use crate::state::SharedState;
 
@@ -96,15 +96,14 @@ impl Adoption {
     async fn forget(&mut self, links: &[Link]) {
         let exists = |name: &str, index: u32| links.iter().any(|link| link.index == index && link.name == name);
         let gone = self.attachments.vanished(exists);
-        for (container, interface) in gone {
-            let key = AttachmentKey { container: container.clone(), interface: interface.clone() };
+        for key in gone {
             self.pending.retain(|attachment| AttachmentKey::of(attachment) != key);
-            let (input, answer) = Input::release(key);
+            let (input, answer) = Input::release(key.clone());
             if self.inputs.send(input).await.is_err() || !matches!(answer.await, Ok(Ok(()))) {
                 continue;
             }
-            let id = (container.clone(), interface.clone());
-            match self.attachments.change(move |keeper| keeper.release(&id.0, &id.1)).await {
+            let AttachmentKey { container, interface } = key.clone();
+            match self.attachments.change(move |keeper| keeper.release(&key.container, &key.interface)).await {
                 Ok(_) => info!(container, interface, "its interface, which another plugin made, is gone"),
                 Err(error) => warn!(%error, "cannot forget an interface that is gone"),
             }
@@ -130,10 +129,10 @@ impl Adoption {
             let file = problem.split(": ").next().unwrap_or_default().to_owned();
             self.note(&file, problem);
         }
-        let ids: BTreeSet<Id> = told.iter().map(id).collect();
+        let ids: BTreeSet<AttachmentKey> = told.iter().map(|one| AttachmentKey::of_request(&one.request)).collect();
         self.attachments.forget_released(&ids);
         for one in told {
-            if self.attachments.is_known(&id(&one)) {
+            if self.attachments.is_known(&AttachmentKey::of_request(&one.request)) {
                 continue;
             }
             let Some(adopt) = match_link(netlink, links, &one).await else { continue };
@@ -176,10 +175,6 @@ async fn wait(changes: &mut (impl Stream<Item = ()> + Unpin), pause: Duration) {
         tokio::time::sleep(SETTLE).await;
         while let Some(Some(())) = changes.next().now_or_never() {}
     }
-}
-
-fn id(result: &ForeignInterface) -> Id {
-    (result.request.container.clone(), result.request.interface.clone())
 }
 
 /// The interface that the result describes, if it exists: one of those named, or the host side of

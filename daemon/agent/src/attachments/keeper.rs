@@ -6,6 +6,7 @@ use std::ops::Deref;
 
 use hauberk_abi::address::{GATEWAY_V4, GATEWAY_V6};
 use hauberk_api::{Attach, Attachment, Reservation, Reserve};
+use hauberk_core::names::AttachmentKey;
 use ipnet::IpNet;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;
@@ -70,10 +71,10 @@ impl Keeper {
         claimed: impl Fn(IpAddr) -> bool,
     ) -> Result<Reservation, AttachmentError> {
         check_names(request)?;
-        let id = (request.container.clone(), request.interface.clone());
+        let key = AttachmentKey::of_request(request);
         let reservation = {
             let records = self.attachments.records();
-            if let Some(existing) = records.entries.get(&id) {
+            if let Some(existing) = records.entries.get(&key) {
                 return Ok(existing.reservation.clone());
             }
             let settings = &records.settings;
@@ -87,7 +88,7 @@ impl Keeper {
                 gateways: addresses.iter().map(|address| gateway(address.addr())).collect(),
                 route_mtu: settings.route_mtu,
                 device_mtu: settings.device_mtu,
-                host_interface: records.host_interface(&id),
+                host_interface: records.host_interface(&key),
                 cluster_ranges: settings.cluster_ranges.clone(),
                 gso_max_size: settings.gso_max_size,
                 addresses,
@@ -104,7 +105,7 @@ impl Keeper {
         self.store().save(&attachment)?;
         let mut records = self.attachments.records();
         records.taken.extend(reservation.addresses.iter().map(IpNet::addr));
-        records.entries.insert(id, attachment);
+        records.entries.insert(key, attachment);
         Ok(reservation)
     }
 
@@ -138,7 +139,7 @@ impl Keeper {
     pub fn release(&mut self, container: &str, interface: &str) -> Result<Option<Attachment>, AttachmentError> {
         let Some(known) = self.find(container, interface) else { return Ok(None) };
         self.store().remove(&known)?;
-        Ok(self.attachments.records().forget(&(container.to_owned(), interface.to_owned())))
+        Ok(self.attachments.records().forget(&AttachmentKey::new(container, interface)))
     }
 
     /// Notes that interfaces of hauberk's do not exist any more (`exists(name, index)`), for
@@ -175,8 +176,8 @@ impl Keeper {
     /// Writes an attachment, then makes it visible to others.
     pub(super) fn replace(&mut self, attachment: &Attachment) -> Result<(), AttachmentError> {
         self.store().save(attachment)?;
-        let id = (attachment.request.container.clone(), attachment.request.interface.clone());
-        self.attachments.records().entries.insert(id, attachment.clone());
+        let key = AttachmentKey::of(attachment);
+        self.attachments.records().entries.insert(key, attachment.clone());
         Ok(())
     }
 }

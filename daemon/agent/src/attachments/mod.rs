@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hauberk_api::{Attachment, Reserve};
+use hauberk_core::names::AttachmentKey;
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
@@ -133,10 +134,6 @@ pub struct Settings {
     pub limit: usize,
 }
 
-/// Container id and the interface's name in the pod, which identify an attachment (CNI spec 1.1,
-/// section 2).
-pub type Id = (String, String);
-
 /// All attachments of this node. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Attachments {
@@ -150,11 +147,11 @@ pub struct Attachments {
 #[derive(Debug)]
 struct Records {
     settings: Settings,
-    entries: BTreeMap<Id, Attachment>,
+    entries: BTreeMap<AttachmentKey, Attachment>,
     taken: BTreeSet<IpAddr>,
     /// Adopted interfaces that were released while they still existed: they must not be adopted
     /// again.
-    released: BTreeSet<Id>,
+    released: BTreeSet<AttachmentKey>,
 }
 
 impl Attachments {
@@ -179,7 +176,7 @@ impl Attachments {
                     ));
                 }
             }
-            entries.insert((attachment.request.container.clone(), attachment.request.interface.clone()), attachment);
+            entries.insert(AttachmentKey::of(&attachment), attachment);
         }
         let pools = Pools::new(store.load_cursors());
         let attachments = Attachments {
@@ -237,7 +234,7 @@ impl Attachments {
 
     /// One attachment.
     pub fn find(&self, container: &str, interface: &str) -> Option<Attachment> {
-        self.records().entries.get(&(container.to_owned(), interface.to_owned())).cloned()
+        self.records().entries.get(&AttachmentKey::new(container, interface)).cloned()
     }
 
     fn records(&self) -> MutexGuard<'_, Records> {
@@ -277,11 +274,11 @@ impl Records {
 
     /// A name for the host side: the same for the same container, but never one that another
     /// attachment has.
-    fn host_interface(&self, (container, interface): &Id) -> String {
+    fn host_interface(&self, key: &AttachmentKey) -> String {
         let used = |name: &str| self.entries.values().any(|entry| entry.reservation.host_interface == name);
-        let mut hash = fnv1a(FNV_OFFSET, container.as_bytes());
+        let mut hash = fnv1a(FNV_OFFSET, key.container.as_bytes());
         hash = fnv1a(hash, b"/");
-        hash = fnv1a(hash, interface.as_bytes());
+        hash = fnv1a(hash, key.interface.as_bytes());
         loop {
             let name = format!("{INTERFACE_PREFIX}{:011x}", hash >> 20);
             if !used(&name) {
@@ -291,10 +288,10 @@ impl Records {
         }
     }
 
-    fn forget(&mut self, id: &Id) -> Option<Attachment> {
-        let removed = self.entries.remove(id)?;
+    fn forget(&mut self, key: &AttachmentKey) -> Option<Attachment> {
+        let removed = self.entries.remove(key)?;
         if removed.adopted {
-            self.released.insert(id.clone());
+            self.released.insert(key.clone());
         }
         let given = self.entries.values().filter(|entry| !entry.adopted);
         self.taken = given.flat_map(|entry| &entry.reservation.addresses).map(IpNet::addr).collect();

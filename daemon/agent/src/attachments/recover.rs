@@ -6,6 +6,7 @@
 //! neither: it is the pod that has the addresses.
 
 use hauberk_api::{Attach, Attachment, Reservation, Reserve};
+use hauberk_core::names::AttachmentKey;
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
@@ -42,10 +43,10 @@ impl Records {
     /// Whether the container, the interface or an address is on record already.
     fn contradicts(&self, new: &Attachment) -> bool {
         let index = |attachment: &Attachment| attachment.attach.as_ref().map(|attach| attach.host_index);
-        let id = (new.request.container.clone(), new.request.interface.clone());
+        let key = AttachmentKey::of(new);
         let name = &new.reservation.host_interface;
         let has = |entry: &Attachment| entry.reservation.host_interface == *name || index(entry) == index(new);
-        self.entries.contains_key(&id)
+        self.entries.contains_key(&key)
             || self.entries.values().any(has)
             || new.reservation.addresses.iter().any(|address| self.taken.contains(&address.addr()))
     }

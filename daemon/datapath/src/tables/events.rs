@@ -1,5 +1,6 @@
 //! The ring buffer in which the programs tell of flows that start, end or are refused.
 
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, RawFd};
 
 use aya::maps::{MapData, RingBuf};
@@ -52,43 +53,44 @@ impl AsRawFd for Events {
     }
 }
 
-/// Reads an event from its bytes, field by field in the layout's order.
+/// Reads an event from its bytes, each field at its place in the layout.
 fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
     if bytes.len() != size_of::<FlowEvent>() {
         return None;
     }
-    let address = |at: usize| Some(Address::v6(bytes.get(at..at + 16)?.try_into().ok()?));
-    let u16_at = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-    let u32_at = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let u64_at = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    let (key, flow) = (8, 48);
+    let key = &bytes[offset_of!(FlowEvent, key)..];
+    let flow = &bytes[offset_of!(FlowEvent, flow)..];
     Some(FlowEvent {
-        kind: u32_at(0)?,
+        kind: u32::from_ne_bytes(field(bytes, offset_of!(FlowEvent, kind))?),
         reserved: 0,
         key: FlowKey {
-            source: address(key)?,
-            destination: address(key + 16)?,
-            source_port: u16_at(key + 32)?,
-            destination_port: u16_at(key + 34)?,
-            protocol: *bytes.get(key + 36)?,
-            hook: *bytes.get(key + 37)?,
+            source: Address::v6(field(key, offset_of!(FlowKey, source))?),
+            destination: Address::v6(field(key, offset_of!(FlowKey, destination))?),
+            source_port: u16::from_ne_bytes(field(key, offset_of!(FlowKey, source_port))?),
+            destination_port: u16::from_ne_bytes(field(key, offset_of!(FlowKey, destination_port))?),
+            protocol: *key.get(offset_of!(FlowKey, protocol))?,
+            hook: *key.get(offset_of!(FlowKey, hook))?,
             reserved: 0,
         },
         flow: Flow {
-            first: u64_at(flow)?,
-            last: u64_at(flow + 8)?,
-            packets: u64_at(flow + 16)?,
-            bytes: u64_at(flow + 24)?,
-            node: u32_at(flow + 32)?,
-            epoch: u32_at(flow + 36)?,
-            encryption: *bytes.get(flow + 40)?,
-            why: *bytes.get(flow + 41)?,
-            drop: *bytes.get(flow + 42)?,
-            tcp_flags: *bytes.get(flow + 43)?,
-            interface: u32_at(flow + 44)?,
+            first: u64::from_ne_bytes(field(flow, offset_of!(Flow, first))?),
+            last: u64::from_ne_bytes(field(flow, offset_of!(Flow, last))?),
+            packets: u64::from_ne_bytes(field(flow, offset_of!(Flow, packets))?),
+            bytes: u64::from_ne_bytes(field(flow, offset_of!(Flow, bytes))?),
+            node: u32::from_ne_bytes(field(flow, offset_of!(Flow, node))?),
+            epoch: u32::from_ne_bytes(field(flow, offset_of!(Flow, epoch))?),
+            encryption: *flow.get(offset_of!(Flow, encryption))?,
+            why: *flow.get(offset_of!(Flow, why))?,
+            drop: *flow.get(offset_of!(Flow, drop))?,
+            tcp_flags: *flow.get(offset_of!(Flow, tcp_flags))?,
+            interface: u32::from_ne_bytes(field(flow, offset_of!(Flow, interface))?),
             reserved: 0,
         },
     })
+}
+
+fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
 }
 
 #[cfg(test)]
