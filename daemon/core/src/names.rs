@@ -29,8 +29,8 @@ impl fmt::Display for PodName {
     }
 }
 
-/// A pod's interface on this node: which container, which interface inside it (CNI spec 1.1, section
-/// 2).
+/// A pod's interface on this node: which container, which interface inside it (CNI spec 1.1,
+/// section 2).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttachmentKey {
     /// The runtime's container (sandbox) id.
