@@ -166,9 +166,12 @@ fn replaced(context: &Context) -> Result<()> {
     let node = &cluster.nodes[0];
     let interfaces = node.netns.interfaces()?;
     let pod = interfaces.iter().find(|name| name.starts_with("hbk")).context("no pod's interface")?;
+    // The agent may put its own discipline back between the two.
     let replace = |device: &str| {
-        node.run("tc", &["qdisc", "del", "dev", device, "clsact"])?;
-        node.run("tc", &["qdisc", "add", "dev", device, "ingress"])
+        eventually(format!("{device} to have another discipline"), || {
+            node.run("tc", &["qdisc", "del", "dev", device, "clsact"])?;
+            node.run("tc", &["qdisc", "add", "dev", device, "ingress"]).map(Some)
+        })
     };
     let talk = || {
         eventually("the pods to talk", || {
