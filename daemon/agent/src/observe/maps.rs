@@ -1,13 +1,13 @@
 //! `hauberk bpf`: the maps in words.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
-use hauberk_abi::address::{Address, Prefix};
+use hauberk_abi::address::Address;
 use hauberk_abi::identity::{Identity, Kind};
 use hauberk_abi::layout::{Settings, flag, peer_flag};
 use hauberk_api::{LinkStatus, MapContent, Maps};
 use hauberk_core::names::NodeNumber;
+use hauberk_core::words::prefix_in_words;
 use hauberk_datapath::tables::{Table, answers, identities, pods, tunnels};
 use hauberk_datapath::{DatapathError, Pins};
 
@@ -35,7 +35,7 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
     };
     let endpoints =
         maps.endpoints()?.into_iter().map(|(address, id)| (address.to_string(), identity(&agent, &id, Some(&address))));
-    let ranges = maps.ranges()?.into_iter().map(|(range, id)| (prefix(&range), identity(&agent, &id, None)));
+    let ranges = maps.ranges()?.into_iter().map(|(range, id)| (prefix_in_words(range), identity(&agent, &id, None)));
     let attachments = maps.attachments()?.into_iter().map(|(address, attachment)| {
         (address.to_string(), format!("interface {} with MAC {}", attachment.interface, mac(attachment.macs[0])))
     });
@@ -113,12 +113,6 @@ fn protection_in_words(identity: &Identity) -> &'static str {
 
 fn node(agent: &AgentState, number: u32) -> String {
     agent.model.node_name(NodeNumber(number)).map_or_else(|| format!("node number {number}"), str::to_owned)
-}
-
-fn prefix(range: &Prefix) -> String {
-    let address = IpAddr::from(range.address);
-    let length = if address.is_ipv4() { range.length.saturating_sub(96) } else { range.length };
-    format!("{address}/{length}")
 }
 
 fn mac(bytes: [u8; 6]) -> String {

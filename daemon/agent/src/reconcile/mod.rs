@@ -281,7 +281,7 @@ impl Reconciler {
         let agent = self.agent.read();
         let desired = &agent.desired;
         let pods = desired.state.pods.values().flat_map(|pod| pod.addresses.iter().map(|a| IpNet::from(*a)));
-        desired.prune.then(|| desired.state.tunnels.routes.keys().copied().chain(pods).collect())
+        desired.prune().then(|| desired.state.tunnels.routes.keys().copied().chain(pods).collect())
     }
 
     /// Whether what a caller waits for is now in force.

@@ -76,7 +76,7 @@ impl Incremental {
     pub fn follow(&mut self, model: &mut Model, local: &LocalNode) -> Followed {
         let touched = model.take_touched();
         let alike = self.local.as_ref().is_some_and(|before| before.is_alike(local));
-        let known = alike && self.desired.prune == model.synced();
+        let known = alike && self.desired.prune() == model.synced();
         let scope = if known && !touched.node_set { self.update(model, local, &touched) } else { None };
         let scope = scope.unwrap_or_else(|| {
             self.compute(model, local);
@@ -102,7 +102,6 @@ impl Incremental {
         self.desired = Desired {
             node: model.own_number(),
             state: State { identities, ..State::default() },
-            prune: model.synced(),
             contested: self.places.nodes.contests().clone(),
             enforced: model.synced().then(|| convergence::enforced(model, local)),
             events: std::mem::take(&mut self.desired.events),

@@ -15,8 +15,7 @@ use hauberk_abi::address::{Address, Prefix};
 use hauberk_abi::identity::{Identity, Kind};
 
 use crate::events::NewEvent;
-use crate::identities::claims;
-use crate::identities::{Contest, Owner};
+use crate::identities::{Contest, Owner, claims};
 use crate::local_node::LocalNode;
 use crate::lookup::Ranges;
 use crate::model::Model;
@@ -32,10 +31,8 @@ pub struct Desired {
     pub node: NodeNumber,
     /// What the kernel and the tunnel should hold.
     pub state: State,
-    /// Whether every source has been read once. Until then the plan removes and weakens nothing.
-    pub prune: bool,
     /// What to acknowledge in the annotation `hauberk.io/enforced` once the plan is carried out, by
-    /// namespace. None while `prune` is false: then the annotation stays as it is.
+    /// namespace. None until every source has been read: then the annotation stays as it is.
     pub enforced: Option<BTreeMap<String, String>>,
     /// Number of ENDPOINTS entries of permissive pods.
     pub permissive_endpoints: usize,
@@ -53,12 +50,15 @@ pub fn desired(model: &Model, local: &LocalNode) -> Desired {
 }
 
 impl Desired {
+    /// Whether every source has been read once. Until then the plan removes and weakens nothing.
+    pub fn prune(&self) -> bool {
+        self.state.identities.synced
+    }
+
     /// The datapath's identity for an address: that of its endpoint, else of the longest range that
     /// holds it, else the world.
     pub fn identity(&self, address: IpAddr) -> Identity {
-        let address = Address::from(address);
-        let endpoint = self.state.identities.endpoints.get(&address).copied();
-        endpoint.unwrap_or_else(|| Ranges::new(&self.state.identities.ranges).identity(address))
+        self.state.identities.resolve(address.into())
     }
 
     /// The owner of the address, if one is known.

@@ -557,10 +557,10 @@ fn netfilter_leaves_the_whole_cluster_alone() {
 fn nothing_is_acknowledged_and_nothing_pruned_before_everything_is_known() {
     let mut world = World::new();
     world.apply(namespace("secret", Some("enabled")));
-    assert!(!world.desired().prune);
+    assert!(!world.desired().prune());
     assert_eq!(world.desired().enforced, None);
     world.apply(Change::Synced);
-    assert!(world.desired().prune);
+    assert!(world.desired().prune());
     assert_eq!(world.desired().enforced.unwrap().keys().collect::<Vec<_>>(), ["secret"]);
 }
 

@@ -19,7 +19,7 @@ use crate::lookup::{Ranges, truncate};
 use crate::order::Order;
 
 /// The steps from one pair of maps to the other.
-pub(crate) fn order(actual: &Identities, desired: &Identities, prune: bool, scope: &Scope) -> Order<IdentityStep> {
+pub(crate) fn order(actual: &Identities, desired: &Identities, scope: &Scope) -> Order<IdentityStep> {
     let mut order = Order::default();
     let mut ranges = Cow::Borrowed(&actual.ranges);
     let mut late_ranges = Vec::new();
@@ -45,7 +45,7 @@ pub(crate) fn order(actual: &Identities, desired: &Identities, prune: bool, scop
     for (address, identity) in gone {
         let step = IdentityStep::RemoveEndpoint(*address);
         // When an unprotected pod is gone, its address becomes unknown and is therefore protected.
-        if prune && strictness(lookup.identity(*address)) > strictness(*identity) {
+        if desired.synced && strictness(lookup.identity(*address)) > strictness(*identity) {
             order.stricter.push(step);
         } else {
             late_removals.push(step);

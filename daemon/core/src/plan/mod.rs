@@ -26,8 +26,8 @@ pub fn plan(actual: &State, desired: &Desired) -> Vec<Step> {
 
 /// The same steps, for callers who know that the two differ only within the scope.
 pub fn plan_within(actual: &State, desired: &Desired, scope: &Scope) -> Vec<Step> {
-    let (state, prune) = (&desired.state, desired.prune);
-    let identities = identities::order(&actual.identities, &state.identities, prune, &scope.identities);
+    let (state, prune) = (&desired.state, desired.prune());
+    let identities = identities::order(&actual.identities, &state.identities, &scope.identities);
     let pods = if scope.pods { pods::order(&actual.pods, &state.pods) } else { Order::default() };
     let tunnels = tunnels::order(&actual.tunnels, &state.tunnels, prune, &scope.tunnels);
     let mut steps: Vec<Step> = identities.stricter.into_iter().map(Step::Identity).collect();

@@ -243,8 +243,8 @@ fn any_desired() -> impl Strategy<Value = Desired> {
     let endpoints = prop::collection::btree_map(any_address(), endpoint_identity(), 0..10);
     let ranges = prop::collection::btree_map(any_prefix(), range_identity(), 0..6);
     (endpoints, ranges, any::<bool>()).prop_map(|(endpoints, ranges, prune)| {
-        let identities = Identities { endpoints, ranges, ..Identities::default() };
-        Desired { state: State { identities, ..State::default() }, prune, ..Desired::default() }
+        let identities = Identities { endpoints, ranges, synced: prune, ..Identities::default() };
+        Desired { state: State { identities, ..State::default() }, ..Desired::default() }
     })
 }
 
@@ -266,12 +266,12 @@ proptest! {
             state.apply(step);
             for (address, now) in strictnesses(&state) {
                 prop_assert!(now >= before[&address].min(after[&address]), "{address} after {step:?} of {steps:#?}");
-                if !desired.prune {
+                if !desired.prune() {
                     prop_assert!(now >= before[&address], "{address} weakened before sync by {step:?}");
                 }
             }
         }
-        if desired.prune {
+        if desired.prune() {
             prop_assert_eq!(state.identities.endpoints, desired.state.identities.endpoints);
             prop_assert_eq!(state.identities.ranges, desired.state.identities.ranges);
         }
@@ -434,7 +434,7 @@ proptest! {
                     prop_assert!(desired.identity(*address).protection() <= pod.protection);
                 }
             }
-            if desired.prune {
+            if desired.prune() {
                 prop_assert_eq!(&actual.tunnels.peers, &desired.state.tunnels.peers);
                 prop_assert_eq!(&actual.pods, &desired.state.pods);
                 prop_assert_eq!(&actual.tunnels.routes, &desired.state.tunnels.routes);

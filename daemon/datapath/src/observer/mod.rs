@@ -1,5 +1,6 @@
-//! The observer's program in the kernel: loaded, attached behind the guard, and its maps read. No
-//! code of the guard's loader is used here, for the reason that none of its program is.
+//! The observer's program in the kernel: loaded, attached behind the guard, and its maps read. It
+//! shares no code with the guard's programs and tables. Of the guard's loader it uses only what
+//! tries a load again, and what tells that a queueing discipline is there already.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};

@@ -75,8 +75,8 @@ pub(crate) trait Followed: Kind + Clone + Send + 'static {
     const FIELDS: Option<&'static str> = None;
     /// Whether the metadata has everything that matters.
     const METADATA_ONLY: bool = false;
-    /// Whether the node stays closed until every object of this kind has been read. Otherwise the
-    /// subject that needs the kind waits alone: a server may not know the kind at all.
+    /// Whether the node stays closed until every object of this kind has been read. False for a
+    /// kind that a server may not know, such as that of a custom resource.
     const AWAITED: bool = true;
 
     /// `metadata`.

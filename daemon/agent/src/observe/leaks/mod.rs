@@ -1,7 +1,7 @@
 //! The leak detector: a program of its own (`ebpf/observer`) at the egress of every device that
 //! leads out of this node, behind the guard, looks for packets that the guard should have kept
-//! back. It shares no code with the guard, its loader or its list of devices. It decides nothing:
-//! what it sees is told.
+//! back. It shares no code with the guard's programs, tables and list of devices. It decides
+//! nothing: what it sees is told.
 
 mod devices;
 mod seen;
