@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use hauberk_api::{Problem, Severity};
 use hauberk_netns::capture::Moment;
+use hauberk_netns::netns::feed;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Node, Pod, Setup, Test, eventually, programs};
 use serde_json::json;
@@ -166,11 +167,13 @@ fn replaced(context: &Context) -> Result<()> {
     let node = &cluster.nodes[0];
     let interfaces = node.netns.interfaces()?;
     let pod = interfaces.iter().find(|name| name.starts_with("hbk")).context("no pod's interface")?;
-    // The agent may put its own discipline back between the two.
-    let replace = |device: &str| {
+    // In one run of tc, because the agent puts its own discipline back within a quarter of a
+    // second. Once more if it was quicker than that.
+    let replace = |device: &str, filter: &str| {
         eventually(format!("{device} to have another discipline"), || {
-            node.run("tc", &["qdisc", "del", "dev", device, "clsact"])?;
-            node.run("tc", &["qdisc", "add", "dev", device, "ingress"]).map(Some)
+            let mut tc = node.command("tc");
+            tc.args(["-batch", "-"]);
+            feed(tc, &format!("qdisc del dev {device} clsact\nqdisc add dev {device} ingress\n{filter}\n")).map(Some)
         })
     };
     let talk = || {
@@ -180,7 +183,7 @@ fn replaced(context: &Context) -> Result<()> {
         })
     };
     for (device, egress, ingress) in [("eth0", "to_wire", "from_wire"), (pod.as_str(), "to_pod", "from_pod")] {
-        replace(device)?;
+        replace(device, "")?;
         eventually(format!("the guard to be back on {device}"), || {
             let disciplines = node.run("tc", &["qdisc", "show", "dev", device])?;
             let at = |way| node.run("tc", &["filter", "show", "dev", device, way]);
@@ -197,15 +200,14 @@ fn replaced(context: &Context) -> Result<()> {
 
     // An agent that starts meanwhile finds its own filters there, in the wrong place.
     node.agent.kill()?;
-    replace("eth0")?;
+    replace("eth0", "")?;
     node.start_agent()?;
     node.agent.wait_ready()?;
     talk()?;
 
     // If there is no room for the guard, the device is shut.
-    let place = ["filter", "add", "dev", "eth0", "ingress", "protocol", "all", "pref", "7"];
-    replace("eth0")?;
-    node.run("tc", &[&place[..], &PASS_ALL].concat())?;
+    let [kind, bytecode, pass] = PASS_ALL;
+    replace("eth0", &format!("filter add dev eth0 ingress protocol all pref 7 {kind} {bytecode} \"{pass}\""))?;
     let shut = |problem: &Problem| problem.object == "device/eth0" && problem.message.contains("preference 7");
     eventually("the device to be said to be shut", || {
         let problems = node.agent.status()?.problems;

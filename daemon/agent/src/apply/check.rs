@@ -198,7 +198,8 @@ impl Kernel {
             Found::Missing => {
                 fault::point("attach a program again");
                 if let Err(error) = self.attach_again(finding).await {
-                    // The next look at the devices guards it or shuts it.
+                    // The rules shut a device without a guard. The next look at the devices
+                    // tries to guard it.
                     self.devices.guarded.remove(&finding.index);
                     return Err(error);
                 }

@@ -187,7 +187,7 @@ impl Reconciler {
             self.agent.write().self_test.ask();
         }
         let Stage::Running(kernel) = &mut self.stage else { return };
-        let mut restored = Vec::new();
+        let (mut restored, mut has_failed) = (Vec::new(), false);
         for finding in mendable {
             let failed = match kernel.repair(finding).await {
                 Ok(true) => {
@@ -200,14 +200,18 @@ impl Reconciler {
                         .into()
                 }
                 Err(error) => {
-                    // A device that cannot have its guard is shut at once.
-                    self.look_around_due = Instant::now();
+                    has_failed = true;
                     format!("it cannot be attached again: {error}")
                 }
             };
             if let Some(problem) = problems.get_mut(&finding.object) {
                 problem.message = format!("{}; {failed}", problem.message);
             }
+        }
+        if has_failed {
+            // A device that cannot have its guard is shut before anyone is told that it is.
+            self.follow_rules(&mut problems).await;
+            self.look_around_due = Instant::now();
         }
         self.tell(Area::Programs, problems);
         for (object, message) in restored {
