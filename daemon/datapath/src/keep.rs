@@ -10,7 +10,7 @@ use hauberk_abi::layout::Hook;
 
 use crate::links::{self, Seat};
 use crate::loader::{load, open, program};
-use crate::tables::identities;
+use crate::tables::{self, identities};
 use crate::{Datapath, DatapathError, chain};
 
 impl Datapath {
@@ -58,7 +58,7 @@ impl Datapath {
         let idle = if links::is_attached(first, hook, interface)? {
             let copies = match self.copies.take() {
                 Some(copies) => copies,
-                None => open(&self.pins, &self.limits)?.0,
+                None => open(&self.pins, &self.limits)?.ebpf,
             };
             let copies = self.copies.insert(copies);
             load(copies, name)?;
@@ -119,7 +119,7 @@ impl Datapath {
     /// [`DatapathError`].
     pub fn restore_pins(&mut self) -> Result<bool, DatapathError> {
         let folder = self.pins.maps();
-        let complete = folder.join(identities::ENDPOINTS.name).exists() && self.pins.links().exists();
+        let complete = self.pins.map(&identities::ENDPOINTS).exists() && self.pins.links().exists();
         if complete {
             return self.held.pin_again(&self.pins.links());
         }
@@ -134,10 +134,11 @@ impl Datapath {
             for id in maps {
                 let pin = || -> Result<(), Box<dyn std::error::Error>> {
                     let map = MapInfo::from_id(id)?;
-                    let name = map.name_as_str().unwrap_or_default().to_owned();
-                    let is_ours = !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
-                    if is_ours && !folder.join(&name).exists() {
-                        MapData::from_id(id)?.pin(folder.join(&name))?;
+                    let name = map.name_as_str().unwrap_or_default();
+                    let table = tables::all().find(|table| table.name() == name);
+                    let pin = table.map(|table| self.pins.map(table)).filter(|pin| !pin.exists());
+                    if let Some(pin) = pin {
+                        MapData::from_id(id)?.pin(pin)?;
                     }
                     Ok(())
                 };

@@ -34,7 +34,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use hold::Held;
 pub use limits::Limits;
 pub use links::{AttachMode, Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, How, Seat};
-use loader::{load, open, program};
+use loader::{Opened, load, open, program};
 pub use pins::Pins;
 pub use tables::Maps;
 pub use tables::counters::Counted;
@@ -81,6 +81,19 @@ pub enum DatapathError {
         #[source]
         source: MapError,
     },
+    /// A pinned map is not of the shape that the programs expect.
+    #[error(
+        "the pinned map {pin} has keys of {} and values of {} bytes, and this agent's have {} and {}: another hauberk made it; stop that one, run `hauberkd uninstall`, and start again",
+        pinned.0, pinned.1, expected.0, expected.1
+    )]
+    Shape {
+        /// Its pin.
+        pin: PathBuf,
+        /// Sizes of its keys and values, bytes.
+        pinned: (u32, u32),
+        /// The sizes in this agent's programs, bytes.
+        expected: (u32, u32),
+    },
     /// The pin directory could not be used.
     #[error("cannot use the pin directory {path}: {source}; is a BPF file system mounted there?")]
     Pins {
@@ -105,6 +118,8 @@ pub struct Datapath {
     held: Held,
     /// Maps whose pinned size differs from the configured one.
     resized: Vec<String>,
+    /// Whether a map by which packets are judged was not pinned.
+    begins_empty: bool,
 }
 
 impl Datapath {
@@ -115,13 +130,23 @@ impl Datapath {
     pub fn load(root: &Path, limits: &Limits, mode: AttachMode) -> Result<Datapath, DatapathError> {
         let pins = Pins::new(root);
         pins.create()?;
-        let (mut ebpf, resized) = open(&pins, limits)?;
+        let Opened { mut ebpf, resized, begins_empty } = open(&pins, limits)?;
         for name in Framing::PROGRAMS {
             load(&mut ebpf, name)?;
         }
         let maps = Maps::take(&mut ebpf)?;
         let mode = links::choose(mode);
-        Ok(Datapath { ebpf, pins, mode, maps, limits: limits.clone(), copies: None, held: Held::default(), resized })
+        Ok(Datapath {
+            ebpf,
+            pins,
+            mode,
+            maps,
+            limits: limits.clone(),
+            copies: None,
+            held: Held::default(),
+            resized,
+            begins_empty,
+        })
     }
 
     /// The maps.
@@ -139,7 +164,7 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Map`].
     pub fn observe(&self) -> Result<Maps, DatapathError> {
-        Maps::open(&self.pins.maps())
+        Maps::open(&self.pins)
     }
 
     /// The pin folder.
@@ -151,6 +176,21 @@ impl Datapath {
     /// keep their size.
     pub fn resized(&self) -> &[String] {
         &self.resized
+    }
+
+    /// Whether a map by which packets are judged was made anew, for example because its version
+    /// has changed. Then the settings must not say that the maps are complete.
+    pub fn begins_empty(&self) -> bool {
+        self.begins_empty
+    }
+
+    /// Removes the pins of maps that an agent with other versions of them has left. Call it when
+    /// this agent's programs have taken over from that one's.
+    ///
+    /// # Errors
+    /// [`DatapathError::Pins`].
+    pub fn forget_other_maps(&self) -> Result<(), DatapathError> {
+        self.pins.forget_other_maps()
     }
 
     /// How programs are attached.

@@ -1,34 +1,61 @@
 //! Brings the programs into the kernel, with the maps that are pinned already.
 
 use std::io;
+use std::path::Path;
 
 use aya::maps::MapInfo;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 
-use crate::{DatapathError, Limits, Pins, chain, tables};
+use crate::tables::{self, Table};
+use crate::{DatapathError, Limits, Pins, chain};
 
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hauberk.bpf.o"));
 
-/// The programs with the pinned maps, not yet loaded into the kernel, and the maps whose size
-/// differs from `limits`.
-pub(crate) fn open(pins: &Pins, limits: &Limits) -> Result<(Ebpf, Vec<String>), DatapathError> {
+/// The programs with the pinned maps, not yet loaded into the kernel.
+pub(crate) struct Opened {
+    pub(crate) ebpf: Ebpf,
+    /// Maps whose size differs from the limits, one sentence each.
+    pub(crate) resized: Vec<String>,
+    /// Whether a map by which packets are judged was not pinned.
+    pub(crate) begins_empty: bool,
+}
+
+/// Opens the programs with the maps that are pinned, and makes those that are not.
+///
+/// # Errors
+/// [`DatapathError::Load`], [`DatapathError::Shape`].
+pub(crate) fn open(pins: &Pins, limits: &Limits) -> Result<Opened, DatapathError> {
     let mut loader = EbpfLoader::new();
-    loader.default_map_pin_directory(pins.maps());
-    let mut resized = Vec::new();
+    let (mut resized, mut begins_empty) = (Vec::new(), false);
     for table in tables::all() {
+        let (name, pin) = (table.name(), pins.map(table));
+        let pinned = MapInfo::from_pin(&pin).ok();
+        begins_empty |= table.governs && pinned.is_none();
+        if let Some(info) = &pinned {
+            check_shape(table, &pin, info)?;
+        }
+        loader.map_pin_path(name, pin);
         let Some(size) = table.size(limits) else { continue };
-        let name = table.name;
         // A pinned map keeps its size. Told another one, aya would map the ring buffer with the
         // wrong size.
-        let pinned = MapInfo::from_pin(pins.maps().join(name)).ok().map(|info| info.max_entries());
+        let pinned = pinned.map(|info| info.max_entries());
         loader.map_max_entries(name, pinned.unwrap_or(size));
         if let Some(pinned) = pinned.filter(|pinned| *pinned != size) {
             resized.push(format!("{name} has room for {pinned}, not the {size} configured"));
         }
     }
     let ebpf = loader.load(OBJECT).map_err(|source| DatapathError::Load { source: Box::new(source) })?;
-    Ok((ebpf, resized))
+    Ok(Opened { ebpf, resized, begins_empty })
+}
+
+/// Neither aya nor the kernel compares a pinned map with what a program expects.
+fn check_shape(table: &Table, pin: &Path, info: &MapInfo) -> Result<(), DatapathError> {
+    let (pinned, expected) = ((info.key_size(), info.value_size()), (table.layout.key_size, table.layout.value_size));
+    if pinned == expected {
+        return Ok(());
+    }
+    Err(DatapathError::Shape { pin: pin.to_owned(), pinned, expected })
 }
 
 /// Loads a program into the kernel, unless it is loaded.

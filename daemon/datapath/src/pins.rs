@@ -3,11 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hauberk_abi::LAYOUT_VERSION;
-
+use crate::tables::{self, Table};
 use crate::{Attachment, DatapathError, links};
 
-/// The pin folder. The layout's version is part of the path, because a pinned map keeps its shape.
+/// The part of the path that says how this module arranges the pins. Maps have versions of their
+/// own.
+const ARRANGEMENT: &str = "v1";
+
+/// The pin folder.
 #[derive(Clone, Debug)]
 pub struct Pins {
     pub(crate) root: PathBuf,
@@ -19,22 +22,51 @@ impl Pins {
         Pins { root: root.to_owned() }
     }
 
-    fn version(&self) -> PathBuf {
-        self.root.join(format!("v{LAYOUT_VERSION}"))
+    fn folder(&self) -> PathBuf {
+        self.root.join(ARRANGEMENT)
     }
 
     /// The folder of the maps.
     pub(crate) fn maps(&self) -> PathBuf {
-        self.version().join("maps")
+        self.folder().join("maps")
+    }
+
+    /// A table's pin. Its version is part of the name, because a pinned map keeps its shape.
+    pub(crate) fn map(&self, table: &Table) -> PathBuf {
+        let name = table.name();
+        self.maps().join(match table.layout.version {
+            1 => name.to_owned(),
+            version => format!("{name}_v{version}"),
+        })
+    }
+
+    /// Removes the pins of maps that no program of this agent uses: what an agent with another
+    /// version of them has left. Call it when the programs of that agent run no more.
+    ///
+    /// # Errors
+    /// [`DatapathError::Pins`] for the first that cannot be removed.
+    pub(crate) fn forget_other_maps(&self) -> Result<(), DatapathError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DatapathError::Pins { path, source }
+        };
+        let own: Vec<PathBuf> = tables::all().map(|table| self.map(table)).collect();
+        for entry in std::fs::read_dir(self.maps()).map_err(failed(&self.maps()))? {
+            let path = entry.map_err(failed(&self.maps()))?.path();
+            if !own.contains(&path) {
+                std::fs::remove_file(&path).map_err(failed(&path))?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn links(&self) -> PathBuf {
-        self.version().join("links")
+        self.folder().join("links")
     }
 
-    /// The versioned folder, for messages.
+    /// The folder, for messages.
     pub fn display(&self) -> String {
-        self.version().display().to_string()
+        self.folder().display().to_string()
     }
 
     /// The attached programs, from the pins (TCX) or from the records beside them (clsact).
@@ -72,5 +104,20 @@ impl Pins {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::flows::FLOWS;
+
+    #[test]
+    fn a_versions_pin_is_not_taken_for_anothers() {
+        let pins = Pins::new(Path::new("/pins"));
+        assert_eq!(pins.map(&FLOWS), Path::new("/pins/v1/maps/FLOWS"));
+        let mut next = FLOWS.layout;
+        next.version += 1;
+        assert_eq!(pins.map(&Table::fixed(next, "flows")), Path::new("/pins/v1/maps/FLOWS_v2"));
     }
 }

@@ -2,40 +2,66 @@
 
 use crate::address::Address;
 
-/// The names of all maps, as pinned.
+/// The pinned maps. A new agent takes over what an earlier one pinned, and a pinned map keeps its
+/// shape. So raise a map's version with every change of its kind, key or value: then the new agent
+/// makes that map anew, and keeps all others.
 pub mod map {
+    use super::{Answer, AnswerKey, Attachment, Counter, Interface, Pair, Peer, Settings};
+    use crate::address::{Address, Prefix};
+    use crate::flow::{Flow, FlowKey, Tally};
+    use crate::identity::Identity;
+
+    /// A pinned map's name and shape.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Layout {
+        /// Its name in the programs.
+        pub name: &'static str,
+        /// Version of its shape, from 1.
+        pub version: u32,
+        /// Size of a key in bytes; 0 for a ring buffer.
+        pub key_size: u32,
+        /// Size of a value in bytes; 0 for a ring buffer.
+        pub value_size: u32,
+    }
+
+    impl Layout {
+        const fn new<Key, Value>(name: &'static str, version: u32) -> Layout {
+            Layout { name, version, key_size: size_of::<Key>() as u32, value_size: size_of::<Value>() as u32 }
+        }
+    }
+
     /// Array of one [`super::Settings`].
-    pub const SETTINGS: &str = "SETTINGS";
-    /// Hash of [`crate::address::Address`] to [`crate::identity::Identity`].
-    pub const ENDPOINTS: &str = "ENDPOINTS";
-    /// Longest-prefix trie of [`crate::address::Address`] to [`crate::identity::Identity`].
-    pub const RANGES: &str = "RANGES";
-    /// Hash of [`crate::address::Address`] to [`super::Attachment`].
-    pub const ATTACHMENTS: &str = "ATTACHMENTS";
+    pub const SETTINGS: Layout = Layout::new::<u32, Settings>("SETTINGS", 1);
+    /// Hash of [`Address`] to [`Identity`].
+    pub const ENDPOINTS: Layout = Layout::new::<Address, Identity>("ENDPOINTS", 1);
+    /// Longest-prefix trie of [`Prefix`] to [`Identity`].
+    pub const RANGES: Layout = Layout::new::<Prefix, Identity>("RANGES", 1);
+    /// Hash of [`Address`] to [`super::Attachment`].
+    pub const ATTACHMENTS: Layout = Layout::new::<Address, Attachment>("ATTACHMENTS", 1);
     /// Hash of interface index to [`super::Interface`].
-    pub const INTERFACES: &str = "INTERFACES";
+    pub const INTERFACES: Layout = Layout::new::<u32, Interface>("INTERFACES", 1);
     /// Hash of the interface index of every guarded uplink to 1.
-    pub const UPLINKS: &str = "UPLINKS";
+    pub const UPLINKS: Layout = Layout::new::<u32, u32>("UPLINKS", 1);
     /// Hash of node number to [`super::Peer`].
-    pub const PEERS: &str = "PEERS";
+    pub const PEERS: Layout = Layout::new::<u32, Peer>("PEERS", 1);
     /// Array of two numbers, see [`super::generation`].
-    pub const GENERATIONS: &str = "GENERATIONS";
+    pub const GENERATIONS: Layout = Layout::new::<u32, u64>("GENERATIONS", 1);
     /// Least-recently-used hash of [`super::Pair`] to nanoseconds: pairs whose packets netfilter
     /// translated.
-    pub const TRANSLATED: &str = "TRANSLATED";
+    pub const TRANSLATED: Layout = Layout::new::<Pair, u64>("TRANSLATED", 1);
     /// Hash of [`super::AnswerKey`] to [`super::Answer`]: packets that must be sealed because they
     /// answer packets that came sealed.
-    pub const SEALED: &str = "SEALED";
+    pub const SEALED: Layout = Layout::new::<AnswerKey, Answer>("SEALED", 1);
     /// Per-CPU array of packets by drop reason.
-    pub const DROPS: &str = "DROPS";
+    pub const DROPS: Layout = Layout::new::<u32, u64>("DROPS", 1);
     /// Per-CPU array of [`super::Counter`] by [`super::counter_slot`].
-    pub const COUNTERS: &str = "COUNTERS";
-    /// Least-recently-used hash of [`crate::flow::FlowKey`] to [`crate::flow::Flow`].
-    pub const FLOWS: &str = "FLOWS";
-    /// Per-CPU array of [`crate::flow::Tally`]: packets that are not in `FLOWS` yet.
-    pub const TALLIES: &str = "TALLIES";
+    pub const COUNTERS: Layout = Layout::new::<u32, Counter>("COUNTERS", 1);
+    /// Least-recently-used hash of [`FlowKey`] to [`Flow`].
+    pub const FLOWS: Layout = Layout::new::<FlowKey, Flow>("FLOWS", 1);
+    /// Per-CPU array of [`Tally`]: packets that are not in `FLOWS` yet.
+    pub const TALLIES: Layout = Layout::new::<u32, Tally>("TALLIES", 1);
     /// Ring buffer of [`crate::flow::FlowEvent`].
-    pub const EVENTS: &str = "EVENTS";
+    pub const EVENTS: Layout = Layout::new::<(), ()>("EVENTS", 1);
 }
 
 /// Where in the kernel a program is attached. Flow records name it as their observation point.

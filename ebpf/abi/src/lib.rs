@@ -32,7 +32,3 @@ pub mod too_big;
 #[cfg(feature = "user")]
 #[allow(unsafe_code, reason = "see the module")]
 mod user;
-
-/// Version of every layout in this crate. It is part of the pin directory's name, because a pinned
-/// map keeps its original layout, whatever layout a later program expects.
-pub const LAYOUT_VERSION: u32 = 1;

@@ -109,11 +109,12 @@ impl Prepared {
         }
         let earlier = datapath.maps().settings().map_err(ApplyError::from)?;
         let tunnel = netlink.link(&config.tunnel.device).await.map_err(ApplyError::from)?.map_or(0, |link| link.index);
+        let is_complete = earlier.node == number.0 && earlier.flags & flag::SYNCED != 0 && !datapath.begins_empty();
         let settings = Settings {
             node: number.0,
             tunnel,
             tunnel_mtu: earlier.tunnel_mtu,
-            flags: flags(config) | if earlier.node == number.0 { earlier.flags & flag::SYNCED } else { 0 },
+            flags: flags(config) | if is_complete { flag::SYNCED } else { 0 },
             mark_shift: config.mark_shift,
             flow_idle_ms: FLOW_IDLE_MS,
             tunnel_port: config.tunnel.port.into(),
@@ -126,6 +127,9 @@ impl Prepared {
             // Devices that an earlier agent guarded may have been renamed, and there may be new
             // ones.
             prepared.guard_devices(&config.tunnel.device).await?;
+        }
+        if let Err(error) = prepared.datapath.forget_other_maps() {
+            warn!(%error, "maps that an agent of another version has left stay in the kernel");
         }
         Ok(prepared)
     }

@@ -27,7 +27,7 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
     let maps = map_reader.maps();
     let agent = agent.read();
     let row = |table: &Table, rows: Vec<(String, String)>| MapContent {
-        name: table.name.into(),
+        name: table.name().into(),
         purpose: table.holds.into(),
         entries: rows.len(),
         capacity: maps.capacity(table).unwrap_or(0) as usize,

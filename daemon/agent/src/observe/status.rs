@@ -312,7 +312,7 @@ fn full_maps(agent: &AgentState, map_reader: &MapReader) -> Vec<Problem> {
     wanted
         .into_iter()
         .filter_map(|(table, wanted)| {
-            let (name, setting) = (table.name, table.setting()?);
+            let (name, setting) = (table.name(), table.setting()?);
             let capacity = maps.capacity(table)? as usize;
             (wanted > capacity).then(|| Problem {
                 severity: Severity::Critical,

@@ -14,7 +14,7 @@ use hauberk_host::{Filter, Netlink};
 
 use crate::links::is_there_already;
 use crate::loader::load_program;
-use crate::{Pins, chain, query};
+use crate::{Pins, chain, query, tables};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer.bpf.o"));
 
@@ -117,7 +117,9 @@ impl Observer {
     pub fn load(pins: &Pins, clsact: bool) -> Result<Observer, ObserverError> {
         let failed = |error: &dyn std::error::Error| ObserverError::Load(chain(error));
         let mut loader = EbpfLoader::new();
-        loader.default_map_pin_directory(pins.maps());
+        for table in tables::all() {
+            loader.map_pin_path(table.name(), pins.map(table));
+        }
         let mut ebpf = loader.load(OBJECT).map_err(|error| failed(&error))?;
         for name in PROGRAMS {
             let program = program(&mut ebpf, name).map_err(ObserverError::Load)?;

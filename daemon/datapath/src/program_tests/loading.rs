@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use aya::maps::MapInfo;
+
 use super::*;
 use crate::loader::OBJECT;
 
@@ -15,6 +17,57 @@ fn an_agent_takes_over_maps_of_the_one_before() {
     assert!(again.resized().iter().any(|sentence| sentence.starts_with("ENDPOINTS")), "{:?}", again.resized());
 }
 
+/// A map of another version is left to the programs that use it, and every other map is kept.
+#[test]
+fn a_map_of_another_version_is_made_anew_and_all_others_are_kept() {
+    let mut bench = Bench::new(flag::SYNCED);
+    let root = bench._pins.path().join("hauberk");
+    let pins = bench.datapath.pins().clone();
+    bench.run(Hook::FromPod, "10.0.1.3", "10.0.2.3");
+    assert!(!bench.flows().is_empty());
+    let endpoints = bench.datapath.maps().endpoints().unwrap().len();
+    let other = |table: &tables::Table| pins.maps().join(format!("{}_v99", table.name()));
+
+    std::fs::rename(pins.map(&tables::flows::FLOWS), other(&tables::flows::FLOWS)).unwrap();
+    let next = Datapath::load(&root, &Limits::default(), AttachMode::Auto).unwrap();
+    assert!(next.maps().flows(now()).unwrap().is_empty());
+    assert_eq!(next.maps().endpoints().unwrap().len(), endpoints);
+    assert!(!next.begins_empty(), "no packet is judged by the flows");
+    assert!(!bench.flows().is_empty(), "the earlier programs keep theirs");
+    next.forget_other_maps().unwrap();
+    assert!(!other(&tables::flows::FLOWS).exists() && pins.map(&tables::flows::FLOWS).exists());
+
+    // Without these the node would judge by what is not there.
+    for table in tables::all().filter(|table| table.governs) {
+        std::fs::rename(pins.map(table), other(table)).unwrap();
+        let next = Datapath::load(&root, &Limits::default(), AttachMode::Auto).unwrap();
+        assert!(next.begins_empty(), "{}", table.name());
+    }
+}
+
+#[test]
+fn a_pinned_map_of_another_shape_is_refused() {
+    let bench = Bench::new(flag::SYNCED);
+    let root = bench._pins.path().join("hauberk");
+    let pins = bench.datapath.pins();
+    std::fs::remove_file(pins.map(&tables::tunnels::PEERS)).unwrap();
+    std::fs::rename(pins.map(&tables::uplinks::UPLINKS), pins.map(&tables::tunnels::PEERS)).unwrap();
+    let refused = Datapath::load(&root, &Limits::default(), AttachMode::Auto).err().map(|error| error.to_string());
+    let refused = refused.unwrap_or_default();
+    assert!(refused.contains("PEERS") && refused.contains("uninstall"), "{refused}");
+}
+
+/// The shapes that the agent checks pins by are those of the programs' maps.
+#[test]
+fn the_programs_maps_have_the_shapes_of_the_layouts() {
+    let bench = Bench::new(flag::SYNCED);
+    for table in tables::all() {
+        let info = MapInfo::from_pin(bench.datapath.pins().map(table)).unwrap();
+        let expected = (table.layout.key_size, table.layout.value_size);
+        assert_eq!((info.key_size(), info.value_size()), expected, "{}", table.name());
+    }
+}
+
 /// Sizes, handles and capacities follow from the list of tables: a map that is missing there has
 /// none of them.
 #[test]
@@ -22,7 +75,7 @@ fn every_pinned_map_is_in_the_list_of_tables() {
     let bench = Bench::new(flag::SYNCED);
     let entries = std::fs::read_dir(bench.datapath.pins().maps()).unwrap();
     let pinned: BTreeSet<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    let listed: BTreeSet<String> = tables::all().map(|table| table.name.to_owned()).collect();
+    let listed: BTreeSet<String> = tables::all().map(|table| table.name().to_owned()).collect();
     assert_eq!(pinned, listed);
     assert_eq!(tables::all().count(), listed.len(), "none is in the list twice");
 }

@@ -13,11 +13,12 @@ pub(super) const TABLES: &[&Table] = &[&ENDPOINTS, &RANGES];
 
 /// [`Identity`] by [`Address`]: pods, and nodes' own addresses.
 pub static ENDPOINTS: Table =
-    Table::sized(map::ENDPOINTS, "who has an address", "limits.endpoints", |limits| limits.endpoints);
+    Table::sized(map::ENDPOINTS, "who has an address", "limits.endpoints", |limits| limits.endpoints).governing();
 
 /// [`Identity`] by [`Prefix`]; the longest counts, and only for addresses that are no endpoint's.
 pub static RANGES: Table =
-    Table::sized(map::RANGES, "who has an address that is no endpoint", "limits.ranges", |limits| limits.ranges);
+    Table::sized(map::RANGES, "who has an address that is no endpoint", "limits.ranges", |limits| limits.ranges)
+        .governing();
 
 pub(super) struct Handles {
     endpoints: HashMap<MapData, Address, Identity>,

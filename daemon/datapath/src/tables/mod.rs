@@ -16,20 +16,21 @@ pub mod settings;
 pub mod tunnels;
 pub mod uplinks;
 
-use std::path::Path;
-
 use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError};
+use hauberk_abi::layout::map::Layout;
 
-use crate::{DatapathError, Limits};
+use crate::{DatapathError, Limits, Pins};
 
 /// A pinned map of the programs.
 pub struct Table {
-    /// The map's name, under which it is pinned.
-    pub name: &'static str,
+    /// Its name and shape.
+    pub layout: Layout,
     /// What it holds, in words.
     pub holds: &'static str,
     limit: Option<Limit>,
+    /// Whether the programs judge packets by what the agent has written there.
+    pub(crate) governs: bool,
 }
 
 /// What the size of a table follows from.
@@ -40,18 +41,25 @@ struct Limit {
 
 impl Table {
     /// A table of the size that `ebpf/programs/src/maps.rs` says.
-    const fn fixed(name: &'static str, holds: &'static str) -> Table {
-        Table { name, holds, limit: None }
+    pub(crate) const fn fixed(layout: Layout, holds: &'static str) -> Table {
+        Table { layout, holds, limit: None, governs: false }
     }
 
     /// A table whose size follows from this field of the configuration.
-    const fn sized(
-        name: &'static str,
-        holds: &'static str,
-        setting: &'static str,
-        entries: fn(&Limits) -> u32,
-    ) -> Table {
-        Table { name, holds, limit: Some(Limit { setting, entries }) }
+    const fn sized(layout: Layout, holds: &'static str, setting: &'static str, entries: fn(&Limits) -> u32) -> Table {
+        Table { layout, holds, limit: Some(Limit { setting, entries }), governs: false }
+    }
+
+    /// The programs judge packets by what the agent has written there. While it is new and empty,
+    /// the node is closed.
+    const fn governing(mut self) -> Table {
+        self.governs = true;
+        self
+    }
+
+    /// Its name in the programs.
+    pub const fn name(&self) -> &'static str {
+        self.layout.name
     }
 
     /// The field of the configuration from which its size follows, if there is one.
@@ -65,7 +73,7 @@ impl Table {
     }
 
     fn failed(&self) -> impl Fn(MapError) -> DatapathError + use<> {
-        let map = self.name;
+        let map = self.name();
         move |source| DatapathError::Map { map, source }
     }
 
@@ -90,7 +98,7 @@ macro_rules! subjects {
         }
 
         impl Maps {
-            fn collect(find: &mut dyn FnMut(&'static str) -> Result<Map, MapError>) -> Result<Maps, DatapathError> {
+            fn collect(find: &mut dyn FnMut(&Table) -> Result<Map, MapError>) -> Result<Maps, DatapathError> {
                 let mut opener = Opener { find, capacities: Vec::new() };
                 Ok(Maps { $($subject: $subject::Handles::open(&mut opener)?,)* capacities: opener.capacities })
             }
@@ -107,31 +115,33 @@ subjects!(settings, generations, identities, tunnels, pods, uplinks, answers, co
 
 impl Maps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Maps, DatapathError> {
-        Maps::collect(&mut |name| ebpf.take_map(name).ok_or(MapError::InvalidName { name: name.into() }))
+        Maps::collect(&mut |table| {
+            ebpf.take_map(table.name()).ok_or_else(|| MapError::InvalidName { name: table.name().into() })
+        })
     }
 
     /// A second set of handles, for observers.
-    pub(crate) fn open(pins: &Path) -> Result<Maps, DatapathError> {
-        Maps::collect(&mut |name| Map::from_map_data(MapData::from_pin(pins.join(name))?))
+    pub(crate) fn open(pins: &Pins) -> Result<Maps, DatapathError> {
+        Maps::collect(&mut |table| Map::from_map_data(MapData::from_pin(pins.map(table))?))
     }
 
     /// A table's capacity in entries (of the ring buffer: in bytes).
     pub fn capacity(&self, table: &Table) -> Option<u32> {
-        self.capacities.iter().find(|(known, _)| *known == table.name).map(|(_, capacity)| *capacity)
+        self.capacities.iter().find(|(known, _)| *known == table.name()).map(|(_, capacity)| *capacity)
     }
 }
 
 /// Opens tables, and notes their capacities.
 struct Opener<'a> {
-    find: &'a mut dyn FnMut(&'static str) -> Result<Map, MapError>,
+    find: &'a mut dyn FnMut(&Table) -> Result<Map, MapError>,
     capacities: Vec<(&'static str, u32)>,
 }
 
 impl Opener<'_> {
     fn open<M: TryFrom<Map, Error = MapError>>(&mut self, table: &Table) -> Result<M, DatapathError> {
-        let map = (self.find)(table.name).map_err(table.failed())?;
+        let map = (self.find)(table).map_err(table.failed())?;
         if let Some(capacity) = capacity(&map) {
-            self.capacities.push((table.name, capacity));
+            self.capacities.push((table.name(), capacity));
         }
         M::try_from(map).map_err(table.failed())
     }

@@ -14,11 +14,13 @@ pub(super) const TABLES: &[&Table] = &[&ATTACHMENTS, &INTERFACES];
 pub static ATTACHMENTS: Table =
     Table::sized(map::ATTACHMENTS, "this node's pods, by address", "limits.attachments", |limits| {
         limits.attachments.saturating_mul(2)
-    });
+    })
+    .governing();
 
 /// [`Interface`] by index of the interface: the pod behind it.
 pub static INTERFACES: Table =
-    Table::sized(map::INTERFACES, "this node's pods, by interface", "limits.attachments", |limits| limits.attachments);
+    Table::sized(map::INTERFACES, "this node's pods, by interface", "limits.attachments", |limits| limits.attachments)
+        .governing();
 
 pub(super) struct Handles {
     attachments: HashMap<MapData, Address, Attachment>,

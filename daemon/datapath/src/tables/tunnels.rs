@@ -9,7 +9,8 @@ use crate::DatapathError;
 pub(super) const TABLES: &[&Table] = &[&PEERS];
 
 /// [`Peer`] by node number: what the programs may expect of the node's tunnel.
-pub static PEERS: Table = Table::sized(map::PEERS, "other nodes' tunnels", "limits.ranges", |limits| limits.ranges);
+pub static PEERS: Table =
+    Table::sized(map::PEERS, "other nodes' tunnels", "limits.ranges", |limits| limits.ranges).governing();
 
 pub(super) struct Handles {
     peers: HashMap<MapData, u32, Peer>,

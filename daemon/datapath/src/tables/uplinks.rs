@@ -11,7 +11,7 @@ use crate::DatapathError;
 pub(super) const TABLES: &[&Table] = &[&UPLINKS];
 
 /// 1 by index of the interface.
-pub static UPLINKS: Table = Table::fixed(map::UPLINKS, "guarded uplinks");
+pub static UPLINKS: Table = Table::fixed(map::UPLINKS, "guarded uplinks").governing();
 
 pub(super) struct Handles {
     map: HashMap<MapData, u32, u32>,
