@@ -1,39 +1,31 @@
 //! The agent's life: self-check, keys, datapath, then the tasks, until a signal. Nothing is torn
 //! down at the end: the programs, maps and devices stay and keep denying.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
-use hauberk_api::{Attachment, Problem, Severity};
-use hauberk_backend::{LocalKey, StartConfig};
-use hauberk_core::events::{NewEvent, reason};
+use hauberk_api::{Problem, Severity};
 use hauberk_core::local_node::{LocalNode, Settings};
 use hauberk_core::model::{Change, Model};
-use hauberk_core::names::AttachmentKey;
-use hauberk_datapath::{DatapathError, How, Pins};
-use hauberk_host::Netlink;
-use hauberk_keyring::{NodeKey, PublicKey, Published, Store, StoreError};
-use hauberk_source::{Batch, Source, SourceError};
+use hauberk_datapath::{DatapathError, How};
+use hauberk_keyring::{Store, StoreError};
+use hauberk_source::SourceError;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::api::{self, ApiStartError, Context};
 use crate::apply::{Prepared, StartError};
+use crate::attachments;
 use crate::attachments::adoption::Adoption;
-use crate::attachments::{self, Attachments};
 use crate::cluster_config;
 use crate::config::{self, Config};
 use crate::install::Installer;
 use crate::lock::{self, LockError};
 use crate::observe::flows::{self, FlowLog};
 use crate::observe::status::Facts;
-use crate::observe::{MapReader, contests, leaks, missing, plaintext, self_test, unconnected};
-use crate::reconcile::{Input, Parts, Reconciler, tunnelled_ranges};
+use crate::observe::{MapReader, contests, leaks, missing, plaintext, unconnected};
+use crate::reconcile::{Input, Parts, Reconciler};
 use crate::selfcheck::{self, SelfCheckError};
 use crate::state::{AgentState, SharedState};
 use crate::uapi::{self, UapiError};
@@ -41,19 +33,16 @@ use crate::uapi::{self, UapiError};
 mod clock;
 mod cluster;
 mod departed;
+mod inputs;
+mod records;
+mod self_test;
+mod tunnel;
 mod wireguard_view;
 
 pub use cluster::ClusterError;
 
 /// Inputs that may wait for the reconciler.
 const INPUTS: usize = 64;
-/// How long a burst of device changes is gathered.
-const SETTLE: Duration = Duration::from_millis(50);
-/// Between self-tests after one that passed, and after one that failed.
-const SELF_TEST: Duration = Duration::from_secs(60);
-const FAILED_SELF_TEST: Duration = Duration::from_secs(2);
-/// How often to look whether something new needs a self-test.
-const LOOK_FOR_SELF_TEST: Duration = Duration::from_millis(250);
 
 /// The agent could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +106,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (config, source, cluster) = cluster::connect(config).await?;
     let config = Arc::new(config);
     let node = config.node.clone().unwrap_or_default();
-    let public = public_keys(keys.keys());
+    let public = tunnel::public_keys(keys.keys());
     let chained = config.cni.install == config::CniInstall::Chained;
     let settings = cluster_config::settings(&Settings { chained, ..Settings::default() }, &config);
     let own_keys = public.iter().map(|key| key.bytes).collect();
@@ -126,7 +115,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     let number = Model::new(&node).own_number();
     let mut prepared = Prepared::load(&config, &local, number).await?;
-    let (attachments, mut lasting, recovered) = restore_attachments(&config, &local, &prepared).await?;
+    let (attachments, mut lasting, recovered) = records::restore(&config, &local, &prepared).await?;
     lasting.extend(prepared.datapath_mut().resized().iter().map(|sentence| {
         warning(
             "maps",
@@ -178,8 +167,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         prepared,
         attachments: attachments.clone(),
         source: source.clone(),
-        make_tunnel: tunnel_maker(&config, keys.clone(), inputs.clone()),
-        published: publish(&config, keys.keys()),
+        make_tunnel: tunnel::maker(&config, keys.clone(), inputs.clone()),
+        published: tunnel::publish(&config, keys.keys()),
     });
     let context = Context {
         agent: agent.clone(),
@@ -199,7 +188,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     });
     let beside = source.clone();
     tokio::spawn(reporting("the search for pods that another plugin connected", adoption.run()));
-    tokio::spawn(tell_reconciler(source, inputs.clone(), stopped));
+    tokio::spawn(inputs::tell_reconciler(source, inputs.clone(), stopped));
     if let Some(ring) = ring {
         tokio::spawn(reporting(
             "flow events",
@@ -210,9 +199,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(missing::watch(agent.clone()));
     tokio::spawn(unconnected::watch(agent.clone()));
     tokio::spawn(contests::watch(agent.clone(), map_reader.clone()));
-    tokio::spawn(prove(agent.clone(), map_reader, context.pins.clone()));
+    tokio::spawn(self_test::prove(agent.clone(), map_reader, context.pins.clone()));
     tokio::spawn(reporting("the leak detector", leaks::watch(place, agent.clone())));
-    tokio::spawn(watch_devices(inputs.clone()));
+    tokio::spawn(inputs::watch_devices(inputs.clone()));
     tokio::spawn(clock::keep(config.paths.state.clone()));
     tokio::spawn(departed::run(context.agent.clone(), inputs.clone(), config.paths.state.clone(), addresses));
     tokio::spawn(reporting("the API", api::serve(listener, config.paths.socket.clone(), context.clone())));
@@ -234,176 +223,6 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     info!("hauberkd stops; the datapath stays and goes on denying");
     Ok(())
-}
-
-/// The records of pods' interfaces. A record whose interface is gone, as after a reboot, only keeps
-/// its addresses. An interface that exists in the kernel but has no record gets one again, and the
-/// event says so.
-async fn restore_attachments(
-    config: &Config,
-    local: &LocalNode,
-    prepared: &Prepared,
-) -> Result<(Attachments, Vec<Problem>, Option<NewEvent>), RunError> {
-    let folder: PathBuf = config.paths.state.join("attachments");
-    let (attachments, sentences) = Attachments::open(folder, attachments::Settings::default())?;
-    let held = prepared.held().await?;
-    let route_mtu = prepared.earlier_tunnel_mtu();
-    let given = attachments::Settings {
-        cluster_ranges: tunnelled_ranges(&local.settings),
-        route_mtu,
-        gso_max_size: config.tunnel.backend.mechanism().gso_max_size(route_mtu),
-        ..attachments::Settings::default()
-    };
-    let recovered = attachments.change(move |keeper| keeper.recover(&held, &given)).await?;
-    let event = (!recovered.is_empty()).then(|| told(&local.name, config, &recovered));
-    let interfaces = prepared.interfaces().await?;
-    let exists = move |name: &str, index: u32| interfaces.iter().any(|(n, i)| n == name && *i == index);
-    let vanished = attachments.vanished(&exists);
-    match attachments.change(move |keeper| keeper.detach_missing(exists)).await {
-        Ok(gone) => {
-            for attachment in gone {
-                info!(
-                    container = attachment.request.container,
-                    "its interface is gone; its addresses stay reserved until the runtime deletes it"
-                );
-            }
-        }
-        Err(error) => warn!(%error, "cannot note that interfaces are gone"),
-    }
-    for AttachmentKey { container, interface } in vanished {
-        info!(container, interface, "its interface, which another plugin made, is gone");
-        if let Err(error) = attachments.change(move |keeper| keeper.release(&container, &interface)).await {
-            warn!(%error, "cannot forget an interface that is gone");
-        }
-    }
-    let problems = sentences.into_iter().map(|sentence| warning("attachments", sentence)).collect();
-    Ok((attachments, problems, event))
-}
-
-fn told(node: &str, config: &Config, recovered: &[Attachment]) -> NewEvent {
-    let names: Vec<&str> = recovered.iter().take(3).map(|pod| pod.reservation.host_interface.as_str()).collect();
-    let more = if recovered.len() > names.len() { ", ..." } else { "" };
-    let message = format!(
-        "{} of this node's pods had an interface and were on no record in {}, which was lost or is another than before \
-         (paths.state): they are on record again as the kernel has them, and go on ({}{more})",
-        recovered.len(),
-        config.paths.state.display(),
-        names.join(", "),
-    );
-    let objects = vec![format!("Node/{node}")];
-    NewEvent { warning: true, reason: reason::ATTACHMENTS_RECOVERED, objects, message }
-}
-
-/// What the other nodes need to reach this one.
-fn publish(config: &Config, keys: &[NodeKey]) -> String {
-    hauberk_keyring::published::render(&Published { port: config.tunnel.port, keys: public_keys(keys) })
-}
-
-fn public_keys(keys: &[NodeKey]) -> Vec<PublicKey> {
-    keys.iter().map(|key| PublicKey { epoch: key.epoch, bytes: key.public }).collect()
-}
-
-fn tunnel_maker(
-    config: &Arc<Config>,
-    keys: Arc<Store>,
-    inputs: mpsc::Sender<Input>,
-) -> Box<dyn Fn(u32) -> StartConfig + Send + Sync> {
-    let tunnel = config.tunnel.clone();
-    Box::new(move |mtu| {
-        let inputs = inputs.clone();
-        StartConfig {
-            device: tunnel.device.clone(),
-            mtu,
-            port: tunnel.port,
-            keys: keys.keys().iter().map(|key| LocalKey { epoch: key.epoch, secret: key.secret.expose() }).collect(),
-            handshakes_per_second: u64::from(tunnel.handshakes_per_second),
-            spin: Duration::from_micros(tunnel.spin_microseconds.into()),
-            copy_dscp: tunnel.copy_dscp,
-            threads: tunnel.threads(),
-            cipher: tunnel.cipher,
-            // This runs on the tunnel's own thread, which must not wait. If the queue is full, the
-            // next state change reports the state again, and permissive traffic waits until then.
-            on_state: Box::new(move |number, progress| {
-                if inputs.try_send(Input::Peer(number, progress)).is_err() {
-                    warn!(peer = number.0, "the reconciler is busy: a change of a peer's state was not told");
-                }
-            }),
-        }
-    })
-}
-
-/// Passes batches from the source to the reconciler, each with the source's own state.
-async fn tell_reconciler(source: Arc<dyn Source>, inputs: mpsc::Sender<Input>, stopped: watch::Receiver<bool>) {
-    let (sender, mut batches) = mpsc::channel::<Batch>(64);
-    let running = tokio::spawn(Arc::clone(&source).run(sender, stopped));
-    let mut look = tokio::time::interval(Duration::from_secs(1));
-    let mut told = None;
-    loop {
-        tokio::select! {
-            batch = batches.recv() => {
-                let Some(batch) = batch else { break };
-                let status = Input::Source(Box::new(source.status()), batch.events);
-                let told = Input::FromSource(batch.changes, std::time::Instant::now());
-                if inputs.send(told).await.is_err() || inputs.send(status).await.is_err() {
-                    return;
-                }
-            }
-            _ = look.tick() => {
-                let status = source.status();
-                let key = (status.synced, status.unavailable_since, status.rejected);
-                if told.replace(key) != Some(key) && inputs.send(Input::Source(Box::new(status), Vec::new())).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-    if let Ok(Err(error)) = running.await {
-        error!(%error, "the source has stopped; what was known stays in force");
-    }
-}
-
-/// Tells the reconciler when devices change: once for a burst, for example when pods arrive.
-async fn watch_devices(inputs: mpsc::Sender<Input>) {
-    let mut changes = match Netlink::watch() {
-        Ok(changes) => changes,
-        Err(error) => return warn!(%error, "new uplinks are found by looking around only"),
-    };
-    while changes.next().await.is_some() {
-        tokio::time::sleep(SETTLE).await;
-        while let Some(Some(())) = changes.next().now_or_never() {}
-        if inputs.send(Input::Devices).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Runs the self-test until it passes, then periodically, and at once when something new needs it.
-async fn prove(agent: SharedState, map_reader: MapReader, pins: Pins) {
-    let mut last = Instant::now();
-    loop {
-        let (running, begun, due) = {
-            let agent = agent.read();
-            let due = match agent.self_test.outcome() {
-                None => true,
-                Some(Err(_)) => last.elapsed() > FAILED_SELF_TEST,
-                Some(Ok(())) => last.elapsed() > SELF_TEST,
-            };
-            (agent.running.clone(), agent.self_test.begin(), due)
-        };
-        if let Some(running) = running.filter(|_| due) {
-            let outcome = self_test::run(&running.devices, running.backend.as_ref(), &map_reader, &pins).await;
-            last = Instant::now();
-            let passed = outcome.is_ok();
-            if let Err(reason) = &outcome {
-                warn!(%reason, "the self-test failed");
-            }
-            let is_news = agent.write().self_test.end(begun, outcome);
-            if passed && is_news {
-                info!("ready: the self-test passed");
-            }
-        }
-        tokio::time::sleep(LOOK_FOR_SELF_TEST).await;
-    }
 }
 
 /// Logs why a task ended that should run forever.
