@@ -4,31 +4,32 @@
 use std::sync::Arc;
 
 use hauberk_api::{Problem, Severity};
+use hauberk_core::events::NewEvent;
 use hauberk_core::local_node::{LocalNode, Settings};
 use hauberk_core::model::{Change, Model};
 use hauberk_datapath::{DatapathError, How};
 use hauberk_keyring::{Store, StoreError};
-use hauberk_source::SourceError;
+use hauberk_source::{Source, SourceError};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use self::tasks::Parts;
 use crate::api::{self, ApiStartError, Context};
 use crate::apply::{Prepared, StartError};
 use crate::attachments;
-use crate::attachments::adoption::Adoption;
 use crate::cluster_config;
-use crate::config::{self, Config};
-use crate::install::Installer;
+use crate::config::{CniInstall, Config};
 use crate::lock::{self, LockError};
-use crate::observe::flows::{self, FlowLog};
+use crate::observe::MapReader;
+use crate::observe::flows::FlowLog;
+use crate::observe::leaks;
 use crate::observe::status::Facts;
-use crate::observe::{MapReader, contests, leaks, missing, plaintext, unconnected};
-use crate::reconcile::{Input, Parts, Reconciler};
+use crate::reconcile::{self, Input, Reconciler};
 use crate::selfcheck::{self, SelfCheckError};
 use crate::state::{AgentState, SharedState};
-use crate::uapi::{self, UapiError};
+use crate::uapi::UapiError;
 
 mod clock;
 mod cluster;
@@ -36,6 +37,7 @@ mod departed;
 mod inputs;
 mod records;
 mod self_test;
+mod tasks;
 mod tunnel;
 mod wireguard_view;
 
@@ -105,117 +107,38 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     clock::restore(&config.paths.state);
     let (config, source, cluster) = cluster::connect(config).await?;
     let config = Arc::new(config);
-    let node = config.node.clone().unwrap_or_default();
-    let public = tunnel::public_keys(keys.keys());
-    let chained = config.cni.install == config::CniInstall::Chained;
-    let settings = cluster_config::settings(&Settings { chained, ..Settings::default() }, &config);
-    let own_keys = public.iter().map(|key| key.bytes).collect();
-    let local = LocalNode { name: node.clone(), settings, keys: own_keys, ..LocalNode::default() };
-    info!(node, version = env!("CARGO_PKG_VERSION"), "hauberkd starts");
+    let local = local_node(&config, &keys);
+    info!(node = local.name, version = env!("CARGO_PKG_VERSION"), "hauberkd starts");
 
-    let number = Model::new(&node).own_number();
-    let mut prepared = Prepared::load(&config, &local, number).await?;
+    let mut prepared = Prepared::load(&config, &local, Model::new(&local.name).own_number()).await?;
     let (attachments, mut lasting, recovered) = records::restore(&config, &local, &prepared).await?;
-    lasting.extend(prepared.datapath_mut().resized().iter().map(|sentence| {
-        warning(
-            "maps",
-            format!("{sentence}: pinned maps keep their size; `hauberkd uninstall`, then start, to change it"),
-        )
-    }));
-    let map_reader = MapReader::new(prepared.datapath_mut().observe()?);
-    let ring = prepared.datapath_mut().maps_mut().take_events();
-    let pins = prepared.datapath_mut().pins().clone();
-    let place = leaks::Place {
-        pins: pins.clone(),
-        clsact: prepared.datapath_mut().how() == How::Clsact,
-        tunnel: config.tunnel.device.clone(),
-    };
+    let datapath = prepared.datapath_mut();
+    lasting.extend(datapath.resized().iter().map(|sentence| resized(sentence)));
+    let map_reader = MapReader::new(datapath.observe()?);
+    let ring = datapath.maps_mut().take_events();
+    let pins = datapath.pins().clone();
+    let how = datapath.how();
+    let tunnel = config.tunnel.device.clone();
+    let place = leaks::Place { pins: pins.clone(), clsact: how == How::Clsact, tunnel };
     let facts = Arc::new(Facts {
         started,
         config: config.clone(),
-        keys: public,
-        attach: prepared.datapath_mut().how().as_str(),
+        keys: tunnel::public_keys(keys.keys()),
+        attach: how.as_str(),
         lasting,
         cluster: cluster.as_ref().map(cluster::Connected::facts),
     });
 
-    let agent = SharedState::new(AgentState::new(local, source.status()));
-    if let Some(event) = recovered {
-        warn!(reason = event.reason, "{}", event.message);
-        agent.write().events.note(&event, started);
-    }
     let (inputs, received) = mpsc::channel(INPUTS);
-    let held: Vec<Change> = attachments.list().into_iter().map(Change::Attachment).collect();
-    // This node's attachments come first: nothing else says which pods are here.
-    let _ = inputs.send(Input::Changes(held)).await;
-    let mut addresses = departed::restore(&config.paths.state, &node);
-    if let Some(event) = addresses.event.take() {
-        warn!(reason = event.reason, "{}", event.message);
-        agent.write().events.note(&event, started);
-    }
-    // Addresses that nodes had are closed before the source says that no node has them.
-    let _ = inputs.send(Input::Changes(std::mem::take(&mut addresses.changes))).await;
+    let agent = SharedState::new(AgentState::new(local, source.status()));
+    let context = Context { agent, map_reader, flows: FlowLog::default(), facts, attachments, inputs, pins };
+    note(&context, recovered);
+    let addresses = tell_first(&context).await;
+    let reconciler = reconciler(&context, &source, prepared, keys);
 
-    tokio::spawn(attachments.clone().try_disk());
-
-    let results = chained.then(|| config.cni.results_directory.clone());
-    let (adoption, adopted) = Adoption::new(attachments.clone(), inputs.clone(), agent.clone(), results);
-
-    let reconciler = Reconciler::new(Parts {
-        config: config.clone(),
-        agent: agent.clone(),
-        prepared,
-        attachments: attachments.clone(),
-        source: source.clone(),
-        make_tunnel: tunnel::maker(&config, keys.clone(), inputs.clone()),
-        published: tunnel::publish(&config, keys.keys()),
-    });
-    let context = Context {
-        agent: agent.clone(),
-        map_reader: map_reader.clone(),
-        flows: FlowLog::default(),
-        facts,
-        attachments,
-        inputs: inputs.clone(),
-        pins,
-    };
     let (stop, stopped) = watch::channel(false);
-    tokio::spawn(reconciler.run(received));
-    let cni_in_place = watch::Sender::new(config.cni.install == config::CniInstall::None);
-    tokio::spawn(Installer::new(&config, agent.clone(), adopted, cni_in_place.clone()).run());
-    let reports = cluster.map(|cluster| {
-        cluster.spawn(&config, &agent, source.clone(), inputs.clone(), cni_in_place.subscribe(), stopped.clone())
-    });
-    let beside = source.clone();
-    tokio::spawn(reporting("the search for pods that another plugin connected", adoption.run()));
-    tokio::spawn(inputs::tell_reconciler(source, inputs.clone(), stopped));
-    if let Some(ring) = ring {
-        tokio::spawn(reporting(
-            "flow events",
-            flows::run(ring, context.flows.clone(), agent.clone(), map_reader.clone()),
-        ));
-    }
-    tokio::spawn(plaintext::watch(agent.clone(), map_reader.clone(), beside));
-    tokio::spawn(missing::watch(agent.clone()));
-    tokio::spawn(unconnected::watch(agent.clone()));
-    tokio::spawn(contests::watch(agent.clone(), map_reader.clone()));
-    tokio::spawn(self_test::prove(agent.clone(), map_reader, context.pins.clone()));
-    tokio::spawn(reporting("the leak detector", leaks::watch(place, agent.clone())));
-    tokio::spawn(inputs::watch_devices(inputs.clone()));
-    tokio::spawn(clock::keep(config.paths.state.clone()));
-    tokio::spawn(departed::run(context.agent.clone(), inputs.clone(), config.paths.state.clone(), addresses));
-    tokio::spawn(reporting("the API", api::serve(listener, config.paths.socket.clone(), context.clone())));
-    if let Some(address) = config.metrics {
-        tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));
-    }
-    match uapi::bind(&config.paths.uapi) {
-        Ok(listener) => {
-            let view = Arc::new(wireguard_view::View { agent, port: config.tunnel.port });
-            tokio::spawn(uapi::serve(listener, view));
-        }
-        // `wg show` is a convenience, not protection: the agent continues without it.
-        Err(error) => warn!(%error, "`wg show` will not work"),
-    }
+    let parts = Parts { context, source, cluster, reconciler, received, ring, place, addresses, listener };
+    let reports = tasks::start(parts, stopped);
     wait_for_signal().await?;
     let _ = stop.send(true);
     if let Some(reports) = reports {
@@ -225,10 +148,46 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Logs why a task ended that should run forever.
-async fn reporting<E: std::fmt::Display>(what: &'static str, task: impl Future<Output = Result<(), E>>) {
-    if let Err(error) = task.await {
-        error!(%error, "{what} stopped");
+/// This node, before anything of the cluster is known.
+fn local_node(config: &Config, keys: &Store) -> LocalNode {
+    let chained = config.cni.install == CniInstall::Chained;
+    let settings = cluster_config::settings(&Settings { chained, ..Settings::default() }, config);
+    let keys = keys.keys().iter().map(|key| key.public).collect();
+    LocalNode { name: config.node.clone().unwrap_or_default(), settings, keys, ..LocalNode::default() }
+}
+
+/// Tells the reconciler what must be known before the source tells anything. Returns the addresses
+/// that nodes had.
+async fn tell_first(context: &Context) -> departed::Restored {
+    let held: Vec<Change> = context.attachments.list().into_iter().map(Change::Attachment).collect();
+    // This node's attachments come first: nothing else says which pods are here.
+    let _ = context.inputs.send(Input::Changes(held)).await;
+    let config = &context.facts.config;
+    let mut addresses = departed::restore(&config.paths.state, config.node.as_deref().unwrap_or_default());
+    note(context, addresses.event.take());
+    // Addresses that nodes had are closed before the source says that no node has them.
+    let _ = context.inputs.send(Input::Changes(std::mem::take(&mut addresses.changes))).await;
+    addresses
+}
+
+fn reconciler(context: &Context, source: &Arc<dyn Source>, prepared: Prepared, keys: Arc<Store>) -> Reconciler {
+    let config = context.facts.config.clone();
+    Reconciler::new(reconcile::Parts {
+        agent: context.agent.clone(),
+        prepared,
+        attachments: context.attachments.clone(),
+        source: source.clone(),
+        published: tunnel::publish(&config, keys.keys()),
+        make_tunnel: tunnel::maker(&config, keys, context.inputs.clone()),
+        config,
+    })
+}
+
+/// Says that something of an earlier agent was lost.
+fn note(context: &Context, event: Option<NewEvent>) {
+    if let Some(event) = event {
+        warn!(reason = event.reason, "{}", event.message);
+        context.agent.write().events.note(&event, context.facts.started);
     }
 }
 
@@ -240,6 +199,11 @@ async fn wait_for_signal() -> Result<(), RunError> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+fn resized(sentence: &str) -> Problem {
+    let stay = "pinned maps keep their size; `hauberkd uninstall`, then start, to change it";
+    warning("maps", format!("{sentence}: {stay}"))
 }
 
 fn warning(object: &str, message: String) -> Problem {
