@@ -8,7 +8,7 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`runner`] | one process per test; for both harnesses: time limits, what to print after a failure |
+//! | [`runner`] | one process per test; what both harnesses do with a test, and after it fails |
 //! | [`cluster`], [`node`], [`pod`], [`wire`] | the machines and the cables |
 //! | [`agent`], [`plugin`], [`manifests`] | hauberk's programs and their input |
 //! | [`chain`] | other CNI plugins, with hauberk's behind them |
