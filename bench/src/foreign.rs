@@ -95,11 +95,9 @@ pub fn connect(nodes: &[Arc<Node>], program: Program, absent: &[AbsentPeer], dir
 }
 
 fn start(node: &Node, program: Program, directory: &Path) -> Result<Foreign> {
-    let file = programs::target_directory()?.join("bench/tools/bin").join(program.file);
-    let mut command = node.command(&file);
+    let mut command = node.command(programs::tool(program.file)?);
     command.args(program.arguments).envs(program.environment.iter().copied());
     launch(node, command, program.file, DEVICE, directory)
-        .with_context(|| format!("run {}: has bench/tools/build made it?", file.display()))
 }
 
 /// Runs a command on a node, with its output in a log in the directory, and waits for the device

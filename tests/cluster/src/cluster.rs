@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use hauberk_netns::analysis::{self, Sighting};
 use hauberk_netns::capture::{Capture, Moment};
-use hauberk_netns::{Party, eventually};
+use hauberk_netns::{Party, eventually, log};
 use serde_json::{Value, json};
 
 use crate::control_plane::{ControlPlane, DNS, Options, node_name};
@@ -383,7 +383,7 @@ impl Cluster {
         for node in &self.nodes {
             let log = self.directory.join(format!("hauberkd-{}.log", node.name()));
             collect_agent_logs(node, &log);
-            println!("the agent on {} ({}):\n{}", node.name(), log.display(), crate::daemon::tail(&log, 15));
+            println!("the agent on {} ({}):\n{}", node.name(), log.display(), log::tail(&log, 15));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hauberk_netns::wait;
+use hauberk_netns::{log, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -134,13 +134,6 @@ impl Daemon {
 
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
-        tail(&self.log, 25)
+        log::tail(&self.log, 25)
     }
-}
-
-/// The last lines of a file.
-pub fn tail(file: &Path, count: usize) -> String {
-    let text = std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
 }

@@ -1,7 +1,7 @@
 //! One node's `hauberkd`: its process, and a client of its API.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -15,6 +15,7 @@ use hauberk_api::{Drops, Event, Explanation, FlowRecord, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::log;
 use crate::wait::{self, GENEROUS};
 
 /// The agent of one node, running or not. An agent that has restarted itself no longer dies with
@@ -218,9 +219,7 @@ impl Agent {
 
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
-        let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(25)..].join("\n")
+        log::tail(&self.log, 25)
     }
 }
 

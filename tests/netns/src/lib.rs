@@ -8,13 +8,14 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`runner`] | one process per test, time limits, what to print after a failure |
+//! | [`runner`] | one process per test; what both harnesses do with a test, and after it fails |
 //! | [`cluster`], [`node`], [`pod`], [`wire`] | the machines and the cables |
 //! | [`agent`], [`plugin`], [`manifests`] | hauberk's programs and their input |
 //! | [`chain`] | other CNI plugins, with hauberk's behind them |
 //! | [`nat`] | third-party netfilter rules on the nodes |
 //! | [`endpoints`] | the addresses that the kernel knows, bypassing the agent's caches |
 //! | [`traffic`] | clients and servers of every protocol |
+//! | [`log`] | the end of what a program has written |
 //! | [`usage`] | memory and CPU time, of a process and of the machine |
 //! | [`capture`], [`analysis`] | what crossed the wire, judged without the product's parser |
 
@@ -26,6 +27,7 @@ pub mod cluster;
 pub mod endpoints;
 pub mod inject;
 pub mod intruder;
+pub mod log;
 pub mod manifests;
 pub mod marker;
 pub mod nat;
@@ -52,5 +54,8 @@ pub use node::Node;
 pub use party::{Family, Party};
 pub use pod::Pod;
 pub use random::Random;
-pub use runner::{Context, Test};
+pub use runner::Context;
 pub use wait::eventually;
+
+/// A test of the netns suites.
+pub type Test = runner::Test<Context>;

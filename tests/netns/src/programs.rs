@@ -33,12 +33,16 @@ pub fn ours(name: &str) -> Result<PathBuf> {
     existing(directory.join(name), "build it with `cargo build` or name its folder in HAUBERK_BIN_DIR")
 }
 
-/// One of the programs that `tests/netns/tools/build` makes.
+/// One of the programs in `target/tools`: `tests/netns/tools/build` makes those of the suites,
+/// `scripts/bench` those of the benchmarks.
 ///
 /// # Errors
 /// The program is not built; the message says how to build it.
 pub fn tool(name: &str) -> Result<PathBuf> {
-    existing(target_directory()?.join("tools").join(name), "run tests/netns/tools/build")
+    existing(
+        target_directory()?.join("tools").join(name),
+        "run tests/netns/tools/build (for the benchmarks: scripts/bench)",
+    )
 }
 
 fn existing(path: PathBuf, remedy: &str) -> Result<PathBuf> {

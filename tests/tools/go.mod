@@ -1,5 +1,5 @@
-// Programs the netns suites talk to: a stock WireGuard peer and the CNI project's own driver.
-module hauberk.io/netns/tools
+// Programs that the netns suites and the benchmarks run: a stock WireGuard and the CNI project's own driver.
+module hauberk.io/tests/tools
 
 go 1.24
 
