@@ -531,3 +531,6 @@ pub struct Adopted {
     /// Largest packet inside the tunnel, bytes of IP; the MTU for the pod's routes.
     pub route_mtu: u32,
 }
+
+#[cfg(test)]
+mod tests;
