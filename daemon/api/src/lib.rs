@@ -26,6 +26,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+mod mac;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -36,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 pub use hauberk_abi::identity::Protection;
 pub use hauberk_abi::layout::Hook;
+pub use mac::{MacAddress, NoMacAddress};
 
 /// An error answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -475,10 +477,10 @@ pub struct Reservation {
 pub struct Attach {
     /// Interface index of the host side, in the agent's network namespace.
     pub host_index: u32,
-    /// MAC address of the host side, `aa:bb:cc:dd:ee:ff`.
-    pub host_mac: String,
+    /// MAC address of the host side.
+    pub host_mac: MacAddress,
     /// MAC address inside the pod.
-    pub pod_mac: String,
+    pub pod_mac: MacAddress,
 }
 
 /// A pod's interface as the agent keeps it.

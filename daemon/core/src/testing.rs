@@ -98,11 +98,7 @@ pub(crate) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str])
             cluster_ranges: vec![net("10.0.0.0/16")],
             gso_max_size: 65536,
         },
-        attach: Some(Attach {
-            host_index: 7,
-            host_mac: "02:00:00:00:00:01".into(),
-            pod_mac: "02:00:00:00:00:02".into(),
-        }),
+        attach: Some(Attach { host_index: 7, host_mac: [2, 0, 0, 0, 0, 1].into(), pod_mac: [2, 0, 0, 0, 0, 2].into() }),
         adopted: false,
         recovered: false,
     }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
-use hauberk_api::{Adopt, Attach, Attachment};
+use hauberk_api::{Adopt, Attach, Attachment, MacAddress};
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::Change;
 use hauberk_core::names::AttachmentKey;
@@ -20,7 +20,6 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::Attachments;
-use super::recover::mac;
 use super::results::{self, ForeignInterface};
 use crate::reconcile::Input;
 use crate::state::SharedState;
@@ -195,8 +194,9 @@ async fn match_link(netlink: &Netlink, links: &[Link], result: &ForeignInterface
                 continue;
             }
         };
-        let (Some(host_mac), Some(pod_mac)) = (link.mac.map(mac), peer.mac.map(mac)) else { continue };
-        let is_its_mac = result.pod_mac.as_ref().is_none_or(|mac| *mac == pod_mac);
+        let mac = |link: &Link| link.mac.map(MacAddress::from);
+        let (Some(host_mac), Some(pod_mac)) = (mac(link), mac(&peer)) else { continue };
+        let is_its_mac = result.pod_mac.as_ref().is_none_or(|mac| *mac == pod_mac.to_string());
         if peer.name == result.request.interface && is_its_mac {
             return Some(Adopt {
                 request: result.request.clone(),

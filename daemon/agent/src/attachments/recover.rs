@@ -68,13 +68,8 @@ fn attachment(held: &Held, given: &Settings) -> Option<Attachment> {
         cluster_ranges: given.cluster_ranges.clone(),
         gso_max_size: given.gso_max_size,
     };
-    let attach = Attach { host_index: link.index, host_mac: mac(held.host_mac), pod_mac: mac(held.pod_mac) };
+    let attach = Attach { host_index: link.index, host_mac: held.host_mac.into(), pod_mac: held.pod_mac.into() };
     Some(Attachment { request, reservation, attach: Some(attach), adopted: false, recovered: true })
-}
-
-/// A MAC address in the usual notation.
-pub(super) fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 #[cfg(test)]
@@ -112,8 +107,7 @@ mod tests {
         let mut before = open(&lost);
         let given = before.reserve(&request("a"), |_| false).unwrap();
         let held = held("a", 7, &given);
-        let attach =
-            Attach { host_index: 7, host_mac: "02:00:00:00:00:01".into(), pod_mac: "02:00:00:00:00:02".into() };
+        let attach = Attach { host_index: 7, host_mac: [2, 0, 0, 0, 0, 1].into(), pod_mac: [2, 0, 0, 0, 0, 2].into() };
         let expected = Attachment { recovered: true, ..before.attach("a", "eth0", attach).unwrap() };
 
         let folder = tempfile::tempdir().unwrap();

@@ -174,8 +174,8 @@ mod tests {
             },
             attach: Some(Attach {
                 host_index: 7,
-                host_mac: "02:00:00:00:00:01".into(),
-                pod_mac: "02:00:00:00:00:02".into(),
+                host_mac: [2, 0, 0, 0, 0, 1].into(),
+                pod_mac: [2, 0, 0, 0, 0, 2].into(),
             }),
             adopted: false,
             recovered: false,

@@ -538,7 +538,7 @@ fn what_is_only_reserved_has_an_address_but_nothing_to_attach_to() {
 fn an_interface_with_an_impossible_mac_address_is_told() {
     let mut world = World::three_nodes();
     let mut odd = attachment("c1", Some("open/a"), &["10.0.1.5"]);
-    odd.attach.as_mut().unwrap().pod_mac = "nonsense".into();
+    odd.attach.as_mut().unwrap().pod_mac = [1, 0, 0x5e, 0, 0, 1].into();
     world.apply(Change::Attachment(odd));
     assert!(world.desired().state.pods.is_empty());
     world.assert_event(reason::ATTACHMENT_INVALID, &["Attachment/c1/eth0"]);

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use hauberk_api::{Attach, Attachment};
+use hauberk_api::{Attach, Attachment, MacAddress};
 use ipnet::IpNet;
 
 use crate::events::{Collector, reason};
@@ -64,7 +64,7 @@ pub(crate) fn tell(
     let Some(attach) = attachment.attach.as_ref().filter(|attach| devices(attach).is_none()) else { return };
     events.warn(reason::ATTACHMENT_INVALID, [format!("Attachment/{key}")], || {
         format!(
-            "interface {key} cannot be attached: host side index {}, MAC addresses {:?} and {:?} are not all those of an \
+            "interface {key} cannot be attached: host side index {}, MAC addresses \"{}\" and \"{}\" are not all those of an \
              Ethernet device; the CNI plugin and the agent may be of different versions",
             attach.host_index, attach.host_mac, attach.pod_mac
         )
@@ -73,30 +73,25 @@ pub(crate) fn tell(
 
 /// The MAC addresses of the host's and the pod's side, if both sides can be devices.
 fn devices(attach: &Attach) -> Option<([u8; 6], [u8; 6])> {
-    match (mac(&attach.host_mac), mac(&attach.pod_mac), attach.host_index) {
+    match (of_device(attach.host_mac), of_device(attach.pod_mac), attach.host_index) {
         (Some(host), Some(pod), 1..) => Some((host, pod)),
         _ => None,
     }
 }
 
-/// A device's MAC address, `aa:bb:cc:dd:ee:ff`: not all zero and not multicast.
-fn mac(text: &str) -> Option<[u8; 6]> {
-    let mut bytes = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut bytes {
-        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit()))?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    let usable = parts.next().is_none() && bytes != [0; 6] && bytes[0] & 1 == 0;
-    usable.then_some(bytes)
+/// The bytes, if a device can have the address: not all zero and not multicast.
+fn of_device(mac: MacAddress) -> Option<[u8; 6]> {
+    let octets = mac.octets();
+    (octets != [0; 6] && octets[0] & 1 == 0).then_some(octets)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::mac;
+    use super::*;
 
     #[test]
     fn only_a_devices_mac_address_is_one() {
+        let mac = |text: &str| text.parse().ok().and_then(of_device);
         assert_eq!(mac("02:00:5e:10:00:fF"), Some([2, 0, 0x5e, 0x10, 0, 0xff]));
         for text in ["", "02:00:5e:10:00", "02:00:5e:10:00:01:02", "2:0:5e:10:0:1", "+2:00:5e:10:00:01"] {
             assert_eq!(mac(text), None, "{text}");
