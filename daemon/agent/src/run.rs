@@ -145,7 +145,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         started,
         config: config.clone(),
         keys: public,
-        attach: prepared.datapath_mut().how().as_str(),
+        attach: prepared.datapath_mut().how(),
         lasting,
         cluster: cluster.as_ref().map(cluster::Connected::facts),
     });

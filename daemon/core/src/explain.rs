@@ -14,8 +14,7 @@ use crate::local_node::LocalNode;
 use crate::model::{Model, Pod};
 use crate::names::PodName;
 use crate::protection;
-use crate::words::read_from;
-use crate::words::{kind_in_words, prefix_in_words};
+use crate::words::{prefix_in_words, read_from};
 
 /// A party: in words, and as the identity that the datapath uses.
 #[derive(Clone, Debug)]
@@ -167,12 +166,11 @@ fn party(model: &Model, local: &LocalNode, desired: &Desired, asked: &str, addre
         None => (name, rule),
     };
     let asked_for = on_host.map(|pod| protection::of_pod(model, local, pod).protection);
-    let kind = kind_in_words(identity);
     let node = model.node_name(crate::names::NodeNumber(identity.node)).map(str::to_owned);
     let party = Party {
         asked: asked.to_owned(),
         address,
-        kind: kind.to_owned(),
+        kind: identity.kind().into(),
         name,
         node,
         protection: identity.protection(),

@@ -11,7 +11,7 @@ use hauberk_core::words::prefix_in_words;
 use hauberk_datapath::tables::{Table, answers, identities, pods, tunnels};
 use hauberk_datapath::{DatapathError, Pins};
 
-use super::MapReader;
+use super::{MapReader, attach_method};
 use crate::state::{AgentState, SharedState};
 
 /// Everything the datapath holds.
@@ -22,7 +22,7 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
     let links = pins
         .attached()?
         .into_iter()
-        .map(|link| LinkStatus { interface: link.interface, hook: link.hook, how: link.how.as_str().into() })
+        .map(|link| LinkStatus { interface: link.interface, hook: link.hook, how: attach_method(link.how).into() })
         .collect();
     let maps = map_reader.maps();
     let agent = agent.read();
