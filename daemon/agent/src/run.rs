@@ -156,7 +156,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         agent.write().events.note(&event, started);
     }
     let (inputs, received) = mpsc::channel(INPUTS);
-    let held: Vec<Change> = attachments.list().into_iter().map(Change::Attachment).collect();
+    let held: Vec<Change> = attachments.list().iter().map(attachments::domain::change).collect();
     // This node's attachments come first: nothing else says which pods are here.
     let _ = inputs.send(Input::Changes(held)).await;
     let mut addresses = departed::restore(&config.paths.state, &node);

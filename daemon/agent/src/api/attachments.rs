@@ -15,7 +15,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::{Context, Refusal};
-use crate::attachments::{AttachmentError, Keeper, check_names};
+use crate::attachments::{AttachmentError, Keeper, check_names, domain};
 use crate::reconcile::Input;
 
 /// How long a caller waits for the disk at most; the plugin asks again.
@@ -38,7 +38,7 @@ pub(super) async fn reserve(
         let attach = keeper.find(&request.container, &request.interface).and_then(|known| known.attach);
         let attachment =
             Attachment { request, reservation: reservation.clone(), attach, adopted: false, recovered: false };
-        Ok((reservation, vec![Input::Changes(vec![Change::Attachment(attachment)])]))
+        Ok((reservation, vec![Input::Changes(vec![domain::change(&attachment)])]))
     })
     .await?;
     Ok(Json(reservation))
@@ -53,7 +53,7 @@ pub(super) async fn attach(
     let (answer, request) = change(&context, move |keeper| {
         let attachment = keeper.attach(&container, &interface, request)?;
         let request = attachment.request.clone();
-        let (input, answer) = Input::attach(attachment);
+        let (input, answer) = Input::attach(&attachment);
         Ok(((answer, request), vec![input]))
     })
     .await?;
@@ -70,8 +70,8 @@ pub(super) async fn adopt(State(context): State<Context>, Json(body): Json<Value
     let whose = request.request.clone();
     let answer = change(&context, move |keeper| {
         let (attachment, superseded) = keeper.adopt(&request)?;
-        let gone = superseded.iter().map(|gone| Change::AttachmentGone(AttachmentKey::of(gone))).collect();
-        let (input, answer) = Input::attach(attachment);
+        let gone = superseded.iter().map(|gone| Change::AttachmentGone(domain::key(gone))).collect();
+        let (input, answer) = Input::attach(&attachment);
         Ok((answer, vec![Input::Changes(gone), input]))
     })
     .await?;

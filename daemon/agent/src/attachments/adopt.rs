@@ -9,7 +9,7 @@ use hauberk_core::names::AttachmentKey;
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
-use super::{AttachmentError, Attachments, Keeper, MAX_INTERFACE, Records, check_names};
+use super::{AttachmentError, Attachments, Keeper, MAX_INTERFACE, Records, check_names, domain};
 
 /// No plugin gives an interface more addresses.
 const MAX_ADDRESSES: usize = 64;
@@ -23,7 +23,7 @@ impl Keeper {
     /// [`AttachmentError`]; then nothing is kept or removed.
     pub fn adopt(&mut self, adopt: &Adopt) -> Result<(Attachment, Vec<Attachment>), AttachmentError> {
         check(adopt)?;
-        let key = AttachmentKey::of_request(&adopt.request);
+        let key = domain::key_of_request(&adopt.request);
         let attachment = attachment(adopt);
         let superseded: Vec<AttachmentKey> = {
             let records = self.records();
@@ -61,7 +61,7 @@ impl Attachments {
             let index = entry.attach.as_ref().map_or(0, |attach| attach.host_index);
             entry.adopted && !exists(&entry.reservation.host_interface, index)
         };
-        self.records().entries.values().filter(gone).map(AttachmentKey::of).collect()
+        self.records().entries.values().filter(gone).map(domain::key).collect()
     }
 
     /// Whether the interface is on record, or was released by the runtime, which is about to remove
@@ -82,7 +82,7 @@ impl Records {
         self.entries.values().filter(|entry| entry.adopted).filter_map(|entry| {
             let same_index = entry.attach.as_ref().is_some_and(|attach| attach.host_index == adopt.attach.host_index);
             let shares = entry.reservation.addresses.iter().any(|address| adopt.addresses.contains(&address.addr()));
-            (same_index || shares).then(|| AttachmentKey::of(entry))
+            (same_index || shares).then(|| domain::key(entry))
         })
     }
 }

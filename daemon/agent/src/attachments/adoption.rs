@@ -19,8 +19,8 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use super::Attachments;
 use super::results::{self, ForeignInterface};
+use super::{Attachments, domain};
 use crate::reconcile::Input;
 use crate::state::SharedState;
 
@@ -96,7 +96,7 @@ impl Adoption {
         let exists = |name: &str, index: u32| links.iter().any(|link| link.index == index && link.name == name);
         let gone = self.attachments.vanished(exists);
         for key in gone {
-            self.pending.retain(|attachment| AttachmentKey::of(attachment) != key);
+            self.pending.retain(|attachment| domain::key(attachment) != key);
             let (input, answer) = Input::release(key.clone());
             if self.inputs.send(input).await.is_err() || !matches!(answer.await, Ok(Ok(()))) {
                 continue;
@@ -128,10 +128,10 @@ impl Adoption {
             let file = problem.split(": ").next().unwrap_or_default().to_owned();
             self.note(&file, problem);
         }
-        let ids: BTreeSet<AttachmentKey> = told.iter().map(|one| AttachmentKey::of_request(&one.request)).collect();
+        let ids: BTreeSet<AttachmentKey> = told.iter().map(|one| domain::key_of_request(&one.request)).collect();
         self.attachments.forget_released(&ids);
         for one in told {
-            if self.attachments.is_known(&AttachmentKey::of_request(&one.request)) {
+            if self.attachments.is_known(&domain::key_of_request(&one.request)) {
                 continue;
             }
             let Some(adopt) = match_link(netlink, links, &one).await else { continue };
@@ -140,7 +140,7 @@ impl Adoption {
                     let container = &attachment.request.container;
                     let interface = &attachment.reservation.host_interface;
                     info!(container, pod = ?attachment.request.pod, interface, "adopted a pod");
-                    let gone = superseded.iter().map(|old| Change::AttachmentGone(AttachmentKey::of(old))).collect();
+                    let gone = superseded.iter().map(|old| Change::AttachmentGone(domain::key(old))).collect();
                     let _ = self.inputs.send(Input::Changes(gone)).await;
                     self.pending.push(attachment);
                 }
@@ -152,7 +152,7 @@ impl Adoption {
 
     async fn attach(&mut self) {
         for attachment in std::mem::take(&mut self.pending) {
-            let (input, answer) = Input::attach(attachment.clone());
+            let (input, answer) = Input::attach(&attachment);
             if self.inputs.send(input).await.is_err() || !matches!(answer.await, Ok(Ok(()))) {
                 self.pending.push(attachment);
             }

@@ -12,7 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;
 
 use super::store::Store;
-use super::{AttachmentError, Attachments, Pools, check_names};
+use super::{AttachmentError, Attachments, Pools, check_names, domain};
 
 /// What only the present [`Keeper`] may use.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Keeper {
         claimed: impl Fn(IpAddr) -> bool,
     ) -> Result<Reservation, AttachmentError> {
         check_names(request)?;
-        let key = AttachmentKey::of_request(request);
+        let key = domain::key_of_request(request);
         let reservation = {
             let records = self.attachments.records();
             if let Some(existing) = records.entries.get(&key) {
@@ -168,7 +168,7 @@ impl Keeper {
     /// Writes an attachment, then makes it visible to others.
     pub(super) fn replace(&mut self, attachment: &Attachment) -> Result<(), AttachmentError> {
         self.store().save(attachment)?;
-        let key = AttachmentKey::of(attachment);
+        let key = domain::key(attachment);
         self.attachments.records().entries.insert(key, attachment.clone());
         Ok(())
     }

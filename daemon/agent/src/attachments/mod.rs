@@ -14,9 +14,12 @@
 //! Interfaces that another CNI plugin made are only adopted ([`Keeper::adopt`]): their addresses
 //! belong to that plugin, and their records go with the interface. [`results`] and [`adoption`]
 //! find those that existed before this agent.
+//!
+//! The records are the API's; [`domain`] turns them into what the core knows of an interface.
 
 mod adopt;
 pub mod adoption;
+pub mod domain;
 mod keeper;
 mod pool;
 mod recover;
@@ -176,7 +179,7 @@ impl Attachments {
                     ));
                 }
             }
-            entries.insert(AttachmentKey::of(&attachment), attachment);
+            entries.insert(domain::key(&attachment), attachment);
         }
         let pools = Pools::new(store.load_cursors());
         let attachments = Attachments {

@@ -6,12 +6,11 @@
 //! neither: it is the pod that has the addresses.
 
 use hauberk_api::{Attach, Attachment, Reservation, Reserve};
-use hauberk_core::names::AttachmentKey;
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
 use super::keeper::gateway;
-use super::{AttachmentError, Keeper, Records, Settings, check_names};
+use super::{AttachmentError, Keeper, Records, Settings, check_names, domain};
 use crate::apply::Held;
 
 /// The prefix of hauberk-cni's alias; `container/interface` follows.
@@ -43,7 +42,7 @@ impl Records {
     /// Whether the container, the interface or an address is on record already.
     fn contradicts(&self, new: &Attachment) -> bool {
         let index = |attachment: &Attachment| attachment.attach.as_ref().map(|attach| attach.host_index);
-        let key = AttachmentKey::of(new);
+        let key = domain::key(new);
         let name = &new.reservation.host_interface;
         let has = |entry: &Attachment| entry.reservation.host_interface == *name || index(entry) == index(new);
         self.entries.contains_key(&key)

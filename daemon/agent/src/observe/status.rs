@@ -126,7 +126,7 @@ pub fn status(agent: &AgentState, map_reader: &MapReader, facts: &Facts) -> Stat
         uplinks: agent.running.as_ref().map(|running| running.uplinks.clone()).unwrap_or_default(),
         peers,
         namespaces,
-        attachments: agent.model.attachments().filter(|(_, attachment)| attachment.attach.is_some()).count(),
+        attachments: agent.model.attachments().filter(|(_, attachment)| attachment.pair.is_some()).count(),
         source: agent.source.clone(),
         configuration,
     }
