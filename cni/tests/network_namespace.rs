@@ -275,7 +275,7 @@ fn behind_another_plugin_its_interface_is_guarded_and_its_result_passed_on() {
         let host = &node.netns.ip("link show dev veth7")[0];
         let known = node.agent.lock().unwrap().attachments[&("c1".to_string(), "eth0".to_string())].clone();
         assert_eq!(known.reservation.host_interface, "veth7");
-        assert_eq!(known.attach.as_ref().unwrap().host_mac, host["address"].as_str().unwrap());
+        assert_eq!(known.attach.as_ref().unwrap().host_mac.to_string(), host["address"].as_str().unwrap());
         assert_eq!(known.attach.as_ref().unwrap().host_index, host["ifindex"].as_u64().unwrap() as u32);
         assert_eq!(known.reservation.addresses.len(), 2);
         assert_eq!(known.request.pod.unwrap().name, "api-0");

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use hauberk_api::{Explanation, FlowRecord};
+use hauberk_api::{Encryption, Explanation, FlowRecord, Word};
 use hauberk_netns::{Marker, Party};
 use jiff::Timestamp;
 
@@ -50,8 +50,8 @@ pub struct Outcome {
     pub place: Place,
     /// Whether an end is a pod.
     pub pods: bool,
-    /// What hauberk should do with the traffic: `encrypted`, `plain`, `local` or `world`.
-    pub expected: &'static str,
+    /// What hauberk should do with the traffic; never `refused`.
+    pub expected: Encryption,
     /// Every exchange of the row.
     pub said: Vec<Said>,
     /// What was on the wire.
@@ -59,7 +59,7 @@ pub struct Outcome {
     /// The answer of `hauberk explain` for one of the flows.
     pub explanation: Result<Explanation>,
     /// Encryption values in the agents' flow records, each with the number of records.
-    pub recorded: BTreeMap<String, usize>,
+    pub recorded: BTreeMap<Word<Encryption>, usize>,
 }
 
 impl Outcome {
@@ -76,8 +76,8 @@ impl Outcome {
     /// Whether the wire showed what it should.
     pub fn wire_is_right(&self) -> bool {
         match self.expected {
-            "encrypted" => self.window.clear == 0 && self.seen() == 0 && self.window.encrypted > 0,
-            "local" => self.window.clear == 0 && self.seen() == 0,
+            Encryption::Encrypted => self.window.clear == 0 && self.seen() == 0 && self.window.encrypted > 0,
+            Encryption::Local => self.window.clear == 0 && self.seen() == 0,
             _ => self.window.clear > 0 && self.seen() == self.delivered(),
         }
     }
@@ -97,7 +97,7 @@ impl Outcome {
     /// leaves none, because it concerns no pod.
     pub fn records_agree(&self) -> bool {
         let some = !self.recorded.is_empty() || !self.pods;
-        some && self.recorded.keys().all(|encryption| encryption == self.expected)
+        some && self.recorded.keys().all(|encryption| *encryption == self.expected)
     }
 }
 
@@ -151,12 +151,14 @@ pub fn send(playground: &Playground, row: &Row<'_>, protected: &[Group], effort:
 
 impl Row<'_> {
     /// What the design promises for the row.
-    fn expected(&self, protected: &[Group]) -> &'static str {
+    fn expected(&self, protected: &[Group]) -> Encryption {
         match self.place {
-            Place::SameNode => "local",
-            Place::OutOfCluster => "world",
-            Place::BetweenNodes if protected.contains(&self.client) || protected.contains(&self.server) => "encrypted",
-            Place::BetweenNodes => "plain",
+            Place::SameNode => Encryption::Local,
+            Place::OutOfCluster => Encryption::World,
+            Place::BetweenNodes if protected.contains(&self.client) || protected.contains(&self.server) => {
+                Encryption::Encrypted
+            }
+            Place::BetweenNodes => Encryption::Plain,
         }
     }
 
@@ -182,7 +184,7 @@ fn address_of(talker: &Talker) -> String {
 
 /// Encryption values of flow records between the row's parties, on all nodes, for flows with a
 /// packet since `started`.
-fn recorded(playground: &Playground, row: &Row<'_>, started: Timestamp) -> Result<BTreeMap<String, usize>> {
+fn recorded(playground: &Playground, row: &Row<'_>, started: Timestamp) -> Result<BTreeMap<Word<Encryption>, usize>> {
     let pairs: BTreeSet<(IpAddr, IpAddr)> = row
         .pairs
         .iter()

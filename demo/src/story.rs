@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
+use hauberk_api::Encryption;
 use hauberk_netns::capture::Moment;
 use hauberk_netns::{Context, analysis, runner};
 
@@ -136,25 +137,26 @@ fn talk(playground: &Playground) -> Result<Vec<Outcome>> {
 /// Claims about the first round.
 fn judge(playground: &Playground, outcomes: &[Outcome], notes: &mut Notes<'_>) -> Result<()> {
     let protected: Vec<_> = playground.addresses(&[Group::Payments]).into_iter().collect();
-    let markers = rows::markers(outcomes, |outcome| matches!(outcome.expected, "encrypted" | "local"));
+    let markers =
+        rows::markers(outcomes, |outcome| matches!(outcome.expected, Encryption::Encrypted | Encryption::Local));
     let leaks = wire::leaks(&playground.cluster.capture, Moment::START, &protected, &markers)?;
     if !leaks.is_empty() {
         screen::note(screen::styled(screen::BAD, analysis::list(&leaks)));
     }
-    let of = |expected: &'static str| outcomes.iter().filter(move |outcome| outcome.expected == expected);
+    let of = |expected: Encryption| outcomes.iter().filter(move |outcome| outcome.expected == expected);
     let summary = &mut notes.summary;
     summary.protected_cleartext_packets = leaks.len();
-    summary.protected_encrypted_packets = of("encrypted").map(|outcome| outcome.window.encrypted).sum();
-    summary.plain_cleartext_packets = of("plain").map(|outcome| outcome.window.clear).sum();
-    summary.protected_exchanges = of("encrypted").map(|outcome| outcome.said.len()).sum();
-    summary.protected_delivered = of("encrypted").map(Outcome::delivered).sum();
-    summary.plain_exchanges = of("plain").map(|outcome| outcome.said.len()).sum();
-    summary.plain_delivered = of("plain").map(Outcome::delivered).sum();
+    summary.protected_encrypted_packets = of(Encryption::Encrypted).map(|outcome| outcome.window.encrypted).sum();
+    summary.plain_cleartext_packets = of(Encryption::Plain).map(|outcome| outcome.window.clear).sum();
+    summary.protected_exchanges = of(Encryption::Encrypted).map(|outcome| outcome.said.len()).sum();
+    summary.protected_delivered = of(Encryption::Encrypted).map(Outcome::delivered).sum();
+    summary.plain_exchanges = of(Encryption::Plain).map(|outcome| outcome.said.len()).sum();
+    summary.plain_delivered = of(Encryption::Plain).map(Outcome::delivered).sum();
     let (clear, encrypted) = (summary.protected_cleartext_packets, summary.protected_encrypted_packets);
     let claims = &mut notes.claims;
     claims.make(
         "protected_never_in_clear",
-        clear == 0 && of("encrypted").all(Outcome::wire_is_right) && encrypted > 0,
+        clear == 0 && of(Encryption::Encrypted).all(Outcome::wire_is_right) && encrypted > 0,
         format!("`payments` on the wire: {clear} packets in clear, {encrypted} encrypted"),
     );
     claims.make(
@@ -164,7 +166,7 @@ fn judge(playground: &Playground, outcomes: &[Outcome], notes: &mut Notes<'_>) -
     );
     claims.make(
         "capture_sees_cleartext",
-        of("plain").all(Outcome::wire_is_right) && summary.plain_cleartext_packets > 0,
+        of(Encryption::Plain).all(Outcome::wire_is_right) && summary.plain_cleartext_packets > 0,
         format!(
             "the capture can see: {} packets of parties that are not opted in, every payload readable",
             summary.plain_cleartext_packets
@@ -186,7 +188,7 @@ fn judge(playground: &Playground, outcomes: &[Outcome], notes: &mut Notes<'_>) -
     );
     claims.make(
         "world_reachable",
-        of("world").all(|outcome| outcome.wire_is_right() && outcome.all_delivered()),
+        of(Encryption::World).all(|outcome| outcome.wire_is_right() && outcome.all_delivered()),
         "pods of both namespaces reach the world beyond the cluster, and its flows say so",
     );
     let records: usize = outcomes.iter().flat_map(|outcome| outcome.recorded.values()).sum();

@@ -1,5 +1,7 @@
 //! The table of flows: one row per pair of groups and place, or every single exchange.
 
+use hauberk_api::Encryption;
+
 use crate::rows::{Outcome, Place};
 use crate::screen::{self, BAD, BOLD, DIM, GOOD};
 
@@ -78,7 +80,7 @@ fn coloured(outcome: &Outcome, cells: &[String; 6], widths: &[usize; 6]) -> Stri
             match at {
                 1 if !outcome.all_delivered() => screen::styled(BAD, cell),
                 2 | 3 if !outcome.wire_is_right() => screen::styled(BAD, cell),
-                2 | 3 if outcome.expected == "encrypted" => screen::styled(GOOD, cell),
+                2 | 3 if outcome.expected == Encryption::Encrypted => screen::styled(GOOD, cell),
                 _ => cell,
             }
         })

@@ -1,14 +1,14 @@
 //! ADD: reserve, create the pair, let the agent attach its programs, and only then set the pod's
 //! end up.
 
-use hauberk_api::Attach;
+use hauberk_api::{Attach, MacAddress};
 
 use crate::agent::Agent;
 use crate::commands::{ALIAS_PREFIX, UNDO_LIMIT};
 use crate::config::NetworkConfig;
 use crate::environment::PodInterface;
 use crate::error::CniError;
-use crate::network::mac::Mac;
+use crate::network::mac;
 use crate::network::namespace::Namespace;
 use crate::network::netlink::{Network, Pair};
 use crate::plan::PodPlan;
@@ -71,7 +71,7 @@ async fn connect(
     ends: &Ends,
     plan: &PodPlan,
 ) -> Result<AddResult, CniError> {
-    let (host_mac, pod_mac) = (Mac::random()?, Mac::random()?);
+    let (host_mac, pod_mac) = (mac::random()?, mac::random()?);
     let pair = Pair { host_name: &plan.host_interface, host_mac, pod_name: &request.interface, pod_mac, mtu: plan.mtu };
     ends.node.add_pair(&pair, &ends.namespace).await?;
     let host_index = ends.node.existing_link(&plan.host_interface).await?.index;
@@ -80,7 +80,7 @@ async fn connect(
     ends.node.set_alias(host_index, &format!("{ALIAS_PREFIX}{}/{}", request.container, request.interface)).await?;
 
     // Both ends are down, so no packet can be sent before the programs are attached.
-    let attach = Attach { host_index, host_mac: host_mac.to_string(), pod_mac: pod_mac.to_string() };
+    let attach = Attach { host_index, host_mac, pod_mac };
     agent.call(async |client| client.attach(&request.container, &request.interface, &attach).await).await?;
 
     ends.node.set_up(host_index).await?;
@@ -96,7 +96,7 @@ async fn configure_pod(
     request: &PodInterface,
     plan: &PodPlan,
     index: u32,
-    host_mac: Mac,
+    host_mac: MacAddress,
 ) -> Result<(), CniError> {
     if plan.has_ipv6() {
         // Only the plugin sets routes and addresses, and the addresses are unique: no

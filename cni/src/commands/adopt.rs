@@ -1,7 +1,7 @@
 //! ADD and CHECK after another plugin: its interface is guarded. Nothing else about it changes
 //! except the size of packets that the pod sends.
 
-use hauberk_api::{Adopt, Attach};
+use hauberk_api::{Adopt, Attach, MacAddress};
 use serde_json::Value;
 
 use crate::agent::Agent;
@@ -29,7 +29,7 @@ pub(super) async fn add(config: &NetworkConfig, request: &PodInterface) -> Resul
         request: request.reserve(),
         addresses,
         host_interface: ends.host.name.clone(),
-        attach: Attach { host_index: ends.host.index, host_mac: mac(&ends.host), pod_mac: mac(&ends.pod) },
+        attach: Attach { host_index: ends.host.index, host_mac: mac(&ends.host)?, pod_mac: mac(&ends.pod)? },
     };
     let adopted = Agent::new(config).call(async |client| client.adopt(&adopt).await).await?;
     // Packets to neighbours on the pod's own link never go through the tunnel, so only the routes
@@ -116,6 +116,6 @@ impl Ends {
     }
 }
 
-fn mac(link: &Link) -> String {
-    link.mac.map(|mac| mac.to_string()).unwrap_or_default()
+fn mac(link: &Link) -> Result<MacAddress, CniError> {
+    link.mac.ok_or_else(|| CniError::Config(format!("{} has no MAC address: hauberk cannot guard it", link.name)))
 }

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use hauberk_api::Attachment;
+use hauberk_api::{Attachment, MacAddress};
 
 use crate::agent::Agent;
 use crate::config::NetworkConfig;
@@ -27,7 +27,7 @@ pub(super) async fn check(config: &NetworkConfig, request: &PodInterface) -> Res
     let attached = attachment.attach.ok_or_else(|| {
         different(format!("the agent has reserved addresses for {}, but attached nothing", request.container))
     })?;
-    compare_result(&previous, &plan, request, &attached.pod_mac)?;
+    compare_result(&previous, &plan, request, attached.pod_mac)?;
 
     let node = Network::of_node()?;
     let host = node.link(&plan.host_interface).await?;
@@ -35,7 +35,7 @@ pub(super) async fn check(config: &NetworkConfig, request: &PodInterface) -> Res
     if !host.up || host.index != attached.host_index {
         return Err(different(format!("the host side {} is down or was replaced", plan.host_interface)));
     }
-    compare_pod(request, &plan, &attached.pod_mac, &attached.host_mac).await
+    compare_pod(request, &plan, attached.pod_mac, attached.host_mac).await
 }
 
 async fn attachment(config: &NetworkConfig, request: &PodInterface) -> Result<Attachment, CniError> {
@@ -52,11 +52,11 @@ fn compare_result(
     previous: &PreviousResult,
     plan: &PodPlan,
     request: &PodInterface,
-    pod_mac: &str,
+    pod_mac: MacAddress,
 ) -> Result<(), CniError> {
     let kept = previous.interfaces.iter().find(|kept| kept.name == request.interface && !kept.sandbox.is_empty());
     let kept = kept.ok_or_else(|| different(format!("the kept result does not name {}", request.interface)))?;
-    if !kept.mac.is_empty() && !kept.mac.eq_ignore_ascii_case(pod_mac) {
+    if !kept.mac.is_empty() && !kept.mac.eq_ignore_ascii_case(&pod_mac.to_string()) {
         return Err(different(format!("the agent says its MAC address is {pod_mac}, the kept result {}", kept.mac)));
     }
     for address in &plan.addresses {
@@ -67,7 +67,12 @@ fn compare_result(
     Ok(())
 }
 
-async fn compare_pod(request: &PodInterface, plan: &PodPlan, pod_mac: &str, host_mac: &str) -> Result<(), CniError> {
+async fn compare_pod(
+    request: &PodInterface,
+    plan: &PodPlan,
+    pod_mac: MacAddress,
+    host_mac: MacAddress,
+) -> Result<(), CniError> {
     let namespace = Namespace::open(&request.netns)?;
     let pod = Network::of_pod(&namespace)?;
     let interface = &request.interface;
@@ -80,8 +85,8 @@ async fn compare_pod(request: &PodInterface, plan: &PodPlan, pod_mac: &str, host
     if link.mtu != plan.mtu {
         return Err(different(format!("the MTU of {interface} is {}, not {}", link.mtu, plan.mtu)));
     }
-    let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if !mac.eq_ignore_ascii_case(pod_mac) {
+    if link.mac != Some(pod_mac) {
+        let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
         return Err(different(format!("the MAC address of {interface} is {mac}, not {pod_mac}")));
     }
     let addresses = pod.addresses(link.index).await?;
@@ -93,8 +98,7 @@ async fn compare_pod(request: &PodInterface, plan: &PodPlan, pod_mac: &str, host
         return Err(different(format!("the route to {} is gone or changed", missing.destination)));
     }
     let neighbours = pod.permanent_neighbours(link.index).await?;
-    let told =
-        |gateway: &IpAddr| neighbours.iter().any(|(address, mac)| address == gateway && mac.to_string() == host_mac);
+    let told = |gateway: &IpAddr| neighbours.contains(&(*gateway, host_mac));
     match plan.gateways.iter().find(|gateway| !told(gateway)) {
         Some(gateway) => Err(different(format!("the neighbour entry of the gateway {gateway} is gone or changed"))),
         None => Ok(()),

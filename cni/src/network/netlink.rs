@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{Stream, TryStreamExt};
+use hauberk_api::MacAddress;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_route::AddressFamily;
@@ -16,7 +17,6 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::error::CniError;
-use crate::network::mac::Mac;
 use crate::network::namespace::Namespace;
 use crate::plan::PodRoute;
 
@@ -30,7 +30,7 @@ pub(crate) struct Network {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Link {
     pub(crate) index: u32,
-    pub(crate) mac: Option<Mac>,
+    pub(crate) mac: Option<MacAddress>,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) veth: bool,
@@ -43,9 +43,9 @@ pub(crate) struct Link {
 /// A veth pair to create.
 pub(crate) struct Pair<'a> {
     pub(crate) host_name: &'a str,
-    pub(crate) host_mac: Mac,
+    pub(crate) host_mac: MacAddress,
     pub(crate) pod_name: &'a str,
-    pub(crate) pod_mac: Mac,
+    pub(crate) pod_mac: MacAddress,
     pub(crate) mtu: u32,
 }
 
@@ -84,13 +84,13 @@ impl Network {
     pub(crate) async fn add_pair(&self, pair: &Pair<'_>, pod: &Namespace) -> Result<(), CniError> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(pair.pod_name)
-            .address(pair.pod_mac.as_bytes().to_vec())
+            .address(pair.pod_mac.octets().to_vec())
             .mtu(pair.mtu)
             .setns_by_fd(pod.descriptor())
             .build();
         let message = LinkMessageBuilder::<LinkVeth>::new(pair.host_name, pair.pod_name)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .address(pair.host_mac.as_bytes().to_vec())
+            .address(pair.host_mac.octets().to_vec())
             .mtu(pair.mtu)
             .build();
         match self.handle.link().add(message).execute().await {
@@ -231,14 +231,14 @@ impl Network {
     }
 
     /// Adds a permanent neighbour entry to a link.
-    pub(crate) async fn add_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<(), CniError> {
+    pub(crate) async fn add_neighbour(&self, index: u32, address: IpAddr, mac: MacAddress) -> Result<(), CniError> {
         let request = self.handle.neighbours().add(index, address).state(NeighbourState::Permanent);
-        let added = request.link_layer_address(mac.as_bytes()).replace().execute().await;
+        let added = request.link_layer_address(&mac.octets()).replace().execute().await;
         self.told(added, || format!("add the neighbour {address} to interface {index}"))
     }
 
     /// A link's permanent neighbours.
-    pub(crate) async fn permanent_neighbours(&self, index: u32) -> Result<Vec<(IpAddr, Mac)>, CniError> {
+    pub(crate) async fn permanent_neighbours(&self, index: u32) -> Result<Vec<(IpAddr, MacAddress)>, CniError> {
         let messages = self.handle.neighbours().get().execute().try_collect::<Vec<_>>().await;
         let messages = self.told(messages, || "list the neighbours".to_string())?;
         let permanent = messages
@@ -276,7 +276,7 @@ fn link(message: LinkMessage) -> Link {
         Link { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Link::default() };
     for attribute in message.attributes {
         match attribute {
-            LinkAttribute::Address(bytes) => link.mac = Mac::from_slice(&bytes),
+            LinkAttribute::Address(bytes) => link.mac = mac_address(&bytes),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Link(index) => link.peer = Some(index),
@@ -286,6 +286,11 @@ fn link(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// None if it is not one of Ethernet's.
+fn mac_address(bytes: &[u8]) -> Option<MacAddress> {
+    <[u8; 6]>::try_from(bytes).ok().map(MacAddress::from)
 }
 
 fn route_message(index: u32, route: &PodRoute) -> RouteMessage {
@@ -368,13 +373,13 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn neighbour(attributes: &[NeighbourAttribute]) -> Option<(IpAddr, Mac)> {
+fn neighbour(attributes: &[NeighbourAttribute]) -> Option<(IpAddr, MacAddress)> {
     let (mut address, mut mac) = (None, None);
     for attribute in attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::from_slice(bytes),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = mac_address(bytes),
             _ => {}
         }
     }

@@ -124,7 +124,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         started,
         config: config.clone(),
         keys: tunnel::public_keys(keys.keys()),
-        attach: how.as_str(),
+        attach: how,
         lasting,
         cluster: cluster.as_ref().map(cluster::Connected::facts),
     });
@@ -159,7 +159,7 @@ fn local_node(config: &Config, keys: &Store) -> LocalNode {
 /// Tells the reconciler what must be known before the source tells anything. Returns the addresses
 /// that nodes had.
 async fn tell_first(context: &Context) -> departed::Restored {
-    let held: Vec<Change> = context.attachments.list().into_iter().map(Change::Attachment).collect();
+    let held: Vec<Change> = context.attachments.list().iter().map(attachments::domain::change).collect();
     // This node's attachments come first: nothing else says which pods are here.
     let _ = context.inputs.send(Input::Changes(held)).await;
     let config = &context.facts.config;

@@ -2,7 +2,7 @@
 //! would have for it.
 
 use axum::Router;
-use hauberk_api::SourceStatus;
+use hauberk_api::{SourceKind, SourceStatus};
 use hauberk_core::local_node::LocalNode;
 use hauberk_core::model::Change;
 use hauberk_core::objects::{NamespaceObject, PodObject};
@@ -14,7 +14,7 @@ use crate::state::AgentState;
 /// synced.
 pub(crate) fn agent(node: &str) -> AgentState {
     let source = SourceStatus {
-        kind: "directory".into(),
+        kind: SourceKind::Directory.into(),
         location: "/objects".into(),
         synced: true,
         unavailable_since: None,

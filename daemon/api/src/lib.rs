@@ -20,12 +20,15 @@
 //! The source and destination of `explain` are each a pod (`namespace/name`), a node or an address.
 //! `attach` and `adopt` answer when the datapath holds the interface.
 //!
-//! Errors are [`ApiError`] with a 4xx or 5xx status. Times are RFC 3339 in UTC; durations have
+//! Words of a fixed set are [`Word`]s: a client shows one that only a newer agent knows. Errors are
+//! [`ApiError`] with a 4xx or 5xx status. Times are RFC 3339 in UTC; durations have
 //! their unit in the name.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "client")]
 pub mod client;
+mod mac;
+mod words;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -34,8 +37,11 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use hauberk_abi::identity::Protection;
+pub use hauberk_abi::identity::{Kind as PartyKind, Protection};
 pub use hauberk_abi::layout::Hook;
+pub use hauberk_abi::reason::{DropReason, Encryption, Why};
+pub use mac::{MacAddress, NoMacAddress};
+pub use words::{AttachMethod, ConfigurationOrigin, DropPlace, FlowStage, HostRouting, SourceKind, Vocabulary, Word};
 
 /// An error answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,9 +68,9 @@ pub struct Status {
     /// This node's tunnel.
     pub tunnel: TunnelStatus,
     /// `bpf` or `stack`.
-    pub host_routing: String,
+    pub host_routing: Word<HostRouting>,
     /// How programs are attached: `tcx` or `clsact`.
-    pub attach: String,
+    pub attach: Word<AttachMethod>,
     /// Uplinks with their guards, by name.
     pub uplinks: Vec<String>,
     /// Other nodes, by name.
@@ -215,7 +221,7 @@ pub struct NamespaceStatus {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SourceStatus {
     /// `directory` or `kubernetes`.
-    pub kind: String,
+    pub kind: Word<SourceKind>,
     /// The folder or server.
     pub location: String,
     /// Whether everything has been read once.
@@ -234,7 +240,7 @@ pub struct SourceStatus {
 pub struct ConfigurationStatus {
     /// `object`: from the API server; `copy`: the last accepted object, kept by this node; `file`:
     /// only this node's file.
-    pub origin: String,
+    pub origin: Word<ConfigurationOrigin>,
     /// Generation of the object that is in force.
     pub generation: Option<i64>,
     /// Generation of the object that is refused, if the present one is.
@@ -251,11 +257,11 @@ pub struct Explanation {
     /// The destination, resolved.
     pub destination: Party,
     /// `encrypted`, `plain`, `local`, `world` or `refused`.
-    pub encryption: String,
+    pub encryption: Word<Encryption>,
     /// The rule, as in flow records.
-    pub why: String,
+    pub why: Word<Why>,
     /// The drop reason if refused.
-    pub drop: Option<String>,
+    pub drop: Option<Word<DropReason>>,
     /// The same as a sentence for people.
     pub sentence: String,
     /// The peer that encrypted packets go through.
@@ -278,7 +284,7 @@ pub struct Party {
     /// Its address.
     pub address: IpAddr,
     /// `pod`, `node`, `unknown_pod`, `unknown_node` or `world`.
-    pub kind: String,
+    pub kind: Word<PartyKind>,
     /// `namespace/name` of the pod, or the node's name.
     pub name: Option<String>,
     /// The node it is on.
@@ -299,7 +305,7 @@ pub struct FlowRecord {
     /// When it was observed.
     pub time: Timestamp,
     /// `start`, `end`, `refused`, or `ongoing` for flows in the table.
-    pub event: String,
+    pub event: Word<FlowStage>,
     /// The node that observed it.
     pub node: String,
     /// The hook where it was observed.
@@ -319,11 +325,11 @@ pub struct FlowRecord {
     /// `tcp`, `udp`, `icmp`, `icmpv6`, or the protocol's number.
     pub protocol: String,
     /// `encrypted`, `plain`, `local`, `world` or `refused`.
-    pub encryption: String,
+    pub encryption: Word<Encryption>,
     /// The rule.
-    pub why: String,
+    pub why: Word<Why>,
     /// The drop reason if refused.
-    pub drop: Option<String>,
+    pub drop: Option<Word<DropReason>>,
     /// The peer's node name.
     pub peer: Option<String>,
     /// The peer's key epoch.
@@ -361,7 +367,7 @@ pub struct DropCount {
     /// Stable name.
     pub reason: String,
     /// `datapath` (eBPF), `tunnel` (user space) or `netfilter`.
-    pub place: String,
+    pub place: Word<DropPlace>,
     /// Packets.
     pub packets: u64,
     /// What it means and what to do about it.
@@ -407,7 +413,7 @@ pub struct LinkStatus {
     /// Which program.
     pub hook: Hook,
     /// `tcx` or `clsact`.
-    pub how: String,
+    pub how: Word<AttachMethod>,
 }
 
 /// Something that happened to an object.
@@ -475,10 +481,10 @@ pub struct Reservation {
 pub struct Attach {
     /// Interface index of the host side, in the agent's network namespace.
     pub host_index: u32,
-    /// MAC address of the host side, `aa:bb:cc:dd:ee:ff`.
-    pub host_mac: String,
+    /// MAC address of the host side.
+    pub host_mac: MacAddress,
     /// MAC address inside the pod.
-    pub pod_mac: String,
+    pub pod_mac: MacAddress,
 }
 
 /// A pod's interface as the agent keeps it.
@@ -531,3 +537,6 @@ pub struct Adopted {
     /// Largest packet inside the tunnel, bytes of IP; the MTU for the pod's routes.
     pub route_mtu: u32,
 }
+
+#[cfg(test)]
+mod tests;

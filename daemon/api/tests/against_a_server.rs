@@ -74,7 +74,7 @@ async fn attachments_are_reserved_attached_and_deleted() {
         netns: "/run/netns/x".to_string(),
     };
     assert_eq!(server.client().reserve(&request).await.unwrap(), reservation());
-    let attach = Attach { host_index: 7, host_mac: String::new(), pod_mac: String::new() };
+    let attach = Attach { host_index: 7, host_mac: [2, 0, 0, 0, 0, 1].into(), pod_mac: [2, 0, 0, 0, 0, 2].into() };
     server.client().attach("c1", "eth0", &attach).await.unwrap();
     server.client().detach("c1", "eth0").await.unwrap();
 }

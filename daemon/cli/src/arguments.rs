@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hauberk_api::Encryption;
 use ipnet::IpNet;
 
 const EXIT_CODES: &str = "\
@@ -245,14 +246,14 @@ pub(crate) enum EncryptionArgument {
 }
 
 impl EncryptionArgument {
-    /// The word in flow records.
-    pub(crate) fn as_str(self) -> &'static str {
+    /// What it is in flow records.
+    pub(crate) fn meant(self) -> Encryption {
         match self {
-            EncryptionArgument::Encrypted => "encrypted",
-            EncryptionArgument::Plain => "plain",
-            EncryptionArgument::Local => "local",
-            EncryptionArgument::World => "world",
-            EncryptionArgument::Refused => "refused",
+            EncryptionArgument::Encrypted => Encryption::Encrypted,
+            EncryptionArgument::Plain => Encryption::Plain,
+            EncryptionArgument::Local => Encryption::Local,
+            EncryptionArgument::World => Encryption::World,
+            EncryptionArgument::Refused => Encryption::Refused,
         }
     }
 }

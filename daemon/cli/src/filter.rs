@@ -18,8 +18,8 @@ impl FilterArguments {
             && any(&self.address, |range| ends(flow).iter().any(|address| range.contains(address)))
             && any(&self.port, |port| [flow.source_port, flow.destination_port].contains(port))
             && any(&self.protocol, |protocol| flow.protocol.eq_ignore_ascii_case(protocol))
-            && any(&self.encryption, |encryption| flow.encryption == encryption.as_str())
-            && any(&self.drop, |reason| flow.drop.as_ref() == Some(reason))
+            && any(&self.encryption, |encryption| flow.encryption == encryption.meant())
+            && any(&self.drop, |reason| flow.drop.as_ref().is_some_and(|drop| drop.as_str() == reason))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use hauberk_api::{Explanation, Protection, Severity, Status};
+use hauberk_api::{Encryption, Explanation, Protection, Severity, Status};
 
 /// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Outcome {
         let opted_in = [&explanation.source, &explanation.destination]
             .into_iter()
             .any(|party| party.protection == Protection::Enabled || party.unmet == Some(Protection::Enabled));
-        let plain = explanation.encryption == "plain";
+        let plain = explanation.encryption == Encryption::Plain;
         if plain && opted_in { Outcome::Unprotected } else { Outcome::Fine }
     }
 }

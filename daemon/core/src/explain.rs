@@ -14,8 +14,7 @@ use crate::local_node::LocalNode;
 use crate::model::{Model, Pod};
 use crate::names::PodName;
 use crate::protection;
-use crate::words::read_from;
-use crate::words::{kind_in_words, prefix_in_words};
+use crate::words::{prefix_in_words, read_from};
 
 /// A party: in words, and as the identity that the datapath uses.
 #[derive(Clone, Debug)]
@@ -107,8 +106,8 @@ fn addresses(model: &Model, asked: &str) -> Result<Vec<IpAddr>, ResolveError> {
 fn by_bare_name(model: &Model, asked: &str) -> Result<Option<Vec<IpAddr>>, ResolveError> {
     let node = model.nodes.get(asked).map(|node| &node.object);
     let mut pods: Vec<PodName> = model.pods().filter(|pod| *pod.name == *asked).map(Pod::full_name).collect();
-    let attached = model.attachments.values().filter_map(|attachment| attachment.request.pod.as_ref());
-    pods.extend(attached.filter(|pod| pod.name == asked).map(PodName::from));
+    let attached = model.attachments.values().filter_map(|attachment| attachment.pod.as_ref());
+    pods.extend(attached.map(|pod| &pod.name).filter(|pod| pod.name == asked).cloned());
     pods.sort();
     pods.dedup();
     match (node, pods.as_slice()) {
@@ -129,8 +128,8 @@ fn pod_addresses(model: &Model, name: &PodName) -> Option<Vec<IpAddr>> {
     let attached: Vec<IpAddr> = model
         .attachments
         .values()
-        .filter(|attachment| attachment.request.pod.as_ref().is_some_and(|pod| PodName::from(pod) == *name))
-        .flat_map(|attachment| attachment.reservation.addresses.iter().map(|network| network.addr()))
+        .filter(|attachment| attachment.pod.as_ref().is_some_and(|pod| pod.name == *name))
+        .flat_map(|attachment| attachment.addresses.iter().copied())
         .collect();
     if !attached.is_empty() {
         return Some(attached);
@@ -167,12 +166,11 @@ fn party(model: &Model, local: &LocalNode, desired: &Desired, asked: &str, addre
         None => (name, rule),
     };
     let asked_for = on_host.map(|pod| protection::of_pod(model, local, pod).protection);
-    let kind = kind_in_words(identity);
     let node = model.node_name(crate::names::NodeNumber(identity.node)).map(str::to_owned);
     let party = Party {
         asked: asked.to_owned(),
         address,
-        kind: kind.to_owned(),
+        kind: identity.kind().into(),
         name,
         node,
         protection: identity.protection(),

@@ -10,6 +10,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`names`] | names of nodes, pods and interfaces |
+//! | [`attachment`] | a pod's interface on this node, as the CNI plugin made it |
 //! | [`label`] | the label with which namespaces and pods opt in |
 //! | [`words`] | identities and prefixes in words |
 //! | `reserved` | addresses and ranges that no pod and no node can have |
@@ -35,6 +36,7 @@
 #![forbid(unsafe_code)]
 
 pub mod annotations;
+pub mod attachment;
 pub mod convergence;
 pub mod desired;
 pub mod events;

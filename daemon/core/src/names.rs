@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use hauberk_api::{Attachment, PodReference, Reserve};
-
 /// A node's number in the datapath's maps: never 0 for a known node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct NodeNumber(pub u32);
@@ -15,12 +13,6 @@ pub struct PodName {
     pub namespace: String,
     /// Name.
     pub name: String,
-}
-
-impl From<&PodReference> for PodName {
-    fn from(pod: &PodReference) -> PodName {
-        PodName { namespace: pod.namespace.clone(), name: pod.name.clone() }
-    }
 }
 
 impl fmt::Display for PodName {
@@ -40,16 +32,6 @@ pub struct AttachmentKey {
 }
 
 impl AttachmentKey {
-    /// The key of an attachment.
-    pub fn of(attachment: &Attachment) -> AttachmentKey {
-        AttachmentKey::of_request(&attachment.request)
-    }
-
-    /// The key of the attachment that is asked for.
-    pub fn of_request(request: &Reserve) -> AttachmentKey {
-        AttachmentKey::new(&request.container, &request.interface)
-    }
-
     /// The key of a container's interface.
     pub fn new(container: &str, interface: &str) -> AttachmentKey {
         AttachmentKey { container: container.to_owned(), interface: interface.to_owned() }

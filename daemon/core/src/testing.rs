@@ -2,15 +2,15 @@
 
 use std::net::IpAddr;
 
-use hauberk_api::{Attach, Attachment, PodReference, Reservation, Reserve};
 use hauberk_keyring::published::{self, PublicKey, Published};
 use ipnet::IpNet;
 
+use crate::attachment::{Attachment, NamedPod, VethPair};
 use crate::desired::{Desired, Followed, Incremental, desired};
 use crate::events::NewEvent;
 use crate::local_node::{LocalNode, Settings};
 use crate::model::{Change, Model};
-use crate::names::PodName;
+use crate::names::{AttachmentKey, PodName};
 use crate::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
@@ -78,31 +78,12 @@ pub(crate) fn pod_name(name: &str) -> PodName {
 
 /// An attached interface of the container.
 pub(crate) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str]) -> Attachment {
-    let reference = |name| {
-        let PodName { namespace, name } = pod_name(name);
-        PodReference { namespace, name, uid: None }
-    };
     Attachment {
-        request: Reserve {
-            container: container.into(),
-            interface: "eth0".into(),
-            pod: pod.map(reference),
-            netns: format!("/run/netns/{container}"),
-        },
-        reservation: Reservation {
-            addresses: addresses.iter().map(|address| IpNet::from(ip(address))).collect(),
-            gateways: vec![ip("169.254.1.1")],
-            route_mtu: 1420,
-            device_mtu: 1500,
-            host_interface: format!("hbk{container}"),
-            cluster_ranges: vec![net("10.0.0.0/16")],
-            gso_max_size: 65536,
-        },
-        attach: Some(Attach {
-            host_index: 7,
-            host_mac: "02:00:00:00:00:01".into(),
-            pod_mac: "02:00:00:00:00:02".into(),
-        }),
+        key: AttachmentKey::new(container, "eth0"),
+        pod: pod.map(|name| NamedPod { name: pod_name(name), uid: None }),
+        addresses: addresses.iter().map(|address| ip(address)).collect(),
+        host_interface: format!("hbk{container}"),
+        pair: Some(VethPair { host_index: 7, host_mac: [2, 0, 0, 0, 0, 1].into(), pod_mac: [2, 0, 0, 0, 0, 2].into() }),
         adopted: false,
         recovered: false,
     }

@@ -6,13 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hauberk_abi::identity::Protection;
-use ipnet::IpNet;
 
+use crate::attachment::Attachment;
 use crate::local_node::LocalNode;
 use crate::model::{Model, Pod, PodOf};
 use crate::names::{AttachmentKey, PodName};
 use crate::protection;
-use hauberk_api::Attachment;
 
 /// What is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,17 +48,17 @@ pub fn unconnected(model: &Model, local: &LocalNode, exists: impl Fn(u32) -> boo
     for (key, attachment) in model.attachments() {
         let pod = model.pod_of(attachment).filter(|pod| running(model, pod).is_some());
         on_record.extend(pod.map(|pod| pod.full_name()));
-        match &attachment.attach {
-            Some(attach) if exists(attach.host_index) => {
+        match &attachment.pair {
+            Some(pair) if exists(pair.host_index) => {
                 connected.extend(pod.map(|pod| (pod.full_name(), key.interface.as_str())));
             }
-            Some(_) => lacking.push((key, attachment, Lack::Gone(attachment.reservation.host_interface.clone()))),
+            Some(_) => lacking.push((key, attachment, Lack::Gone(attachment.host_interface.clone()))),
             None => lacking.push((key, attachment, Lack::Unmade)),
         }
     }
     let mut found = BTreeMap::new();
     for (key, attachment, lack) in lacking {
-        let addresses = attachment.reservation.addresses.iter().map(IpNet::addr).collect();
+        let addresses = attachment.addresses.clone();
         let (object, protection) = match model.pod_of(attachment) {
             // An earlier container of the pod may be on record still.
             Some(pod) if connected.contains(&(pod.full_name(), key.interface.as_str())) => continue,
@@ -103,10 +102,10 @@ pub fn needs_network(model: &Model, pod: &Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attachment::{NamedPod, VethPair};
     use crate::model::Change;
     use crate::objects::PodObject;
-    use crate::testing::{World, attachment, ip, pod};
-    use hauberk_api::{Attach, PodReference};
+    use crate::testing::{World, attachment, ip, pod, pod_name};
 
     const THERE: u32 = 7;
     const GONE: u32 = 8;
@@ -114,8 +113,8 @@ mod tests {
     /// An interface of a container, whose host side has the index; 0: there is none.
     fn interface(container: &str, pod: Option<&str>, address: &str, index: u32) -> Change {
         let made = attachment(container, pod, &[address]);
-        let attach = made.attach.clone().filter(|_| index > 0).map(|attach| Attach { host_index: index, ..attach });
-        Change::Attachment(Attachment { attach, ..made })
+        let pair = made.pair.filter(|_| index > 0).map(|pair| VethPair { host_index: index, ..pair });
+        Change::Attachment(Attachment { pair, ..made })
     }
 
     fn found(world: &World) -> Vec<(String, Lack, Protection)> {
@@ -173,13 +172,12 @@ mod tests {
     #[test]
     fn the_next_pod_of_a_name_is_not_the_one_before() {
         let mut world = World::three_nodes();
-        let reference =
-            |uid: &str| Some(PodReference { namespace: "secret".into(), name: "a".into(), uid: Some(uid.to_owned()) });
+        let named = |uid: &str| Some(NamedPod { name: pod_name("secret/a"), uid: Some(uid.to_owned()) });
         world.apply(Change::Pod(PodObject { uid: Some("2".into()), ..pod("secret/a", 1, &["10.0.1.6"]) }));
         let mut of_uid = |container: &str, uid: &str, address: &str, index: u32| {
             let mut made = attachment(container, None, &[address]);
-            made.request.pod = reference(uid);
-            made.attach = made.attach.map(|attach| Attach { host_index: index, ..attach });
+            made.pod = named(uid);
+            made.pair = made.pair.map(|pair| VethPair { host_index: index, ..pair });
             world.apply(Change::Attachment(made));
             found(&world)
         };

@@ -1,7 +1,8 @@
 //! Names for a reader: of identities, prefixes, and the place where an object was read.
 
 use hauberk_abi::address::Prefix;
-use hauberk_abi::identity::{Identity, Kind};
+use hauberk_abi::identity::Identity;
+use hauberk_api::Vocabulary as _;
 
 use crate::label::label_value;
 
@@ -13,21 +14,9 @@ pub fn prefix_in_words(prefix: Prefix) -> String {
 
 /// An identity for a reader: kind, protection, node.
 pub fn identity_in_words(identity: Identity) -> String {
-    let kind = kind_in_words(identity);
+    let kind = identity.kind().as_word();
     let protection = label_value(identity.protection());
     format!("{kind}, {protection}, node {}", identity.node)
-}
-
-/// `pod`, `node`, `unknown_pod`, `unknown_node` or `world`.
-pub fn kind_in_words(identity: Identity) -> &'static str {
-    match identity.kind() {
-        Kind::World => "world",
-        Kind::Pod => "pod",
-        Kind::Node => "node",
-        Kind::UnknownNode => "unknown_node",
-        Kind::UnknownPod => "unknown_pod",
-        Kind::Probe => "probe",
-    }
 }
 
 /// Where an object was read, for a message.

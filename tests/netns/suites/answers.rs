@@ -92,7 +92,9 @@ fn services(context: &Context, host_routing: HostRouting) -> Result<()> {
     }
     ensure!(wrong.is_empty(), "{} of {}:\n  {}", wrong.len(), exchanges.len(), wrong.join("\n  "));
     let flows = cluster.nodes[1].agent.flows()?;
-    let says = |flow: &&hauberk_api::FlowRecord| flow.why == "answers_sealed" && flow.encryption == "encrypted";
+    let says = |flow: &&hauberk_api::FlowRecord| {
+        flow.why == hauberk_api::Why::AnswersSealed && flow.encryption == hauberk_api::Encryption::Encrypted
+    };
     ensure!(flows.iter().any(|flow| says(&flow)), "no flow says that it answers what came sealed: {flows:?}");
     cluster.assert_no_cleartext(&[client], Moment::START)
 }
@@ -197,7 +199,9 @@ fn from_elsewhere(context: &Context) -> Result<()> {
     other.send_to(&answer.fill(200), answered_to).context("answer from another port")?;
     eventually("the answers to be recorded as sealed", || {
         let flows = server.agent.flows()?;
-        let sealed = |flow: &&hauberk_api::FlowRecord| flow.why == "answers_sealed" && flow.encryption == "encrypted";
+        let sealed = |flow: &&hauberk_api::FlowRecord| {
+            flow.why == hauberk_api::Why::AnswersSealed && flow.encryption == hauberk_api::Encryption::Encrypted
+        };
         Ok((flows.iter().filter(sealed).count() >= 2).then_some(()))
     })?;
     let seen = analysis::markers(&cluster.capture.all()?);

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_api::{Attachment, FlowRecord, Maps};
+use hauberk_api::{Attachment, Encryption, FlowRecord, Maps};
 use hauberk_netns::analysis;
 use hauberk_netns::capture::{Frame, Moment};
 use hauberk_netns::chain::Chain;
@@ -285,7 +285,10 @@ fn every_pair(context: &Context, plugin: Plugin, underlay: Underlay, masquerade:
     let (a, a2) = (pods["a"].address(Family::V4), pods["a2"].address(Family::V4));
     let flows = cluster.nodes[0].agent.flows()?;
     let flow = flows.iter().find(|flow| flow.source == a && flow.destination == a2);
-    ensure!(flow.is_some_and(|flow| flow.encryption == "local"), "the flow {a} -> {a2} does not say local: {flow:?}");
+    ensure!(
+        flow.is_some_and(|flow| flow.encryption == Encryption::Local),
+        "the flow {a} -> {a2} does not say local: {flow:?}"
+    );
     for (index, node) in cluster.nodes.iter().enumerate() {
         let drops = node.agent.all_drops()?;
         println!("drops on {}: {drops:?}", node.name);
@@ -483,7 +486,7 @@ fn sizes(context: &Context) -> Result<()> {
     }
     ensure!(cluster.nodes[0].agent.drops("too_big")? > 0, "what was too big was not counted");
     let flows = cluster.nodes[0].agent.flows()?;
-    let invented = flows.iter().find(|flow| flow.encryption == "encrypted" && is_too_big(flow));
+    let invented = flows.iter().find(|flow| flow.encryption == Encryption::Encrypted && is_too_big(flow));
     // The "too big" message came from the node, through no tunnel.
     ensure!(invented.is_none(), "the node's own answer is told as another's encrypted packet: {invented:?}");
     cluster.assert_no_cleartext(&[&a, &b], Moment::START)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use hauberk_api::{Event, FlowRecord, PeerState};
+use hauberk_api::{DropReason, Encryption, Event, FlowRecord, PeerState};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::manifests::{self, KEYS};
 use hauberk_netns::traffic::{Exchange, Protocol, UdpStreamer, exchange, wait_answered};
@@ -142,10 +142,14 @@ fn no_key(context: &Context) -> Result<()> {
     playground.is_denied()?;
     eventually("drops to be counted as no_peer", || Ok((agent.drops("no_peer")? > before).then_some(())))?;
     let explained = agent.explain(playground.a.v4.into(), playground.c.v4.into())?;
-    ensure!(explained.encryption == "refused" && explained.drop.as_deref() == Some("no_peer"), "{explained:?}");
+    ensure!(
+        explained.encryption == Encryption::Refused && explained.drop == Some(DropReason::NoPeer.into()),
+        "{explained:?}"
+    );
     let flows = agent.flows()?;
-    let refused =
-        |flow: &FlowRecord| flow.destination == std::net::IpAddr::from(playground.c.v4) && flow.encryption == "refused";
+    let refused = |flow: &FlowRecord| {
+        flow.destination == std::net::IpAddr::from(playground.c.v4) && flow.encryption == Encryption::Refused
+    };
     ensure!(flows.iter().any(refused), "no flow record says refused");
     let (code, printed, _) = playground.cluster.nodes[0].cli(&["status"])?;
     ensure!(code != 0, "`hauberk status` ends with success although protected pods cannot talk:\n{printed}");

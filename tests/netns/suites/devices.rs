@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_api::Severity;
+use hauberk_api::{AttachMethod, Severity};
 use hauberk_netns::capture::{Capture, Moment};
 use hauberk_netns::traffic::{Exchange, Outcome, Protocol, UdpStreamer, exchange};
 use hauberk_netns::{
@@ -418,7 +418,7 @@ fn ours_taken(context: &Context) -> Result<()> {
 fn pinned_elsewhere(context: &Context) -> Result<()> {
     let cluster = Cluster::build(context, Setup::default())?;
     let node = &cluster.nodes[0];
-    if node.agent.status()?.attach == "clsact" {
+    if node.agent.status()?.attach == AttachMethod::Clsact {
         // There the new programs take the earlier ones' place.
         return Ok(());
     }

@@ -2,7 +2,7 @@
 //! same guarantees; the next agent takes them over and uninstall removes them, like links.
 
 use anyhow::{Context as _, Result, ensure};
-use hauberk_api::{Problem, Severity};
+use hauberk_api::{AttachMethod, Problem, Severity};
 use hauberk_netns::capture::Moment;
 use hauberk_netns::netns::feed;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange};
@@ -28,7 +28,7 @@ fn clsact(context: &Context) -> Result<()> {
     let plain = cluster.pod("public", "p", 1)?;
     cluster.wait_known(&[&a, &b, &plain])?;
     let node = &cluster.nodes[0];
-    ensure!(node.agent.status()?.attach == "clsact", "the status names another way of attaching");
+    ensure!(node.agent.status()?.attach == AttachMethod::Clsact, "the status names another way of attaching");
     let filters = node.run("tc", &["filter", "show", "dev", "eth0", "egress"])?;
     ensure!(filters.contains("to_wire"), "no filter of ours on the uplink:\n{filters}");
 

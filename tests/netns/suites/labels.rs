@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use hauberk_api::Protection;
+use hauberk_api::{Encryption, Protection};
 use hauberk_netns::traffic::{TcpStreamer, UdpStreamer};
 use hauberk_netns::{Cluster, Context, Family, HostRouting, Setup, Test, eventually};
 
@@ -143,6 +143,6 @@ fn no_opt_out(context: &Context) -> Result<()> {
     let c = cluster.pod("public", "c", 0)?;
     eventually("pod b to be protected", || {
         let explained = cluster.nodes[0].agent.explain(c.v4.into(), b.v4.into())?;
-        Ok((explained.encryption == "encrypted").then_some(()))
+        Ok((explained.encryption == Encryption::Encrypted).then_some(()))
     })
 }

@@ -316,7 +316,10 @@ fn same_node(context: &Context, host_routing: HostRouting) -> Result<()> {
     let (a, b) = (pods[0].address(Family::V4), pods[1].address(Family::V4));
     let flows = cluster.nodes[0].agent.flows()?;
     let local = flows.iter().find(|flow| flow.source == a && flow.destination == b);
-    ensure!(local.is_some_and(|flow| flow.encryption == "local"), "the flow {a} -> {b} does not say local: {local:?}");
+    ensure!(
+        local.is_some_and(|flow| flow.encryption == hauberk_api::Encryption::Local),
+        "the flow {a} -> {b} does not say local: {local:?}"
+    );
     Ok(())
 }
 
@@ -350,7 +353,7 @@ fn world(context: &Context, host_routing: HostRouting) -> Result<()> {
         for family in Family::ALL {
             let (source, destination) = (pod.address(family), outside.address(family));
             let said = flows.iter().find(|flow| flow.source == source && flow.destination == destination);
-            if said.is_none_or(|flow| flow.encryption != "world") {
+            if said.is_none_or(|flow| flow.encryption != hauberk_api::Encryption::World) {
                 wrong.push(format!("the flow {source} -> {destination} does not say world: {said:?}"));
             }
         }

@@ -10,10 +10,12 @@ use hauberk_abi::address::Address;
 use hauberk_api::{Adopt, Adopted, Attach, Attachment, FailedAdd, Reservation, Reserve};
 use hauberk_core::model::Change;
 use hauberk_core::names::AttachmentKey;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tracing::warn;
 
 use super::{Context, Refusal};
-use crate::attachments::{AttachmentError, Keeper, check_names};
+use crate::attachments::{AttachmentError, Keeper, check_names, domain};
 use crate::reconcile::Input;
 
 /// How long a caller waits for the disk at most; the plugin asks again.
@@ -36,7 +38,7 @@ pub(super) async fn reserve(
         let attach = keeper.find(&request.container, &request.interface).and_then(|known| known.attach);
         let attachment =
             Attachment { request, reservation: reservation.clone(), attach, adopted: false, recovered: false };
-        Ok((reservation, vec![Input::Changes(vec![Change::Attachment(attachment)])]))
+        Ok((reservation, vec![Input::Changes(vec![domain::change(&attachment)])]))
     })
     .await?;
     Ok(Json(reservation))
@@ -45,12 +47,13 @@ pub(super) async fn reserve(
 pub(super) async fn attach(
     State(context): State<Context>,
     Path((container, interface)): Path<(String, String)>,
-    Json(request): Json<Attach>,
+    Json(body): Json<Value>,
 ) -> Result<StatusCode, Refusal> {
+    let request: Attach = read(body, &container, &interface)?;
     let (answer, request) = change(&context, move |keeper| {
         let attachment = keeper.attach(&container, &interface, request)?;
         let request = attachment.request.clone();
-        let (input, answer) = Input::attach(attachment);
+        let (input, answer) = Input::attach(&attachment);
         Ok(((answer, request), vec![input]))
     })
     .await?;
@@ -60,15 +63,15 @@ pub(super) async fn attach(
 }
 
 /// The answer has the tunnel's MTU, so it comes only once there is a tunnel.
-pub(super) async fn adopt(
-    State(context): State<Context>,
-    Json(request): Json<Adopt>,
-) -> Result<Json<Adopted>, Refusal> {
+pub(super) async fn adopt(State(context): State<Context>, Json(body): Json<Value>) -> Result<Json<Adopted>, Refusal> {
+    let name = |of: &str| body["request"][of].as_str().unwrap_or_default().to_owned();
+    let (container, interface) = (name("container"), name("interface"));
+    let request: Adopt = read(body, &container, &interface)?;
     let whose = request.request.clone();
     let answer = change(&context, move |keeper| {
         let (attachment, superseded) = keeper.adopt(&request)?;
-        let gone = superseded.iter().map(|gone| Change::AttachmentGone(AttachmentKey::of(gone))).collect();
-        let (input, answer) = Input::attach(attachment);
+        let gone = superseded.iter().map(|gone| Change::AttachmentGone(domain::key(gone))).collect();
+        let (input, answer) = Input::attach(&attachment);
         Ok((answer, vec![Input::Changes(gone), input]))
     })
     .await?;
@@ -110,6 +113,19 @@ pub(super) async fn release(
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Reads what is asked for an interface; an error names the interface, and what is wrong of it.
+fn read<T: DeserializeOwned>(body: Value, container: &str, interface: &str) -> Result<T, Refusal> {
+    serde_path_to_error::deserialize(body).map_err(|error| {
+        let (field, why) = (error.path().to_string(), error.inner());
+        let place = if field == "." { String::new() } else { format!("{field}: ") };
+        let message = format!(
+            "interface {interface:?} of container {container:?} cannot be attached: {place}{why}; are the CNI plugin and the \
+             agent of different versions?"
+        );
+        Refusal::new(StatusCode::BAD_REQUEST, message)
+    })
 }
 
 /// Changes the records and tells the reconciler. A change that has begun is completed, even if the
@@ -162,4 +178,36 @@ async fn wait(answer: tokio::sync::oneshot::Receiver<Result<(), String>>) -> Res
 
 fn stopping() -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping; try again once it is back")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_bad_mac_address_is_refused_with_the_interface_and_the_side() {
+        let refused = |answer: Result<(), Refusal>| {
+            let Refusal(status, error) = answer.unwrap_err();
+            assert_eq!(status, StatusCode::BAD_REQUEST);
+            error
+        };
+        let attach = |mac: &str| json!({"host_index": 7, "host_mac": mac, "pod_mac": "02:00:00:00:00:02"});
+        let read_attach = |mac: &str| read::<Attach>(attach(mac), "c1", "eth0").map(drop);
+        assert!(read_attach("02:00:00:00:00:01").is_ok());
+        for bad in ["", "no", "02:00:00:00:00"] {
+            let error = refused(read_attach(bad));
+            let expected =
+                format!("interface \"eth0\" of container \"c1\" cannot be attached: host_mac: {bad:?} is not a");
+            assert!(error.starts_with(&expected), "{error}");
+        }
+        let request = json!({"container": "c1", "interface": "eth0", "pod": null, "netns": "/x"});
+        let adopt =
+            json!({"request": request, "addresses": ["10.244.1.2"], "host_interface": "veth7", "attach": attach("no")});
+        let error = refused(read::<Adopt>(adopt, "c1", "eth0").map(drop));
+        assert!(error.contains("attached: attach.host_mac: \"no\" is not a MAC address"), "{error}");
+        let error = refused(read::<Attach>(json!({"host_index": 7}), "c1", "eth0").map(drop));
+        assert!(error.contains("attached: missing field `host_mac`"), "{error}");
+    }
 }

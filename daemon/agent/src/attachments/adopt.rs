@@ -9,7 +9,7 @@ use hauberk_core::names::AttachmentKey;
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
-use super::{AttachmentError, Attachments, Keeper, MAX_INTERFACE, Records, check_names, parse_mac};
+use super::{AttachmentError, Attachments, Keeper, MAX_INTERFACE, Records, check_names, domain};
 
 /// No plugin gives an interface more addresses.
 const MAX_ADDRESSES: usize = 64;
@@ -23,7 +23,7 @@ impl Keeper {
     /// [`AttachmentError`]; then nothing is kept or removed.
     pub fn adopt(&mut self, adopt: &Adopt) -> Result<(Attachment, Vec<Attachment>), AttachmentError> {
         check(adopt)?;
-        let key = AttachmentKey::of_request(&adopt.request);
+        let key = domain::key_of_request(&adopt.request);
         let attachment = attachment(adopt);
         let superseded: Vec<AttachmentKey> = {
             let records = self.records();
@@ -61,7 +61,7 @@ impl Attachments {
             let index = entry.attach.as_ref().map_or(0, |attach| attach.host_index);
             entry.adopted && !exists(&entry.reservation.host_interface, index)
         };
-        self.records().entries.values().filter(gone).map(AttachmentKey::of).collect()
+        self.records().entries.values().filter(gone).map(domain::key).collect()
     }
 
     /// Whether the interface is on record, or was released by the runtime, which is about to remove
@@ -82,7 +82,7 @@ impl Records {
         self.entries.values().filter(|entry| entry.adopted).filter_map(|entry| {
             let same_index = entry.attach.as_ref().is_some_and(|attach| attach.host_index == adopt.attach.host_index);
             let shares = entry.reservation.addresses.iter().any(|address| adopt.addresses.contains(&address.addr()));
-            (same_index || shares).then(|| AttachmentKey::of(entry))
+            (same_index || shares).then(|| domain::key(entry))
         })
     }
 }
@@ -116,13 +116,6 @@ fn check(adopt: &Adopt) -> Result<(), AttachmentError> {
     }
     if name.starts_with(INTERFACE_PREFIX) {
         return Err(refused(adopt, "its host side has a name that only hauberk-cni gives; is it in the list twice?"));
-    }
-    for (what, mac) in
-        [("the host side's MAC address", &adopt.attach.host_mac), ("the pod's MAC address", &adopt.attach.pod_mac)]
-    {
-        if parse_mac(mac).is_none() {
-            return Err(AttachmentError::Name { what, name: mac.clone(), expected: "aa:bb:cc:dd:ee:ff is" });
-        }
     }
     if adopt.attach.host_index == 0 {
         return Err(refused(adopt, "its host side has no interface index"));
@@ -160,8 +153,8 @@ mod tests {
             host_interface: format!("veth{index}"),
             attach: Attach {
                 host_index: index,
-                host_mac: "02:00:00:00:00:01".into(),
-                pod_mac: "02:00:00:00:00:02".into(),
+                host_mac: [2, 0, 0, 0, 0, 1].into(),
+                pod_mac: [2, 0, 0, 0, 0, 2].into(),
             },
         }
     }
@@ -215,14 +208,13 @@ mod tests {
     fn senseless_ones_are_refused_and_change_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let mut attachments = open(&folder);
-        let broken: [fn(&mut Adopt); 8] = [
+        let broken: [fn(&mut Adopt); 7] = [
             |a| a.addresses.clear(),
             |a| a.addresses.push("127.0.0.1".parse().unwrap()),
             |a| a.addresses = vec!["10.0.0.1".parse().unwrap(); 65],
             |a| a.host_interface = "../../x".into(),
             |a| a.host_interface = "hbk0123".into(),
             |a| a.attach.host_index = 0,
-            |a| a.attach.pod_mac = "no".into(),
             |a| a.request.container = "../x".into(),
         ];
         for breaking in broken {

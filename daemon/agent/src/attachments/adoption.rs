@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
-use hauberk_api::{Adopt, Attach, Attachment};
+use hauberk_api::{Adopt, Attach, Attachment, MacAddress};
 use hauberk_core::events::{NewEvent, reason};
 use hauberk_core::model::Change;
 use hauberk_core::names::AttachmentKey;
@@ -19,9 +19,8 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use super::Attachments;
-use super::recover::mac;
 use super::results::{self, ForeignInterface};
+use super::{Attachments, domain};
 use crate::reconcile::Input;
 use crate::state::SharedState;
 
@@ -97,7 +96,7 @@ impl Adoption {
         let exists = |name: &str, index: u32| links.iter().any(|link| link.index == index && link.name == name);
         let gone = self.attachments.vanished(exists);
         for key in gone {
-            self.pending.retain(|attachment| AttachmentKey::of(attachment) != key);
+            self.pending.retain(|attachment| domain::key(attachment) != key);
             let (input, answer) = Input::release(key.clone());
             if self.inputs.send(input).await.is_err() || !matches!(answer.await, Ok(Ok(()))) {
                 continue;
@@ -129,10 +128,10 @@ impl Adoption {
             let file = problem.split(": ").next().unwrap_or_default().to_owned();
             self.note(&file, problem);
         }
-        let ids: BTreeSet<AttachmentKey> = told.iter().map(|one| AttachmentKey::of_request(&one.request)).collect();
+        let ids: BTreeSet<AttachmentKey> = told.iter().map(|one| domain::key_of_request(&one.request)).collect();
         self.attachments.forget_released(&ids);
         for one in told {
-            if self.attachments.is_known(&AttachmentKey::of_request(&one.request)) {
+            if self.attachments.is_known(&domain::key_of_request(&one.request)) {
                 continue;
             }
             let Some(adopt) = match_link(netlink, links, &one).await else { continue };
@@ -141,7 +140,7 @@ impl Adoption {
                     let container = &attachment.request.container;
                     let interface = &attachment.reservation.host_interface;
                     info!(container, pod = ?attachment.request.pod, interface, "adopted a pod");
-                    let gone = superseded.iter().map(|old| Change::AttachmentGone(AttachmentKey::of(old))).collect();
+                    let gone = superseded.iter().map(|old| Change::AttachmentGone(domain::key(old))).collect();
                     let _ = self.inputs.send(Input::Changes(gone)).await;
                     self.pending.push(attachment);
                 }
@@ -153,7 +152,7 @@ impl Adoption {
 
     async fn attach(&mut self) {
         for attachment in std::mem::take(&mut self.pending) {
-            let (input, answer) = Input::attach(attachment.clone());
+            let (input, answer) = Input::attach(&attachment);
             if self.inputs.send(input).await.is_err() || !matches!(answer.await, Ok(Ok(()))) {
                 self.pending.push(attachment);
             }
@@ -195,8 +194,9 @@ async fn match_link(netlink: &Netlink, links: &[Link], result: &ForeignInterface
                 continue;
             }
         };
-        let (Some(host_mac), Some(pod_mac)) = (link.mac.map(mac), peer.mac.map(mac)) else { continue };
-        let is_its_mac = result.pod_mac.as_ref().is_none_or(|mac| *mac == pod_mac);
+        let mac = |link: &Link| link.mac.map(MacAddress::from);
+        let (Some(host_mac), Some(pod_mac)) = (mac(link), mac(&peer)) else { continue };
+        let is_its_mac = result.pod_mac.as_ref().is_none_or(|mac| *mac == pod_mac.to_string());
         if peer.name == result.request.interface && is_its_mac {
             return Some(Adopt {
                 request: result.request.clone(),

@@ -12,7 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;
 
 use super::store::Store;
-use super::{AttachmentError, Attachments, Pools, check_names, parse_mac};
+use super::{AttachmentError, Attachments, Pools, check_names, domain};
 
 /// What only the present [`Keeper`] may use.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Keeper {
         claimed: impl Fn(IpAddr) -> bool,
     ) -> Result<Reservation, AttachmentError> {
         check_names(request)?;
-        let key = AttachmentKey::of_request(request);
+        let key = domain::key_of_request(request);
         let reservation = {
             let records = self.attachments.records();
             if let Some(existing) = records.entries.get(&key) {
@@ -112,16 +112,8 @@ impl Keeper {
     /// Notes the interface that holds a reservation's addresses, and returns the whole attachment.
     ///
     /// # Errors
-    /// [`AttachmentError::Unknown`] without a reservation, [`AttachmentError::Name`] for an invalid
-    /// MAC address.
+    /// [`AttachmentError::Unknown`] without a reservation, [`AttachmentError::Store`].
     pub fn attach(&mut self, container: &str, interface: &str, attach: Attach) -> Result<Attachment, AttachmentError> {
-        for (what, mac) in
-            [("the host side's MAC address", &attach.host_mac), ("the pod's MAC address", &attach.pod_mac)]
-        {
-            if parse_mac(mac).is_none() {
-                return Err(AttachmentError::Name { what, name: mac.clone(), expected: "aa:bb:cc:dd:ee:ff is" });
-            }
-        }
         let Some(known) = self.find(container, interface) else {
             return Err(AttachmentError::Unknown { container: container.into(), interface: interface.into() });
         };
@@ -176,7 +168,7 @@ impl Keeper {
     /// Writes an attachment, then makes it visible to others.
     pub(super) fn replace(&mut self, attachment: &Attachment) -> Result<(), AttachmentError> {
         self.store().save(attachment)?;
-        let key = AttachmentKey::of(attachment);
+        let key = domain::key(attachment);
         self.attachments.records().entries.insert(key, attachment.clone());
         Ok(())
     }

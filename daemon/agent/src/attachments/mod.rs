@@ -14,9 +14,12 @@
 //! Interfaces that another CNI plugin made are only adopted ([`Keeper::adopt`]): their addresses
 //! belong to that plugin, and their records go with the interface. [`results`] and [`adoption`]
 //! find those that existed before this agent.
+//!
+//! The records are the API's; [`domain`] turns them into what the core knows of an interface.
 
 mod adopt;
 pub mod adoption;
+pub mod domain;
 mod keeper;
 mod pool;
 mod recover;
@@ -176,7 +179,7 @@ impl Attachments {
                     ));
                 }
             }
-            entries.insert(AttachmentKey::of(&attachment), attachment);
+            entries.insert(domain::key(&attachment), attachment);
         }
         let pools = Pools::new(store.load_cursors());
         let attachments = Attachments {
@@ -297,17 +300,6 @@ impl Records {
         self.taken = given.flat_map(|entry| &entry.reservation.addresses).map(IpNet::addr).collect();
         Some(removed)
     }
-}
-
-/// Reads `aa:bb:cc:dd:ee:ff`.
-pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
 }
 
 /// The names become part of a file's name and of a URL: only what the CNI specification allows

@@ -6,12 +6,11 @@
 //! neither: it is the pod that has the addresses.
 
 use hauberk_api::{Attach, Attachment, Reservation, Reserve};
-use hauberk_core::names::AttachmentKey;
 use hauberk_host::INTERFACE_PREFIX;
 use ipnet::IpNet;
 
 use super::keeper::gateway;
-use super::{AttachmentError, Keeper, Records, Settings, check_names};
+use super::{AttachmentError, Keeper, Records, Settings, check_names, domain};
 use crate::apply::Held;
 
 /// The prefix of hauberk-cni's alias; `container/interface` follows.
@@ -43,7 +42,7 @@ impl Records {
     /// Whether the container, the interface or an address is on record already.
     fn contradicts(&self, new: &Attachment) -> bool {
         let index = |attachment: &Attachment| attachment.attach.as_ref().map(|attach| attach.host_index);
-        let key = AttachmentKey::of(new);
+        let key = domain::key(new);
         let name = &new.reservation.host_interface;
         let has = |entry: &Attachment| entry.reservation.host_interface == *name || index(entry) == index(new);
         self.entries.contains_key(&key)
@@ -68,13 +67,8 @@ fn attachment(held: &Held, given: &Settings) -> Option<Attachment> {
         cluster_ranges: given.cluster_ranges.clone(),
         gso_max_size: given.gso_max_size,
     };
-    let attach = Attach { host_index: link.index, host_mac: mac(held.host_mac), pod_mac: mac(held.pod_mac) };
+    let attach = Attach { host_index: link.index, host_mac: held.host_mac.into(), pod_mac: held.pod_mac.into() };
     Some(Attachment { request, reservation, attach: Some(attach), adopted: false, recovered: true })
-}
-
-/// A MAC address in the usual notation.
-pub(super) fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 #[cfg(test)]
@@ -112,8 +106,7 @@ mod tests {
         let mut before = open(&lost);
         let given = before.reserve(&request("a"), |_| false).unwrap();
         let held = held("a", 7, &given);
-        let attach =
-            Attach { host_index: 7, host_mac: "02:00:00:00:00:01".into(), pod_mac: "02:00:00:00:00:02".into() };
+        let attach = Attach { host_index: 7, host_mac: [2, 0, 0, 0, 0, 1].into(), pod_mac: [2, 0, 0, 0, 0, 2].into() };
         let expected = Attachment { recovered: true, ..before.attach("a", "eth0", attach).unwrap() };
 
         let folder = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use hauberk_api::ConfigurationStatus;
+use hauberk_api::{ConfigurationOrigin, ConfigurationStatus};
 use hauberk_source::Source;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
@@ -121,7 +121,7 @@ impl Parts {
                     self.running = *wanted;
                 }
                 self.keep(&offer).await;
-                self.tell(|_| in_force("object", offer.generation))
+                self.tell(|_| in_force(ConfigurationOrigin::Object, offer.generation))
             }
             Verdict::Start(fields) => {
                 if !self.keep(&offer).await {
@@ -161,7 +161,7 @@ impl Parts {
         self.tell(|status| match status.generation {
             None => ConfigurationStatus { refused: None, message: None, ..status.clone() },
             Some(_) => ConfigurationStatus {
-                origin: "copy".into(),
+                origin: ConfigurationOrigin::Copy.into(),
                 refused: None,
                 message: Some(format!("{ABSENT}; {KEPT}")),
                 ..status.clone()

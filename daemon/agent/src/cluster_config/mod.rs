@@ -15,7 +15,7 @@ mod tests;
 
 use std::time::Duration;
 
-use hauberk_api::ConfigurationStatus;
+use hauberk_api::{ConfigurationOrigin, ConfigurationStatus};
 use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -74,7 +74,7 @@ pub async fn start(file: &Config, client: &Client) -> Result<Start, ConfigError>
         }
         _ => {}
     }
-    info!(origin = start.status.origin, generation = start.status.generation, "configuration settled");
+    info!(origin = start.status.origin.as_str(), generation = start.status.generation, "configuration settled");
     Ok(start)
 }
 
@@ -132,7 +132,7 @@ fn choose(
     let (refused, why) = match answer {
         Some(Some(offer)) => match judge(file, &offer.spec, &check) {
             Ok(config) => {
-                let status = in_force("object", offer.generation);
+                let status = in_force(ConfigurationOrigin::Object, offer.generation);
                 return Ok((Start { config, status }, Some(Copy::new(offer.uid, offer.generation, offer.spec))));
             }
             Err(problems) => (Some(offer.generation), refusal(offer.generation, &problems)),
@@ -144,7 +144,8 @@ fn choose(
         match merge(file, &copy.spec) {
             Ok(config) => {
                 let message = Some(format!("{why}; {KEPT}"));
-                let status = ConfigurationStatus { refused, message, ..in_force("copy", copy.generation) };
+                let status =
+                    ConfigurationStatus { refused, message, ..in_force(ConfigurationOrigin::Copy, copy.generation) };
                 return Ok((Start { config, status }, None));
             }
             Err(problems) => warn!(?problems, "the last accepted HauberkConfig does not fit this node's file any more"),
@@ -152,7 +153,7 @@ fn choose(
     }
     file.validate_effective()?;
     let message = (!never_was).then(|| format!("{why}; the file alone counts"));
-    let status = ConfigurationStatus { origin: "file".into(), generation: None, refused, message };
+    let status = ConfigurationStatus { origin: ConfigurationOrigin::File.into(), generation: None, refused, message };
     Ok((Start { config: file.clone(), status }, None))
 }
 
@@ -173,7 +174,7 @@ fn node_can(config: &Config) -> Result<(), String> {
     selfcheck::require(&selfcheck::run(config)).map_err(|error| error.to_string())
 }
 
-fn in_force(origin: &str, generation: i64) -> ConfigurationStatus {
+fn in_force(origin: ConfigurationOrigin, generation: i64) -> ConfigurationStatus {
     ConfigurationStatus { origin: origin.into(), generation: Some(generation), refused: None, message: None }
 }
 

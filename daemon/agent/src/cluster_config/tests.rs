@@ -234,7 +234,7 @@ fn the_copy_survives_and_a_broken_one_says_which_file_it_is() {
 
 #[test]
 fn the_annotation_says_what_is_in_force_or_refused() {
-    let mut status = in_force("object", 3);
+    let mut status = in_force(ConfigurationOrigin::Object, 3);
     let accepted = Acceptance::of(&status).unwrap();
     assert_eq!(accepted.render(), r#"{"version":1,"generation":3,"accepted":true,"message":""}"#);
     assert_eq!(Acceptance::parse(&accepted.render()), Some(accepted));
@@ -243,7 +243,12 @@ fn the_annotation_says_what_is_in_force_or_refused() {
     let refused = Acceptance::of(&status).unwrap();
     assert_eq!((refused.generation, refused.accepted), (4, false));
     assert!(refused.message.len() <= MAX_MESSAGE);
-    let file = ConfigurationStatus { origin: "file".into(), generation: None, refused: None, message: None };
+    let file = ConfigurationStatus {
+        origin: ConfigurationOrigin::File.into(),
+        generation: None,
+        refused: None,
+        message: None,
+    };
     assert_eq!(Acceptance::of(&file), None);
     for text in ["", "{}", r#"{"version":2,"generation":3,"accepted":true,"message":""}"#] {
         assert_eq!(Acceptance::parse(text), None, "{text}");

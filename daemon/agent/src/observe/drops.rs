@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hauberk_abi::reason::{DropReason, Encryption};
-use hauberk_api::{DropCount, Drops};
+use hauberk_api::{DropCount, DropPlace, Drops};
 use hauberk_backend::TunnelDrop;
 use hauberk_core::identities::Owner;
 use hauberk_core::objects::NodeObject;
@@ -39,7 +39,7 @@ pub fn drops(agent: &SharedState, map_reader: &MapReader, device: &str) -> Resul
             DropCount {
                 expected: EXPECTED.contains(&reason.as_str()),
                 reason: reason.as_str().into(),
-                place: if netfilter { "netfilter" } else { "datapath" }.into(),
+                place: if netfilter { DropPlace::Netfilter } else { DropPlace::Datapath }.into(),
                 packets: packets + if netfilter { sockets } else { 0 },
                 advice: advice(reason).into(),
             }
@@ -49,7 +49,7 @@ pub fn drops(agent: &SharedState, map_reader: &MapReader, device: &str) -> Resul
         reasons.extend(stats.drops.into_iter().map(|(reason, packets)| DropCount {
             expected: EXPECTED.contains(&reason.as_str()),
             reason: reason.as_str().into(),
-            place: "tunnel".into(),
+            place: DropPlace::Tunnel.into(),
             packets,
             advice: tunnel_advice(reason).into(),
         }));
@@ -57,7 +57,7 @@ pub fn drops(agent: &SharedState, map_reader: &MapReader, device: &str) -> Resul
     reasons.push(DropCount {
         expected: EXPECTED.contains(&UNREAD),
         reason: UNREAD.into(),
-        place: "tunnel".into(),
+        place: DropPlace::Tunnel.into(),
         packets: unread(device),
         advice: "nobody took it from the tunnel device: expected between an agent's end and its next start; if it runs, is it ready, or \
                  is one of its threads hauberk-tun-N at 100 % of a CPU?"
@@ -66,7 +66,7 @@ pub fn drops(agent: &SharedState, map_reader: &MapReader, device: &str) -> Resul
     reasons.push(DropCount {
         expected: EXPECTED.contains(&UNGUARDED_DEVICE),
         reason: UNGUARDED_DEVICE.into(),
-        place: "netfilter".into(),
+        place: DropPlace::Netfilter.into(),
         packets: unguarded,
         advice: "pods' packets were about to leave by a device, or a bridge's port, that has no guard (yet); a few are normal when a \
                  device is made anew; if it goes on, look for the route that leads there"

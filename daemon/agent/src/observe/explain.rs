@@ -6,7 +6,7 @@ use hauberk_abi::address::Address;
 use hauberk_abi::judge::{self, Need, Place};
 use hauberk_abi::layout::{self, flag};
 use hauberk_abi::reason::{DropReason, Encryption, Why};
-use hauberk_api::{Explanation, Party};
+use hauberk_api::{Explanation, Party, Word};
 use hauberk_core::explain::{ResolveError, Resolved, resolve_pair};
 use hauberk_core::names::NodeNumber;
 use hauberk_host::netfilter::firewall::Way;
@@ -69,9 +69,9 @@ pub fn explain(
     let unconnected = [&from, &to].into_iter().filter_map(|end| unconnected(&agent, here, end, Instant::now()));
     Ok(Explanation {
         sentence: sentence(&agent, &from, &to, verdict.encryption, verdict.why, drop, &ends),
-        encryption: verdict.encryption.as_str().into(),
-        why: verdict.why.as_str().into(),
-        drop: drop.map(|reason| reason.as_str().into()),
+        encryption: verdict.encryption.into(),
+        why: verdict.why.into(),
+        drop: drop.map(Word::Known),
         peer: if matches!(need, Need::Local | Need::World) { None } else { peer.name.clone() },
         peer_key: if encrypted { peer.key } else { None },
         cipher: encrypted.then(|| CIPHER.to_owned()),
@@ -235,6 +235,7 @@ fn would_drop(need: Need, ends: &Ends) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use hauberk_abi::identity::{Identity, Protection};
+    use hauberk_api::PartyKind;
     use hauberk_core::model::Change;
     use hauberk_core::objects::{NodeAddress, NodeObject};
 
@@ -248,7 +249,7 @@ mod tests {
         let party = Party {
             asked: address.into(),
             address: address.parse().unwrap(),
-            kind: "pod".into(),
+            kind: PartyKind::Pod.into(),
             name: None,
             node: None,
             protection: Protection::Enabled,

@@ -15,6 +15,8 @@ use hauberk_core::model::Model;
 use hauberk_core::names::PodName;
 use hauberk_core::{protection, unconnected};
 
+use crate::attachments::domain;
+
 /// How long a failure stays in the status if it does not happen again. The kubelet tries again
 /// every few minutes or more often.
 const TOLD: Duration = Duration::from_secs(600);
@@ -46,7 +48,7 @@ impl FailedAdds {
         // A line break would look like another problem in the status.
         let plain = failed.message.chars().map(|c| if c.is_control() { ' ' } else { c });
         let message = plain.take(LONGEST).collect();
-        let pod = failed.request.pod.as_ref().map(PodName::from);
+        let pod = failed.request.pod.as_ref().map(domain::pod_name);
         self.0.insert(object, Failure { pod, message, last: now });
     }
 
@@ -84,7 +86,7 @@ impl Failure {
 
 fn object(request: &Reserve) -> String {
     match &request.pod {
-        Some(pod) => format!("pod/{}", PodName::from(pod)),
+        Some(pod) => format!("pod/{}", domain::pod_name(pod)),
         None => format!("container/{}/{}", request.container, request.interface),
     }
 }

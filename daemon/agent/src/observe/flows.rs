@@ -12,7 +12,7 @@ use hauberk_abi::flow::{EventKind, Flow, FlowEvent, FlowKey};
 use hauberk_abi::layout::Hook;
 use hauberk_abi::packet::protocol;
 use hauberk_abi::reason::{DropReason, Encryption, Why};
-use hauberk_api::FlowRecord;
+use hauberk_api::{FlowRecord, FlowStage};
 use hauberk_core::names::NodeNumber;
 use hauberk_datapath::{DatapathError, Events};
 use jiff::{SignedDuration, Timestamp};
@@ -45,7 +45,7 @@ pub struct FlowLog {
 /// on request, because most are overwritten before one.
 #[derive(Clone)]
 pub struct Seen {
-    event: &'static str,
+    event: FlowStage,
     time: Timestamp,
     key: FlowKey,
     flow: Flow,
@@ -124,9 +124,9 @@ pub async fn run(events: Events, log: FlowLog, agent: SharedState, map_reader: M
                 let mut observer = Observer::new(&agent, log.lost());
                 log.append(events.iter().map(|event| {
                     let kind = match event.kind {
-                        kind if kind == EventKind::End as u32 => "end",
-                        kind if kind == EventKind::Refused as u32 => "refused",
-                        _ => "start",
+                        kind if kind == EventKind::End as u32 => FlowStage::End,
+                        kind if kind == EventKind::Refused as u32 => FlowStage::Refused,
+                        _ => FlowStage::Start,
                     };
                     observer.see(kind, &event.key, &event.flow)
                 }));
@@ -173,7 +173,7 @@ fn forget_idle(log: &FlowLog, agent: &SharedState, map_reader: &MapReader) {
     });
     let agent = agent.read();
     let mut observer = Observer::new(&agent, log.lost());
-    log.append(untold.map(|(key, flow)| observer.see("end", key, flow)));
+    log.append(untold.map(|(key, flow)| observer.see(FlowStage::End, key, flow)));
 }
 
 /// The flows that the kernel remembers, as records of kind `ongoing`.
@@ -183,7 +183,7 @@ fn forget_idle(log: &FlowLog, agent: &SharedState, map_reader: &MapReader) {
 pub fn ongoing(agent: &AgentState, map_reader: &MapReader, lost: u64) -> Result<Vec<FlowRecord>, DatapathError> {
     let mut observer = Observer::new(agent, lost);
     let flows = map_reader.maps().flows(observer.clock.monotonic)?;
-    Ok(flows.iter().map(|(key, flow)| observer.see("ongoing", key, flow).record()).collect())
+    Ok(flows.iter().map(|(key, flow)| observer.see(FlowStage::Ongoing, key, flow).record()).collect())
 }
 
 /// When traffic between `source` and `destination` was last seen, in either direction and on any
@@ -233,7 +233,7 @@ impl<'a> Observer<'a> {
         Observer { agent, clock: Clock::now(), node, names: BTreeMap::new(), peers: BTreeMap::new(), lost }
     }
 
-    fn see(&mut self, event: &'static str, key: &FlowKey, flow: &Flow) -> Seen {
+    fn see(&mut self, event: FlowStage, key: &FlowKey, flow: &Flow) -> Seen {
         let encrypted = flow.encryption == Encryption::Encrypted as u8;
         Seen {
             event,
@@ -267,7 +267,7 @@ impl Seen {
         let text = |name: &Name| name.as_deref().map(str::to_owned);
         FlowRecord {
             time: self.time,
-            event: self.event.to_owned(),
+            event: self.event.into(),
             node: self.node.to_string(),
             hook: Hook::ALL.into_iter().find(|hook| *hook as u8 == key.hook).unwrap_or(Hook::ToWire),
             source: key.source.into(),
@@ -283,9 +283,9 @@ impl Seen {
                 protocol::ICMPV6 => "icmpv6".into(),
                 number => number.to_string(),
             },
-            encryption: encryption.as_str().into(),
-            why: Why::from_u8(flow.why).as_str().into(),
-            drop: (encryption == Encryption::Refused).then(|| DropReason::from_u8(flow.drop).as_str().into()),
+            encryption: encryption.into(),
+            why: Why::from_u8(flow.why).into(),
+            drop: (encryption == Encryption::Refused).then(|| DropReason::from_u8(flow.drop).into()),
             peer: text(&self.peer),
             epoch: (encryption == Encryption::Encrypted).then_some(flow.epoch),
             packets: flow.packets,

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use hauberk_abi::address::Address;
 use hauberk_abi::identity::{Identity, Kind};
 use hauberk_abi::layout::{Settings, flag, peer_flag};
-use hauberk_api::{LinkStatus, MapContent, Maps};
+use hauberk_api::{LinkStatus, MacAddress, MapContent, Maps};
 use hauberk_core::names::NodeNumber;
 use hauberk_core::words::prefix_in_words;
 use hauberk_datapath::tables::{Table, answers, identities, pods, tunnels};
 use hauberk_datapath::{DatapathError, Pins};
 
-use super::MapReader;
+use super::{MapReader, attach_method};
 use crate::state::{AgentState, SharedState};
 
 /// Everything the datapath holds.
@@ -22,7 +22,7 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
     let links = pins
         .attached()?
         .into_iter()
-        .map(|link| LinkStatus { interface: link.interface, hook: link.hook, how: link.how.as_str().into() })
+        .map(|link| LinkStatus { interface: link.interface, hook: link.hook, how: attach_method(link.how).into() })
         .collect();
     let maps = map_reader.maps();
     let agent = agent.read();
@@ -37,7 +37,10 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
         maps.endpoints()?.into_iter().map(|(address, id)| (address.to_string(), identity(&agent, &id, Some(&address))));
     let ranges = maps.ranges()?.into_iter().map(|(range, id)| (prefix_in_words(range), identity(&agent, &id, None)));
     let attachments = maps.attachments()?.into_iter().map(|(address, attachment)| {
-        (address.to_string(), format!("interface {} with MAC {}", attachment.interface, mac(attachment.macs[0])))
+        (
+            address.to_string(),
+            format!("interface {} with MAC {}", attachment.interface, MacAddress::from(attachment.macs[0])),
+        )
     });
     let interfaces = maps.interfaces()?.into_iter().map(|(index, interface)| {
         let protection = Identity { kind: Kind::Pod as u8, protection: interface.protection, reserved: 0, node: 0 };
@@ -113,8 +116,4 @@ fn protection_in_words(identity: &Identity) -> &'static str {
 
 fn node(agent: &AgentState, number: u32) -> String {
     agent.model.node_name(NodeNumber(number)).map_or_else(|| format!("node number {number}"), str::to_owned)
-}
-
-fn mac(bytes: [u8; 6]) -> String {
-    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }

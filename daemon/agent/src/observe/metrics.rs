@@ -98,8 +98,8 @@ fn register_node(registry: &mut Registry, now: &Status, apply_seconds: Histogram
         Info::new([
             ("version", now.version.clone()),
             ("backend", now.tunnel.backend.clone()),
-            ("attach", now.attach.clone()),
-            ("host_routing", now.host_routing.clone()),
+            ("attach", now.attach.to_string()),
+            ("host_routing", now.host_routing.to_string()),
         ]),
     );
     gauge(registry, "ready", "1 if the datapath is attached and a self-test packet proved it", i64::from(now.ready));
@@ -128,7 +128,7 @@ fn register_packets(registry: &mut Registry, agent: &SharedState, map_reader: &M
     let dropped = Counters::<Drop>::default();
     if let Ok(drops) = drops::drops(agent, map_reader, tunnel) {
         for count in drops.reasons {
-            dropped.get_or_create(&Drop { place: count.place, reason: count.reason }).inc_by(count.packets);
+            dropped.get_or_create(&Drop { place: count.place.to_string(), reason: count.reason }).inc_by(count.packets);
         }
     }
     registry.register("drop_packets", "Dropped packets by reason", dropped);

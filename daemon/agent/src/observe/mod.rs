@@ -20,7 +20,8 @@ pub mod unconnected;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hauberk_datapath::Maps;
+use hauberk_api::AttachMethod;
+use hauberk_datapath::{How, Maps};
 
 /// Handles to the maps, for readers.
 #[derive(Clone)]
@@ -35,5 +36,13 @@ impl MapReader {
     /// The handles, for one caller at a time.
     pub fn maps(&self) -> MutexGuard<'_, Maps> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How programs are attached, as the API says it.
+fn attach_method(how: How) -> AttachMethod {
+    match how {
+        How::Tcx => AttachMethod::Tcx,
+        How::Clsact => AttachMethod::Clsact,
     }
 }

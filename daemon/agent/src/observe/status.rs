@@ -6,13 +6,14 @@ use std::time::Instant;
 use hauberk_api::{ConfigurationStatus, PeerState, PeerStatus, Problem, Severity, Status, TunnelStatus};
 use hauberk_backend::{PeerStats, Progress, Stats};
 use hauberk_core::convergence::convergence;
+use hauberk_datapath::How;
 use hauberk_datapath::tables::identities;
 use hauberk_host::netfilter::PacketSocketGuard;
 use hauberk_keyring::PublicKey;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{MapReader, contests, losses};
+use super::{MapReader, attach_method, contests, losses};
 use crate::config::{Config, HostRouting};
 use crate::state::{AgentState, Running, key_status};
 
@@ -25,7 +26,7 @@ pub struct Facts {
     /// Its public keys, newest epoch first.
     pub keys: Vec<PublicKey>,
     /// How programs are attached.
-    pub attach: &'static str,
+    pub attach: How,
     /// Problems found at the start that only a restart can change.
     pub lasting: Vec<Problem>,
     /// What a cluster adds; none if the source has no cluster behind it.
@@ -117,15 +118,15 @@ pub fn status(agent: &AgentState, map_reader: &MapReader, facts: &Facts) -> Stat
         problems,
         tunnel: tunnel(agent, &stats, facts),
         host_routing: match facts.config.host_routing {
-            HostRouting::Bpf => "bpf",
-            HostRouting::Stack => "stack",
+            HostRouting::Bpf => hauberk_api::HostRouting::Bpf,
+            HostRouting::Stack => hauberk_api::HostRouting::Stack,
         }
         .into(),
-        attach: facts.attach.into(),
+        attach: attach_method(facts.attach).into(),
         uplinks: agent.running.as_ref().map(|running| running.uplinks.clone()).unwrap_or_default(),
         peers,
         namespaces,
-        attachments: agent.model.attachments().filter(|(_, attachment)| attachment.attach.is_some()).count(),
+        attachments: agent.model.attachments().filter(|(_, attachment)| attachment.pair.is_some()).count(),
         source: agent.source.clone(),
         configuration,
     }

@@ -147,35 +147,26 @@ fn what_to_do(lack: &Lack) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use hauberk_api::{Attach, Attachment, PodReference, Reservation, Reserve};
+    use hauberk_core::attachment::{Attachment, NamedPod, VethPair};
     use hauberk_core::model::Change;
+    use hauberk_core::names::{AttachmentKey, PodName};
 
     use super::*;
 
     /// A pod of this node whose interface has the index 7.
     fn agent(label: Option<&str>) -> AgentState {
         let mut agent = crate::testing::payments(label, "n1", "10.0.1.5");
-        let pod = PodReference { namespace: "payments".into(), name: "a".into(), uid: None };
+        let name = PodName { namespace: "payments".into(), name: "a".into() };
+        let pod = NamedPod { name, uid: None };
         let attachment = Attachment {
-            request: Reserve {
-                container: "c1".into(),
-                interface: "eth0".into(),
-                pod: Some(pod),
-                netns: "/run/netns/c1".into(),
-            },
-            reservation: Reservation {
-                addresses: vec!["10.0.1.5/32".parse().unwrap()],
-                gateways: Vec::new(),
-                route_mtu: 1420,
-                device_mtu: 1500,
-                host_interface: "hbk1".into(),
-                cluster_ranges: Vec::new(),
-                gso_max_size: 65536,
-            },
-            attach: Some(Attach {
+            key: AttachmentKey::new("c1", "eth0"),
+            pod: Some(pod),
+            addresses: vec!["10.0.1.5".parse().unwrap()],
+            host_interface: "hbk1".into(),
+            pair: Some(VethPair {
                 host_index: 7,
-                host_mac: "02:00:00:00:00:01".into(),
-                pod_mac: "02:00:00:00:00:02".into(),
+                host_mac: [2, 0, 0, 0, 0, 1].into(),
+                pod_mac: [2, 0, 0, 0, 0, 2].into(),
             }),
             adopted: false,
             recovered: false,

@@ -9,6 +9,7 @@ use hauberk_core::model::Change;
 use hauberk_core::names::{AttachmentKey, NodeNumber};
 use tokio::sync::oneshot;
 
+use crate::attachments::domain;
 use crate::config::Config;
 
 /// An input of the reconciler.
@@ -49,10 +50,10 @@ impl Waiter {
 
 impl Input {
     /// A pod's interface is attached; the answer comes once the kernel holds it.
-    pub fn attach(attachment: Attachment) -> (Input, oneshot::Receiver<Result<(), String>>) {
-        let key = AttachmentKey::of(&attachment);
+    pub fn attach(record: &Attachment) -> (Input, oneshot::Receiver<Result<(), String>>) {
+        let key = domain::key(record);
         let (reply, answer) = oneshot::channel();
-        (Input::Waiting(Box::new(Change::Attachment(attachment)), Waiter { key, attached: true, reply }), answer)
+        (Input::Waiting(Box::new(domain::change(record)), Waiter { key, attached: true, reply }), answer)
     }
 
     /// A pod's interface is gone; the answer comes once the kernel holds nothing of it.

@@ -25,7 +25,7 @@ use super::{Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK};
 pub(super) fn device_problems(kernel: &Kernel, agent: &SharedState, actual: &State) -> BTreeMap<String, Problem> {
     let mut known: BTreeSet<u32> = actual.pods.values().map(|pod| pod.host_index).collect();
     let agent = agent.read();
-    known.extend(agent.model.attachments().filter_map(|(_, on_record)| Some(on_record.attach.as_ref()?.host_index)));
+    known.extend(agent.model.attachments().filter_map(|(_, on_record)| Some(on_record.pair.as_ref()?.host_index)));
     let mut problems = kernel.devices().problems.clone();
     problems.extend(kernel.devices().unknown_pods(&known));
     problems

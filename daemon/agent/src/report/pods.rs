@@ -65,7 +65,7 @@ struct Found {
 
 /// Pods whose interface is attached, or should be.
 fn attached(agent: &AgentState) -> BTreeMap<PodName, Found> {
-    let attachments = agent.model.attachments().filter(|(_, attachment)| attachment.attach.is_some());
+    let attachments = agent.model.attachments().filter(|(_, attachment)| attachment.pair.is_some());
     attachments
         .filter_map(|(key, attachment)| {
             let pod = agent.model.pod_of(attachment)?;

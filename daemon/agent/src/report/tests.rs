@@ -10,6 +10,7 @@ use hauberk_core::objects::{NamespaceObject, NodeObject, PodObject};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::attachments::domain;
 use crate::cluster_config::{Acceptance, HauberkConfigStatus};
 use server::Server;
 
@@ -51,7 +52,7 @@ fn attachment(namespace: &str, name: &str) -> Change {
             "cluster_ranges": [], "gso_max_size": 60000},
         "attach": {"host_index": 7, "host_mac": "02:00:00:00:00:01", "pod_mac": "02:00:00:00:00:02"},
     });
-    Change::Attachment(serde_json::from_value::<Attachment>(attached).unwrap())
+    domain::change(&serde_json::from_value::<Attachment>(attached).unwrap())
 }
 
 /// This node acknowledges that it enforces everything.

@@ -1,6 +1,6 @@
 //! `hauberk explain`: first the verdict, then the reasons.
 
-use hauberk_api::{Explanation, Party, Protection};
+use hauberk_api::{Explanation, Party, PartyKind, Protection};
 use jiff::Timestamp;
 
 use crate::render::page::{self, Page, painted};
@@ -47,10 +47,12 @@ pub(crate) fn page(explanation: &Explanation, now: Timestamp) -> String {
 fn party(page: &mut Page, role: &str, party: &Party) {
     page.heading(page::PEER, role, label(party));
     page.field("address", party.address);
-    let kind = party.kind.replace('_', " ");
-    match (&party.node, party.kind.as_str()) {
-        (Some(node), "pod" | "unknown_pod") => page.field("kind", format_args!("{kind} on node {node}")),
-        (None, "pod") => page.field("kind", format_args!("{kind} on a node that is not known")),
+    let kind = party.kind.as_str().replace('_', " ");
+    match (&party.node, party.kind.known()) {
+        (Some(node), Some(PartyKind::Pod | PartyKind::UnknownPod)) => {
+            page.field("kind", format_args!("{kind} on node {node}"))
+        }
+        (None, Some(PartyKind::Pod)) => page.field("kind", format_args!("{kind} on a node that is not known")),
         _ => page.field("kind", kind),
     }
     match party.unmet {
@@ -69,6 +71,8 @@ fn label(party: &Party) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use hauberk_api::{DropReason, Encryption, Why};
+
     use super::*;
     use crate::outcome::Outcome;
     use crate::render::samples::{explanation, golden, now};
@@ -81,9 +85,9 @@ mod tests {
     #[test]
     fn refused() {
         let mut refused = explanation();
-        refused.encryption = "refused".to_string();
-        refused.why = "dropped".to_string();
-        refused.drop = Some("no_peer".to_string());
+        refused.encryption = Encryption::Refused.into();
+        refused.why = Why::Dropped.into();
+        refused.drop = Some(DropReason::NoPeer.into());
         refused.sentence = "packets are dropped: node n2 has published no usable key".to_string();
         (refused.peer, refused.peer_key, refused.cipher) = (None, None, None);
         refused.last_proven = None;
@@ -96,7 +100,7 @@ mod tests {
     fn plaintext_of_an_opted_in_end_is_an_alarm() {
         let mut plain = explanation();
         assert_eq!(Outcome::of_explanation(&plain), Outcome::Fine);
-        plain.encryption = "plain".to_string();
+        plain.encryption = Encryption::Plain.into();
         assert_eq!(Outcome::of_explanation(&plain), Outcome::Unprotected);
         plain.source.protection = Protection::None;
         plain.destination.protection = Protection::Permissive;

@@ -12,7 +12,7 @@ pub(crate) fn line(flow: &FlowRecord, addresses: bool) -> String {
     let source = end(flow.source_name.as_deref(), flow.source, flow.source_port, addresses);
     let destination = end(flow.destination_name.as_deref(), flow.destination, flow.destination_port, addresses);
     // A format width would also count the bytes of the colours, so the padding is separate.
-    let padding = " ".repeat(9_usize.saturating_sub(flow.encryption.len()));
+    let padding = " ".repeat(9_usize.saturating_sub(flow.encryption.as_str().len()));
     format!(
         "{} {:<7} {}{padding} {:<6} {source} -> {destination} ({}; {}; at {})\n",
         flow.time.strftime("%F %T%.3fZ"),
@@ -66,7 +66,7 @@ fn reason(flow: &FlowRecord) -> String {
     match (&flow.peer, flow.epoch) {
         (Some(peer), Some(epoch)) => format!("{}, peer {peer}, epoch {epoch}", flow.why),
         (Some(peer), None) => format!("{}, peer {peer}", flow.why),
-        (None, _) => flow.why.clone(),
+        (None, _) => flow.why.to_string(),
     }
 }
 
@@ -76,26 +76,39 @@ fn amount(flow: &FlowRecord) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hauberk_api::{DropReason, Encryption, FlowStage, Why, Word};
+
     use super::*;
     use crate::render::samples::{flow, golden};
 
     #[test]
     fn each_kind_of_flow() {
         let mut refused = flow();
-        refused.event = "refused".to_string();
-        refused.encryption = "refused".to_string();
-        refused.drop = Some("no_peer".to_string());
+        refused.event = FlowStage::Refused.into();
+        refused.encryption = Encryption::Refused.into();
+        refused.drop = Some(DropReason::NoPeer.into());
         (refused.destination_name, refused.peer, refused.epoch) = (None, None, None);
         refused.destination = "fd00:10:244:2::7".parse().unwrap();
         let mut world = flow();
-        world.encryption = "world".to_string();
-        world.why = "outside_cluster".to_string();
+        world.encryption = Encryption::World.into();
+        world.why = Why::OutsideCluster.into();
         world.protocol = "icmp".to_string();
         (world.source_port, world.destination_port, world.peer, world.epoch) = (0, 0, None, None);
         let text: String = [(&flow(), false), (&flow(), true), (&refused, false), (&world, false)]
             .map(|(flow, addresses)| line(flow, addresses))
             .concat();
         golden("flows", &text);
+    }
+
+    #[test]
+    fn words_of_a_newer_agent_are_shown_as_they_are() {
+        let newer = FlowRecord {
+            encryption: Word::Other("twice".to_string()),
+            event: Word::Other("moved".to_string()),
+            ..flow()
+        };
+        let shown = anstream::adapter::strip_str(&line(&newer, false)).to_string();
+        assert!(shown.contains(" moved   twice     tcp "), "{shown}");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Answers for the tests, and the comparison with the golden files of their expected text.
 
 use hauberk_api::{
-    DropCount, Drops, Event, Explanation, FlowRecord, Hook, KeyStatus, LeakCount, LinkStatus, MapContent, Maps,
-    NamespaceStatus, Party, PeerState, PeerStatus, Problem, Protection, Severity, SourceStatus, Status, TunnelStatus,
+    AttachMethod, DropCount, DropPlace, Drops, Encryption, Event, Explanation, FlowRecord, FlowStage, Hook,
+    HostRouting, KeyStatus, LeakCount, LinkStatus, MapContent, Maps, NamespaceStatus, Party, PartyKind, PeerState,
+    PeerStatus, Problem, Protection, Severity, SourceKind, SourceStatus, Status, TunnelStatus, Why,
 };
 use jiff::Timestamp;
 
@@ -62,8 +63,8 @@ pub(crate) fn status() -> Status {
             threads: 4,
             handed_over: 12,
         },
-        host_routing: "bpf".to_string(),
-        attach: "tcx".to_string(),
+        host_routing: HostRouting::Bpf.into(),
+        attach: AttachMethod::Tcx.into(),
         uplinks: vec!["eth0".to_string(), "eth1".to_string()],
         peers: vec![
             PeerStatus {
@@ -115,7 +116,7 @@ pub(crate) fn status() -> Status {
         ],
         attachments: 4,
         source: SourceStatus {
-            kind: "directory".to_string(),
+            kind: SourceKind::Directory.into(),
             location: "/etc/hauberk/manifests".to_string(),
             synced: true,
             unavailable_since: None,
@@ -130,7 +131,7 @@ pub(crate) fn explanation() -> Explanation {
     let party = |name: &str, address: &str, node: &str| Party {
         asked: name.to_string(),
         address: address.parse().unwrap(),
-        kind: "pod".to_string(),
+        kind: PartyKind::Pod.into(),
         name: Some(name.to_string()),
         node: Some(node.to_string()),
         protection: Protection::Enabled,
@@ -140,8 +141,8 @@ pub(crate) fn explanation() -> Explanation {
     Explanation {
         source: party("payments/api", "10.244.1.5", "n1"),
         destination: party("payments/db", "10.244.2.7", "n2"),
-        encryption: "encrypted".to_string(),
-        why: "source_opted_in".to_string(),
+        encryption: Encryption::Encrypted.into(),
+        why: Why::SourceOptedIn.into(),
         drop: None,
         sentence: "packets go through the tunnel to n2, because payments/api is opted in".to_string(),
         peer: Some("n2".to_string()),
@@ -155,7 +156,7 @@ pub(crate) fn explanation() -> Explanation {
 pub(crate) fn flow() -> FlowRecord {
     FlowRecord {
         time: at("2026-11-22T09:59:57.25Z"),
-        event: "start".to_string(),
+        event: FlowStage::Start.into(),
         node: "n1".to_string(),
         hook: Hook::FromPod,
         source: "10.244.1.5".parse().unwrap(),
@@ -165,8 +166,8 @@ pub(crate) fn flow() -> FlowRecord {
         destination_port: 5432,
         destination_name: Some("payments/db".to_string()),
         protocol: "tcp".to_string(),
-        encryption: "encrypted".to_string(),
-        why: "source_opted_in".to_string(),
+        encryption: Encryption::Encrypted.into(),
+        why: Why::SourceOptedIn.into(),
         drop: None,
         peer: Some("n2".to_string()),
         epoch: Some(1),
@@ -177,19 +178,29 @@ pub(crate) fn flow() -> FlowRecord {
 }
 
 pub(crate) fn drops() -> Drops {
-    let count = |reason: &str, place: &str, packets, advice: &str| DropCount {
+    let count = |reason: &str, place: DropPlace, packets, advice: &str| DropCount {
         reason: reason.to_string(),
-        place: place.to_string(),
+        place: place.into(),
         packets,
         advice: advice.to_string(),
         expected: false,
     };
-    let multicast = count("multicast", "datapath", 7, "cannot be encrypted to one peer");
+    let multicast = count("multicast", DropPlace::Datapath, 7, "cannot be encrypted to one peer");
     Drops {
         leaked: vec![LeakCount { device: "eth1".to_string(), packets: 2 }],
         reasons: vec![
-            count("no_peer", "datapath", 12, "the other node has published no usable key: is its agent running?"),
-            count("handshake_rate", "tunnel", 0, "peers start more handshakes than tunnel.handshakesPerSecond allows"),
+            count(
+                "no_peer",
+                DropPlace::Datapath,
+                12,
+                "the other node has published no usable key: is its agent running?",
+            ),
+            count(
+                "handshake_rate",
+                DropPlace::Tunnel,
+                0,
+                "peers start more handshakes than tunnel.handshakesPerSecond allows",
+            ),
             DropCount { expected: true, ..multicast },
         ],
     }
@@ -227,6 +238,6 @@ pub(crate) fn maps() -> Maps {
                 rows: vec![("10.244.0.0/16".to_string(), "unknown pod".to_string())],
             },
         ],
-        links: vec![LinkStatus { interface: "eth0".to_string(), hook: Hook::ToWire, how: "tcx".to_string() }],
+        links: vec![LinkStatus { interface: "eth0".to_string(), hook: Hook::ToWire, how: AttachMethod::Tcx.into() }],
     }
 }

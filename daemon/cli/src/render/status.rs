@@ -1,8 +1,8 @@
 //! `hauberk status`: problems, this node, its peers, the namespaces.
 
 use hauberk_api::{
-    ConfigurationStatus, KeyStatus, NamespaceStatus, PeerState, PeerStatus, Problem, Protection, Severity,
-    SourceStatus, Status,
+    ConfigurationOrigin, ConfigurationStatus, KeyStatus, NamespaceStatus, PeerState, PeerStatus, Problem, Protection,
+    Severity, SourceStatus, Status,
 };
 use jiff::Timestamp;
 
@@ -168,10 +168,11 @@ fn source(source: &SourceStatus, now: Timestamp) -> String {
 /// If something is wrong with it, the problems say so.
 fn configuration(state: &ConfigurationStatus) -> String {
     let generation = state.generation.map(|generation| format!(" generation {generation}")).unwrap_or_default();
-    let origin = match state.origin.as_str() {
-        "object" => format!("HauberkConfig cluster,{generation}"),
-        "copy" => format!("this node's copy of HauberkConfig cluster,{generation}"),
-        _ => "this node's file alone".to_string(),
+    let origin = match state.origin.known() {
+        Some(ConfigurationOrigin::Object) => format!("HauberkConfig cluster,{generation}"),
+        Some(ConfigurationOrigin::Copy) => format!("this node's copy of HauberkConfig cluster,{generation}"),
+        Some(ConfigurationOrigin::File) => "this node's file alone".to_string(),
+        None => format!("{}{generation}", state.origin),
     };
     match state.refused {
         Some(refused) => format!("{origin}; {}", painted(page::BAD, format_args!("generation {refused} is refused"))),
@@ -185,6 +186,8 @@ fn words_of(items: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hauberk_api::Word;
+
     use super::*;
     use crate::outcome::Outcome;
     use crate::render::samples::{golden, status};
@@ -224,19 +227,20 @@ mod tests {
 
     #[test]
     fn the_cluster_s_configuration_is_named_with_what_is_refused() {
-        let words = |origin: &str, generation, refused| {
-            let state = ConfigurationStatus { origin: origin.to_string(), generation, refused, message: None };
+        let words = |origin: Word<ConfigurationOrigin>, generation, refused| {
+            let state = ConfigurationStatus { origin, generation, refused, message: None };
             anstream::adapter::strip_str(&configuration(&state)).to_string()
         };
-        assert_eq!(words("object", Some(3), None), "HauberkConfig cluster, generation 3");
+        assert_eq!(words(ConfigurationOrigin::Object.into(), Some(3), None), "HauberkConfig cluster, generation 3");
         assert_eq!(
-            words("copy", Some(3), Some(4)),
+            words(ConfigurationOrigin::Copy.into(), Some(3), Some(4)),
             "this node's copy of HauberkConfig cluster, generation 3; generation 4 is refused"
         );
-        assert_eq!(words("file", None, None), "this node's file alone");
+        assert_eq!(words(ConfigurationOrigin::File.into(), None, None), "this node's file alone");
+        assert_eq!(words(Word::Other("mirror".to_string()), Some(3), None), "mirror generation 3", "of a newer agent");
         let mut status = status();
         status.configuration = Some(ConfigurationStatus {
-            origin: "object".to_string(),
+            origin: ConfigurationOrigin::Object.into(),
             generation: Some(3),
             refused: Some(4),
             message: Some("generation 4 of HauberkConfig cluster is refused: `tunnel.port` is 0".to_string()),

@@ -1,6 +1,6 @@
 //! Times, amounts and lists in words.
 
-use hauberk_api::{KeyStatus, Protection};
+use hauberk_api::{Encryption, KeyStatus, Protection, Word};
 use jiff::Timestamp;
 
 use crate::render::page::{self, painted};
@@ -86,13 +86,13 @@ pub(crate) fn protection(protection: Protection) -> String {
 
 /// The word for a flow's encryption, in a colour: plain traffic is yellow, so that it is noticed
 /// but does not look like an error.
-pub(crate) fn encryption(word: &str) -> String {
+pub(crate) fn encryption(word: &Word<Encryption>) -> String {
     painted(
-        match word {
-            "encrypted" => page::GOOD,
-            "plain" => page::DOUBTFUL,
-            "refused" => page::BAD,
-            _ => page::NEUTRAL,
+        match word.known() {
+            Some(Encryption::Encrypted) => page::GOOD,
+            Some(Encryption::Plain) => page::DOUBTFUL,
+            Some(Encryption::Refused) => page::BAD,
+            Some(Encryption::Local | Encryption::World) | None => page::NEUTRAL,
         },
         word,
     )

@@ -484,7 +484,7 @@ fn an_interface_of_nobody_known_is_protected() {
     world.apply(Change::Attachment(attachment("c1", None, &["10.0.1.5"])));
     assert_eq!(protection_of(&world, "10.0.1.5"), Protection::Enabled);
     let mut other = attachment("c2", Some("open/b"), &["10.0.1.6"]);
-    other.request.pod.as_mut().unwrap().uid = Some("old".into());
+    other.pod.as_mut().unwrap().uid = Some("old".into());
     world.apply(Change::Attachment(other));
     world.apply(Change::Pod(PodObject { uid: Some("new".into()), ..pod("open/b", 1, &[]) }));
     assert_eq!(protection_of(&world, "10.0.1.6"), Protection::Enabled, "the object is another pod's");
@@ -528,7 +528,7 @@ fn an_interface_on_record_again_of_two_pods_or_of_another_nodes_is_protected() {
 fn what_is_only_reserved_has_an_address_but_nothing_to_attach_to() {
     let mut world = World::three_nodes();
     let mut reserved = attachment("c1", Some("open/a"), &["10.0.1.5"]);
-    reserved.attach = None;
+    reserved.pair = None;
     world.apply(Change::Attachment(reserved));
     assert!(world.desired().state.pods.is_empty());
     assert_eq!(protection_of(&world, "10.0.1.5"), Protection::Enabled);
@@ -538,7 +538,7 @@ fn what_is_only_reserved_has_an_address_but_nothing_to_attach_to() {
 fn an_interface_with_an_impossible_mac_address_is_told() {
     let mut world = World::three_nodes();
     let mut odd = attachment("c1", Some("open/a"), &["10.0.1.5"]);
-    odd.attach.as_mut().unwrap().pod_mac = "nonsense".into();
+    odd.pair.as_mut().unwrap().pod_mac = [1, 0, 0x5e, 0, 0, 1].into();
     world.apply(Change::Attachment(odd));
     assert!(world.desired().state.pods.is_empty());
     world.assert_event(reason::ATTACHMENT_INVALID, &["Attachment/c1/eth0"]);

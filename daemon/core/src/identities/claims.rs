@@ -5,9 +5,8 @@ use std::net::IpAddr;
 
 use hauberk_abi::address::Address;
 use hauberk_abi::identity::Protection;
-use hauberk_api::Attachment;
-use ipnet::IpNet;
 
+use crate::attachment::Attachment;
 use crate::events::{Collector, reason};
 use crate::identities::Owner;
 use crate::identities::addresses::{NodeClaim, Places};
@@ -279,8 +278,7 @@ pub(crate) fn tell_attachment(
     attachment: &Attachment,
     events: &mut Collector,
 ) {
-    let addresses: Vec<IpAddr> = attachment.reservation.addresses.iter().map(IpNet::addr).collect();
-    tell_refused(&of_attachment(model, local, key, attachment), &addresses, events);
+    tell_refused(&of_attachment(model, local, key, attachment), &attachment.addresses, events);
 }
 
 fn tell_refused(claim: &PodClaim<'_>, addresses: &[IpAddr], events: &mut Collector) {

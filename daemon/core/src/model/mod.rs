@@ -15,9 +15,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hauberk_abi::address::Address;
-use hauberk_api::{Attachment, PodReference};
-use ipnet::IpNet;
 
+use crate::attachment::{Attachment, NamedPod};
 use crate::events::NewEvent;
 use crate::model::claims::Claims;
 use crate::model::departed::Departed;
@@ -300,12 +299,12 @@ impl Model {
     /// The pod of an interface on this node, as the runtime named it. For a recovered interface, it
     /// is the only pod on this node that has any of its addresses.
     pub fn pod_of<'a>(&'a self, attachment: &'a Attachment) -> Option<PodOf<'a>> {
-        if let Some(PodReference { namespace, name, uid }) = &attachment.request.pod {
+        if let Some(NamedPod { name: PodName { namespace, name }, uid }) = &attachment.pod {
             return Some(PodOf { namespace, name, uid: uid.as_deref() });
         }
-        let addresses = if attachment.recovered { reserved_for(attachment) } else { Vec::new() };
+        let addresses: &[IpAddr] = if attachment.recovered { &attachment.addresses } else { &[] };
         let mut found: Option<&Pod> = None;
-        for claimant in possible(&addresses).flat_map(|address| self.claims.of(address)) {
+        for claimant in possible(addresses).flat_map(|address| self.claims.of(address)) {
             let Claimant::Pod(pod) = claimant else { continue };
             if pod.node.as_deref() != Some(self.node()) {
                 continue;
@@ -359,13 +358,12 @@ impl Model {
     }
 
     fn put_attachment(&mut self, attachment: Attachment) -> bool {
-        let key = AttachmentKey::of(&attachment);
-        if self.attachments.get(&key) == Some(&attachment) {
+        if self.attachments.get(&attachment.key) == Some(&attachment) {
             return false;
         }
-        self.remove_attachment(&key);
-        let key = Arc::new(key);
-        for address in possible(&reserved_for(&attachment)) {
+        self.remove_attachment(&attachment.key);
+        let key = Arc::new(attachment.key.clone());
+        for address in possible(&attachment.addresses) {
             self.claims.insert(address, Claimant::Attachment(Arc::clone(&key)));
             self.touched.addresses.insert(address);
         }
@@ -376,7 +374,7 @@ impl Model {
 
     fn remove_attachment(&mut self, key: &AttachmentKey) -> bool {
         let Some((key, attachment)) = self.attachments.remove_entry(key) else { return false };
-        for address in possible(&reserved_for(&attachment)) {
+        for address in possible(&attachment.addresses) {
             self.claims.remove(address, Claimant::Attachment(Arc::clone(&key)));
             self.touched.addresses.insert(address);
         }
@@ -388,7 +386,7 @@ impl Model {
     fn touch_pod(&mut self, pod: &Pod) {
         self.touched.pods.insert((Arc::clone(&pod.namespace), pod.name.clone()));
         self.touched.namespaces.insert(Arc::clone(&pod.namespace));
-        self.touch_attachments(|reference| *reference.name == *pod.name && *reference.namespace == *pod.namespace);
+        self.touch_attachments(|named| *named.name == *pod.name && *named.namespace == *pod.namespace);
     }
 
     /// Touches the namespace, and every pod in it.
@@ -402,7 +400,7 @@ impl Model {
         for address in addresses {
             self.touch_address(address);
         }
-        self.touch_attachments(|reference| reference.namespace == name);
+        self.touch_attachments(|named| named.namespace == name);
     }
 
     /// Touches a pod's address, and all addresses of a recovered interface that has this address.
@@ -412,16 +410,16 @@ impl Model {
             let Claimant::Attachment(key) = claimant else { continue };
             if let Some(attachment) = self.attachments.get(key).filter(|attachment| attachment.recovered) {
                 self.touched.attachments.insert(Arc::clone(key));
-                self.touched.addresses.extend(possible(&reserved_for(attachment)));
+                self.touched.addresses.extend(possible(&attachment.addresses));
             }
         }
     }
 
-    fn touch_attachments(&mut self, of_pod: impl Fn(&PodReference) -> bool) {
+    fn touch_attachments(&mut self, of_pod: impl Fn(&PodName) -> bool) {
         for (key, attachment) in &self.attachments {
-            if attachment.request.pod.as_ref().is_some_and(&of_pod) {
+            if attachment.pod.as_ref().is_some_and(|pod| of_pod(&pod.name)) {
                 self.touched.attachments.insert(Arc::clone(key));
-                self.touched.addresses.extend(possible(&reserved_for(attachment)));
+                self.touched.addresses.extend(possible(&attachment.addresses));
             }
         }
     }
@@ -430,10 +428,6 @@ impl Model {
 /// The addresses that a pod can have.
 fn possible(addresses: &[IpAddr]) -> impl Iterator<Item = Address> {
     addresses.iter().filter(|address| reserved::address(**address).is_none()).map(|address| Address::from(*address))
-}
-
-fn reserved_for(attachment: &Attachment) -> Vec<IpAddr> {
-    attachment.reservation.addresses.iter().map(IpNet::addr).collect()
 }
 
 #[cfg(test)]

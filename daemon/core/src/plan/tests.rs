@@ -6,6 +6,7 @@ use hauberk_abi::layout::peer_flag;
 use proptest::prelude::*;
 
 use super::*;
+use crate::attachment::{Attachment, VethPair};
 use crate::identities::Identities;
 use crate::model::Change;
 use crate::names::{AttachmentKey, NodeNumber};
@@ -163,7 +164,7 @@ fn an_interface_keeps_its_protection_until_everything_is_known() {
     world.apply(namespace("secret", None));
     world.apply(Change::Pod(pod("secret/a", 1, &[])));
     let mut moved = attachment("c1", Some("secret/a"), &["10.0.1.5"]);
-    moved.attach.as_mut().unwrap().host_index = 8;
+    moved.pair.as_mut().unwrap().host_index = 8;
     world.apply(Change::Attachment(moved));
     let interface = |actual: &State| {
         let pod = actual.pods.values().next().unwrap();
@@ -355,8 +356,8 @@ fn any_change_of(address: BoxedStrategy<std::net::IpAddr>) -> impl Strategy<Valu
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
             let mut attachment = attachment(container, pod, &addresses);
-            attachment.attach = attachment.attach.map(|attach| hauberk_api::Attach { host_index: index, ..attach });
-            Change::Attachment(hauberk_api::Attachment { recovered, ..attachment })
+            attachment.pair = attachment.pair.map(|pair| VethPair { host_index: index, ..pair });
+            Change::Attachment(Attachment { recovered, ..attachment })
         },
     );
     let key = |container: &str| AttachmentKey { container: container.into(), interface: "eth0".into() };

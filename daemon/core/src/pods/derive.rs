@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use hauberk_api::{Attach, Attachment};
-use ipnet::IpNet;
+use hauberk_api::MacAddress;
 
+use crate::attachment::{Attachment, VethPair};
 use crate::events::{Collector, reason};
 use crate::identities::addresses::Places;
 use crate::identities::claims::{self, Party};
@@ -22,14 +22,14 @@ pub(crate) fn local_pod(
     key: &AttachmentKey,
     attachment: &Attachment,
 ) -> Option<LocalPod> {
-    let attach = attachment.attach.as_ref()?;
-    let (host_mac, pod_mac) = devices(attach)?;
+    let pair = attachment.pair?;
+    let (host_mac, pod_mac) = devices(&pair)?;
     let mut protection = claims::protection_of(model, local, attachment);
     let mut addresses: Vec<IpAddr> = Vec::new();
     // A refused address claims nothing, and another pod may have the address it maps to:
     // `::ffff:10.0.1.1`.
     let possible = |address: &IpAddr| reserved::address(*address).is_none();
-    for address in attachment.reservation.addresses.iter().map(IpNet::addr).filter(possible) {
+    for address in attachment.addresses.iter().copied().filter(possible) {
         let party = claims::decide(model, local, places, address.into(), &mut Collector::counting());
         let Party::Pod(claim) = party else { continue };
         protection = protection.max(claim.protection);
@@ -42,8 +42,8 @@ pub(crate) fn local_pod(
     Some(LocalPod {
         container: key.container.clone(),
         interface: key.interface.clone(),
-        host_interface: attachment.reservation.host_interface.clone(),
-        host_index: attach.host_index,
+        host_interface: attachment.host_interface.clone(),
+        host_index: pair.host_index,
         host_mac,
         pod_mac,
         addresses,
@@ -61,42 +61,37 @@ pub(crate) fn tell(
     events: &mut Collector,
 ) {
     claims::tell_attachment(model, local, key, attachment, events);
-    let Some(attach) = attachment.attach.as_ref().filter(|attach| devices(attach).is_none()) else { return };
+    let Some(pair) = attachment.pair.filter(|pair| devices(pair).is_none()) else { return };
     events.warn(reason::ATTACHMENT_INVALID, [format!("Attachment/{key}")], || {
         format!(
-            "interface {key} cannot be attached: host side index {}, MAC addresses {:?} and {:?} are not all those of an \
+            "interface {key} cannot be attached: host side index {}, MAC addresses \"{}\" and \"{}\" are not all those of an \
              Ethernet device; the CNI plugin and the agent may be of different versions",
-            attach.host_index, attach.host_mac, attach.pod_mac
+            pair.host_index, pair.host_mac, pair.pod_mac
         )
     });
 }
 
 /// The MAC addresses of the host's and the pod's side, if both sides can be devices.
-fn devices(attach: &Attach) -> Option<([u8; 6], [u8; 6])> {
-    match (mac(&attach.host_mac), mac(&attach.pod_mac), attach.host_index) {
+fn devices(pair: &VethPair) -> Option<([u8; 6], [u8; 6])> {
+    match (of_device(pair.host_mac), of_device(pair.pod_mac), pair.host_index) {
         (Some(host), Some(pod), 1..) => Some((host, pod)),
         _ => None,
     }
 }
 
-/// A device's MAC address, `aa:bb:cc:dd:ee:ff`: not all zero and not multicast.
-fn mac(text: &str) -> Option<[u8; 6]> {
-    let mut bytes = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut bytes {
-        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit()))?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    let usable = parts.next().is_none() && bytes != [0; 6] && bytes[0] & 1 == 0;
-    usable.then_some(bytes)
+/// The bytes, if a device can have the address: not all zero and not multicast.
+fn of_device(mac: MacAddress) -> Option<[u8; 6]> {
+    let octets = mac.octets();
+    (octets != [0; 6] && octets[0] & 1 == 0).then_some(octets)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::mac;
+    use super::*;
 
     #[test]
     fn only_a_devices_mac_address_is_one() {
+        let mac = |text: &str| text.parse().ok().and_then(of_device);
         assert_eq!(mac("02:00:5e:10:00:fF"), Some([2, 0, 0x5e, 0x10, 0, 0xff]));
         for text in ["", "02:00:5e:10:00", "02:00:5e:10:00:01:02", "2:0:5e:10:0:1", "+2:00:5e:10:00:01"] {
             assert_eq!(mac(text), None, "{text}");

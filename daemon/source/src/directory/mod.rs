@@ -29,7 +29,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
-use hauberk_api::SourceStatus;
+use hauberk_api::{SourceKind, SourceStatus};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch as signal};
 
@@ -164,7 +164,7 @@ impl Source for Directory {
     fn status(&self) -> SourceStatus {
         let shared = self.shared();
         SourceStatus {
-            kind: "directory".into(),
+            kind: SourceKind::Directory.into(),
             location: self.path.display().to_string(),
             synced: shared.synced,
             unavailable_since: shared.unavailable.as_ref().map(|(since, _)| *since),

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hauberk_api::SourceStatus;
+use hauberk_api::{SourceKind, SourceStatus};
 use hauberk_core::events::NewEvent;
 use jiff::Timestamp;
 
@@ -62,7 +62,7 @@ impl State {
         let inner = self.inner();
         let first = inner.outages.values().min_by_key(|outage| outage.since);
         SourceStatus {
-            kind: "kubernetes".into(),
+            kind: SourceKind::Kubernetes.into(),
             location: self.location.clone(),
             synced: self.awaited.is_subset(&inner.listed),
             unavailable_since: first.map(|outage| outage.since),

@@ -218,8 +218,7 @@ impl Reader {
 /// Whether the device is a pod's interface: packets to it do not leave the node.
 fn is_pods(agent: &AgentState, name: &str, index: u32) -> bool {
     agent.model.attachments().any(|(_, attachment)| {
-        attachment.reservation.host_interface == name
-            && attachment.attach.as_ref().is_some_and(|attach| attach.host_index == index)
+        attachment.host_interface == name && attachment.pair.is_some_and(|pair| pair.host_index == index)
     })
 }
 
