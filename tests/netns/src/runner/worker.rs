@@ -96,8 +96,8 @@ impl Worker {
         }
     }
 
-    /// Waits until it has ended by itself, as it does when its standard input ends. Then it has also
-    /// ended what does not die with its parent, such as an agent that has restarted itself.
+    /// Waits until it has ended by itself, as it does when its standard input ends. Then it has
+    /// also ended what does not die with its parent, such as an agent that has restarted itself.
     ///
     /// # Errors
     /// It does not end.
