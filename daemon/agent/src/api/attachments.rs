@@ -92,7 +92,8 @@ pub(super) async fn failed(
     let known = context.attachments.find(&request.container, &request.interface);
     if known.is_none_or(|known| known.attach.is_none()) {
         warn!(container = request.container, pod = ?request.pod, "hauberk-cni failed: {}", failed.message);
-        context.agent.write().failed_adds.note(failed, Instant::now());
+        let agent = &mut *context.agent.write();
+        agent.failed_adds.note(failed, &agent.model, Instant::now());
     }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -32,13 +32,15 @@ pub struct FailedAdds(BTreeMap<String, Failure>);
 #[derive(Debug)]
 struct Failure {
     pod: Option<PodName>,
+    /// Whether the pod had an object when it failed.
+    had_object: bool,
     message: String,
     last: Instant,
 }
 
 impl FailedAdds {
     /// Notes a failure. If there are too many, the oldest is dropped.
-    pub fn note(&mut self, failed: FailedAdd, now: Instant) {
+    pub fn note(&mut self, failed: FailedAdd, model: &Model, now: Instant) {
         self.0.retain(|_, failure| now.saturating_duration_since(failure.last) < TOLD);
         let object = object(&failed.request);
         if self.0.len() >= MOST && !self.0.contains_key(&object) {
@@ -49,7 +51,8 @@ impl FailedAdds {
         let plain = failed.message.chars().map(|c| if c.is_control() { ' ' } else { c });
         let message = plain.take(LONGEST).collect();
         let pod = failed.request.pod.as_ref().map(domain::pod_name);
-        self.0.insert(object, Failure { pod, message, last: now });
+        let had_object = pod.as_ref().is_some_and(|pod| model.pod(pod).is_some());
+        self.0.insert(object, Failure { pod, had_object, message, last: now });
     }
 
     /// The pod has its interface, so its failure is over.
@@ -73,13 +76,13 @@ impl FailedAdds {
 }
 
 impl Failure {
-    /// Whether the pod still needs an interface. A pod without an object needs one as long as the
-    /// model is not complete.
+    /// Whether the pod still needs an interface. A pod whose object is gone has ended. One that
+    /// never had an object, as before it is written to the folder, still needs one.
     fn is_needed(&self, model: &Model) -> bool {
         let Some(name) = &self.pod else { return true };
         match model.pod(name) {
             Some(pod) => unconnected::needs_network(model, pod),
-            None => !model.synced(),
+            None => !self.had_object || !model.synced(),
         }
     }
 }
@@ -118,12 +121,16 @@ mod tests {
         agent.failed_adds.problems(&agent.model, &agent.local, now).collect()
     }
 
+    fn note(agent: &mut AgentState, failed: FailedAdd, now: Instant) {
+        agent.failed_adds.note(failed, &agent.model, now);
+    }
+
     #[test]
     fn a_failure_is_told_until_the_pod_has_its_interface() {
         for (label, severity) in [(Some("enabled"), Severity::Critical), (None, Severity::Warning)] {
             let (mut agent, now) = (agent(label), Instant::now());
-            agent.failed_adds.note(failed("c1", Some("a"), "no veth pair"), now);
-            agent.failed_adds.note(failed("c2", Some("a"), "no veth pair at all"), now);
+            note(&mut agent, failed("c1", Some("a"), "no veth pair"), now);
+            note(&mut agent, failed("c2", Some("a"), "no veth pair at all"), now);
             let problems = told(&agent, now);
             assert_eq!(
                 (problems.len(), problems[0].severity, problems[0].object.as_str()),
@@ -140,8 +147,8 @@ mod tests {
     #[test]
     fn of_a_pod_that_ends_or_that_nobody_tries_again_nothing_is_told() {
         let (mut agent, now) = (agent(None), Instant::now());
-        agent.failed_adds.note(failed("c1", Some("a"), "x"), now);
-        agent.failed_adds.note(failed("c2", None, "y"), now);
+        note(&mut agent, failed("c1", Some("a"), "x"), now);
+        note(&mut agent, failed("c2", None, "y"), now);
         assert_eq!(told(&agent, now).len(), 2);
         let _ = agent.model.apply(Change::Pod(PodObject { terminating: true, ..pod("a") }));
         assert_eq!(told(&agent, now).len(), 1);
@@ -152,12 +159,24 @@ mod tests {
         assert!(told(&agent, now + TOLD).is_empty());
     }
 
+    /// Without Kubernetes a pod's object is written after its ADD.
+    #[test]
+    fn a_failure_of_a_pod_without_an_object_is_told() {
+        let (mut agent, now) = (agent(None), Instant::now());
+        note(&mut agent, failed("c1", Some("new"), "this node is full"), now);
+        assert_eq!(told(&agent, now)[0].object, "pod/payments/new");
+        agent.failed_adds.succeeded(&failed("c2", Some("new"), "").request);
+        assert!(told(&agent, now).is_empty());
+    }
+
     #[test]
     fn no_more_are_remembered_than_there_is_room_for() {
         let (mut failures, begin) = (FailedAdds::default(), Instant::now());
+        let model = Model::new("n1");
         let long = "x".repeat(2 * LONGEST);
         for number in 0..2 * MOST as u64 {
-            failures.note(failed(&format!("c{number}"), None, &long), begin + Duration::from_secs(number));
+            let at = begin + Duration::from_secs(number);
+            failures.note(failed(&format!("c{number}"), None, &long), &model, at);
         }
         assert_eq!(failures.0.len(), MOST);
         assert!(!failures.0.contains_key("container/c0/eth0"), "the oldest go");
