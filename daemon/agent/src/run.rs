@@ -194,11 +194,14 @@ fn note(context: &Context, event: Option<NewEvent>) {
 async fn wait_for_signal() -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => warn!("SIGHUP changes nothing: the configuration is read at the start; restart the agent"),
+        }
     }
-    Ok(())
 }
 
 fn resized(sentence: &str) -> Problem {
