@@ -37,9 +37,8 @@ impl Datapath {
         }
     }
 
-    /// Moves `hook` back to its place next to the wire (or the pod) after other programs got in
-    /// between. The hook runs at every moment: a copy is attached at the right place first, then
-    /// the program at the wrong place is detached.
+    /// Moves `hook` back to the front after other programs got there. The hook runs at every
+    /// moment: a copy is attached in front first, then the program behind is detached.
     ///
     /// # Errors
     /// [`DatapathError`]; also if the hook does not have its place afterwards.
@@ -70,7 +69,7 @@ impl Datapath {
         links::reseat(program(idle, name)?, &self.pins.links(), hook, interface)?;
         self.held.hold(&self.pins.links(), hook, interface);
         match self.seat(hook, interface, framing)? {
-            Seat::Attached { between } if between.is_empty() => Ok(()),
+            Seat::Attached { before, .. } if before.is_empty() => Ok(()),
             _ => Err(refused("others took its place again at once")),
         }
     }

@@ -29,6 +29,7 @@ use aya::Ebpf;
 use aya::maps::MapError;
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::{Hook, Settings};
+use hauberk_host::Filter;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use hold::Held;
@@ -73,7 +74,7 @@ pub enum DatapathError {
         reason: String,
     },
     /// A map could not be read or written.
-    #[error("cannot access the map {map}: {source}")]
+    #[error("cannot access the map {map}: {}", chain(source))]
     Map {
         /// Its name.
         map: &'static str,
@@ -214,8 +215,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Asks the kernel whether `hook` runs on the interface, and which programs are between it and
-    /// the wire (or the pod). With clsact this always says attached: there the caller asks by
+    /// Asks the kernel whether `hook` runs on the interface, and which programs run before and
+    /// after it. With clsact this always says attached: there the caller asks by
     /// netlink ([`hauberk_host::Netlink`]).
     ///
     /// # Errors
@@ -223,10 +224,23 @@ impl Datapath {
     /// is gone.
     pub fn seat(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<Seat, DatapathError> {
         if self.mode == AttachMode::Clsact {
-            return Ok(Seat::Attached { between: Vec::new() });
+            return Ok(Seat::Attached { before: Vec::new(), behind: Vec::new() });
         }
         let own = self.ids(framing.program(hook))?;
         links::seat(&own, hook, interface)
+    }
+
+    /// Whether a filter of a clsact queueing discipline is `hook`'s: by its handle, and by its
+    /// program, because another program can replace a filter's program.
+    ///
+    /// # Errors
+    /// [`DatapathError::Program`].
+    pub fn is_filter_of(&mut self, hook: Hook, framing: Framing) -> Result<impl Fn(&Filter) -> bool, DatapathError> {
+        let own = self.ids(framing.program(hook))?;
+        Ok(move |filter: &Filter| {
+            [CLSACT_MINOR, CLSACT_NEXT_MINOR].contains(&filter.handle)
+                && filter.program.is_some_and(|program| own.contains(&program))
+        })
     }
 
     /// Whether the programs are filters of a clsact queueing discipline.

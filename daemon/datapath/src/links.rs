@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact};
-use aya::programs::{Link as _, ProgramError, ProgramId, SchedClassifier, TcAttachType};
+use aya::programs::{Link as _, ProgramError, SchedClassifier, TcAttachType};
 use hauberk_abi::layout::Hook;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::{DatapathError, chain, query, syscalls};
+use crate::{DatapathError, chain, query};
 
 /// Runs before every filter that was added without a preference.
 const CLSACT_PRIORITY: u16 = 1;
@@ -66,9 +66,11 @@ pub enum Seat {
     Missing,
     /// It runs.
     Attached {
-        /// Names of other programs between it and the wire (or the pod). It does not see what they
-        /// do to a packet.
-        between: Vec<String>,
+        /// Ids of other programs that run before it. It does not see the packets that they let
+        /// pass, redirect or drop.
+        before: Vec<u32>,
+        /// Ids of other programs that run after it. It does not see what they do to a packet.
+        behind: Vec<u32>,
     },
 }
 
@@ -124,39 +126,24 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: 
     attach_tcx_anew(program, pin, hook, interface)
 }
 
-/// Attaches next to the wire or the pod, so that other programs change a packet only between this
-/// program and the stack. The leak detector must run after the guard. If it is the last program,
-/// the guard goes before it; elsewhere in the chain, it moves back to the end by itself.
+/// Attaches in front of all other programs: TCX ends at the first program that lets a packet pass,
+/// redirects or drops it, and the programs behind it do not run.
 fn attach_tcx_anew(program: &mut SchedClassifier, pin: &Path, hook: Hook, interface: &str) -> Result<(), String> {
-    let order = match direction(hook) {
-        TcAttachType::Ingress => LinkOrder::first(),
-        _ => last_observer(interface).map_or_else(LinkOrder::last, LinkOrder::before_program_id),
-    };
-    let options = TcAttachOptions::TcxOrder(order);
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(interface, direction(hook), options).map_err(|error| chain(&error))?;
     let link = program.take_link(id).map_err(|error| chain(&error))?;
     FdLink::try_from(link).map_err(|error| chain(&error))?.pin(pin).map_err(|error| chain(&error))?;
     Ok(())
 }
 
-/// The leak detector's program, if it is the last one at the interface's egress.
-fn last_observer(interface: &str) -> Option<ProgramId> {
-    let last = query::tcx_programs(interface, TcAttachType::Egress).ok()?.pop()?;
-    query::is_observer(last).then(|| syscalls::program_id(last))
-}
-
-/// Where the first (at ingress) or last (at egress) of the `own` programs is in the interface's
-/// chain.
+/// Where the first of the `own` programs is in the interface's chain.
 pub(crate) fn seat(own: &[u32], hook: Hook, interface: &str) -> Result<Seat, DatapathError> {
     let attached = query::tcx_programs(interface, direction(hook)).map_err(|error| refused(hook, interface, &error))?;
     let is_own = |id: &u32| own.contains(id);
-    let between = match direction(hook) {
-        TcAttachType::Ingress => attached.iter().position(is_own).map(|place| &attached[..place]),
-        _ => attached.iter().rposition(is_own).map(|place| &attached[place + 1..]),
-    };
-    let Some(between) = between else { return Ok(Seat::Missing) };
-    let others = between.iter().filter(|id| !query::is_observer(**id));
-    Ok(Seat::Attached { between: others.map(|id| query::name_of(*id)).collect() })
+    let Some(place) = attached.iter().position(is_own) else { return Ok(Seat::Missing) };
+    let (before, behind) = attached.split_at(place);
+    let others = |ids: &[u32]| ids.iter().copied().filter(|id| !is_own(id) && !query::is_observer(*id)).collect();
+    Ok(Seat::Attached { before: others(before), behind: others(behind) })
 }
 
 /// Whether the program runs on the interface.
@@ -165,8 +152,8 @@ pub(crate) fn is_attached(program: u32, hook: Hook, interface: &str) -> Result<b
     Ok(attached.contains(&program))
 }
 
-/// Attaches the program next to the wire or the pod. The copy of it elsewhere in the chain is
-/// detached once this one runs.
+/// Attaches the program in front of all others. The copy of it elsewhere in the chain is detached
+/// once this one runs.
 pub(crate) fn reseat(
     program: &mut SchedClassifier,
     links: &Path,

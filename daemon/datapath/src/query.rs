@@ -33,7 +33,7 @@ pub fn has_tcx() -> bool {
 }
 
 /// The program's name, or its id if the agent is not allowed to read the name.
-pub(crate) fn name_of(id: u32) -> String {
+pub fn name_of(id: u32) -> String {
     let named = |program: &ProgramInfo| program.name_as_str().filter(|name| !name.is_empty()).map(str::to_owned);
     let found = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
     found.as_ref().and_then(named).unwrap_or_else(|| format!("program {id}"))

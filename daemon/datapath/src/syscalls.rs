@@ -2,7 +2,6 @@
 
 use std::io;
 
-use aya::programs::ProgramId;
 use nix::libc;
 
 /// `BPF_PROG_QUERY` (linux/bpf.h).
@@ -49,11 +48,4 @@ pub fn attached_programs(interface: u32, attach_type: u32) -> io::Result<Vec<u32
     }
     ids.truncate(query.count as usize);
     Ok(ids)
-}
-
-/// A program's id as aya has it.
-pub fn program_id(id: u32) -> ProgramId {
-    // SAFETY: an id is only looked up: if the program is gone, the kernel refuses the call that
-    // names it.
-    unsafe { ProgramId::new(id) }
 }

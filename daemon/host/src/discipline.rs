@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use nix::errno::Errno;
 
 use super::{HostError, Netlink, is_errno, refused};
@@ -18,23 +18,31 @@ pub struct Filter {
     pub handle: u16,
     /// Its kind: `bpf`, `flower`, ...
     pub kind: String,
+    /// The id of its eBPF program, if it has one.
+    pub program: Option<u32>,
 }
 
 impl Filter {
     /// None for the entry that stands for all filters of a preference, and for filters of other
     /// chains, which run only when another filter jumps there.
     fn from(message: &TcMessage) -> Option<Filter> {
-        let (mut kind, mut chain) = (String::new(), 0);
+        let (mut kind, mut chain, mut program) = (String::new(), 0, None);
         for attribute in &message.attributes {
             match attribute {
                 TcAttribute::Kind(name) => kind.clone_from(name),
                 TcAttribute::Chain(number) => chain = *number,
+                TcAttribute::Options(options) => {
+                    program = options.iter().find_map(|option| match option {
+                        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+                        _ => None,
+                    });
+                }
                 _ => {}
             }
         }
         let (preference, handle) = ((message.header.info >> 16) as u16, message.header.handle);
         let is_one = chain == 0 && handle != TcHandle::default();
-        is_one.then_some(Filter { preference, handle: handle.minor, kind })
+        is_one.then_some(Filter { preference, handle: handle.minor, kind, program })
     }
 }
 

@@ -296,7 +296,7 @@ pub(crate) const TCX_EGRESS: u32 = 47;
 ///
 /// # Errors
 /// A system call fails.
-pub(crate) fn passing_program() -> io::Result<OwnedFd> {
+pub(crate) fn foreign_program(answer: i32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Load {
         kind: u32,
@@ -306,8 +306,8 @@ pub(crate) fn passing_program() -> io::Result<OwnedFd> {
         rest: [u64; 3],
         name: [u8; 16],
     }
-    // r0 = -1; exit. Each number has the code and registers, then the constant.
-    let instructions: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+    // r0 = answer; exit. Each number has the code and registers, then the constant.
+    let instructions: [u64; 2] = [u64::from(answer as u32) << 32 | 0xb7, 0x95];
     let mut load = Load {
         kind: 3,
         count: 2,

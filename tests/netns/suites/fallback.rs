@@ -80,7 +80,22 @@ fn preceded(context: &Context) -> Result<()> {
         })?;
         eventually("it to be told", || {
             let events = node.agent.events()?;
-            let told = |message: &str| message.contains("preference 1") && message.contains(&format!("behind {hook}"));
+            let told = |message: &str| message.contains("preference 1") && message.contains(&format!("before {hook}"));
+            Ok(events.iter().any(|event| event.reason == "Restored" && told(&event.message)).then_some(()))
+        })?;
+    }
+    // A filter keeps its place and its handle when another program replaces what it runs.
+    for (way, hook) in [("egress", "to_wire"), ("ingress", "from_wire")] {
+        let place = ["filter", "replace", "dev", "eth0", way, "protocol", "all", "pref", "1", "handle", "0x6861"];
+        node.run("tc", &[&place[..], &PASS_ALL].concat())?;
+        eventually(format!("{hook} to run again"), || {
+            let filters = filters(node, way)?;
+            ensure!(filters.matches(&format!("name {hook}")).count() == 1, "{filters}");
+            Ok(Some(()))
+        })?;
+        eventually("it to be told", || {
+            let events = node.agent.events()?;
+            let told = |message: &str| message.contains(&format!("{hook} had been detached"));
             Ok(events.iter().any(|event| event.reason == "Restored" && told(&event.message)).then_some(()))
         })?;
     }
@@ -96,7 +111,8 @@ fn preceded(context: &Context) -> Result<()> {
         }
     }
     cluster.assert_no_cleartext(&[&a, &b], since)?;
-    ensure!(node.agent.status()?.ready, "not ready because of a filter that comes after the guard");
+    // A filter that comes after the guard does not keep the node from being ready.
+    node.agent.wait_ready()?;
     node.run("tc", &["filter", "del", "dev", "eth0", "egress", "protocol", "all", "pref", "1", "handle", "1", "bpf"])?;
     eventually("it not to be told any more", || Ok(warned(node)?.is_none().then_some(())))?;
     cluster.assert_no_cleartext(&[&a, &b], since)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 use hauberk_api::{Problem, Severity};
-use hauberk_datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR, Seat, query};
+use hauberk_datapath::{Seat, query};
 use hauberk_fault as fault;
 use hauberk_host::{Filter, sysctl};
 
@@ -61,25 +61,26 @@ pub struct Finding {
 pub enum Found {
     /// Nothing: another program detached it.
     Missing,
-    /// It runs, but other programs are between it and the wire (or the pod), where it does not see
-    /// what they do.
-    Between(Vec<String>),
-    /// It runs, but other programs' filters come after it where the agent cannot change that.
+    /// Other programs run before it. What they let pass or redirect does not reach it.
+    Before(Vec<String>),
+    /// It runs first, but other programs after it may change what it has judged.
     Behind(Vec<String>),
 }
 
 /// Judges the filters of a clsact queueing discipline, given in the order in which they run.
-fn among(filters: &[Filter], hook: Hook) -> Option<Found> {
-    let is_guard = |filter: &Filter| [CLSACT_MINOR, CLSACT_NEXT_MINOR].contains(&filter.handle);
+fn among(filters: &[Filter], hook: Hook, is_guard: impl Fn(&Filter) -> bool) -> Option<Found> {
     let Some(place) = filters.iter().position(is_guard) else { return Some(Found::Missing) };
     let (before, behind) = filters.split_at(place);
     if !before.is_empty() {
-        return Some(Found::Between(before.iter().map(ToString::to_string).collect()));
+        return Some(Found::Before(before.iter().map(ToString::to_string).collect()));
     }
-    let is_egress = matches!(hook, Hook::ToPod | Hook::ToWire);
     let others = behind.iter().filter(|filter| !query::is_own(filter));
     let others: Vec<String> = others.map(ToString::to_string).collect();
-    (is_egress && !others.is_empty()).then_some(Found::Behind(others))
+    (is_egress(hook) && !others.is_empty()).then_some(Found::Behind(others))
+}
+
+fn is_egress(hook: Hook) -> bool {
+    matches!(hook, Hook::ToPod | Hook::ToWire)
 }
 
 impl Finding {
@@ -89,7 +90,15 @@ impl Finding {
             Found::Missing => {
                 (Severity::Critical, format!("{} does not run: another program detached it", self.hook.as_str()))
             }
-            Found::Between(programs) | Found::Behind(programs) => (
+            Found::Before(programs) => (
+                Severity::Critical,
+                format!(
+                    "other programs ({}) run before {}, which does not see what they let pass or redirect; see `bpftool net` and `tc filter show`",
+                    programs.join(", "),
+                    self.hook.as_str()
+                ),
+            ),
+            Found::Behind(programs) => (
                 Severity::Warning,
                 format!(
                     "what other programs ({}) do to packets behind {} is not seen by it; see `bpftool net` and `tc filter show`",
@@ -106,8 +115,8 @@ impl Finding {
         let hook = self.hook.as_str();
         match &self.found {
             Found::Missing => format!("{hook} had been detached by another program; it is attached again"),
-            Found::Between(programs) | Found::Behind(programs) => {
-                format!("other programs ({}) had come behind {hook}; it has its place again", programs.join(", "))
+            Found::Before(programs) | Found::Behind(programs) => {
+                format!("other programs ({}) had come before {hook}; it is the first again", programs.join(", "))
             }
         }
     }
@@ -155,7 +164,11 @@ impl Kernel {
                 findings.push(Finding { object, hook, interface, index, framing, found: Found::Missing });
                 continue;
             }
-            let Some(found) = self.ask(hook, index, &interface, framing, whole).await else { continue };
+            let found = self.ask(hook, index, &interface, framing, whole).await;
+            if !matches!(found, Some(Found::Before(_))) {
+                self.devices.contested.remove(&(index, hook));
+            }
+            let Some(found) = found else { continue };
             findings.push(Finding { object, hook, interface, index, framing, found });
         }
         findings
@@ -163,21 +176,23 @@ impl Kernel {
 
     async fn ask(&mut self, hook: Hook, index: u32, interface: &str, framing: Framing, whole: bool) -> Option<Found> {
         let found = if self.datapath.is_clsact() {
-            let ingress = !matches!(hook, Hook::ToPod | Hook::ToWire);
-            among(&self.netlink.filters(index, ingress).await.ok()?, hook)?
+            let ingress = !is_egress(hook);
+            let is_guard = self.datapath.is_filter_of(hook, framing).ok()?;
+            among(&self.netlink.filters(index, ingress).await.ok()?, hook, is_guard)?
         } else {
             match self.datapath.seat(hook, interface, framing) {
-                Ok(Seat::Attached { between }) if between.is_empty() => {
+                Ok(Seat::Attached { before, behind }) if before.is_empty() => {
+                    if !whole || !is_egress(hook) {
+                        return None;
+                    }
+                    let mut names: Vec<String> = behind.into_iter().map(query::name_of).collect();
                     // Filters run after all TCX programs.
-                    let filters = if whole && hook == Hook::ToWire {
-                        self.netlink.filters(index, false).await.ok()?
-                    } else {
-                        Vec::new()
-                    };
-                    let behind: Vec<String> = filters.iter().map(ToString::to_string).collect();
-                    (!behind.is_empty()).then_some(Found::Behind(behind))?
+                    if hook == Hook::ToWire {
+                        names.extend(self.netlink.filters(index, false).await.ok()?.iter().map(ToString::to_string));
+                    }
+                    (!names.is_empty()).then_some(Found::Behind(names))?
                 }
-                Ok(Seat::Attached { between }) => Found::Between(between),
+                Ok(Seat::Attached { before, .. }) => Found::Before(before.into_iter().map(query::name_of).collect()),
                 Ok(Seat::Missing) | Err(_) => Found::Missing,
             }
         };
@@ -186,9 +201,9 @@ impl Kernel {
         (link.index == index).then_some(found)
     }
 
-    /// Attaches again what is missing, and moves a program back to its place if others got in
-    /// between. Returns whether it did. It takes a place back at most [`TRIES`] times within
-    /// [`LONG`], because the other program may take it again each time.
+    /// Attaches again what is missing, and moves a program back to the front if others got there.
+    /// Returns whether it did. It takes a place back at most [`TRIES`] times within [`LONG`],
+    /// because the other program may take it again each time.
     ///
     /// # Errors
     /// [`ApplyError`].
@@ -204,12 +219,18 @@ impl Kernel {
                     return Err(error);
                 }
             }
-            Found::Between(_) if self.places.may(finding.index, *hook, Instant::now()) => {
+            Found::Before(_) if self.places.may(finding.index, *hook, Instant::now()) => {
                 self.datapath.reseat(*hook, interface, *framing)?;
             }
-            Found::Between(_) | Found::Behind(_) => return Ok(false),
+            Found::Before(_) | Found::Behind(_) => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// An interface whose place could not be kept counts as one without a guard, until its
+    /// program is seen to be the first again. Returns whether it did not yet.
+    pub fn shut_contested(&mut self, finding: &Finding) -> bool {
+        self.devices.contested.insert((finding.index, finding.hook))
     }
 
     async fn attach_again(&mut self, finding: &Finding) -> Result<(), ApplyError> {
@@ -228,16 +249,17 @@ impl Kernel {
         let names: Vec<String> = self.devices.uplinks.iter().map(|uplink| uplink.name.clone()).collect();
         changed.extend(sysctl::prepare_host(&names)?);
         if let Some(link) = self.netlink.link(device).await? {
+            // With a smaller MTU than IPv6 needs, the device has none of IPv6's settings.
+            if link.mtu != self.settings.tunnel_mtu {
+                fault::point("set the tunnel's MTU");
+                self.netlink.set_mtu(link.index, self.settings.tunnel_mtu).await?;
+                changed.push(format!("{device} had an MTU of {}", link.mtu));
+            }
             changed.extend(sysctl::prepare_tunnel(device)?);
             if !link.up {
                 fault::point("bring the tunnel up");
                 self.netlink.set_up(link.index).await?;
                 changed.push(format!("{device} was down"));
-            }
-            if link.mtu != self.settings.tunnel_mtu {
-                fault::point("set the tunnel's MTU");
-                self.netlink.set_mtu(link.index, self.settings.tunnel_mtu).await?;
-                changed.push(format!("{device} had an MTU of {}", link.mtu));
             }
             self.netlink.put_gateways(link.index, true, false).await?;
         }
@@ -264,21 +286,24 @@ impl Kernel {
 mod tests {
     use super::*;
     use hauberk_datapath::query::OBSERVER_MINOR;
+    use hauberk_datapath::{CLSACT_MINOR, CLSACT_NEXT_MINOR};
 
     #[test]
     fn filters_are_told_by_their_place() {
-        let filter = |preference, handle| Filter { preference, handle, kind: "bpf".into() };
-        let (ours, next, observer) =
-            (filter(1, CLSACT_MINOR), filter(1, CLSACT_NEXT_MINOR), filter(0xfff0, OBSERVER_MINOR));
-        let (first, later) = (filter(1, 7), filter(9, 1));
+        let filter = |preference, handle, program| Filter { preference, handle, kind: "bpf".into(), program };
+        let (ours, next) = (filter(1, CLSACT_MINOR, Some(5)), filter(1, CLSACT_NEXT_MINOR, Some(5)));
+        let observer = filter(0xfff0, OBSERVER_MINOR, Some(6));
+        let (first, later) = (filter(1, 7, Some(8)), filter(9, 1, None));
+        let is_guard = |filter: &Filter| filter.program == Some(5);
         let named = |filter: &Filter| vec![filter.to_string()];
         for hook in [Hook::ToWire, Hook::FromWire] {
-            let among = |filters: &[&Filter]| among(&filters.iter().copied().cloned().collect::<Vec<_>>(), hook);
+            let among =
+                |filters: &[&Filter]| among(&filters.iter().copied().cloned().collect::<Vec<_>>(), hook, is_guard);
             assert_eq!(among(&[]), Some(Found::Missing));
             assert_eq!(among(&[&first, &observer]), Some(Found::Missing));
             assert_eq!(among(&[&ours, &observer]), None);
             assert_eq!(among(&[&next, &first, &ours]), among(&[&ours, &first]), "whichever of ours is first");
-            assert_eq!(among(&[&first, &ours, &later]), Some(Found::Between(named(&first))));
+            assert_eq!(among(&[&first, &ours, &later]), Some(Found::Before(named(&first))));
             let behind = (hook == Hook::ToWire).then(|| Found::Behind(named(&later)));
             assert_eq!(among(&[&ours, &later, &observer]), behind);
         }

@@ -41,6 +41,9 @@ pub struct Devices {
     /// Indices of other devices by which pods' packets may leave: harmless ones and pods'
     /// interfaces.
     harmless: BTreeSet<u32>,
+    /// Interfaces on which other programs insist on running before this hook's, by index. They
+    /// count as interfaces without a guard.
+    pub(super) contested: BTreeSet<(u32, Hook)>,
     /// All of them, by index.
     present: BTreeSet<u32>,
     /// Bridges, by index.
@@ -262,7 +265,8 @@ impl Devices {
     /// or shut instead.
     fn passable(&self) -> BTreeSet<u32> {
         let all = self.guarded.keys().chain(&self.harmless).copied();
-        all.filter(|index| !self.bridges.contains_key(index)).collect()
+        let is_contested = |index: &u32| self.contested.iter().any(|(contested, _)| contested == index);
+        all.filter(|index| !self.bridges.contains_key(index) && !is_contested(index)).collect()
     }
 
     fn follow_bridges(&mut self, links: &[Link]) {

@@ -183,10 +183,10 @@ impl Prepared {
                 continue;
             }
             fault::point("take over a link");
-            let taken = self.datapath.attach_and_look(attachment.hook, &attachment.interface, framing);
-            let still_there = self.netlink.link(&attachment.interface).await.map_err(ApplyError::from)?.is_some();
-            if still_there {
-                taken.map_err(ApplyError::from)?;
+            if let Err(error) = self.datapath.attach_and_look(attachment.hook, &attachment.interface, framing) {
+                // A device is shut when the devices are guarded, and a pod's interface is tried
+                // again with the pod.
+                warn!(%error, device = link.name, "an earlier agent's program cannot be taken over");
             }
         }
         Ok(!attached.is_empty())

@@ -162,8 +162,8 @@ impl Reconciler {
             self.looked = Some(Instant::now());
         }
         let findings = kernel.look(&self.config, whole).await;
-        let is_missing = findings.iter().any(|finding| finding.found == Found::Missing);
-        if !whole && !is_missing && !self.failures.is_empty(Area::Programs) {
+        let is_out_of_place = findings.iter().any(|finding| !matches!(finding.found, Found::Behind(_)));
+        if !whole && !is_out_of_place && !self.failures.is_empty(Area::Programs) {
             // Earlier findings stay until the next whole look.
             return;
         }
@@ -180,14 +180,10 @@ impl Reconciler {
         if mendable.is_empty() {
             return;
         }
-        // The problem stays until the next whole look. If a program was missing, the node is not
-        // ready until the self-test has passed again.
+        // The problem stays until the next whole look.
         self.looked = Some(Instant::now());
-        if is_missing {
-            self.agent.write().self_test.ask();
-        }
         let Stage::Running(kernel) = &mut self.stage else { return };
-        let (mut restored, mut has_failed) = (Vec::new(), false);
+        let (mut restored, mut shuts) = (Vec::new(), false);
         for finding in mendable {
             let failed = match kernel.repair(finding).await {
                 Ok(true) => {
@@ -195,12 +191,14 @@ impl Reconciler {
                     continue;
                 }
                 Ok(false) => {
-                    "it took its place back again and again, and somebody else does likewise: it leaves them there \
-                              for ten minutes"
+                    shuts |= kernel.shut_contested(finding);
+                    "it took its place back again and again, and another program does likewise: it leaves them there \
+                     for ten minutes, and packets with pods' addresses do not leave by this device meanwhile"
                         .into()
                 }
                 Err(error) => {
-                    has_failed = true;
+                    shuts = true;
+                    self.look_around_due = Instant::now();
                     format!("it cannot be attached again: {error}")
                 }
             };
@@ -208,10 +206,13 @@ impl Reconciler {
                 problem.message = format!("{}; {failed}", problem.message);
             }
         }
-        if has_failed {
+        if shuts {
             // A device that cannot have its guard is shut before anyone is told that it is.
             self.follow_rules(&mut problems).await;
-            self.look_around_due = Instant::now();
+        }
+        if !restored.is_empty() {
+            // The node is not ready until the self-test has passed again.
+            self.agent.write().self_test.ask();
         }
         self.tell(Area::Programs, problems);
         for (object, message) in restored {

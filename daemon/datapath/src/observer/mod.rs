@@ -228,7 +228,10 @@ fn tcx_place(device: &Device) -> Option<Lost> {
 /// Filters stand in the order of their preferences: none of the guard's comes behind this one.
 async fn clsact_place(index: u32, netlink: &Netlink) -> Option<Lost> {
     let filters = netlink.filters(index, false).await.unwrap_or_default();
-    let is_own = |filter: &Filter| (filter.preference, filter.handle) == (CLSACT_PRIORITY, query::OBSERVER_MINOR);
+    let is_own = |filter: &Filter| {
+        (filter.preference, filter.handle) == (CLSACT_PRIORITY, query::OBSERVER_MINOR)
+            && filter.program.is_some_and(query::is_observer)
+    };
     (!filters.iter().any(is_own)).then_some(Lost::Detached)
 }
 
