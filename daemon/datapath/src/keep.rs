@@ -14,21 +14,24 @@ use crate::tables::{self, identities};
 use crate::{Datapath, DatapathError, chain};
 
 impl Datapath {
-    /// [`Datapath::attach`], and then asks the kernel whether the program runs. A pinned link may
-    /// belong to a device of the same name that was moved to another network namespace; then a new
-    /// link is made.
+    /// [`Datapath::attach`], and then asks the kernel whether the program runs, and runs first. A
+    /// pinned link may belong to a device of the same name that was moved to another network
+    /// namespace; then a new link is made. Other programs may have come before an earlier agent's.
     ///
     /// # Errors
     /// [`DatapathError::Attach`].
     pub fn attach_and_look(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
         self.attach(hook, interface, framing)?;
-        if self.seat(hook, interface, framing)? != Seat::Missing {
-            return Ok(());
+        if self.is_clsact() {
+            return self.reseat(hook, interface, framing);
         }
-        self.detach(hook, interface)?;
-        self.attach(hook, interface, framing)?;
+        if self.seat(hook, interface, framing)? == Seat::Missing {
+            self.detach(hook, interface)?;
+            self.attach(hook, interface, framing)?;
+        }
         match self.seat(hook, interface, framing)? {
-            Seat::Attached { .. } => Ok(()),
+            Seat::Attached { before, .. } if before.is_empty() => Ok(()),
+            Seat::Attached { .. } => self.reseat(hook, interface, framing),
             Seat::Missing => Err(DatapathError::Attach {
                 program: hook.as_str(),
                 interface: interface.into(),

@@ -1,6 +1,6 @@
 //! Programs of another hauberk on a device. An agent that pinned its programs elsewhere left them
-//! there, or a second agent runs. They get the packets before this agent's programs, although no
-//! program of this agent was detached.
+//! there, or a second agent runs. They judge packets too, by their own tables, although no program
+//! of this agent was detached.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ pub fn words(own: &Pins, device: &str) -> Option<String> {
         }
     };
     Some(format!(
-        "programs of another hauberk ({whose}) are attached to {device} too, and get the packets first: paths.pins was changed \
+        "programs of another hauberk ({whose}) are attached to {device} too, and judge packets by what that one knew: paths.pins was changed \
          without `hauberkd uninstall`, or a second agent runs on this node; stop the agents, run `hauberkd uninstall` with the \
          configuration that names that path, and start this agent again"
     ))

@@ -413,8 +413,8 @@ fn ours_taken(context: &Context) -> Result<()> {
     field.assert_answered()
 }
 
-/// `paths.pins` is another one by now, and nothing was uninstalled: the earlier programs stand
-/// before the new ones.
+/// `paths.pins` is another one by now, and nothing was uninstalled: the earlier programs run beside
+/// the new ones.
 fn pinned_elsewhere(context: &Context) -> Result<()> {
     let cluster = Cluster::build(context, Setup::default())?;
     let node = &cluster.nodes[0];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 use hauberk_api::{Problem, Severity};
-use hauberk_datapath::{Seat, query};
+use hauberk_datapath::{Seat, query, rivals};
 use hauberk_fault as fault;
 use hauberk_host::{Filter, sysctl};
 
@@ -65,6 +65,9 @@ pub enum Found {
     Before(Vec<String>),
     /// It runs first, but other programs after it may change what it has judged.
     Behind(Vec<String>),
+    /// It runs first, and after it another hauberk's program, which judges by its own tables. What
+    /// to do about it.
+    Rival(String),
 }
 
 /// Judges the filters of a clsact queueing discipline, given in the order in which they run.
@@ -77,6 +80,10 @@ fn among(filters: &[Filter], hook: Hook, is_guard: impl Fn(&Filter) -> bool) -> 
     let others = behind.iter().filter(|filter| !query::is_own(filter));
     let others: Vec<String> = others.map(ToString::to_string).collect();
     (is_egress(hook) && !others.is_empty()).then_some(Found::Behind(others))
+}
+
+fn is_pods(hook: Hook) -> bool {
+    matches!(hook, Hook::ToPod | Hook::FromPod)
 }
 
 fn is_egress(hook: Hook) -> bool {
@@ -98,6 +105,7 @@ impl Finding {
                     self.hook.as_str()
                 ),
             ),
+            Found::Rival(words) => (Severity::Critical, words.clone()),
             Found::Behind(programs) => (
                 Severity::Warning,
                 format!(
@@ -110,7 +118,12 @@ impl Finding {
         Problem { severity, object: self.object.clone(), message }
     }
 
-    /// The event's text after the repair.
+    /// Whether it can be put right from here.
+    pub fn is_mendable(&self) -> bool {
+        matches!(self.found, Found::Missing | Found::Before(_))
+    }
+
+    /// The event's text after the repair of what is mendable.
     pub fn restored(&self) -> String {
         let hook = self.hook.as_str();
         match &self.found {
@@ -118,6 +131,7 @@ impl Finding {
             Found::Before(programs) | Found::Behind(programs) => {
                 format!("other programs ({}) had come before {hook}; it is the first again", programs.join(", "))
             }
+            Found::Rival(words) => words.clone(),
         }
     }
 }
@@ -185,12 +199,19 @@ impl Kernel {
                     if !whole || !is_egress(hook) {
                         return None;
                     }
-                    let mut names: Vec<String> = behind.into_iter().map(query::name_of).collect();
-                    // Filters run after all TCX programs.
-                    if hook == Hook::ToWire {
-                        names.extend(self.netlink.filters(index, false).await.ok()?.iter().map(ToString::to_string));
+                    let rival = || rivals::words(self.datapath.pins(), interface);
+                    match (!behind.is_empty()).then(rival).flatten() {
+                        Some(words) => Found::Rival(words),
+                        None => {
+                            let mut names: Vec<String> = behind.into_iter().map(query::name_of).collect();
+                            // Filters run after all TCX programs.
+                            if hook == Hook::ToWire {
+                                let filters = self.netlink.filters(index, false).await.ok()?;
+                                names.extend(filters.iter().map(ToString::to_string));
+                            }
+                            (!names.is_empty()).then_some(Found::Behind(names))?
+                        }
                     }
-                    (!names.is_empty()).then_some(Found::Behind(names))?
                 }
                 Ok(Seat::Attached { before, .. }) => Found::Before(before.into_iter().map(query::name_of).collect()),
                 Ok(Seat::Missing) | Err(_) => Found::Missing,
@@ -203,7 +224,8 @@ impl Kernel {
 
     /// Attaches again what is missing, and moves a program back to the front if others got there.
     /// Returns whether it did. It takes a place back at most [`TRIES`] times within [`LONG`],
-    /// because the other program may take it again each time.
+    /// because the other program may take it again each time. On a pod's interface, which nothing
+    /// else would shut, it goes on.
     ///
     /// # Errors
     /// [`ApplyError`].
@@ -219,10 +241,10 @@ impl Kernel {
                     return Err(error);
                 }
             }
-            Found::Before(_) if self.places.may(finding.index, *hook, Instant::now()) => {
+            Found::Before(_) if is_pods(*hook) || self.places.may(finding.index, *hook, Instant::now()) => {
                 self.datapath.reseat(*hook, interface, *framing)?;
             }
-            Found::Before(_) | Found::Behind(_) => return Ok(false),
+            Found::Before(_) | Found::Behind(_) | Found::Rival(_) => return Ok(false),
         }
         Ok(true)
     }

@@ -19,7 +19,7 @@ use crate::state::SharedState;
 use super::absorb::note;
 use super::failures::Area;
 use super::start::{devices, uplinks};
-use super::{Found, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK};
+use super::{Finding, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK};
 
 /// Problems with devices, and with pods' interfaces that no known pod has.
 pub(super) fn device_problems(kernel: &Kernel, agent: &SharedState, actual: &State) -> BTreeMap<String, Problem> {
@@ -162,7 +162,7 @@ impl Reconciler {
             self.looked = Some(Instant::now());
         }
         let findings = kernel.look(&self.config, whole).await;
-        let is_out_of_place = findings.iter().any(|finding| !matches!(finding.found, Found::Behind(_)));
+        let is_out_of_place = findings.iter().any(Finding::is_mendable);
         if !whole && !is_out_of_place && !self.failures.is_empty(Area::Programs) {
             // Earlier findings stay until the next whole look.
             return;
@@ -176,7 +176,7 @@ impl Reconciler {
             }
         }
         self.tell(Area::Programs, problems.clone());
-        let mendable: Vec<_> = findings.iter().filter(|finding| !matches!(finding.found, Found::Behind(_))).collect();
+        let mendable: Vec<_> = findings.iter().filter(|finding| finding.is_mendable()).collect();
         if mendable.is_empty() {
             return;
         }
@@ -193,7 +193,7 @@ impl Reconciler {
                 Ok(false) => {
                     shuts |= kernel.shut_contested(finding);
                     "it took its place back again and again, and another program does likewise: it leaves them there \
-                     for ten minutes, and packets with pods' addresses do not leave by this device meanwhile"
+                     for ten minutes, and this device is shut meanwhile: the host sends no pod's packets by it"
                         .into()
                 }
                 Err(error) => {
