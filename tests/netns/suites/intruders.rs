@@ -101,6 +101,16 @@ fn passing(context: &Context) -> Result<()> {
     }
     guarded(since)?;
     ensure!(node.agent.get("/readyz")?.0 != 200, "ready although nothing guards the device");
+
+    // An agent that starts meanwhile opens the device when its guard is the first, and not before.
+    let stream = UdpStreamer::start(&a, &b, Family::V4, 200, Duration::from_millis(5))?;
+    node.agent.kill()?;
+    node.start_agent()?;
+    node.agent.wait_ready()?;
+    stream.wait_flowing()?;
+    stream.stop()?;
+    guarded(since)?;
+    ensure!(before.others()?.0 == 1, "the guard is not the first");
     drop(before);
     talk()?;
     node.agent.wait_ready()
