@@ -23,13 +23,16 @@ impl Datapath {
     pub fn attach_and_look(&mut self, hook: Hook, interface: &str, framing: Framing) -> Result<(), DatapathError> {
         self.attach(hook, interface, framing)?;
         if self.is_clsact() {
+            // Only netlink tells which filter is the first, so it is made the first in any case.
             return self.reseat(hook, interface, framing);
         }
-        if self.seat(hook, interface, framing)? == Seat::Missing {
+        let mut seat = self.seat(hook, interface, framing)?;
+        if seat == Seat::Missing {
             self.detach(hook, interface)?;
             self.attach(hook, interface, framing)?;
+            seat = self.seat(hook, interface, framing)?;
         }
-        match self.seat(hook, interface, framing)? {
+        match seat {
             Seat::Attached { before, .. } if before.is_empty() => Ok(()),
             Seat::Attached { .. } => self.reseat(hook, interface, framing),
             Seat::Missing => Err(DatapathError::Attach {

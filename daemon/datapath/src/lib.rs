@@ -185,15 +185,6 @@ impl Datapath {
         self.begins_empty
     }
 
-    /// Removes the pins of maps that an agent with other versions of them has left. Call it when
-    /// this agent's programs have taken over from that one's.
-    ///
-    /// # Errors
-    /// [`DatapathError::Pins`].
-    pub fn forget_other_maps(&self) -> Result<(), DatapathError> {
-        self.pins.forget_other_maps()
-    }
-
     /// How programs are attached.
     pub fn how(&self) -> How {
         if self.mode == AttachMode::Clsact { How::Clsact } else { How::Tcx }
@@ -216,8 +207,8 @@ impl Datapath {
     }
 
     /// Asks the kernel whether `hook` runs on the interface, and which programs run before and
-    /// after it. With clsact this always says attached: there the caller asks by
-    /// netlink ([`hauberk_host::Netlink`]).
+    /// after it. With clsact this always says attached: there the caller asks by netlink
+    /// ([`hauberk_host::Netlink`]).
     ///
     /// # Errors
     /// [`DatapathError::Attach`] if the kernel gives no answer, for example because the interface
@@ -235,7 +226,11 @@ impl Datapath {
     ///
     /// # Errors
     /// [`DatapathError::Program`].
-    pub fn is_filter_of(&mut self, hook: Hook, framing: Framing) -> Result<impl Fn(&Filter) -> bool, DatapathError> {
+    pub fn is_filter_of(
+        &mut self,
+        hook: Hook,
+        framing: Framing,
+    ) -> Result<impl Fn(&Filter) -> bool + use<>, DatapathError> {
         let own = self.ids(framing.program(hook))?;
         Ok(move |filter: &Filter| {
             [CLSACT_MINOR, CLSACT_NEXT_MINOR].contains(&filter.handle)

@@ -45,7 +45,7 @@ impl Pins {
     ///
     /// # Errors
     /// [`DatapathError::Pins`] for the first that cannot be removed.
-    pub(crate) fn forget_other_maps(&self) -> Result<(), DatapathError> {
+    pub fn forget_other_maps(&self) -> Result<(), DatapathError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| DatapathError::Pins { path, source }

@@ -70,6 +70,10 @@ pub enum Found {
     Rival(String),
 }
 
+/// The kernel did not say how a program's place is now, or its device is gone or renamed. What was
+/// known stays in force.
+struct Unseen;
+
 /// Judges the filters of a clsact queueing discipline, given in the order in which they run.
 fn among(filters: &[Filter], hook: Hook, is_guard: impl Fn(&Filter) -> bool) -> Option<Found> {
     let Some(place) = filters.iter().position(is_guard) else { return Some(Found::Missing) };
@@ -118,20 +122,16 @@ impl Finding {
         Problem { severity, object: self.object.clone(), message }
     }
 
-    /// Whether it can be put right from here.
-    pub fn is_mendable(&self) -> bool {
-        matches!(self.found, Found::Missing | Found::Before(_))
-    }
-
-    /// The event's text after the repair of what is mendable.
-    pub fn restored(&self) -> String {
+    /// The event's text once it is put right; none if it cannot be put right from here.
+    pub fn restored(&self) -> Option<String> {
         let hook = self.hook.as_str();
         match &self.found {
-            Found::Missing => format!("{hook} had been detached by another program; it is attached again"),
-            Found::Before(programs) | Found::Behind(programs) => {
-                format!("other programs ({}) had come before {hook}; it is the first again", programs.join(", "))
+            Found::Missing => Some(format!("{hook} had been detached by another program; it is attached again")),
+            Found::Before(programs) => {
+                let programs = programs.join(", ");
+                Some(format!("other programs ({programs}) had come before {hook}; it is the first again"))
             }
-            Found::Rival(words) => words.clone(),
+            Found::Behind(_) | Found::Rival(_) => None,
         }
     }
 }
@@ -178,48 +178,69 @@ impl Kernel {
                 findings.push(Finding { object, hook, interface, index, framing, found: Found::Missing });
                 continue;
             }
-            let found = self.ask(hook, index, &interface, framing, whole).await;
+            let Ok(found) = self.ask(hook, index, &interface, framing, whole).await else { continue };
             if !matches!(found, Some(Found::Before(_))) {
                 self.devices.contested.remove(&(index, hook));
             }
-            let Some(found) = found else { continue };
-            findings.push(Finding { object, hook, interface, index, framing, found });
+            findings.extend(found.map(|found| Finding { object, hook, interface, index, framing, found }));
         }
         findings
     }
 
-    async fn ask(&mut self, hook: Hook, index: u32, interface: &str, framing: Framing, whole: bool) -> Option<Found> {
+    /// What is wrong with a program's place; none if it runs, and runs first. Unless `whole`,
+    /// programs behind it are not asked for.
+    async fn ask(
+        &mut self,
+        hook: Hook,
+        index: u32,
+        interface: &str,
+        framing: Framing,
+        whole: bool,
+    ) -> Result<Option<Found>, Unseen> {
         let found = if self.datapath.is_clsact() {
-            let ingress = !is_egress(hook);
-            let is_guard = self.datapath.is_filter_of(hook, framing).ok()?;
-            among(&self.netlink.filters(index, ingress).await.ok()?, hook, is_guard)?
+            let is_guard = self.datapath.is_filter_of(hook, framing).map_err(|_| Unseen)?;
+            among(&self.filters(index, !is_egress(hook)).await?, hook, is_guard)
         } else {
             match self.datapath.seat(hook, interface, framing) {
-                Ok(Seat::Attached { before, behind }) if before.is_empty() => {
-                    if !whole || !is_egress(hook) {
-                        return None;
-                    }
-                    let rival = || rivals::words(self.datapath.pins(), interface);
-                    match (!behind.is_empty()).then(rival).flatten() {
-                        Some(words) => Found::Rival(words),
-                        None => {
-                            let mut names: Vec<String> = behind.into_iter().map(query::name_of).collect();
-                            // Filters run after all TCX programs.
-                            if hook == Hook::ToWire {
-                                let filters = self.netlink.filters(index, false).await.ok()?;
-                                names.extend(filters.iter().map(ToString::to_string));
-                            }
-                            (!names.is_empty()).then_some(Found::Behind(names))?
-                        }
-                    }
+                Ok(Seat::Attached { before, behind }) if before.is_empty() => match whole && is_egress(hook) {
+                    true => self.behind(hook, index, interface, behind).await?,
+                    false => None,
+                },
+                Ok(Seat::Attached { before, .. }) => {
+                    Some(Found::Before(before.into_iter().map(query::name_of).collect()))
                 }
-                Ok(Seat::Attached { before, .. }) => Found::Before(before.into_iter().map(query::name_of).collect()),
-                Ok(Seat::Missing) | Err(_) => Found::Missing,
+                Ok(Seat::Missing) | Err(_) => Some(Found::Missing),
             }
         };
         // A device that is gone, or has another name, is left to the next refresh.
-        let link = self.netlink.link(interface).await.ok()??;
-        (link.index == index).then_some(found)
+        match self.netlink.link(interface).await {
+            Ok(Some(link)) if link.index == index => Ok(found),
+            _ => Err(Unseen),
+        }
+    }
+
+    /// What runs after TCX's guard, which is the first: other programs of TCX, and then filters.
+    async fn behind(
+        &self,
+        hook: Hook,
+        index: u32,
+        interface: &str,
+        programs: Vec<u32>,
+    ) -> Result<Option<Found>, Unseen> {
+        if !programs.is_empty()
+            && let Some(words) = rivals::words(self.datapath.pins(), interface)
+        {
+            return Ok(Some(Found::Rival(words)));
+        }
+        let mut names: Vec<String> = programs.into_iter().map(query::name_of).collect();
+        if hook == Hook::ToWire {
+            names.extend(self.filters(index, false).await?.iter().map(ToString::to_string));
+        }
+        Ok((!names.is_empty()).then_some(Found::Behind(names)))
+    }
+
+    async fn filters(&self, index: u32, ingress: bool) -> Result<Vec<Filter>, Unseen> {
+        self.netlink.filters(index, ingress).await.map_err(|_| Unseen)
     }
 
     /// Attaches again what is missing, and moves a program back to the front if others got there.

@@ -128,7 +128,7 @@ impl Prepared {
             // ones.
             prepared.guard_devices(&config.tunnel.device).await?;
         }
-        if let Err(error) = prepared.datapath.forget_other_maps() {
+        if let Err(error) = prepared.datapath.pins().forget_other_maps() {
             warn!(%error, "maps that an agent of another version has left stay in the kernel");
         }
         Ok(prepared)

@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::apply::{ApplyError, Finding, Kernel, Prepared, carry_out};
+use crate::apply::{ApplyError, Kernel, Prepared, carry_out};
 use crate::attachments::Attachments;
 use crate::config::Config;
 use crate::state::SharedState;

@@ -19,7 +19,7 @@ use crate::state::SharedState;
 use super::absorb::note;
 use super::failures::Area;
 use super::start::{devices, uplinks};
-use super::{Finding, LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK};
+use super::{LOOK_AROUND, Reconciler, Stage, WHOLE_LOOK};
 
 /// Problems with devices, and with pods' interfaces that no known pod has.
 pub(super) fn device_problems(kernel: &Kernel, agent: &SharedState, actual: &State) -> BTreeMap<String, Problem> {
@@ -152,8 +152,8 @@ impl Reconciler {
         self.stale
     }
 
-    /// Attaches programs again that another program detached, and moves those back that others got
-    /// in between. The problem stays until the next look has seen them run.
+    /// Attaches programs again that another program detached, and moves those to the front that
+    /// others came before. The problem stays until the next look has seen them run.
     async fn look_at_programs(&mut self) {
         self.look_at_pins();
         let Stage::Running(kernel) = &mut self.stage else { return };
@@ -162,8 +162,8 @@ impl Reconciler {
             self.looked = Some(Instant::now());
         }
         let findings = kernel.look(&self.config, whole).await;
-        let is_out_of_place = findings.iter().any(Finding::is_mendable);
-        if !whole && !is_out_of_place && !self.failures.is_empty(Area::Programs) {
+        let mendable: Vec<_> = findings.iter().filter_map(|finding| Some((finding, finding.restored()?))).collect();
+        if !whole && mendable.is_empty() && !self.failures.is_empty(Area::Programs) {
             // Earlier findings stay until the next whole look.
             return;
         }
@@ -176,7 +176,6 @@ impl Reconciler {
             }
         }
         self.tell(Area::Programs, problems.clone());
-        let mendable: Vec<_> = findings.iter().filter(|finding| finding.is_mendable()).collect();
         if mendable.is_empty() {
             return;
         }
@@ -184,10 +183,10 @@ impl Reconciler {
         self.looked = Some(Instant::now());
         let Stage::Running(kernel) = &mut self.stage else { return };
         let (mut restored, mut shuts) = (Vec::new(), false);
-        for finding in mendable {
+        for (finding, message) in mendable {
             let failed = match kernel.repair(finding).await {
                 Ok(true) => {
-                    restored.push((finding.object.clone(), finding.restored()));
+                    restored.push((finding.object.clone(), message));
                     continue;
                 }
                 Ok(false) => {
@@ -210,7 +209,7 @@ impl Reconciler {
             // A device that cannot have its guard is shut before anyone is told that it is.
             self.follow_rules(&mut problems).await;
         }
-        if !restored.is_empty() {
+        if shuts || !restored.is_empty() {
             // The node is not ready until the self-test has passed again.
             self.agent.write().self_test.ask();
         }

@@ -34,7 +34,7 @@ fn a_map_of_another_version_is_made_anew_and_all_others_are_kept() {
     assert_eq!(next.maps().endpoints().unwrap().len(), endpoints);
     assert!(!next.begins_empty(), "no packet is judged by the flows");
     assert!(!bench.flows().is_empty(), "the earlier programs keep theirs");
-    next.forget_other_maps().unwrap();
+    pins.forget_other_maps().unwrap();
     assert!(!other(&tables::flows::FLOWS).exists() && pins.map(&tables::flows::FLOWS).exists());
 
     // Without these the node would judge by what is not there.
