@@ -10,6 +10,7 @@ pub mod map {
     use crate::address::{Address, Prefix};
     use crate::flow::{Flow, FlowKey, Tally};
     use crate::identity::Identity;
+    use crate::service::{Backend, Choice, ClientKey, Frontend, FrontendKey, MemberKey, Seen, Set, SlotKey, SocketKey};
 
     /// A pinned map's name and shape.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +63,20 @@ pub mod map {
     pub const TALLIES: Layout = Layout::new::<u32, Tally>("TALLIES", 1);
     /// Ring buffer of [`crate::flow::FlowEvent`].
     pub const EVENTS: Layout = Layout::new::<(), ()>("EVENTS", 1);
+    /// Hash of [`FrontendKey`] to [`Frontend`].
+    pub const FRONTENDS: Layout = Layout::new::<FrontendKey, Frontend>("FRONTENDS", 1);
+    /// Hash of a set's number to [`Set`].
+    pub const SETS: Layout = Layout::new::<u64, Set>("SETS", 1);
+    /// Hash of [`SlotKey`] to [`Backend`].
+    pub const BACKENDS: Layout = Layout::new::<SlotKey, Backend>("BACKENDS", 1);
+    /// Hash of [`MemberKey`] to 1: every backend of every set.
+    pub const MEMBERS: Layout = Layout::new::<MemberKey, u32>("MEMBERS", 1);
+    /// Least-recently-used hash of [`ClientKey`] to [`Choice`].
+    pub const CHOICES: Layout = Layout::new::<ClientKey, Choice>("CHOICES", 1);
+    /// Least-recently-used hash of [`SocketKey`] to [`Seen`].
+    pub const SOCKETS: Layout = Layout::new::<SocketKey, Seen>("SOCKETS", 1);
+    /// Per-CPU array of numbers by [`crate::service::socket_counter`].
+    pub const SOCKET_COUNTERS: Layout = Layout::new::<u32, u64>("SOCKET_COUNTERS", 1);
 }
 
 /// Where in the kernel a program is attached. Flow records name it as their observation point.
@@ -339,8 +354,8 @@ pub const fn counter_slot(hook: Hook, encryption: crate::reason::Encryption) -> 
     (hook as u32) * COUNTER_ROW + (encryption as u32)
 }
 
-/// The self-test's addresses, in the discard prefix 100::/64 (RFC 6666): no other program sends
-/// them.
+/// The self-test's addresses, most of them in the discard prefix 100::/64 (RFC 6666): no other
+/// program sends to them.
 pub mod probe {
     /// Destination that every program must drop and count.
     pub const DROP: [u8; 16] = [0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x68, 0x61, 0x75, 0x01];
@@ -349,4 +364,9 @@ pub mod probe {
     /// Destination that `to_wire` must redirect to the uplink's ingress, where `from_wire` drops
     /// it.
     pub const TURN: [u8; 16] = [0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x68, 0x61, 0x75, 0x03];
+    /// Destination to which every connect() is refused at once, where the socket programs run. It
+    /// is in the range that is reserved for future use (RFC 1112).
+    pub const SOCKET_V4: [u8; 4] = [240, 104, 97, 117];
+    /// The same over IPv6.
+    pub const SOCKET: [u8; 16] = [0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x68, 0x61, 0x75, 0x04];
 }

@@ -28,6 +28,7 @@ pub mod layout;
 pub mod neighbour;
 pub mod packet;
 pub mod reason;
+pub mod service;
 pub mod too_big;
 #[cfg(feature = "user")]
 #[allow(unsafe_code, reason = "see the module")]

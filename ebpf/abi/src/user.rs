@@ -4,6 +4,7 @@ use crate::address::Address;
 use crate::flow::{Flow, FlowEvent, FlowKey, Tally};
 use crate::identity::Identity;
 use crate::layout::{Answer, AnswerKey, Attachment, Counter, Interface, Pair, Peer, Settings};
+use crate::service::{Backend, Choice, ClientKey, Frontend, FrontendKey, MemberKey, Seen, Set, SlotKey, SocketKey};
 
 macro_rules! plain_data {
     ($($name:ty),*) => {
@@ -15,3 +16,4 @@ macro_rules! plain_data {
 
 plain_data!(Address, Identity, Attachment, Interface, Peer, Pair, AnswerKey, Answer, Counter, Settings);
 plain_data!(FlowKey, Flow, FlowEvent, Tally);
+plain_data!(FrontendKey, Frontend, Set, SlotKey, Backend, MemberKey, ClientKey, Choice, SocketKey, Seen);
