@@ -1,16 +1,13 @@
 //! Keeps programs attached when devices are renamed, when another program detaches them, and when
 //! their pin folders are removed.
 
-use std::io;
-
 use aya::Ebpf;
-use aya::maps::{MapData, MapInfo};
 use hauberk_abi::framing::Framing;
 use hauberk_abi::layout::Hook;
 
 use crate::links::{self, Seat};
 use crate::loader::{load, open, program};
-use crate::tables::{self, identities};
+use crate::tables::identities;
 use crate::{Datapath, DatapathError, chain};
 
 impl Datapath {
@@ -123,36 +120,13 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError`].
     pub fn restore_pins(&mut self) -> Result<bool, DatapathError> {
-        let folder = self.pins.maps();
         let complete = self.pins.map(&identities::ENDPOINTS).exists() && self.pins.links().exists();
         if complete {
             return self.held.pin_again(&self.pins.links());
         }
         hauberk_fault::point("make the folders of pins again");
         self.pins.create()?;
-        let mut names = Framing::PROGRAMS.to_vec();
-        names.dedup();
-        for name in names {
-            let refused = |reason: String| DatapathError::Program { program: name, reason };
-            let info = program(&mut self.ebpf, name)?.info().map_err(|error| refused(chain(&error)))?;
-            let maps = info.map_ids().map_err(|error| refused(chain(&error)))?.unwrap_or_default();
-            for id in maps {
-                let pin = || -> Result<(), Box<dyn std::error::Error>> {
-                    let map = MapInfo::from_id(id)?;
-                    let name = map.name_as_str().unwrap_or_default();
-                    let table = tables::all().find(|table| table.name() == name);
-                    let pin = table.map(|table| self.pins.map(table)).filter(|pin| !pin.exists());
-                    if let Some(pin) = pin {
-                        MapData::from_id(id)?.pin(pin)?;
-                    }
-                    Ok(())
-                };
-                pin().map_err(|error| DatapathError::Pins {
-                    path: folder.clone(),
-                    source: io::Error::other(error.to_string()),
-                })?;
-            }
-        }
+        self.maps.pin_again(&self.pins)?;
         self.held.pin_again(&self.pins.links())?;
         Ok(true)
     }

@@ -15,6 +15,7 @@ mod pins;
 mod program_tests;
 pub mod query;
 pub mod rivals;
+mod sockets;
 #[allow(unsafe_code, reason = "see the module")]
 mod syscalls;
 pub mod tables;
@@ -37,6 +38,7 @@ pub use limits::Limits;
 pub use links::{AttachMode, Attachment, CLSACT_MINOR, CLSACT_NEXT_MINOR, How, Seat};
 use loader::{Opened, load, open, program};
 pub use pins::Pins;
+use sockets::Sockets;
 pub use tables::Maps;
 pub use tables::counters::Counted;
 pub use tables::events::Events;
@@ -70,6 +72,18 @@ pub enum DatapathError {
         program: &'static str,
         /// Interface.
         interface: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A program could not be attached to a cgroup.
+    #[error(
+        "cannot attach {program} to the cgroup {cgroup}: {reason}; is a cgroup2 file system mounted there? `paths.cgroup` names it"
+    )]
+    Cgroup {
+        /// Program.
+        program: &'static str,
+        /// The cgroup's folder.
+        cgroup: PathBuf,
         /// What the kernel said.
         reason: String,
     },
@@ -117,6 +131,7 @@ pub struct Datapath {
     /// moment: the kernel does not attach the same program twice.
     copies: Option<Ebpf>,
     held: Held,
+    sockets: Sockets,
     /// Maps whose pinned size differs from the configured one.
     resized: Vec<String>,
     /// Whether a map by which packets are judged was not pinned.
@@ -145,6 +160,7 @@ impl Datapath {
             limits: limits.clone(),
             copies: None,
             held: Held::default(),
+            sockets: Sockets::default(),
             resized,
             begins_empty,
         })

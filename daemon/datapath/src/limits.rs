@@ -16,10 +16,25 @@ pub struct Limits {
     pub attachments: u32,
     /// Bytes of flow events that may wait for the agent.
     pub events: u32,
+    /// Addresses and ports of services; also sets of backends.
+    pub frontends: u32,
+    /// Backends, counted once for each set they are in.
+    pub backends: u32,
+    /// Sockets that are told the service's address, and clients that keep their backend.
+    pub sockets: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { endpoints: 65536, ranges: 16384, flows: 65536, attachments: 1024, events: 1 << 20 }
+        Limits {
+            endpoints: 65536,
+            ranges: 16384,
+            flows: 65536,
+            attachments: 1024,
+            events: 1 << 20,
+            frontends: 65536,
+            backends: 262_144,
+            sockets: 65536,
+        }
     }
 }

@@ -30,13 +30,18 @@ pub(crate) fn open(pins: &Pins, limits: &Limits) -> Result<Opened, DatapathError
     let (mut resized, mut begins_empty) = (Vec::new(), false);
     for table in tables::all() {
         let (name, pin) = (table.name(), pins.map(table));
-        let pinned = MapInfo::from_pin(&pin).ok();
+        let mut pinned = MapInfo::from_pin(&pin).ok();
+        let wanted = table.size(limits);
+        if table.renewed && pinned.as_ref().is_some_and(|info| Some(info.max_entries()) != wanted) {
+            std::fs::remove_file(&pin).map_err(|source| DatapathError::Pins { path: pin.clone(), source })?;
+            pinned = None;
+        }
         begins_empty |= table.governs && pinned.is_none();
         if let Some(info) = &pinned {
             check_shape(table, &pin, info)?;
         }
         loader.map_pin_path(name, pin);
-        let Some(size) = table.size(limits) else { continue };
+        let Some(size) = wanted else { continue };
         // A pinned map keeps its size. Told another one, aya would map the ring buffer with the
         // wrong size.
         let pinned = pinned.map(|info| info.max_entries());
@@ -77,9 +82,14 @@ const ATTEMPTS: u32 = 5;
 /// # Errors
 /// The kernel's, with the verifier's text.
 pub(crate) fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    attempt(|| program.load())
+}
+
+/// The same for a program of any type.
+pub(crate) fn attempt(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     let mut attempt = 1;
     loop {
-        match program.load() {
+        match load() {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.kind() == io::ErrorKind::WouldBlock && attempt < ATTEMPTS =>
             {

@@ -64,6 +64,11 @@ impl Pins {
         self.folder().join("links")
     }
 
+    /// The folder of the socket programs' links.
+    pub(crate) fn sockets(&self) -> PathBuf {
+        self.folder().join("sockets")
+    }
+
     /// The folder, for messages.
     pub fn display(&self) -> String {
         self.folder().display().to_string()

@@ -570,3 +570,4 @@ mod encapsulated;
 mod loading;
 mod neighbours;
 mod origins;
+mod services;

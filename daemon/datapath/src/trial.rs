@@ -62,7 +62,16 @@ pub fn try_programs(folder: &Path) -> Result<usize, String> {
 
 fn try_below(pins: &Pins) -> Result<usize, DatapathError> {
     pins.create()?;
-    let limits = Limits { endpoints: ROOM, ranges: ROOM, flows: ROOM, attachments: ROOM, events: 1 << 16 };
+    let limits = Limits {
+        endpoints: ROOM,
+        ranges: ROOM,
+        flows: ROOM,
+        attachments: ROOM,
+        events: 1 << 16,
+        frontends: ROOM,
+        backends: ROOM,
+        sockets: ROOM,
+    };
     let mut ebpf = open(pins, &limits)?.ebpf;
     for name in Framing::PROGRAMS {
         load(&mut ebpf, name)?;

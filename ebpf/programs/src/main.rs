@@ -1,4 +1,4 @@
-//! hauberk's eBPF programs, all attached at tc. Each program looks up the identities of a packet's
+//! hauberk's eBPF programs. Those at tc judge packets: each looks up the identities of a packet's
 //! two ends, asks [`hauberk_abi::judge`], records the verdict and carries it out.
 //!
 //! | program | where |
@@ -9,6 +9,9 @@
 //! | `from_wire` | ingress of the uplinks |
 //! | `to_wire` | egress of the uplinks: the last guard |
 //! | `from_wire_ip`, `to_wire_ip` | the same on devices whose packets have no Ethernet header |
+//!
+//! Those at a cgroup lead connections to services to a backend: `connect4`, `send4`, `receive4`,
+//! `peer_name4`, and the same for IPv6. See [`socket`].
 //!
 //! # Functions that are verified by themselves
 //!
@@ -42,11 +45,15 @@ mod read;
 mod recent;
 mod record;
 mod route;
+mod socket;
 mod too_big;
 mod tunnel;
 mod wire;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
 
 #[classifier]
 pub fn from_pod(context: TcContext) -> i32 {
@@ -81,6 +88,46 @@ pub fn from_wire_ip(context: TcContext) -> i32 {
 #[classifier]
 pub fn to_wire_ip(context: TcContext) -> i32 {
     wire::to_wire_ip(&context)
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(context: SockAddrContext) -> i32 {
+    socket::connect::<false>(&context)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(context: SockAddrContext) -> i32 {
+    socket::connect::<true>(&context)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn send4(context: SockAddrContext) -> i32 {
+    socket::send::<false>(&context)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn send6(context: SockAddrContext) -> i32 {
+    socket::send::<true>(&context)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn receive4(context: SockAddrContext) -> i32 {
+    socket::receive::<false>(&context)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn receive6(context: SockAddrContext) -> i32 {
+    socket::receive::<true>(&context)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn peer_name4(context: SockAddrContext) -> i32 {
+    socket::peer_name::<false>(&context)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn peer_name6(context: SockAddrContext) -> i32 {
+    socket::peer_name::<true>(&context)
 }
 
 #[cfg(not(test))]

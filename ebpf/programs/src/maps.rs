@@ -15,6 +15,9 @@ use hauberk_abi::{
     },
     packet::Packet,
     reason::DROP_SLOTS,
+    service::{
+        Backend, Choice, ClientKey, Frontend, FrontendKey, MemberKey, Seen, Set, SlotKey, SocketKey, socket_counter,
+    },
     too_big::{HEAD_V6, QUOTE},
 };
 
@@ -48,6 +51,20 @@ pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(65_536, 0);
 pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::pinned(crate::recent::SLOTS, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
+#[map]
+pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static SETS: HashMap<u64, Set> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static BACKENDS: HashMap<SlotKey, Backend> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static CHOICES: LruHashMap<ClientKey, Choice> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static SOCKETS: LruHashMap<SocketKey, Seen> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static SOCKET_COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(socket_counter::SLOTS, 0);
 
 /// Not pinned: only used within a program run. The flow of the packet at hand.
 #[map]

@@ -12,15 +12,19 @@ pub mod flows;
 pub mod generations;
 pub mod identities;
 pub mod pods;
+pub mod services;
 pub mod settings;
 pub mod tunnels;
 pub mod uplinks;
+
+use std::io;
+use std::os::fd::AsFd;
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError};
 use hauberk_abi::layout::map::Layout;
 
-use crate::{DatapathError, Limits, Pins};
+use crate::{DatapathError, Limits, Pins, chain};
 
 /// A pinned map of the programs.
 pub struct Table {
@@ -31,6 +35,9 @@ pub struct Table {
     limit: Option<Limit>,
     /// Whether the programs judge packets by what the agent has written there.
     pub(crate) governs: bool,
+    /// Whether it is made anew when its size in the configuration changes: it remembers only what
+    /// can be forgotten.
+    pub(crate) renewed: bool,
 }
 
 /// What the size of a table follows from.
@@ -42,18 +49,24 @@ struct Limit {
 impl Table {
     /// A table of the size that `ebpf/programs/src/maps.rs` says.
     pub(crate) const fn fixed(layout: Layout, holds: &'static str) -> Table {
-        Table { layout, holds, limit: None, governs: false }
+        Table { layout, holds, limit: None, governs: false, renewed: false }
     }
 
     /// A table whose size follows from this field of the configuration.
     const fn sized(layout: Layout, holds: &'static str, setting: &'static str, entries: fn(&Limits) -> u32) -> Table {
-        Table { layout, holds, limit: Some(Limit { setting, entries }), governs: false }
+        Table { layout, holds, limit: Some(Limit { setting, entries }), governs: false, renewed: false }
     }
 
     /// The programs judge packets by what the agent has written there. While it is new and empty,
     /// the node is closed.
     const fn governing(mut self) -> Table {
         self.governs = true;
+        self
+    }
+
+    /// It is made anew when its size in the configuration changes.
+    const fn renewed(mut self) -> Table {
+        self.renewed = true;
         self
     }
 
@@ -81,7 +94,7 @@ impl Table {
     fn absent_is_fine(&self, result: Result<(), MapError>) -> Result<(), DatapathError> {
         match result {
             Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(self.failed()),
         }
     }
@@ -95,12 +108,14 @@ macro_rules! subjects {
         pub struct Maps {
             $($subject: $subject::Handles,)*
             capacities: Vec<(&'static str, u32)>,
+            /// Second handles, by which tables can be pinned again.
+            spare: Vec<(&'static str, MapData)>,
         }
 
         impl Maps {
             fn collect(find: &mut dyn FnMut(&Table) -> Result<Map, MapError>) -> Result<Maps, DatapathError> {
                 let mut opener = Opener { find, capacities: Vec::new() };
-                Ok(Maps { $($subject: $subject::Handles::open(&mut opener)?,)* capacities: opener.capacities })
+                Ok(Maps { $($subject: $subject::Handles::open(&mut opener)?,)* capacities: opener.capacities, spare: Vec::new() })
             }
         }
 
@@ -111,18 +126,37 @@ macro_rules! subjects {
     };
 }
 
-subjects!(settings, generations, identities, tunnels, pods, uplinks, answers, counters, flows, events);
+subjects!(settings, generations, identities, tunnels, pods, uplinks, answers, counters, flows, events, services);
 
 impl Maps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Maps, DatapathError> {
-        Maps::collect(&mut |table| {
+        // The agent reads and writes most tables, but not all.
+        let handle = |table: &Table| data(ebpf.map(table.name())?)?.fd().as_fd().try_clone_to_owned().ok();
+        let spare = all().filter_map(|table| Some((table.name(), MapData::from_fd(handle(table)?).ok()?))).collect();
+        let maps = Maps::collect(&mut |table| {
             ebpf.take_map(table.name()).ok_or_else(|| MapError::InvalidName { name: table.name().into() })
-        })
+        })?;
+        Ok(Maps { spare, ..maps })
     }
 
     /// A second set of handles, for observers.
     pub(crate) fn open(pins: &Pins) -> Result<Maps, DatapathError> {
         Maps::collect(&mut |table| Map::from_map_data(MapData::from_pin(pins.map(table))?))
+    }
+
+    /// Pins the tables whose pins are gone.
+    pub(crate) fn pin_again(&self, pins: &Pins) -> Result<(), DatapathError> {
+        for table in all() {
+            let pin = pins.map(table);
+            let spare = self.spare.iter().find(|(name, _)| *name == table.name()).filter(|_| !pin.exists());
+            if let Some((_, map)) = spare {
+                map.pin(&pin).map_err(|error| {
+                    let source = io::Error::other(chain(&error));
+                    DatapathError::Pins { path: pin, source }
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// A table's capacity in entries (of the ring buffer: in bytes).
@@ -148,7 +182,11 @@ impl Opener<'_> {
 }
 
 fn capacity(map: &Map) -> Option<u32> {
-    let data = match map {
+    data(map)?.info().ok().map(|info| info.max_entries())
+}
+
+fn data(map: &Map) -> Option<&MapData> {
+    Some(match map {
         Map::Array(data)
         | Map::HashMap(data)
         | Map::LruHashMap(data)
@@ -156,6 +194,5 @@ fn capacity(map: &Map) -> Option<u32> {
         | Map::PerCpuArray(data)
         | Map::RingBuf(data) => data,
         _ => return None,
-    };
-    data.info().ok().map(|info| info.max_entries())
+    })
 }
