@@ -7,8 +7,11 @@ use std::time::Instant;
 use hauberk_core::desired::{Incremental, desired};
 use hauberk_core::local_node::{LocalNode, Settings};
 use hauberk_core::model::{Change, Model};
-use hauberk_core::names::PodName;
-use hauberk_core::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
+use hauberk_core::names::{PodName, ServiceName};
+use hauberk_core::objects::{
+    Endpoint, EndpointPort, EndpointSliceObject, NamespaceObject, NodeAddress, NodeObject, PodObject, ServiceObject,
+    ServicePort,
+};
 use hauberk_core::plan::{plan, plan_within};
 use hauberk_core::state::{Scope, State};
 use hauberk_keyring::published::{PublicKey, Published, render};
@@ -18,6 +21,8 @@ const PODS: u32 = 50_000;
 const NAMESPACES: u32 = 100;
 /// Pods that are added and then removed.
 const CHURN: u32 = 10_000;
+/// Services, and endpoints behind all of them.
+const SERVICES: [(u32, u32); 2] = [(5_000, 250_000), (44_000, 100_000)];
 
 fn main() {
     let mut model = Model::new("node-0");
@@ -74,6 +79,49 @@ fn main() {
     let scratch = measure("desired, from scratch", || desired(&model, &local));
     assert_eq!(scratch, *known);
     assert_eq!(plan_within(&actual, &known, &Scope::everything()), steps);
+
+    for (services, endpoints) in SERVICES {
+        of_services(services, endpoints / services);
+    }
+}
+
+/// A node that knows nothing but services and as many endpoints of each.
+fn of_services(services: u32, endpoints: u32) {
+    println!("\n{services} services with {endpoints} endpoints each");
+    let mut model = Model::new("node-0");
+    let settings = Settings { services: true, ..Settings::default() };
+    let local = LocalNode { name: "node-0".into(), settings, ..LocalNode::default() };
+    let (mut actual, mut known) = (State::default(), Incremental::default());
+    let empty = resident();
+    measure("read them", || {
+        for change in (0..services).map(service).chain((0..services).map(|number| slice(number, endpoints, 0))) {
+            let _ = model.apply(change);
+        }
+        let _ = model.apply(Change::Synced);
+    });
+    println!("the model: {:.1} MiB", resident() - empty);
+    let _ = measure("desired, from nothing", || known.follow(&mut model, &local));
+    let steps = measure("plan, from nothing", || plan(&actual, &known));
+    steps.iter().for_each(|step| actual.apply(step));
+    println!("{} steps", steps.len());
+    println!("the model, what is desired and what there is: {:.1} MiB", resident() - empty);
+
+    let (start, mut steps, mut slowest) = (Instant::now(), 0, 0.0_f64);
+    for number in 0..CHURN {
+        let one = Instant::now();
+        let _ = model.apply(slice(number % services, endpoints, 1 + number / services));
+        let followed = known.follow(&mut model, &local);
+        for step in plan_within(&actual, &known, &followed.scope) {
+            actual.apply(&step);
+            steps += 1;
+        }
+        slowest = slowest.max(one.elapsed().as_secs_f64());
+    }
+    let each = start.elapsed().as_secs_f64() * 1e6 / f64::from(CHURN);
+    println!("a change of endpoints: {each:.1} us, the slowest {:.1} us, {steps} steps in all", slowest * 1e6);
+    let scratch = measure("desired, from scratch", || desired(&model, &local));
+    assert_eq!(scratch, *known);
+    assert_eq!(plan(&actual, &known), []);
 }
 
 fn measure<T>(what: &str, work: impl FnOnce() -> T) -> T {
@@ -124,4 +172,42 @@ fn pod_object(number: u32) -> PodObject {
         addresses: vec![Ipv4Addr::from_bits(0x0a00_0000 + node * 256 + host).into(), v6.into()],
         ..PodObject::default()
     }
+}
+
+fn service_name(number: u32, suffix: &str) -> ServiceName {
+    ServiceName::new(&format!("team-{}", number % NAMESPACES), &format!("checkout-{number:05}{suffix}"))
+}
+
+fn service(number: u32) -> Change {
+    Change::Service(ServiceObject {
+        name: service_name(number, ""),
+        cluster_addresses: vec![Ipv4Addr::from_bits(0xac10_0000 + number).into()],
+        ports: vec![ServicePort { name: "http".into(), protocol: 6, port: 80, node_port: None }],
+        ..ServiceObject::default()
+    })
+}
+
+/// A slice whose first endpoint has another address at each `turn`.
+fn slice(number: u32, endpoints: u32, turn: u32) -> Change {
+    let endpoint = |place: u32| {
+        let moved = if place == 0 { turn } else { 0 };
+        Endpoint {
+            address: Ipv4Addr::from_bits(0x0a00_0000 + number * endpoints + place + moved * 0x0010_0000).into(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: Some(format!("node-{}", (number + place) % NODES).into()),
+            hints: None,
+        }
+    };
+    let name = service_name(number, "-x7k2p");
+    Change::EndpointSlice(EndpointSliceObject {
+        service: service_name(number, "").name,
+        name,
+        is_ipv4: true,
+        ports: vec![EndpointPort { name: "http".into(), protocol: 6, port: 8080 }],
+        endpoints: (0..endpoints).map(endpoint).collect(),
+        no_addresses: Vec::new(),
+        origin: String::new(),
+    })
 }

@@ -73,6 +73,14 @@ pub mod reason {
     pub const PLAINTEXT_SEEN: &str = "PlaintextSeen";
     /// Another node reports that this node sent it such plaintext.
     pub const PLAINTEXT_REPORTED: &str = "PlaintextReported";
+    /// There is no room for a service.
+    pub const SERVICE_LEFT_OUT: &str = "ServiceLeftOut";
+    /// A service claims an address that it must not have, or an endpoint has one.
+    pub const SERVICE_ADDRESS_REFUSED: &str = "ServiceAddressRefused";
+    /// Two services claim one address and port.
+    pub const SERVICE_CONFLICT: &str = "ServiceConflict";
+    /// Two services' sets of backends have the same number.
+    pub const SERVICE_SET_TAKEN: &str = "ServiceSetTaken";
     /// Two nodes' names hash to the same number.
     pub const NODE_NUMBER_TAKEN: &str = "NodeNumberTaken";
     /// A node without an object has pods, or asks for a session.

@@ -9,7 +9,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`names`] | names of nodes, pods and interfaces |
+//! | [`names`] | names of nodes, pods, services and interfaces |
 //! | [`attachment`] | a pod's interface on this node, as the CNI plugin made it |
 //! | [`label`] | the label with which namespaces and pods opt in |
 //! | [`words`] | identities and prefixes in words |
@@ -29,6 +29,7 @@
 //! | [`identities`] | a subject: who has an address, and how it is protected |
 //! | [`pods`] | a subject: pods' interfaces on this node |
 //! | [`tunnels`] | a subject: the tunnel's peers, and the routes into it |
+//! | [`services`] | a subject: where services are reached, and their backends |
 //! | [`state`] | the subjects together: what the kernel and the tunnel hold |
 //! | [`desired`] | what this node's kernel and tunnel should hold |
 //! | [`plan`] | the steps to that state, in an order that never opens anything on the way |
@@ -56,6 +57,7 @@ pub mod pods;
 pub mod protection;
 mod reserved;
 mod scope;
+pub mod services;
 pub mod state;
 #[cfg(test)]
 mod testing;

@@ -38,6 +38,19 @@ pub struct Settings {
     pub default_protection: Protection,
     /// Another CNI plugin routes to pods, so the agent makes no routes to other nodes' pod ranges.
     pub chained: bool,
+    /// Connections to services are led to a backend.
+    pub services: bool,
+    /// How many of them there is room for; none if that does not matter.
+    pub services_room: Option<ServicesRoom>,
+}
+
+/// Room for services, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServicesRoom {
+    /// For addresses and ports.
+    pub frontends: usize,
+    /// For backends, counted once for each set they are in.
+    pub backends: usize,
 }
 
 impl LocalNode {

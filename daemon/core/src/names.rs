@@ -1,6 +1,7 @@
-//! The names of nodes, pods and pods' interfaces.
+//! The names of nodes, pods, services and pods' interfaces.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// A node's number in the datapath's maps: never 0 for a known node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -16,6 +17,33 @@ pub struct PodName {
 }
 
 impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The namespaced name of a service, or of one of its endpoint slices.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ServiceName {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl ServiceName {
+    /// The name in the namespace.
+    pub fn new(namespace: &str, name: &str) -> ServiceName {
+        ServiceName { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// The service as events and problems name it.
+    pub fn object(&self) -> String {
+        format!("Service/{self}")
+    }
+}
+
+impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }

@@ -9,6 +9,7 @@ use hauberk_abi::address::Address;
 use crate::identities::{self, Identities, IdentityStep};
 use crate::pods::{self, PodStep, Pods};
 use crate::scope::Keys;
+use crate::services::{self, ServiceStep, Services};
 use crate::tunnels::{self, TunnelStep, Tunnels};
 
 /// What the kernel and the tunnel hold, or what they should hold.
@@ -20,6 +21,8 @@ pub struct State {
     pub pods: Pods,
     /// The tunnel, PEERS and routes.
     pub tunnels: Tunnels,
+    /// FRONTENDS, SETS, BACKENDS and MEMBERS.
+    pub services: Services,
 }
 
 impl State {
@@ -29,6 +32,7 @@ impl State {
             Step::Identity(step) => self.identities.apply(step),
             Step::Pod(step) => pods::apply(&mut self.pods, step),
             Step::Tunnel(step) => self.tunnels.apply(step),
+            Step::Service(step) => self.services.apply(step),
         }
     }
 }
@@ -43,24 +47,28 @@ pub enum Step {
     Pod(PodStep),
     /// The tunnel to another node, and the routes into it.
     Tunnel(TunnelStep),
+    /// Where services are reached, and the backends behind them.
+    Service(ServiceStep),
 }
 
 impl Step {
-    /// The object that the step concerns, named as in problems.
+    /// The object that the step concerns, named as in problems. For a step of a service,
+    /// [`crate::desired::Desired::service_of`] knows the service.
     pub fn object(&self) -> String {
         match self {
             Step::Identity(step) => step.object(),
             Step::Pod(step) => step.object(),
             Step::Tunnel(step) => step.object(),
+            Step::Service(step) => step.object(),
         }
     }
 
     /// Whether its failure leaves in doubt what this node enforces. A missing route or peer only
-    /// denies.
+    /// denies, and packets to a service's backends are judged like all others.
     pub fn concerns_enforcement(&self) -> bool {
         match self {
             Step::Identity(_) | Step::Pod(_) => true,
-            Step::Tunnel(_) => false,
+            Step::Tunnel(_) | Step::Service(_) => false,
         }
     }
 }
@@ -71,6 +79,7 @@ impl fmt::Display for Step {
             Step::Identity(step) => step.fmt(f),
             Step::Pod(step) => step.fmt(f),
             Step::Tunnel(step) => step.fmt(f),
+            Step::Service(step) => step.fmt(f),
         }
     }
 }
@@ -82,12 +91,18 @@ pub struct Scope {
     /// Pods' interfaces. There are few, so a plan looks at all of them.
     pub(crate) pods: bool,
     pub(crate) tunnels: tunnels::Scope,
+    pub(crate) services: services::Scope,
 }
 
 impl Scope {
     /// Anywhere: at the start, and after a failure.
     pub fn everything() -> Scope {
-        Scope { identities: identities::Scope::everything(), pods: true, tunnels: tunnels::Scope::everything() }
+        Scope {
+            identities: identities::Scope::everything(),
+            pods: true,
+            tunnels: tunnels::Scope::everything(),
+            services: services::Scope::everything(),
+        }
     }
 
     /// Whether nothing is left out.
@@ -113,5 +128,6 @@ impl Scope {
         self.identities.extend(other.identities);
         self.pods |= other.pods;
         self.tunnels.extend(other.tunnels);
+        self.services.extend(other.services);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use hauberk_abi::packet::protocol;
 use hauberk_keyring::published::{self, PublicKey, Published};
 use ipnet::IpNet;
 
@@ -10,8 +11,11 @@ use crate::desired::{Desired, Followed, Incremental, desired};
 use crate::events::NewEvent;
 use crate::local_node::{LocalNode, Settings};
 use crate::model::{Change, Model};
-use crate::names::{AttachmentKey, PodName};
-use crate::objects::{NamespaceObject, NodeAddress, NodeObject, PodObject};
+use crate::names::{AttachmentKey, PodName, ServiceName};
+use crate::objects::{
+    Endpoint, EndpointPort, EndpointSliceObject, NamespaceObject, NodeAddress, NodeObject, PodObject, ServiceObject,
+    ServicePort,
+};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -42,6 +46,7 @@ pub(crate) fn node(number: u8) -> NodeObject {
         name: format!("n{number}"),
         addresses: vec![NodeAddress { address: IpAddr::from([192, 0, 2, number]), internal: true }],
         pod_ranges: vec![net(&format!("10.0.{number}.0/24"))],
+        zone: None,
         keys: Some(keys(&[(1, number)])),
         published_addresses: None,
         enforced: None,
@@ -69,6 +74,48 @@ pub(crate) fn pod(name: &str, node: u8, addresses: &[&str]) -> PodObject {
         origin: format!("pods/{namespace}-{name}.yaml"),
         ..PodObject::default()
     }
+}
+
+/// A service `namespace/name` with this cluster address and the port `web` 80/TCP.
+pub(crate) fn service(name: &str, address: &str) -> ServiceObject {
+    ServiceObject {
+        name: service_name(name),
+        cluster_addresses: vec![ip(address)],
+        ports: vec![ServicePort { name: "web".into(), protocol: protocol::TCP, port: 80, node_port: None }],
+        origin: format!("services/{}.yaml", name.replace('/', "-")),
+        ..ServiceObject::default()
+    }
+}
+
+/// A slice `namespace/name` of a service, with ready endpoints on node n2 whose port `web` is
+/// 8080/TCP.
+pub(crate) fn slice(name: &str, service: &str, addresses: &[&str]) -> EndpointSliceObject {
+    EndpointSliceObject {
+        name: service_name(name),
+        service: service.into(),
+        is_ipv4: addresses.first().is_none_or(|address| ip(address).is_ipv4()),
+        ports: vec![EndpointPort { name: "web".into(), protocol: protocol::TCP, port: 8080 }],
+        endpoints: addresses.iter().map(|address| endpoint(address, 2)).collect(),
+        no_addresses: Vec::new(),
+        origin: format!("slices/{}.yaml", name.replace('/', "-")),
+    }
+}
+
+/// A ready endpoint on node `n{node}`.
+pub(crate) fn endpoint(address: &str, node: u8) -> Endpoint {
+    Endpoint {
+        address: ip(address),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some(format!("n{node}").into()),
+        hints: None,
+    }
+}
+
+pub(crate) fn service_name(name: &str) -> ServiceName {
+    let (namespace, name) = name.split_once('/').unwrap();
+    ServiceName::new(namespace, name)
 }
 
 pub(crate) fn pod_name(name: &str) -> PodName {

@@ -2,10 +2,12 @@
 //!
 //! What a node should hold for an address depends on the claimants of the address, on the nodes and
 //! on the local node. So a change of a pod, an interface or a namespace looks at the addresses it
-//! touches, and a change of one node's keys at the tunnels. Everything is computed again when nodes
-//! come or go, when their ranges change, when the model syncs, and when the local node changes in
-//! anything but its addresses and detours. [`desired`](super::desired()) does the same with no
-//! earlier state, and the tests compare the two.
+//! touches, and a change of one node's keys at the tunnels. A change of a service or its endpoints
+//! looks at that service, and so does a change of an address that it claims. When this node's zone
+//! changes, all services are looked at. Everything is computed again when nodes come or go, when
+//! their ranges change, when the model syncs, and when the local node changes in anything but its
+//! addresses and detours. [`desired`](super::desired()) does the same with no earlier state, and
+//! the tests compare the two.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -19,15 +21,16 @@ use ipnet::IpNet;
 
 use crate::convergence;
 use crate::desired::Desired;
-use crate::desired::standing::{Cause, Standing};
+use crate::desired::standing::{Cause, Known, Standing};
 use crate::events::{Collector, NewEvent};
 use crate::identities::Identities;
 use crate::identities::addresses::Places;
 use crate::identities::claims::{self, Party};
 use crate::local_node::LocalNode;
 use crate::model::{Claimant, Model, Touched};
-use crate::names::NodeNumber;
+use crate::names::{NodeNumber, ServiceName};
 use crate::pods::derive::local_pod;
+use crate::services;
 use crate::state::{Scope, State};
 use crate::tunnels::derive::{Speakers, flags, route_to_pod};
 use crate::tunnels::{self, Tunnels};
@@ -42,6 +45,8 @@ pub struct Incremental {
     speakers: Speakers,
     /// Ranges that are always exempt from masquerading, whatever addresses are in use there.
     inside: BTreeSet<IpNet>,
+    /// This node's zone, for the services.
+    zone: Option<String>,
     standing: Standing,
 }
 
@@ -121,6 +126,8 @@ impl Incremental {
             let pod = local_pod(model, local, &self.places, key, attachment);
             self.desired.state.pods.extend(pod.map(|pod| (key.clone(), pod)));
         }
+        self.zone = model.zone().map(str::to_owned);
+        self.look_at_services(model, local, model.services.iter().map(|(name, ..)| name.clone()), &mut scope);
         self.look_at_everything(model, local);
     }
 
@@ -169,7 +176,7 @@ impl Incremental {
                 None => self.desired.state.pods.remove(&key),
             };
             scope.pods = true;
-            self.standing.look(model, local, &self.places, Cause::Attachment(key));
+            self.look(model, local, Cause::Attachment(key));
         }
         for name in &touched.ready {
             let Some(number) = model.node_number(name) else { continue };
@@ -186,13 +193,56 @@ impl Incremental {
                     None => enforced.remove(&**namespace),
                 };
             }
-            self.standing.look(model, local, &self.places, Cause::Namespace(Arc::clone(namespace)));
+            self.look(model, local, Cause::Namespace(Arc::clone(namespace)));
         }
         for (namespace, name) in &touched.pods {
-            let cause = Cause::Pod(Arc::clone(namespace), name.clone());
-            self.standing.look(model, local, &self.places, cause);
+            self.look(model, local, Cause::Pod(Arc::clone(namespace), name.clone()));
         }
+        self.update_services(model, local, touched, &addresses, &mut scope);
         Some(scope)
+    }
+
+    /// Looks at the services that are touched, themselves or by an address that they claim.
+    fn update_services(
+        &mut self,
+        model: &Model,
+        local: &LocalNode,
+        touched: &Touched,
+        addresses: &BTreeSet<Address>,
+        scope: &mut Scope,
+    ) {
+        if self.zone.as_deref() != model.zone() {
+            self.zone = model.zone().map(str::to_owned);
+            self.look_at_services(model, local, model.services.iter().map(|(name, ..)| name.clone()), scope);
+        }
+        let claimed = addresses.iter().flat_map(|address| self.desired.services.of_address(*address));
+        let services: BTreeSet<ServiceName> = touched.services.iter().chain(claimed).cloned().collect();
+        self.look_at_services(model, local, services, scope);
+    }
+
+    /// Before everything is known, nothing is said of services: half of one's backends may not be
+    /// read yet, and what the kernel has stays until then.
+    fn look_at_services(
+        &mut self,
+        model: &Model,
+        local: &LocalNode,
+        names: impl IntoIterator<Item = ServiceName>,
+        scope: &mut Scope,
+    ) {
+        if !local.settings.services || !model.synced() {
+            return;
+        }
+        let Desired { state: State { identities, services: held, .. }, services, .. } = &mut self.desired;
+        let (places, endpoints, number) = (&self.places, &identities.endpoints, services::set_number);
+        let facts = services::Facts { model, local, places, endpoints, number };
+        for name in services.look(&facts, names, held, &mut scope.services) {
+            self.look(model, local, Cause::Service(name));
+        }
+    }
+
+    fn look(&mut self, model: &Model, local: &LocalNode, cause: Cause) {
+        let known = Known { model, local, places: &self.places, services: &self.desired.services };
+        self.standing.look(known, cause);
     }
 
     /// Decides which party has the address now. Returns whether that changes which addresses or
@@ -274,8 +324,9 @@ impl Incremental {
         let mut standing = std::mem::take(&mut self.standing);
         let attachments = model.attachments.keys().map(|key| Cause::Attachment(Arc::clone(key)));
         let namespaces = model.pods.namespaces().map(|namespace| Cause::Namespace(namespace.into()));
+        let known = Known { model, local, places: &self.places, services: &self.desired.services };
         for cause in attachments.chain(namespaces) {
-            standing.look(model, local, &self.places, cause);
+            standing.look(known, cause);
         }
         for pod in model.pods.iter() {
             let mut told = Collector::counting();
@@ -289,7 +340,8 @@ impl Incremental {
 
     /// Writes the standing problems as events. Returns those that did not stand before.
     fn tell(&mut self, model: &Model, local: &LocalNode) -> Vec<NewEvent> {
-        let Some(told) = self.standing.told(model, local, &self.places) else { return Vec::new() };
+        let known = Known { model, local, places: &self.places, services: &self.desired.services };
+        let Some(told) = self.standing.told(known) else { return Vec::new() };
         let before = std::mem::replace(&mut self.desired.events, told);
         self.desired.events.difference(&before).cloned().collect()
     }

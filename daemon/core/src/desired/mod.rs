@@ -19,8 +19,9 @@ use crate::identities::{Contest, Owner, claims};
 use crate::local_node::LocalNode;
 use crate::lookup::Ranges;
 use crate::model::Model;
-use crate::names::NodeNumber;
-use crate::state::State;
+use crate::names::{NodeNumber, ServiceName};
+use crate::services;
+use crate::state::{State, Step};
 
 pub use incremental::{Followed, Incremental};
 
@@ -38,6 +39,8 @@ pub struct Desired {
     pub permissive_endpoints: usize,
     /// Addresses that several nodes claim, so they belong to no node.
     pub contested: BTreeMap<IpAddr, Contest>,
+    /// What services claim, and which of them has it.
+    pub services: services::Claims,
     /// Conflicts between objects: all that exist now. An event that was not in the previous set is
     /// new.
     pub events: BTreeSet<NewEvent>,
@@ -73,6 +76,14 @@ impl Desired {
     /// The nodes that claim the address, if several do and it therefore belongs to none of them.
     pub fn contest(&self, address: IpAddr) -> Option<&Contest> {
         self.contested.get(&address).filter(|_| self.identity(address).kind() == Kind::UnknownNode)
+    }
+
+    /// The service that a step is about, if it is known: one that is gone is not.
+    pub fn service_of(&self, step: &Step) -> Option<&ServiceName> {
+        match step {
+            Step::Service(step) => self.services.of_step(step),
+            _ => None,
+        }
     }
 
     /// The longest range that holds the address.

@@ -11,8 +11,9 @@ use crate::identities::addresses::Places;
 use crate::identities::claims;
 use crate::local_node::LocalNode;
 use crate::model::Model;
-use crate::names::AttachmentKey;
+use crate::names::{AttachmentKey, ServiceName};
 use crate::pods::derive;
+use crate::services;
 
 /// What a problem comes from, in the order in which problems are reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +23,16 @@ pub(super) enum Cause {
     Namespace(Arc<str>),
     /// By namespace and name.
     Pod(Arc<str>, Box<str>),
+    Service(ServiceName),
+}
+
+/// What the problems are between.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) model: &'a Model,
+    pub(super) local: &'a LocalNode,
+    pub(super) places: &'a Places,
+    pub(super) services: &'a services::Claims,
 }
 
 /// The problems that exist.
@@ -41,9 +52,9 @@ impl Standing {
     }
 
     /// Counts the problems that come from this cause.
-    pub(super) fn look(&mut self, model: &Model, local: &LocalNode, places: &Places, cause: Cause) {
+    pub(super) fn look(&mut self, known: Known<'_>, cause: Cause) {
         let mut told = Collector::counting();
-        tell(model, local, places, &cause, &mut told);
+        tell(known, &cause, &mut told);
         self.note(cause, told);
     }
 
@@ -59,21 +70,22 @@ impl Standing {
     }
 
     /// All problems as events, if any of them may have changed since the last call.
-    pub(super) fn told(&mut self, model: &Model, local: &LocalNode, places: &Places) -> Option<BTreeSet<NewEvent>> {
+    pub(super) fn told(&mut self, known: Known<'_>) -> Option<BTreeSet<NewEvent>> {
         if !std::mem::take(&mut self.news) {
             return None;
         }
         let mut events = self.nodes.clone();
         for (cause, counts) in &self.others {
             if !events.add_counts(counts) {
-                tell(model, local, places, cause, &mut events);
+                tell(known, cause, &mut events);
             }
         }
         Some(events.finish())
     }
 }
 
-fn tell(model: &Model, local: &LocalNode, places: &Places, cause: &Cause, events: &mut Collector) {
+fn tell(known: Known<'_>, cause: &Cause, events: &mut Collector) {
+    let Known { model, local, places, services } = known;
     match cause {
         Cause::Address(address) => {
             claims::decide(model, local, places, *address, events);
@@ -89,5 +101,6 @@ fn tell(model: &Model, local: &LocalNode, places: &Places, cause: &Cause, events
                 claims::tell_pod(model, local, pod, events);
             }
         }
+        Cause::Service(name) => services.tell(model, name, events),
     }
 }

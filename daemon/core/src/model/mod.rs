@@ -9,6 +9,8 @@ mod departed;
 mod messages;
 mod nodes;
 mod pods;
+mod services;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,15 +25,17 @@ use crate::model::departed::Departed;
 use crate::model::messages::unknown_label;
 use crate::model::nodes::Node;
 use crate::model::pods::Pods;
-use crate::names::{AttachmentKey, NodeNumber, PodName};
+use crate::model::services::Services;
+use crate::names::{AttachmentKey, NodeNumber, PodName, ServiceName};
 use crate::numbers::Numbers;
-use crate::objects::{NamespaceObject, NodeObject, PodObject};
+use crate::objects::{EndpointSliceObject, NamespaceObject, NodeObject, PodObject, ServiceObject};
 use crate::reserved;
 
 pub(crate) use claims::Claimant;
 pub use departed::MAX as MOST_DEPARTED;
 pub(crate) use nodes::Held;
 pub use pods::Pod;
+pub(crate) use services::Service;
 
 /// A change reported by the source, the CNI plugin or the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +52,14 @@ pub enum Change {
     Pod(PodObject),
     /// This pod is gone.
     PodGone(PodName),
+    /// A service's present state.
+    Service(ServiceObject),
+    /// This service is gone.
+    ServiceGone(ServiceName),
+    /// The present state of some of a service's endpoints. They may come before the service.
+    EndpointSlice(EndpointSliceObject),
+    /// The slice of this name is gone, or belongs to no service any more.
+    EndpointSliceGone(ServiceName),
     /// A pod's interface on this node is reserved or attached.
     Attachment(Attachment),
     /// A pod's interface on this node is gone.
@@ -110,6 +122,7 @@ pub struct Model {
     pub(crate) pods: Pods,
     pub(crate) attachments: BTreeMap<Arc<AttachmentKey>, Attachment>,
     pub(crate) claims: Claims,
+    pub(crate) services: Services,
     pub(crate) ready: BTreeSet<String>,
     pub(crate) departed: Departed,
     pub(crate) synced: bool,
@@ -136,6 +149,8 @@ pub(crate) struct Touched {
     pub(crate) attachments: BTreeSet<Arc<AttachmentKey>>,
     /// Addresses that a pod or an interface claims, or claimed.
     pub(crate) addresses: BTreeSet<Address>,
+    /// Services, or the endpoints behind them.
+    pub(crate) services: BTreeSet<ServiceName>,
 }
 
 impl Model {
@@ -151,6 +166,7 @@ impl Model {
             pods: Pods::default(),
             attachments: BTreeMap::new(),
             claims: Claims::default(),
+            services: Services::default(),
             ready: BTreeSet::new(),
             departed: Departed::default(),
             synced: false,
@@ -209,6 +225,22 @@ impl Model {
                 }
                 None => false,
             },
+            Change::Service(object) => {
+                let changed = self.services.put(object);
+                self.touch_services(changed)
+            }
+            Change::ServiceGone(name) => {
+                let changed = self.services.remove(&name).then_some(name);
+                self.touch_services(changed)
+            }
+            Change::EndpointSlice(object) => {
+                let changed = self.services.put_slice(object);
+                self.touch_services(changed)
+            }
+            Change::EndpointSliceGone(name) => {
+                let changed = self.services.remove_slice(&name);
+                self.touch_services(changed)
+            }
             Change::Attachment(attachment) => self.put_attachment(attachment),
             Change::AttachmentGone(key) => self.remove_attachment(&key),
             Change::PeerReady { node, ready } => {
@@ -280,9 +312,19 @@ impl Model {
         self.pods.iter().map(|pod| &**pod)
     }
 
+    /// The services, in the order of their names.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceObject> {
+        self.services.iter().map(|(_, object, _)| &**object)
+    }
+
     /// The pods' interfaces on this node.
     pub fn attachments(&self) -> impl Iterator<Item = (&AttachmentKey, &Attachment)> {
         self.attachments.iter().map(|(key, attachment)| (&**key, attachment))
+    }
+
+    /// The zone that this node is in, if its object says so.
+    pub(crate) fn zone(&self) -> Option<&str> {
+        self.node_object(&self.node)?.zone.as_deref()
     }
 
     /// The addresses of other nodes, from their objects and their devices, with the node's name.
@@ -330,6 +372,14 @@ impl Model {
     /// The number of the node of this name: of this node, or of one that has an object.
     pub fn node_number(&self, name: &str) -> Option<NodeNumber> {
         self.numbers.number(name)
+    }
+
+    /// Returns whether there are any.
+    fn touch_services(&mut self, changed: impl IntoIterator<Item = ServiceName>) -> bool {
+        let mut changed = changed.into_iter().peekable();
+        let any = changed.peek().is_some();
+        self.touched.services.extend(changed);
+        any
     }
 
     fn put_pod(&mut self, object: PodObject, events: &mut Vec<NewEvent>) -> bool {

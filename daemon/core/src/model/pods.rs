@@ -3,10 +3,11 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::model::words::Words;
 use crate::names::PodName;
 use crate::objects::PodObject;
 
@@ -148,45 +149,10 @@ impl Ord for ByName {
     }
 }
 
-/// Strings that many pods share: names of nodes, values of labels.
-#[derive(Debug, Default)]
-struct Words {
-    words: HashSet<Arc<str>>,
-    /// How many strings were left after the last time unused ones were dropped.
-    kept: usize,
-}
-
-impl Words {
-    fn share(&mut self, word: String) -> Arc<str> {
-        if let Some(word) = self.words.get(word.as_str()) {
-            return Arc::clone(word);
-        }
-        if self.words.len() >= 2 * self.kept.max(512) {
-            self.words.retain(|word| Arc::strong_count(word) > 1);
-            self.kept = self.words.len();
-        }
-        let word: Arc<str> = word.into();
-        self.words.insert(Arc::clone(&word));
-        word
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::pod;
-
-    #[test]
-    fn words_are_shared_and_those_nobody_has_are_forgotten() {
-        let mut words = Words::default();
-        let kept: Vec<Arc<str>> = (0..600).map(|number| words.share(format!("node-{number}"))).collect();
-        assert!(Arc::ptr_eq(&kept[0], &words.share("node-0".into())));
-        for number in 0..10_000 {
-            drop(words.share(format!("gone-{number}")));
-        }
-        assert!(words.words.len() <= 2 * 1_024 + 1, "{}", words.words.len());
-        assert!(Arc::ptr_eq(&kept[599], &words.share("node-599".into())));
-    }
 
     #[test]
     fn a_pod_is_replaced_found_and_taken_away() {

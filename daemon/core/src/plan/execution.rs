@@ -4,15 +4,17 @@
 //! removed because another range, or an endpoint, now decides for its addresses. If the earlier
 //! step has failed, such a step would leave an address less strict than before the plan and than
 //! after it. Likewise, a pod's interface gets an address only after the interface that had it
-//! before has given it up. Such a step is withheld, and the next plan has it again.
+//! before has given it up, and a service's frontend is put only if its set of backends is there.
+//! Such a step is withheld, and the next plan has it again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hauberk_abi::address::{Address, Prefix};
 
 use crate::identities::{IdentityStep, strictness};
 use crate::lookup::truncate;
 use crate::pods::{Claims, PodStep};
+use crate::services::{ServiceStep, SetNumber};
 use crate::state::Step;
 
 /// A plan that is being carried out.
@@ -27,6 +29,10 @@ pub struct Execution {
     put_failed: bool,
     /// What pods' interfaces have that should not have it any more.
     not_given_up: Claims,
+    /// Sets of backends that are not as the plan wants them.
+    sets: BTreeSet<SetNumber>,
+    /// Whether some frontend is not as the plan wants it. It leads to a set as before.
+    frontend_failed: bool,
 }
 
 /// What was to happen to an entry.
@@ -47,6 +53,8 @@ impl Execution {
             ranges: BTreeMap::new(),
             put_failed: false,
             not_given_up: Claims::default(),
+            sets: BTreeSet::new(),
+            frontend_failed: false,
         }
     }
 
@@ -90,9 +98,16 @@ impl Execution {
                 self.ranges.insert(*range, Failed::Remove);
             }
             Step::Pod(PodStep::Remove(pod)) => self.not_given_up.add(pod),
+            Step::Service(ServiceStep::PutSet(number, _)) => {
+                self.sets.insert(*number);
+            }
+            Step::Service(ServiceStep::PutFrontend(..) | ServiceStep::RemoveFrontend(_)) => {
+                self.frontend_failed = true;
+            }
             Step::Identity(IdentityStep::SetUntranslated(_) | IdentityStep::SetSynced(_))
             | Step::Pod(PodStep::Put(_))
-            | Step::Tunnel(_) => {}
+            | Step::Tunnel(_)
+            | Step::Service(ServiceStep::RemoveSet(_)) => {}
         }
     }
 
@@ -112,6 +127,10 @@ impl Execution {
                 IdentityStep::PutEndpoint(..) | IdentityStep::SetUntranslated(_) => false,
             },
             Step::Pod(PodStep::Put(pod)) => self.not_given_up.overlap(pod),
+            Step::Service(ServiceStep::PutFrontend(_, frontend)) => self.sets.contains(&frontend.set),
+            // The frontend that failed may be one that still leads there.
+            Step::Service(ServiceStep::RemoveSet(_)) => self.frontend_failed,
+            Step::Service(ServiceStep::PutSet(..) | ServiceStep::RemoveFrontend(_)) => false,
             Step::Pod(PodStep::Remove(_)) | Step::Tunnel(_) => false,
         }
     }

@@ -1,8 +1,9 @@
 //! The steps from what the kernel and the tunnel hold to what they should hold.
 //!
 //! The order matters: first everything that denies more, then the pods' interfaces, then tunnels
-//! and routes, then everything that denies less or is removed, and last the SYNCED flag, which says
-//! that the node knows the whole cluster. A plan that stops at any step leaves every address judged
+//! and routes, then services, whose backends must be known by then, then in the same order
+//! everything that denies less or is removed, and last the SYNCED flag, which says that the node
+//! knows the whole cluster. A plan that stops at any step leaves every address judged
 //! at least as strictly as before the plan or as after it; the next plan continues from there.
 //! Until the sources have been read completely, the second half is left out.
 
@@ -12,6 +13,7 @@ use crate::desired::Desired;
 use crate::identities::{self, IdentityStep};
 use crate::order::Order;
 use crate::pods;
+use crate::services;
 use crate::state::{Scope, State, Step};
 use crate::tunnels;
 
@@ -30,13 +32,16 @@ pub fn plan_within(actual: &State, desired: &Desired, scope: &Scope) -> Vec<Step
     let identities = identities::order(&actual.identities, &state.identities, &scope.identities);
     let pods = if scope.pods { pods::order(&actual.pods, &state.pods) } else { Order::default() };
     let tunnels = tunnels::order(&actual.tunnels, &state.tunnels, prune, &scope.tunnels);
+    let services = services::order(&actual.services, &state.services, &scope.services);
     let mut steps: Vec<Step> = identities.stricter.into_iter().map(Step::Identity).collect();
     steps.extend(pods.stricter.into_iter().map(Step::Pod));
     steps.extend(tunnels.stricter.into_iter().map(Step::Tunnel));
+    steps.extend(services.stricter.into_iter().map(Step::Service));
     if prune {
         steps.extend(identities.weaker.into_iter().map(Step::Identity));
         steps.extend(pods.weaker.into_iter().map(Step::Pod));
         steps.extend(tunnels.weaker.into_iter().map(Step::Tunnel));
+        steps.extend(services.weaker.into_iter().map(Step::Service));
         if !actual.identities.synced {
             steps.push(Step::Identity(IdentityStep::SetSynced(true)));
         }

@@ -192,8 +192,11 @@ mod tests {
         );
         assert!(matches!(&all[..], [Ok((key, _))] if key.to_string() == "Pod/default/a"));
         assert!(one("{apiVersion: v1, kind: List}").is_err());
-        let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s}, addressType: IPv4, endpoints: []}";
-        assert!(matches!(one(slice), Ok((key, None)) if key.to_string() == "EndpointSlice/default/s"));
+        let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s, labels: {kubernetes.io/service-name: a}},\
+            addressType: IPv4, endpoints: []}";
+        assert!(
+            matches!(one(slice), Ok((key, Some(Change::EndpointSlice(_)))) if key.to_string() == "EndpointSlice/default/s")
+        );
     }
 
     #[test]
@@ -219,6 +222,16 @@ mod tests {
                 "{apiVersion: v1, kind: Node, metadata: {name: n}, status: {addresses: [{type: InternalIP, address: x}]}}",
                 Some("Node/n"),
                 "status.addresses",
+            ),
+            (
+                "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {externalIPs: [x]}}",
+                Some("Service/default/s"),
+                "externalIPs",
+            ),
+            (
+                "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s}, addressType: x}",
+                Some("EndpointSlice/default/s"),
+                "addressType",
             ),
         ] {
             let rejection = one(text).unwrap_err();

@@ -24,6 +24,15 @@ pub(crate) struct Metadata {
 pub(super) struct Labels {
     #[serde(rename = "hauberk.io/encryption")]
     pub(super) encryption: Option<String>,
+    /// On a node.
+    #[serde(rename = "topology.kubernetes.io/zone")]
+    pub(super) zone: Option<String>,
+    /// On a service that another program than the node's proxy serves.
+    #[serde(rename = "service.kubernetes.io/service-proxy-name")]
+    pub(super) proxy: Option<String>,
+    /// On an endpoint slice.
+    #[serde(rename = "kubernetes.io/service-name")]
+    pub(super) service: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

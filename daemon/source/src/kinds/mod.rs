@@ -10,20 +10,21 @@ mod metadata;
 mod namespace;
 mod node;
 mod pod;
+mod ports;
 mod service;
 
 use std::fmt;
 
 use hauberk_core::model::Change;
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub(crate) use endpoint_slice::EndpointSlice;
 pub(crate) use metadata::Metadata;
 pub(crate) use namespace::Namespace;
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
+pub(crate) use service::Service;
 
 /// Every kind that is read, in the order in which a folder's changes are told.
 static KINDS: [Registered; 5] = [
@@ -34,11 +35,16 @@ static KINDS: [Registered; 5] = [
     Registered::of::<EndpointSlice>(),
 ];
 
-/// Visits every kind that is read from an API server.
-pub(crate) fn each_followed(visitor: &mut impl Visitor) {
+/// Visits every kind that is read from an API server. `services`: also those that only services
+/// need.
+pub(crate) fn each_followed(services: bool, visitor: &mut impl Visitor) {
     visitor.visit::<Node>();
     visitor.visit::<Namespace>();
     visitor.visit::<Pod>();
+    if services {
+        visitor.visit::<Service>();
+        visitor.visit::<EndpointSlice>();
+    }
 }
 
 /// Does something with each kind.

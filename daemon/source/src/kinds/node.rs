@@ -82,10 +82,12 @@ impl Node {
                 addresses.push(NodeAddress { address, internal });
             }
         }
-        let annotations = self.metadata.and_then(|metadata| metadata.annotations).unwrap_or_default();
+        let metadata = self.metadata.unwrap_or_default();
+        let annotations = metadata.annotations.unwrap_or_default();
         Ok(NodeObject {
             addresses,
             pod_ranges,
+            zone: metadata.labels.unwrap_or_default().zone.filter(|zone| !zone.is_empty()),
             keys: annotations.keys,
             published_addresses: annotations.addresses,
             enforced: annotations.enforced,
@@ -111,5 +113,13 @@ mod tests {
         assert_eq!((object.keys.as_deref(), object.enforced.as_deref()), (Some("K"), Some("E")));
         assert_eq!(object.published_addresses.as_deref(), Some("A"));
         assert_eq!(object.plaintext_seen.as_deref(), Some("P"));
+    }
+
+    #[test]
+    fn the_zone_is_its_label() {
+        for (labels, zone) in [(json!({"topology.kubernetes.io/zone": "a"}), Some("a")), (json!(null), None)] {
+            let given: Node = serde_json::from_value(json!({"metadata": {"labels": labels}})).unwrap();
+            assert_eq!(given.object("n", "").unwrap().zone.as_deref(), zone);
+        }
     }
 }

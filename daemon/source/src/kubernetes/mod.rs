@@ -46,13 +46,15 @@ const WRITE: Duration = Duration::from_secs(3);
 pub struct Kubernetes {
     client: Client,
     node: String,
+    services: bool,
     state: Arc<State>,
 }
 
 impl Kubernetes {
     /// The API server at `location`, as seen by the agent on `node`. Nothing is read yet.
-    pub fn new(client: Client, location: String, node: String) -> Kubernetes {
-        Kubernetes { client, node, state: Arc::new(State::new(location)) }
+    /// `services`: whether services and their endpoints will be read too.
+    pub fn new(client: Client, location: String, node: String, services: bool) -> Kubernetes {
+        Kubernetes { client, node, services, state: Arc::new(State::new(location, services)) }
     }
 }
 
@@ -84,7 +86,7 @@ impl Source for Kubernetes {
             let (updates, mut received) = mpsc::channel(WAITING);
             let identity = Arc::new(Identity::default());
             let mut followers = Followers { source: &self, identity, updates, tasks: JoinSet::new() };
-            kinds::each_followed(&mut followers);
+            kinds::each_followed(self.services, &mut followers);
             // From here on only the followers can send.
             let Followers { tasks: _tasks, updates, .. } = followers;
             drop(updates);

@@ -47,9 +47,9 @@ struct Outage {
 }
 
 impl State {
-    pub(super) fn new(location: String) -> State {
+    pub(super) fn new(location: String, services: bool) -> State {
         let mut awaited = Awaited::default();
-        kinds::each_followed(&mut awaited);
+        kinds::each_followed(services, &mut awaited);
         State { location, awaited: awaited.0, inner: Mutex::default() }
     }
 

@@ -5,7 +5,7 @@ mod server;
 
 use std::collections::BTreeSet;
 
-use hauberk_core::names::PodName;
+use hauberk_core::names::{PodName, ServiceName};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -25,7 +25,11 @@ struct Listening {
 
 impl Listening {
     fn to(server: &Server) -> Listening {
-        let source = Arc::new(Kubernetes::new(server.client(), server.address(), "n1".into()));
+        Listening::for_services(server, false)
+    }
+
+    fn for_services(server: &Server, services: bool) -> Listening {
+        let source = Arc::new(Kubernetes::new(server.client(), server.address(), "n1".into(), services));
         let (sender, batches) = mpsc::channel(100);
         let (stop, stopped) = watch::channel(false);
         let running = tokio::spawn(Arc::clone(&source).run(sender, stopped));
@@ -262,7 +266,7 @@ async fn a_malformed_object_rejects_only_itself_and_keeps_its_last_good_version(
 #[tokio::test]
 async fn annotations_are_merged_into_the_own_node() {
     let server = cluster().await;
-    let source = Arc::new(Kubernetes::new(server.client(), server.address(), "n1".into()));
+    let source = Arc::new(Kubernetes::new(server.client(), server.address(), "n1".into(), false));
     let annotations =
         BTreeMap::from([("hauberk.io/keys".into(), None), ("hauberk.io/enforced".into(), Some("E".into()))]);
     Arc::clone(&source).annotate(annotations.clone()).await.unwrap();
@@ -288,4 +292,34 @@ async fn finished_pods_are_not_asked_for_and_namespaces_by_metadata_alone() {
         "{asked:?}"
     );
     assert!(server.accepted("namespaces").contains("PartialObjectMetadata"), "{}", server.accepted("namespaces"));
+}
+
+#[tokio::test]
+async fn services_and_their_endpoints_are_read_and_awaited_if_they_are_asked_for() {
+    let server = cluster().await;
+    server.put("services", "shop/cart", json!({"spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}}));
+    let slice = json!({"metadata": {"labels": {"kubernetes.io/service-name": "cart"}}, "addressType": "IPv4",
+        "endpoints": [{"addresses": ["10.244.1.5"]}]});
+    server.put("endpointslices", "shop/cart-1", slice);
+    let is_service = |change: &Change| matches!(change, Change::Service(_) | Change::EndpointSlice(_));
+
+    let mut without = Listening::to(&server);
+    assert!(!without.until_synced().await.iter().any(is_service));
+    let asked = server.asked();
+    assert!(
+        !asked.iter().any(|query| query.starts_with("services") || query.starts_with("endpointslices")),
+        "{asked:?}"
+    );
+
+    let mut with = Listening::for_services(&server, true);
+    let changes = with.until_synced().await;
+    assert_eq!(changes.iter().filter(|change| is_service(change)).count(), 2, "before it is synced: {changes:?}");
+    server.remove("endpointslices", "shop/cart-1");
+    let gone = Change::EndpointSliceGone(ServiceName::new("shop", "cart-1"));
+    with.until_change(|change| *change == gone).await;
+    server.put("services", "shop/cart", json!({"spec": {"clusterIP": "none"}}));
+    let (_, message) = with.until_event(reason::OBJECT_REJECTED).await;
+    assert!(message.contains("Service/shop/cart") && message.contains("spec.clusterIPs"), "{message}");
+    server.remove("services", "shop/cart");
+    with.until_change(|change| *change == Change::ServiceGone(ServiceName::new("shop", "cart"))).await;
 }

@@ -241,7 +241,8 @@ async fn answer(
     if state.away {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "away (503)");
     }
-    let mut parts = uri.path().trim_start_matches("/api/v1/").splitn(2, '/');
+    let path = uri.path().trim_start_matches("/api/v1/").trim_start_matches("/apis/discovery.k8s.io/v1/");
+    let mut parts = path.splitn(2, '/');
     let (kind, name) = (parts.next().unwrap().to_owned(), parts.next());
     let query = uri.query().unwrap_or_default();
     if method == Method::PATCH {
