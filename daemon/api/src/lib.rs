@@ -9,6 +9,7 @@
 //! | `GET /v1/drops` | | [`Drops`] |
 //! | `GET /v1/maps` | | [`Maps`] |
 //! | `GET /v1/events` | | list of [`Event`] |
+//! | `GET /v1/services` (`?namespace=..&name=..`: only these) | | list of [`Service`] |
 //! | `GET /v1/attachments` | | list of [`Attachment`] |
 //! | `POST /v1/attachments` | [`Reserve`] | [`Reservation`]; same id again: same answer |
 //! | `POST /v1/attachments/{container}/{interface}/attach` | [`Attach`] | 204 |
@@ -18,7 +19,8 @@
 //! | `GET /healthz`, `/readyz`, `/metrics` | | text |
 //!
 //! The source and destination of `explain` are each a pod (`namespace/name`), a node or an address.
-//! `attach` and `adopt` answer when the datapath holds the interface.
+//! `services` is refused with 409 while services are not read (`services.sockets` is off), and with
+//! 404 if none has the name. `attach` and `adopt` answer when the datapath holds the interface.
 //!
 //! Words of a fixed set are [`Word`]s: a client shows one that only a newer agent knows. Errors are
 //! [`ApiError`] with a 4xx or 5xx status. Times are RFC 3339 in UTC; durations have
@@ -28,7 +30,9 @@
 #[cfg(feature = "client")]
 pub mod client;
 mod mac;
+#[macro_use]
 mod words;
+mod services;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -41,6 +45,10 @@ pub use hauberk_abi::identity::{Kind as PartyKind, Protection};
 pub use hauberk_abi::layout::Hook;
 pub use hauberk_abi::reason::{DropReason, Encryption, Why};
 pub use mac::{MacAddress, NoMacAddress};
+pub use services::{
+    AddressFamily, BackendCondition, FrontendKind, Service, ServiceBackend, ServiceFrontend, ServiceKind, ServiceMode,
+    ServicesStatus,
+};
 pub use words::{AttachMethod, ConfigurationOrigin, DropPlace, FlowStage, HostRouting, SourceKind, Vocabulary, Word};
 
 /// An error answer.
@@ -84,6 +92,9 @@ pub struct Status {
     /// Where the cluster-wide part of the configuration comes from; none without a cluster.
     #[serde(default)]
     pub configuration: Option<ConfigurationStatus>,
+    /// What is done of services; none if an older agent does not report it.
+    #[serde(default)]
+    pub services: Option<ServicesStatus>,
 }
 
 /// The object of problems with the records of pods' interfaces: while there is one, pods may not
@@ -403,6 +414,9 @@ pub struct MapContent {
     pub capacity: usize,
     /// Rows: key and value in words.
     pub rows: Vec<(String, String)>,
+    /// A new entry takes the place of the least recently used one when the map is full.
+    #[serde(default)]
+    pub makes_room: bool,
 }
 
 /// One attached program.

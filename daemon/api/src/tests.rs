@@ -135,6 +135,11 @@ fn drops_stay() {
 
 #[test]
 fn statuses_stay() {
+    for mode in ["beside kube-proxy", "sockets"] {
+        stays::<ServicesStatus>(&format!(
+            r#"{{"mode":"{mode}","services":2,"frontends":5,"backends":7,"balanced":12,"refused":1,"failed":0}}"#
+        ));
+    }
     for (routing, attach, source, origin) in [
         ("bpf", "tcx", "directory", "object"),
         ("stack", "clsact", "kubernetes", "copy"),
@@ -149,8 +154,54 @@ fn statuses_stay() {
             "peers":[],"namespaces":[],"attachments":4,
             "source":{{"kind":"{source}","location":"/etc","synced":true,"unavailable_since":null,
             "unavailable_because":null,"rejected":0}},
-            "configuration":{{"origin":"{origin}","generation":3,"refused":null,"message":null}}}}"#
+            "configuration":{{"origin":"{origin}","generation":3,"refused":null,"message":null}},
+            "services":null}}"#
         ));
     }
     stays::<LinkStatus>(r#"{"interface":"eth0","hook":"to_wire","how":"clsact"}"#);
+}
+
+#[test]
+fn services_stay() {
+    stays::<Vec<Service>>(
+        r#"[{"namespace":"payments","name":"api","kind":"LoadBalancer","frontends":[
+        {"address":"10.96.0.10","family":"ipv4","port":80,"protocol":"tcp","kind":"cluster_address",
+        "port_name":"http","affinity_seconds":10800,"usable":2,"left_out":null},
+        {"address":null,"family":"ipv6","port":30080,"protocol":"udp","kind":"node_port","port_name":"",
+        "affinity_seconds":0,"usable":0,"left_out":null},
+        {"address":"203.0.113.7","family":"ipv4","port":80,"protocol":"sctp","kind":"load_balancer",
+        "port_name":"http","affinity_seconds":0,"usable":0,"left_out":"it is SCTP"}],"backends":[
+        {"address":"10.244.2.7","port":8080,"port_name":"http","node":"n2","condition":"ready","used":true,
+        "encryption":"encrypted","why":"destination_opted_in"},
+        {"address":"192.0.2.9","port":8080,"port_name":"","node":null,"condition":"not_ready","used":false,
+        "encryption":null,"why":null}]}]"#,
+    );
+    for kind in ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] {
+        stays::<Service>(&format!(
+            r#"{{"namespace":"payments","name":"api","kind":"{kind}","frontends":[],"backends":[]}}"#
+        ));
+    }
+    for kind in ["cluster_address", "node_port", "load_balancer", "external_address"] {
+        stays::<ServiceFrontend>(&format!(
+            r#"{{"address":"fd00::a","family":"ipv6","port":80,"protocol":"tcp","kind":"{kind}","port_name":"",
+            "affinity_seconds":0,"usable":1,"left_out":null}}"#
+        ));
+    }
+    for condition in ["ready", "terminating", "not_ready"] {
+        stays::<ServiceBackend>(&format!(
+            r#"{{"address":"10.244.2.7","port":8080,"port_name":"","node":"n2","condition":"{condition}",
+            "used":true,"encryption":"local","why":"same_node"}}"#
+        ));
+    }
+}
+
+/// An agent of an earlier version says nothing of services.
+#[test]
+fn a_status_without_services_is_understood() {
+    let text = r#"{"node":"n1","version":"0.1.0","started":"2026-11-22T07:56:59Z","now":"2026-11-22T10:00:00Z",
+        "ready":true,"problems":[],"tunnel":{"backend":"kernel","backend_reason":"auto","device":"hauberk0",
+        "port":51840,"mtu":1420,"keys":[],"offloads":[]},"host_routing":"stack","attach":"tcx","uplinks":[],
+        "peers":[],"namespaces":[],"attachments":0,"source":{"kind":"directory","location":"/etc","synced":true,
+        "unavailable_since":null,"rejected":0}}"#;
+    assert_eq!(serde_json::from_str::<Status>(text).unwrap().services, None);
 }

@@ -190,6 +190,7 @@ words_of_programs!(Encryption, Why, DropReason);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::services::{AddressFamily, BackendCondition, FrontendKind, ServiceKind, ServiceMode};
 
     #[test]
     fn a_word_of_a_newer_version_is_shown_and_is_none_of_the_known_ones() {
@@ -227,5 +228,10 @@ mod tests {
         unique::<Encryption>();
         unique::<Why>();
         unique::<DropReason>();
+        unique::<ServiceKind>();
+        unique::<FrontendKind>();
+        unique::<AddressFamily>();
+        unique::<BackendCondition>();
+        unique::<ServiceMode>();
     }
 }

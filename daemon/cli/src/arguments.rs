@@ -18,6 +18,7 @@ Examples:
   hauberk explain payments/api payments/db        whether this traffic is encrypted, and why
   hauberk flows --follow --encryption plain       traffic between nodes in the clear, as it happens
   hauberk drops                                   what was dropped, and what to do about it
+  hauberk services payments/api                   where a service is reached, and who answers
   hauberk status -o json | jq .problems           for machines
 
 Every command speaks to the agent (hauberkd) of the node it runs on, through its unix socket.
@@ -133,6 +134,36 @@ With -o json: one object a line.")]
 
     /// Show what was dropped, by reason, and what to do about it
     Drops {
+        #[command(flatten)]
+        output: Output,
+    },
+
+    /// Show where services are reached, and which backends connections are led to
+    ///
+    /// With `services.sockets: true`, hauberk chooses a service's backend when a process of this
+    /// node makes a connection: kube-proxy's rules do not see it, and the packets carry the pod's
+    /// address from the start. Without a name: one line for each service. BACKENDS `2/3` means:
+    /// three may answer, and new connections from this node are led to two of them. With a name:
+    /// every address and port, every backend with its node and condition, and how packets from this
+    /// node travel to it.
+    #[command(after_help = "\
+Examples:
+  hauberk services                       all of them
+  hauberk services api                   the service of this name, in every namespace
+  hauberk services payments/api          this one
+  hauberk services -o json | jq '.[] | select(any(.frontends[]; .usable == 0 and .left_out == null))'
+
+The last one lists the services to which connections are refused, because nobody can answer. An
+address that is left out, as one that is left to kube-proxy, is said to be so, with the reason.
+
+Exit codes:
+  0  answered
+  1  no answer: the agent is not reachable, does not read services (services.sockets is off), or
+     knows no such service")]
+    Services {
+        /// Only this service
+        #[arg(value_name = "NAME|NAMESPACE/NAME")]
+        service: Option<String>,
         #[command(flatten)]
         output: Output,
     },

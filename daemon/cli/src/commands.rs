@@ -33,6 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
                 let drops = client.drops().await?;
                 answer(*output, &drops, || render::drops::page(&drops))
             }
+            Command::Services { service, output } => services(&client, service.as_deref(), *output).await,
             Command::Bpf { map, verbose, output } => bpf(&client, map.as_deref(), *verbose, *output).await,
             Command::Events { output } => {
                 let events = client.events().await?;
@@ -94,6 +95,19 @@ async fn flows(
         }
         false => Ok(Outcome::Fine),
     }
+}
+
+async fn services(client: &Client, service: Option<&str>, output: Output) -> anyhow::Result<Outcome> {
+    let (namespace, name) = match service.map(|service| (service, service.split_once('/'))) {
+        None => (None, None),
+        Some((_, Some((namespace, name)))) => (Some(namespace), Some(name)),
+        Some((name, None)) => (None, Some(name)),
+    };
+    let services = client.services(namespace, name).await?;
+    answer(output, &services, || match service {
+        None => render::services::table(&services),
+        Some(_) => render::services::details(&services),
+    })
 }
 
 async fn bpf(client: &Client, map: Option<&str>, verbose: bool, output: Output) -> anyhow::Result<Outcome> {

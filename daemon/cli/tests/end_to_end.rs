@@ -2,9 +2,12 @@
 //! code.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::process::{Command, Output};
 
+use axum::extract::Query;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
@@ -52,6 +55,17 @@ fn flow(encryption: &str, source: &str) -> String {
     format!("{flow}\n")
 }
 
+fn services(wanted: &BTreeMap<String, String>) -> Response {
+    let service = json!({"namespace": "payments", "name": "api", "kind": "ClusterIP", "backends": [], "frontends": [
+        {"address": "10.96.0.10", "family": "ipv4", "port": 80, "protocol": "tcp", "kind": "cluster_address",
+            "port_name": "http", "affinity_seconds": 0, "usable": 0, "left_out": null}]});
+    let is = |field: &str, value: &str| wanted.get(field).is_none_or(|asked| asked == value);
+    match is("namespace", "payments") && is("name", "api") {
+        true => Json(json!([service])).into_response(),
+        false => (StatusCode::NOT_FOUND, Json(json!({"error": "no such service"}))).into_response(),
+    }
+}
+
 fn agent(ready: bool) -> Agent {
     let flows = flow("plain", "public/web") + &flow("encrypted", "payments/api");
     Agent::start(
@@ -60,6 +74,10 @@ fn agent(ready: bool) -> Agent {
             .route("/v1/flows", get(|| async { flows }))
             .route("/v1/drops", get(|| async { Json(json!({"reasons": []})) }))
             .route("/v1/events", get(|| async { Json(json!([])) }))
+            .route(
+                "/v1/services",
+                get(|Query(wanted): Query<BTreeMap<String, String>>| async move { services(&wanted) }),
+            )
             .route(
                 "/v1/explain",
                 get(|| async {
@@ -97,7 +115,7 @@ fn the_exit_code_says_whether_all_is_protected() {
 #[test]
 fn json_is_json_and_pipes_have_no_colours() {
     let agent = agent(true);
-    for command in ["status", "drops", "bpf", "events", "version"] {
+    for command in ["status", "drops", "services", "bpf", "events", "version"] {
         let json = agent.hauberk(&[command, "-o", "json"]);
         assert_eq!(json.status.code(), Some(0), "{command}: {}", text(&json.stderr));
         serde_json::from_slice::<Value>(&json.stdout).unwrap_or_else(|error| panic!("{command}: {error}"));
@@ -126,6 +144,22 @@ fn the_agents_errors_are_passed_on() {
     assert_eq!(text(&refused.stderr), "error: no pod, node or address is called x/y\n");
     let unknown = agent(true).hauberk(&["bpf", "--map", "X"]);
     assert_eq!(unknown.status.code(), Some(1));
+}
+
+#[test]
+fn services_are_listed_and_one_is_shown_by_its_name() {
+    let agent = agent(true);
+    let all = text(&agent.hauberk(&["services"]).stdout);
+    assert!(all.starts_with("SERVICE") && all.contains("payments/api"), "{all}");
+    for name in ["api", "payments/api"] {
+        let one = agent.hauberk(&["services", name]);
+        assert_eq!(one.status.code(), Some(0));
+        assert!(text(&one.stdout).starts_with("service: payments/api\n"), "{}", text(&one.stdout));
+    }
+    for unknown in ["db", "public/api"] {
+        let refused = agent.hauberk(&["services", unknown]);
+        assert_eq!((refused.status.code(), text(&refused.stderr).as_str()), (Some(1), "error: no such service\n"));
+    }
 }
 
 #[test]

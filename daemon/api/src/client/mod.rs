@@ -15,7 +15,7 @@ use hyper::{Method, StatusCode};
 
 use crate::{
     Adopt, Adopted, Attach, Attachment, Drops, Event, Explanation, FailedAdd, FlowRecord, Maps, Reservation, Reserve,
-    Status,
+    Service, Status,
 };
 pub use error::ClientError;
 pub use lines::Lines;
@@ -91,6 +91,11 @@ impl Client {
     /// `GET /v1/events`.
     pub async fn events(&self) -> Result<Vec<Event>, ClientError> {
         self.read("/v1/events").await
+    }
+
+    /// `GET /v1/services`: all of them, or those of a namespace, with a name, or both.
+    pub async fn services(&self, namespace: Option<&str>, name: Option<&str>) -> Result<Vec<Service>, ClientError> {
+        self.read(&services_path(namespace, name)).await
     }
 
     /// `GET /v1/attachments`.
@@ -189,6 +194,15 @@ fn attachment_path(container: &str, interface: &str) -> String {
     format!("/v1/attachments/{}/{}", percent_encoded(container), percent_encoded(interface))
 }
 
+fn services_path(namespace: Option<&str>, name: Option<&str>) -> String {
+    let wanted = [("namespace", namespace), ("name", name)];
+    let wanted = wanted.into_iter().filter_map(|(field, value)| Some(format!("{field}={}", percent_encoded(value?))));
+    match wanted.collect::<Vec<_>>().join("&").as_str() {
+        "" => "/v1/services".to_string(),
+        query => format!("/v1/services?{query}"),
+    }
+}
+
 /// RFC 3986: encodes everything except unreserved characters, so that a name can neither leave its
 /// path segment nor end the query.
 fn percent_encoded(text: &str) -> String {
@@ -212,5 +226,12 @@ mod tests {
         assert_eq!(attachment_path("a/../b", "eth0"), "/v1/attachments/a%2F..%2Fb/eth0");
         assert_eq!(percent_encoded("payments/api?x=1&y"), "payments%2Fapi%3Fx%3D1%26y");
         assert_eq!(percent_encoded("fd00::1"), "fd00%3A%3A1");
+    }
+
+    #[test]
+    fn services_are_asked_for_by_what_is_known_of_them() {
+        assert_eq!(services_path(None, None), "/v1/services");
+        assert_eq!(services_path(None, Some("api")), "/v1/services?name=api");
+        assert_eq!(services_path(Some("a&b"), Some("api")), "/v1/services?namespace=a%26b&name=api");
     }
 }

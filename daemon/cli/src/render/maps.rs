@@ -43,6 +43,9 @@ fn one_map(page: &mut Page, map: &MapContent, limit: usize) {
     let filled = format!("{} of {}", map.entries, map.capacity);
     let nearly_full = map.capacity > 0 && map.entries >= map.capacity.saturating_mul(NEARLY_FULL_PERCENT) / 100;
     match nearly_full && map.capacity > 1 {
+        true if map.makes_room => {
+            page.field("entries", format_args!("{filled}: a new one takes the place of the least recently used"));
+        }
         true => page.field("entries", painted(page::BAD, format_args!("{filled}: nearly full, raise its limit"))),
         false => page.field("entries", filled),
     }

@@ -8,6 +8,7 @@ pub(crate) mod explain;
 pub(crate) mod flows;
 pub(crate) mod maps;
 pub(crate) mod page;
+pub(crate) mod services;
 pub(crate) mod status;
 pub(crate) mod version;
 pub(crate) mod words;

@@ -1,9 +1,11 @@
 //! Answers for the tests, and the comparison with the golden files of their expected text.
 
 use hauberk_api::{
-    AttachMethod, DropCount, DropPlace, Drops, Encryption, Event, Explanation, FlowRecord, FlowStage, Hook,
-    HostRouting, KeyStatus, LeakCount, LinkStatus, MapContent, Maps, NamespaceStatus, Party, PartyKind, PeerState,
-    PeerStatus, Problem, Protection, Severity, SourceKind, SourceStatus, Status, TunnelStatus, Why,
+    AddressFamily, AttachMethod, BackendCondition, DropCount, DropPlace, Drops, Encryption, Event, Explanation,
+    FlowRecord, FlowStage, FrontendKind, Hook, HostRouting, KeyStatus, LeakCount, LinkStatus, MapContent, Maps,
+    NamespaceStatus, Party, PartyKind, PeerState, PeerStatus, Problem, Protection, Service, ServiceBackend,
+    ServiceFrontend, ServiceKind, ServiceMode, ServicesStatus, Severity, SourceKind, SourceStatus, Status,
+    TunnelStatus, Why, Word,
 };
 use jiff::Timestamp;
 
@@ -124,7 +126,97 @@ pub(crate) fn status() -> Status {
             rejected: 1,
         },
         configuration: None,
+        services: Some(services_status()),
     }
+}
+
+pub(crate) fn services_status() -> ServicesStatus {
+    ServicesStatus {
+        mode: ServiceMode::Sockets.into(),
+        services: 2,
+        frontends: 5,
+        backends: 7,
+        balanced: 12,
+        refused: 1,
+        failed: 0,
+    }
+}
+
+pub(crate) fn services() -> Vec<Service> {
+    let frontend = |address: Option<&str>, port, kind: FrontendKind, usable| ServiceFrontend {
+        address: address.map(|address| address.parse().unwrap()),
+        family: AddressFamily::V4.into(),
+        port,
+        protocol: "tcp".to_string(),
+        kind: kind.into(),
+        port_name: "http".to_string(),
+        affinity_seconds: 0,
+        usable,
+        left_out: None,
+    };
+    let backend = |address: &str, node: Option<&str>, condition: BackendCondition, encryption, why| ServiceBackend {
+        address: address.parse().unwrap(),
+        port: 8080,
+        port_name: "http".to_string(),
+        node: node.map(str::to_string),
+        condition: condition.into(),
+        used: condition == BackendCondition::Ready,
+        encryption: Some(Word::Known(encryption)),
+        why: Some(Word::Known(why)),
+    };
+    let service = |name: &str, kind: ServiceKind, frontends, backends| Service {
+        namespace: "payments".to_string(),
+        name: name.to_string(),
+        kind: kind.into(),
+        frontends,
+        backends,
+    };
+    let source_ranges = "spec.loadBalancerSourceRanges admits only some clients: left to kube-proxy";
+    vec![
+        service(
+            "api",
+            ServiceKind::LoadBalancer,
+            vec![
+                frontend(Some("10.96.0.10"), 80, FrontendKind::ClusterAddress, 2),
+                frontend(None, 30080, FrontendKind::NodePort, 2),
+                ServiceFrontend {
+                    family: AddressFamily::V6.into(),
+                    ..frontend(None, 30080, FrontendKind::NodePort, 2)
+                },
+                ServiceFrontend {
+                    left_out: Some(source_ranges.to_string()),
+                    ..frontend(Some("203.0.113.7"), 80, FrontendKind::LoadBalancer, 0)
+                },
+            ],
+            vec![
+                backend("10.244.1.5", Some("n1"), BackendCondition::Ready, Encryption::Local, Why::SameNode),
+                backend(
+                    "10.244.2.7",
+                    Some("n2"),
+                    BackendCondition::Ready,
+                    Encryption::Encrypted,
+                    Why::DestinationOptedIn,
+                ),
+                backend("fd00:10:244:2::7", None, BackendCondition::NotReady, Encryption::Plain, Why::NotOptedIn),
+            ],
+        ),
+        service(
+            "cache",
+            ServiceKind::ClusterIp,
+            vec![ServiceFrontend {
+                affinity_seconds: 10_800,
+                port_name: String::new(),
+                ..frontend(Some("fd00:10:96::b"), 6379, FrontendKind::ClusterAddress, 0)
+            }],
+            vec![ServiceBackend {
+                port_name: String::new(),
+                encryption: None,
+                why: None,
+                ..backend("10.244.2.8", Some("n2"), BackendCondition::Terminating, Encryption::Plain, Why::NotOptedIn)
+            }],
+        ),
+        service("headless", ServiceKind::ClusterIp, Vec::new(), Vec::new()),
+    ]
 }
 
 pub(crate) fn explanation() -> Explanation {
@@ -229,6 +321,7 @@ pub(crate) fn maps() -> Maps {
                 entries: 24,
                 capacity: 65536,
                 rows: (1..=24).map(row).collect(),
+                makes_room: false,
             },
             MapContent {
                 name: "RANGES".to_string(),
@@ -236,6 +329,18 @@ pub(crate) fn maps() -> Maps {
                 entries: 95,
                 capacity: 100,
                 rows: vec![("10.244.0.0/16".to_string(), "unknown pod".to_string())],
+                makes_room: false,
+            },
+            MapContent {
+                name: "SOCKETS".to_string(),
+                purpose: "sockets that were led to a backend".to_string(),
+                entries: 100,
+                capacity: 100,
+                rows: vec![(
+                    "socket 7, protocol 6, with 10.244.1.5:8080".to_string(),
+                    "is told 10.96.0.10:80".to_string(),
+                )],
+                makes_room: true,
             },
         ],
         links: vec![LinkStatus { interface: "eth0".to_string(), hook: Hook::ToWire, how: AttachMethod::Tcx.into() }],

@@ -7,6 +7,7 @@ use hauberk_api::{
 use jiff::Timestamp;
 
 use crate::render::page::{self, Page, painted};
+use crate::render::services;
 use crate::render::words::{ago, bytes, counted, key, protection, shortened};
 
 /// How many ranges or names are shown in a line, so that it stays readable.
@@ -63,12 +64,18 @@ fn node(page: &mut Page, status: &Status, verbose: bool) {
     page.field("host routing", &status.host_routing);
     page.field("programs", format_args!("attached with {} to {}", status.attach, words_of(&status.uplinks)));
     page.field("pods attached", status.attachments);
+    if let Some(state) = &status.services {
+        page.field("services", services::summary(state));
+    }
     page.field("source", source(&status.source, status.now));
     if let Some(state) = &status.configuration {
         page.field("configuration", configuration(state));
     }
     page.field("agent", format_args!("version {}, started {}", status.version, ago(status.started, status.now)));
     if verbose {
+        if let Some(figures) = status.services.as_ref().and_then(services::figures) {
+            page.field("services in figures", figures);
+        }
         page.field("started at", status.started);
         page.field("offloads", words_of(&tunnel.offloads));
         page.field("cipher", &tunnel.cipher);
