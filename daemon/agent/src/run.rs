@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use hauberk_api::{Problem, Severity};
 use hauberk_core::events::NewEvent;
-use hauberk_core::local_node::{LocalNode, Settings};
+use hauberk_core::local_node::{LocalNode, ServicesRoom, Settings};
 use hauberk_core::model::{Change, Model};
-use hauberk_datapath::{DatapathError, How};
+use hauberk_datapath::tables::services;
+use hauberk_datapath::{DatapathError, How, Maps};
 use hauberk_keyring::{Store, StoreError};
 use hauberk_source::{Source, SourceError};
 use jiff::Timestamp;
@@ -107,12 +108,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     clock::restore(&config.paths.state);
     let (config, source, cluster) = cluster::connect(config).await?;
     let config = Arc::new(config);
-    let local = local_node(&config, &keys);
+    let mut local = local_node(&config, &keys);
     info!(node = local.name, version = env!("CARGO_PKG_VERSION"), "hauberkd starts");
 
     let mut prepared = Prepared::load(&config, &local, Model::new(&local.name).own_number()).await?;
     let (attachments, mut lasting, recovered) = records::restore(&config, &local, &prepared).await?;
     let datapath = prepared.datapath_mut();
+    local.settings.services_room = Some(services_room(datapath.maps()));
     lasting.extend(datapath.resized().iter().map(|sentence| resized(sentence)));
     let map_reader = MapReader::new(datapath.observe()?);
     let ring = datapath.maps_mut().take_events();
@@ -151,9 +153,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 /// This node, before anything of the cluster is known.
 fn local_node(config: &Config, keys: &Store) -> LocalNode {
     let chained = config.cni.install == CniInstall::Chained;
-    let settings = cluster_config::settings(&Settings { chained, ..Settings::default() }, config);
+    let services = config.services.sockets;
+    let settings = cluster_config::settings(&Settings { chained, services, ..Settings::default() }, config);
     let keys = keys.keys().iter().map(|key| key.public).collect();
     LocalNode { name: config.node.clone().unwrap_or_default(), settings, keys, ..LocalNode::default() }
+}
+
+/// A pinned map keeps its size, whatever the configuration says by now.
+fn services_room(maps: &Maps) -> ServicesRoom {
+    let capacity = |table| maps.capacity(table).map_or(usize::MAX, |capacity| capacity as usize);
+    ServicesRoom { frontends: capacity(&services::FRONTENDS), backends: capacity(&services::BACKENDS) }
 }
 
 /// Tells the reconciler what must be known before the source tells anything. Returns the addresses

@@ -17,6 +17,7 @@ use hauberk_host::netfilter::firewall::{self, Device, Way, Ways};
 use hauberk_host::netfilter::{self, BRIDGE_PROBE, EGRESS_PROBE, ROUTING_PROBE};
 use nix::mount::MsFlags;
 
+use crate::apply;
 use crate::config::{AttachMode, Automatic, CniInstall, Config, HostRouting};
 use crate::observe::firewalls::Firewalls;
 
@@ -53,7 +54,7 @@ pub struct SelfCheckError(pub Vec<String>);
 /// Runs all checks.
 pub fn run(config: &Config) -> Vec<Item> {
     let item = |name, outcome| Item { name, outcome };
-    vec![
+    let mut items = vec![
         item("capabilities", capabilities()),
         item("kernel", kernel()),
         item("bpf", bpf()),
@@ -63,7 +64,9 @@ pub fn run(config: &Config) -> Vec<Item> {
         item("tun", tunnel(config)),
         item("nftables", nftables()),
         item("firewalls", firewalls(config)),
-    ]
+    ];
+    items.extend(config.services.sockets.then(|| item("cgroup", cgroup(config))));
+    items
 }
 
 /// Runs all checks, and loads the programs into the kernel: for `hauberkd check`. An agent that
@@ -228,6 +231,14 @@ fn not_mounted(pins: &Path, error: Option<io::Error>) -> String {
     let parent = pins.parent().unwrap_or(pins).display();
     let error = error.map(|error| format!(" and cannot be made so: {error}")).unwrap_or_default();
     format!("{} (`paths.pins`) is not on a BPF file system{error}; run: mount -t bpf bpf {parent}", pins.display())
+}
+
+/// Without it, connections to services are left to kube-proxy.
+fn cgroup(config: &Config) -> Outcome {
+    match apply::cgroup(config) {
+        Ok(cgroup) => Outcome::Fine(cgroup.display().to_string()),
+        Err(why) => Outcome::Degraded(format!("`services.sockets` has no effect: {why}")),
+    }
 }
 
 fn kernel_types() -> Outcome {

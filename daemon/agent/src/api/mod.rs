@@ -123,6 +123,7 @@ pub async fn serve(listener: UnixListener, path: PathBuf, context: Context) -> s
             .route("/v1/drops", get(read::drops))
             .route("/v1/maps", get(read::maps))
             .route("/v1/events", get(read::events))
+            .route("/v1/services", get(read::services))
             .route("/v1/attachments", get(attachments::list).post(attachments::reserve))
             .route("/v1/attachments/adopt", post(attachments::adopt))
             .route("/v1/attachments/failed", post(attachments::failed))

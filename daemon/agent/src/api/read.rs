@@ -8,11 +8,12 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
-use hauberk_api::{Drops, Event, Explanation, FlowRecord, Maps, Severity, Status};
+use hauberk_api::{Drops, Event, Explanation, FlowRecord, Maps, Service, Severity, Status};
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{Context, Refusal};
+use crate::observe::services::{self, NoServices};
 use crate::observe::{self, drops, explain, flows, maps, metrics};
 
 pub(super) async fn status(State(context): State<Context>) -> Json<Status> {
@@ -82,6 +83,26 @@ pub(super) async fn maps(State(context): State<Context>) -> Result<Json<Maps>, R
 
 pub(super) async fn events(State(context): State<Context>) -> Json<Vec<Event>> {
     Json(context.agent.read().events.list())
+}
+
+#[derive(Deserialize)]
+pub(super) struct Wanted {
+    namespace: Option<String>,
+    name: Option<String>,
+}
+
+pub(super) async fn services(
+    State(context): State<Context>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Vec<Service>>, Refusal> {
+    let (namespace, name) = (wanted.namespace.as_deref(), wanted.name.as_deref());
+    services::services(&context.agent.read(), &context.facts.config, namespace, name).map(Json).map_err(|error| {
+        let status = match error {
+            NoServices::Off => StatusCode::CONFLICT,
+            NoServices::Unknown { .. } => StatusCode::NOT_FOUND,
+        };
+        Refusal::new(status, error)
+    })
 }
 
 /// Alive: the agent answers.

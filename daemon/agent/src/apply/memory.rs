@@ -2,6 +2,7 @@
 
 use hauberk_core::identities::IdentityStep;
 use hauberk_core::pods::PodStep;
+use hauberk_core::services::ServiceStep;
 use hauberk_core::state::{State, Step};
 use hauberk_core::tunnels::TunnelStep;
 
@@ -51,5 +52,9 @@ impl Sink for Memory {
 
     async fn tunnel(&mut self, steps: &[&TunnelStep]) -> Result<(), ApplyError> {
         self.take(steps.iter().map(|step| Step::Tunnel((*step).clone())).collect())
+    }
+
+    async fn service(&mut self, step: &ServiceStep) -> Result<(), ApplyError> {
+        self.take(vec![Step::Service(step.clone())])
     }
 }

@@ -10,6 +10,7 @@ mod memory;
 mod names;
 mod pods;
 mod routes;
+mod services;
 mod sink;
 mod startup;
 mod tunnels;
@@ -31,6 +32,7 @@ pub use check::{Finding, Found, Places};
 pub use devices::{Devices, Guarded};
 pub use hops::NextHop;
 pub use names::Kept;
+pub use services::{cgroup, prove_sockets};
 pub(crate) use sink::carry_out;
 pub use startup::{Held, Node, Prepared, StartError, uninstall};
 
@@ -140,7 +142,8 @@ impl Kernel {
     /// [`ApplyError`] if anything cannot be read, or if such an interface cannot be shut.
     pub async fn read(&mut self, known: &BTreeSet<u32>) -> Result<State, ApplyError> {
         let pods = self.read_pods(known).await?;
-        Ok(State { identities: self.read_identities()?, pods, tunnels: self.read_tunnels()? })
+        let services = self.read_services()?;
+        Ok(State { identities: self.read_identities()?, pods, tunnels: self.read_tunnels()?, services })
     }
 
     /// Whether the netfilter rules are still as installed, and what they have counted.

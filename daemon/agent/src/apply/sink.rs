@@ -3,12 +3,16 @@
 use hauberk_core::identities::IdentityStep;
 use hauberk_core::plan::Execution;
 use hauberk_core::pods::PodStep;
+use hauberk_core::services::ServiceStep;
 use hauberk_core::state::{State, Step};
 use hauberk_core::tunnels::TunnelStep;
 use hauberk_fault as fault;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{ApplyError, Kernel};
+
+/// The most failed steps of a plan that are logged one by one.
+const LOGGED: usize = 20;
 
 /// This node's kernel and tunnel, or a double in memory. A step that fails can be repeated.
 pub(crate) trait Sink {
@@ -21,6 +25,9 @@ pub(crate) trait Sink {
     /// Changes the tunnel or the routes into it. Several steps concern its peers, and are carried
     /// out as one change: all of them, or none if that fails.
     async fn tunnel(&mut self, steps: &[&TunnelStep]) -> Result<(), ApplyError>;
+
+    /// Changes where services are reached, or their backends.
+    async fn service(&mut self, step: &ServiceStep) -> Result<(), ApplyError>;
 }
 
 impl Sink for Kernel {
@@ -42,6 +49,11 @@ impl Sink for Kernel {
         fault::point("peer steps");
         self.apply_peers(steps)
     }
+
+    async fn service(&mut self, step: &ServiceStep) -> Result<(), ApplyError> {
+        fault::point("a step");
+        self.apply_service(step)
+    }
 }
 
 /// Carries a plan out, and notes in `actual` what succeeded. Returns the steps that failed, each
@@ -61,12 +73,18 @@ pub(crate) async fn carry_out(steps: Vec<Step>, sink: &mut impl Sink, actual: &m
                 Step::Identity(step) => sink.identity(step).await,
                 Step::Pod(step) => sink.pod(step).await,
                 Step::Tunnel(step) => sink.tunnel(&[step]).await,
+                Step::Service(step) => sink.service(step).await,
             };
             match done {
                 Ok(()) => actual.apply(&step),
                 Err(error) => {
+                    if failed.len() == LOGGED {
+                        warn!("more steps failed; the status names the objects");
+                    }
                     let later = if error.is_fatal() { "the agent must be restarted" } else { "it will be tried again" };
-                    error!(step = %step.object(), %error, "a step failed; {later}");
+                    if failed.len() < LOGGED {
+                        error!(step = %step.object(), %error, "a step failed; {later}");
+                    }
                     execution.failed(&step);
                     failed.push((step, error));
                 }
@@ -81,7 +99,7 @@ fn tunnel_steps(steps: &[Step]) -> Vec<&TunnelStep> {
         .iter()
         .filter_map(|step| match step {
             Step::Tunnel(step) => Some(step),
-            Step::Identity(_) | Step::Pod(_) => None,
+            Step::Identity(_) | Step::Pod(_) | Step::Service(_) => None,
         })
         .collect()
 }

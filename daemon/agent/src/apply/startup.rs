@@ -14,7 +14,7 @@ use hauberk_abi::layout::{Hook, Settings, flag};
 use hauberk_backend::{Backend, StartConfig};
 use hauberk_core::local_node::LocalNode;
 use hauberk_core::names::NodeNumber;
-use hauberk_datapath::Datapath;
+use hauberk_datapath::{Datapath, Limits};
 use hauberk_fault as fault;
 use hauberk_host::{Header, INTERFACE_PREFIX, Link, LinkKind, Netfilter, Netlink, Ruleset, sysctl};
 use ipnet::IpNet;
@@ -97,7 +97,7 @@ impl Prepared {
     pub async fn load(config: &Config, local: &LocalNode, number: NodeNumber) -> Result<Prepared, StartError> {
         fault::point("load the programs");
         let mut datapath =
-            Datapath::load(&config.paths.pins, &config.limits, config.attach).map_err(ApplyError::from)?;
+            Datapath::load(&config.paths.pins, &limits(config), config.attach).map_err(ApplyError::from)?;
         let netlink = Netlink::connect().map_err(ApplyError::from)?;
         for range in &local.settings.cluster_ranges {
             fault::point("close a cluster range");
@@ -293,6 +293,12 @@ impl Prepared {
         self.devices.guard_all(&mut self.datapath, &self.netlink, device).await?;
         Ok((Arc::from(backend), netfilter, ruleset))
     }
+}
+
+/// The configured sizes. Memory for sockets is set aside at once, so there is none without need.
+fn limits(config: &Config) -> Limits {
+    let limits = config.limits.clone();
+    if config.services.sockets { limits } else { Limits { sockets: 1, ..limits } }
 }
 
 fn flags(config: &Config) -> u32 {

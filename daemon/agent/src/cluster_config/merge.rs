@@ -7,13 +7,14 @@ use serde_json::{Map, Value};
 use crate::config::{Config, ConfigError};
 
 /// Every field that the object may have.
-pub(super) const FIELDS: [&str; 22] = [
+pub(super) const FIELDS: [&str; 26] = [
     "clusterRanges",
     "nodeRanges",
     "hostRouting",
     "worldIngress",
     "allowPodOptOut",
     "defaults.encryption",
+    "services.sockets",
     "tunnel.backend",
     "tunnel.port",
     "tunnel.mtu",
@@ -28,6 +29,9 @@ pub(super) const FIELDS: [&str; 22] = [
     "limits.flows",
     "limits.attachments",
     "limits.events",
+    "limits.frontends",
+    "limits.backends",
+    "limits.sockets",
     "log.level",
     "log.format",
 ];

@@ -8,6 +8,7 @@
 mod automatic;
 mod cni;
 mod names;
+mod services;
 mod source;
 mod validate;
 
@@ -21,6 +22,7 @@ pub use automatic::Automatic;
 pub use cni::{Cni, CniInstall};
 use hauberk_core::protection::Protection;
 pub use hauberk_datapath::{AttachMode, Limits};
+pub use services::Services;
 pub use source::{Kubernetes, Source};
 
 /// The configuration's path unless the command line gives another.
@@ -82,6 +84,8 @@ pub struct Config {
     pub allow_pod_opt_out: bool,
     /// What applies where there is no label.
     pub defaults: Defaults,
+    /// Services.
+    pub services: Services,
     /// The tunnel to other nodes.
     pub tunnel: Tunnel,
     /// Devices that lead to other nodes.
@@ -209,6 +213,9 @@ pub struct Paths {
     pub uapi: PathBuf,
     /// Folder on a BPF file system for maps and links.
     pub pins: PathBuf,
+    /// The cgroup whose processes' connections to services are led to a backend; by default the
+    /// root of the cgroup2 file system.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// What is logged, and how.
@@ -332,6 +339,7 @@ impl Default for Config {
             world_ingress: WorldIngress::Translated,
             allow_pod_opt_out: false,
             defaults: Defaults::default(),
+            services: Services::default(),
             tunnel: Tunnel::default(),
             uplinks: Automatic::Auto,
             attach: AttachMode::Auto,
@@ -368,6 +376,7 @@ impl Default for Paths {
             socket: "/run/hauberk/agent.sock".into(),
             uapi: "/var/run/wireguard/hauberk0.sock".into(),
             pins: "/sys/fs/bpf/hauberk".into(),
+            cgroup: None,
         }
     }
 }

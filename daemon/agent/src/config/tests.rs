@@ -25,8 +25,8 @@ fn every_field_of_the_effective_configuration_is_read_back() {
     let text = "node: n1\nclusterRanges: [10.0.0.0/8]\nnodeRanges: [192.168.0.0/24]\nhostRouting: stack\nworldIngress: direct\n\
         allowPodOptOut: true\ntunnel: {backend: userspace, device: h1, port: 1, mtu: 1400, threads: 3, handshakesPerSecond: 1, spinMicroseconds: 0, copyDscp: true, cipher: ring}\n\
         uplinks: [eth0, eth1]\nattach: clsact\nmarkShift: 0\nmetrics: null\nlog: {level: debug, format: json}\n\
-        paths: {state: /a, socket: /b, uapi: /c, pins: /d}\nsource: {directory: /m}\n\
-        limits: {endpoints: 1, ranges: 1, flows: 1, attachments: 1, events: 4096}\n";
+        services: {sockets: true}\npaths: {state: /a, socket: /b, uapi: /c, pins: /d, cgroup: /e}\nsource: {directory: /m}\n\
+        limits: {endpoints: 1, ranges: 1, flows: 1, attachments: 1, events: 4096, frontends: 1, backends: 1, sockets: 1}\n";
     let config = parse(text).unwrap();
     assert_eq!(config.tunnel.mtu, Automatic::Value(1400));
     assert_eq!(config.metrics, None);

@@ -193,6 +193,9 @@ impl Config {
                 problems.push(format!("`{field}` is {}, which another field already has", path.display()));
             }
         }
+        if let Some(cgroup) = &paths.cgroup {
+            problems.extend(path_problem("paths.cgroup", cgroup));
+        }
         for (field, path) in [("paths.socket", &paths.socket), ("paths.uapi", &paths.uapi)] {
             let length = path.as_os_str().len();
             if length > MAX_SOCKET_PATH {
@@ -209,6 +212,9 @@ impl Config {
             ("ranges", limits.ranges),
             ("flows", limits.flows),
             ("attachments", limits.attachments),
+            ("frontends", limits.frontends),
+            ("backends", limits.backends),
+            ("sockets", limits.sockets),
         ] {
             if !(1..=MAX_ENTRIES).contains(&entries) {
                 problems.push(format!("`limits.{field}` is {entries}: it must be 1 to {MAX_ENTRIES}"));

@@ -1,14 +1,16 @@
 //! `hauberk bpf`: the maps in words.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use hauberk_abi::address::Address;
 use hauberk_abi::identity::{Identity, Kind};
 use hauberk_abi::layout::{Settings, flag, peer_flag};
+use hauberk_abi::service::{Backend, ClientKey, Frontend, SocketKey, client, frontend_flag};
 use hauberk_api::{LinkStatus, MacAddress, MapContent, Maps};
 use hauberk_core::names::NodeNumber;
 use hauberk_core::words::prefix_in_words;
-use hauberk_datapath::tables::{Table, answers, identities, pods, tunnels};
+use hauberk_datapath::tables::{Table, answers, identities, pods, services, tunnels};
 use hauberk_datapath::{DatapathError, Pins};
 
 use super::{MapReader, attach_method};
@@ -32,7 +34,9 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
         entries: rows.len(),
         capacity: maps.capacity(table).unwrap_or(0) as usize,
         rows,
+        makes_room: false,
     };
+    let passing = |table: &Table, rows: Vec<(String, String)>| MapContent { makes_room: true, ..row(table, rows) };
     let endpoints =
         maps.endpoints()?.into_iter().map(|(address, id)| (address.to_string(), identity(&agent, &id, Some(&address))));
     let ranges = maps.ranges()?.into_iter().map(|(range, id)| (prefix_in_words(range), identity(&agent, &id, None)));
@@ -64,6 +68,15 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
         };
         (what, format!("sealed to {}", node(&agent, answer.node)))
     });
+    let sets = maps.sets()?;
+    let frontends = maps.frontends()?.into_iter().map(|(key, to)| (key.to_string(), frontend(&to)));
+    let backends =
+        sets.iter().flat_map(|(number, backends)| backends.iter().map(move |backend| (set(*number), end(backend))));
+    let sizes = sets.iter().map(|(number, backends)| (set(*number), format!("backends: {}", backends.len())));
+    let choices = maps.choices()?.into_iter().map(|(client, choice)| (client_of(&client), end(&choice.backend)));
+    let sockets = maps.sockets()?.into_iter().map(|(socket, seen)| {
+        (socket_of(&socket), format!("is told {}", SocketAddr::new(seen.address.into(), seen.port)))
+    });
     Ok(Maps {
         pin_directory: pins.display(),
         settings: settings(&agent, &maps.settings()?),
@@ -74,6 +87,11 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
             row(&pods::INTERFACES, interfaces.collect()),
             row(&tunnels::PEERS, peers.collect()),
             row(&answers::SEALED, sealed.collect()),
+            row(&services::FRONTENDS, frontends.collect()),
+            row(&services::SETS, sizes.collect()),
+            row(&services::BACKENDS, backends.collect()),
+            passing(&services::CHOICES, choices.collect()),
+            passing(&services::SOCKETS, sockets.collect()),
         ],
         links,
     })
@@ -91,6 +109,35 @@ fn settings(agent: &AgentState, settings: &Settings) -> BTreeMap<String, String>
         ("mark bits".into(), format!("{:#x}", 0xfu32.checked_shl(settings.mark_shift).unwrap_or(0))),
         ("flow idle time".into(), format!("{} ms", settings.flow_idle_ms)),
     ])
+}
+
+fn frontend(to: &Frontend) -> String {
+    let affinity = match to.affinity {
+        0 => String::new(),
+        seconds => format!(", a client keeps its backend for {seconds} s"),
+    };
+    let own = match to.flags & frontend_flag::OWN_NODE {
+        0 => "",
+        _ => ", left alone at other nodes' addresses",
+    };
+    format!("{}{affinity}{own}", set(to.set))
+}
+
+fn set(number: u64) -> String {
+    format!("set {number:016x}")
+}
+
+fn end(backend: &Backend) -> String {
+    SocketAddr::new(backend.address.into(), backend.port).to_string()
+}
+
+fn client_of(client: &ClientKey) -> String {
+    let kind = if client.kind == client::SOCKET { "socket" } else { "network namespace" };
+    format!("{kind} {} at {}", client.cookie, set(client.set))
+}
+
+fn socket_of(socket: &SocketKey) -> String {
+    format!("socket {}, protocol {}, with {}", socket.cookie, socket.protocol, end(&socket.backend))
 }
 
 fn identity(agent: &AgentState, identity: &Identity, address: Option<&Address>) -> String {

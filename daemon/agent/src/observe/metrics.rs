@@ -55,6 +55,11 @@ struct SeverityLabel {
     severity: Text,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResultLabel {
+    result: Text,
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
 struct Text(&'static str);
 
@@ -84,6 +89,7 @@ pub fn metrics(
     registry.register("flow_events_lost", "Flow events the kernel could not deliver", lost);
     register_peers(&mut registry, &now);
     register_namespaces(&mut registry, &now);
+    register_services(&mut registry, &now);
 
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -211,6 +217,29 @@ fn register_namespaces(registry: &mut Registry, now: &Status) {
         "namespace_unconverged_nodes",
         "Nodes that do not enforce the namespace's present generation",
         converged,
+    );
+}
+
+/// What is done of services.
+fn register_services(registry: &mut Registry, now: &Status) {
+    let Some(services) = &now.services else { return };
+    gauge(registry, "services", "Services that are read", services.services as i64);
+    gauge(
+        registry,
+        "service_frontends",
+        "Addresses and ports at which connections to services are led to a backend",
+        services.frontends as i64,
+    );
+    gauge(registry, "service_backends", "Backends in use, once for each set", services.backends as i64);
+    let connections = Counters::<ResultLabel>::default();
+    for (result, count) in [("balanced", services.balanced), ("refused", services.refused), ("failed", services.failed)]
+    {
+        connections.get_or_create(&ResultLabel { result: Text(result) }).inc_by(count);
+    }
+    registry.register(
+        "socket_connections",
+        "Connections and datagrams to services by processes of this node",
+        connections,
     );
 }
 

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod missing;
 pub mod plaintext;
 pub mod self_test;
+pub mod services;
 pub mod status;
 pub mod unconnected;
 

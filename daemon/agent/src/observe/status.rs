@@ -13,7 +13,7 @@ use hauberk_keyring::PublicKey;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{MapReader, attach_method, contests, losses};
+use super::{MapReader, attach_method, contests, losses, services};
 use crate::config::{Config, HostRouting};
 use crate::state::{AgentState, Running, key_status};
 
@@ -129,6 +129,7 @@ pub fn status(agent: &AgentState, map_reader: &MapReader, facts: &Facts) -> Stat
         attachments: agent.model.attachments().filter(|(_, attachment)| attachment.pair.is_some()).count(),
         source: agent.source.clone(),
         configuration,
+        services: Some(services::status(agent, map_reader, &facts.config)),
     }
 }
 

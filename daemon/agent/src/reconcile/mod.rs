@@ -10,6 +10,7 @@ mod handshakes;
 mod hops;
 mod input;
 mod names;
+mod sockets;
 mod start;
 mod watch;
 
@@ -102,6 +103,8 @@ pub struct Reconciler {
     look_around_due: Instant,
     /// When to look at other programs' chains again.
     firewalls_due: Option<Instant>,
+    /// Whether an earlier agent's socket programs may be attached.
+    sockets_due: bool,
     hops: hops::Hops,
 }
 
@@ -152,6 +155,7 @@ impl Reconciler {
             looked: None,
             look_around_due: Instant::now(),
             firewalls_due: None,
+            sockets_due: true,
             hops: hops::Hops::default(),
         }
     }
@@ -251,10 +255,18 @@ impl Reconciler {
             self.pending = Scope::everything();
         }
         let all_fatal = !failed.is_empty() && failed.iter().all(|(_, error)| error.is_fatal());
+        let agent = self.agent.read();
         let problem = |(step, error): (Step, ApplyError)| {
             let again = if error.is_fatal() { "" } else { "; it is tried again" };
-            let (object, message) = (step.object(), format!("{error}{again}"));
-            (object.clone(), Problem { severity: Severity::Critical, object, message })
+            let object =
+                agent.desired.service_of(&step).map_or_else(|| step.object(), |name| format!("Service/{name}"));
+            let (severity, message) = match step {
+                Step::Service(_) => {
+                    (Severity::Warning, format!("{error}; connections to it may be kube-proxy's meanwhile{again}"))
+                }
+                _ => (Severity::Critical, format!("{error}{again}")),
+            };
+            (object.clone(), Problem { severity, object, message })
         };
         (failed.into_iter().map(problem).collect(), all_fatal)
     }

@@ -148,6 +148,7 @@ impl Reconciler {
         self.look_at_firewalls().await;
         self.look_at_hops().await;
         self.look_at_settings().await;
+        self.look_at_sockets();
         self.start_handshakes();
         self.stale
     }

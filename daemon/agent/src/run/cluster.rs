@@ -68,7 +68,7 @@ pub(super) async fn connect(file: Config) -> Result<(Config, Arc<dyn Source>, Op
     };
     let (client, location) = client(kubernetes).await?;
     let Start { config, status } = cluster_config::start(&file, &client).await?;
-    let source = Arc::new(Kubernetes::new(client.clone(), location, node));
+    let source = Arc::new(Kubernetes::new(client.clone(), location, node, config.services.sockets));
     let connected = Connected {
         client,
         namespace: kubernetes.namespace.clone(),
