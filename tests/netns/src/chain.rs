@@ -11,7 +11,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::manifests::{self, Manifests};
-use crate::netns::Netns;
 use crate::node::Node;
 use crate::plugin;
 use crate::pod::Pod;
@@ -55,7 +54,7 @@ impl Chain {
     /// # Errors
     /// Any of these steps failed.
     pub fn run(&self, manifests: &Manifests, namespace: &str, name: &str) -> Result<Pod> {
-        let netns = Netns::create(&format!("{namespace}-{name}"))?;
+        let netns = self.node.netns.create_beside(&format!("{namespace}-{name}"))?;
         let mut object = manifests::pod(namespace, name, &self.node.name);
         let file = format!("{namespace}-{name}");
         manifests.put("pod", &file, &object)?;

@@ -1,7 +1,8 @@
 //! A whole cluster: wire, nodes, folder of manifests, capture.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::analysis::{self, Sighting};
 use crate::capture::{Capture, Moment};
+use crate::cgroup::Cgroups;
 use crate::manifests::{self, Manifests};
 use crate::netns::Netns;
 use crate::node::Node;
@@ -63,6 +65,9 @@ pub struct Setup {
     pub narrow: Option<u32>,
     /// Whether the traffic on the wire is captured.
     pub capture: bool,
+    /// Whether connections to services are led to a backend: `services.sockets`. Each node has a
+    /// cgroup of its own then.
+    pub sockets: bool,
     /// More configuration for all agents. It overrides the defaults.
     pub config: Value,
 }
@@ -77,6 +82,7 @@ impl Default for Setup {
             uplink_mtu: 1500,
             narrow: None,
             capture: true,
+            sockets: false,
             config: json!({}),
         }
     }
@@ -113,12 +119,15 @@ impl Cluster {
             build_router(&mut wire, setup.uplink_mtu, mtu)?;
         }
         let manifests = Manifests::create(&context.directory.join("manifests"))?;
+        let cgroups = if setup.sockets { Some(Cgroups::create()?) } else { None };
         let mut nodes = Vec::new();
         for number in 1..=setup.nodes {
             let segment = if setup.narrow.is_some() { (number - 1) % 2 } else { 0 };
-            let node = build_node(&mut wire, &setup, context, number as u8, segment as u8)?;
+            let cgroup = cgroups.as_ref().map(|cgroups| cgroups.node(&format!("n{number}"))).transpose()?;
+            let (folder, file) = cgroup.unzip();
+            let node = build_node(&mut wire, &setup, context, number as u8, segment as u8, file)?;
             manifests.put("node", &node.name, &manifests::node(&node.name, &node.addresses(), &node.pod_ranges))?;
-            node.configure(manifests.directory(), &agent_config(&setup))?;
+            node.configure(manifests.directory(), &agent_config(&setup, folder.as_deref()))?;
             nodes.push(Arc::new(node));
         }
         let capture = Capture::start(if setup.capture { wire.ports() } else { &[] })?;
@@ -290,8 +299,12 @@ impl Cluster {
     }
 }
 
-fn agent_config(setup: &Setup) -> Value {
+fn agent_config(setup: &Setup, cgroup: Option<&Path>) -> Value {
     let mut config = json!({"clusterRanges": CLUSTER_RANGES, "hostRouting": setup.host_routing.as_str()});
+    if let Some(cgroup) = cgroup {
+        config["services"] = json!({"sockets": true});
+        config["paths"] = json!({"cgroup": cgroup});
+    }
     if let (Some(config), Some(extra)) = (config.as_object_mut(), setup.config.as_object()) {
         config.extend(extra.clone());
     }
@@ -309,8 +322,15 @@ fn segment_addresses(segment: u8, last: u8) -> (Ipv4Addr, Ipv6Addr) {
     (Ipv4Addr::new(172, 18, segment, last), v6)
 }
 
-fn build_node(wire: &mut Wire, setup: &Setup, context: &Context, number: u8, segment: u8) -> Result<Node> {
-    let netns = Netns::create(&format!("n{number}"))?;
+fn build_node(
+    wire: &mut Wire,
+    setup: &Setup,
+    context: &Context,
+    number: u8,
+    segment: u8,
+    cgroup: Option<Arc<File>>,
+) -> Result<Node> {
+    let netns = Netns::create_in(&format!("n{number}"), cgroup)?;
     let mtu = match setup.narrow {
         Some(narrow) if segment == 1 => narrow,
         _ => setup.uplink_mtu,

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`runner`] | one process per test; what both harnesses do with a test, and after it fails |
 //! | [`cluster`], [`node`], [`pod`], [`wire`] | the machines and the cables |
+//! | `cgroup` | a cgroup per node |
 //! | [`agent`], [`plugin`], [`manifests`] | hauberk's programs and their input |
 //! | [`chain`] | other CNI plugins, with hauberk's behind them |
 //! | [`nat`] | third-party netfilter rules on the nodes |
@@ -22,6 +23,7 @@
 pub mod agent;
 pub mod analysis;
 pub mod capture;
+mod cgroup;
 pub mod chain;
 pub mod cluster;
 pub mod endpoints;

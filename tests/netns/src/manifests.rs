@@ -154,3 +154,42 @@ pub fn set_addresses(pod: &mut Value, addresses: &[IpAddr]) {
     let list: Vec<Value> = addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
     pod["status"] = json!({"phase": "Running", "podIP": addresses[0].to_string(), "podIPs": list});
 }
+
+/// A Service at these addresses and ports (name, protocol, port). `extra` is merged into its spec.
+pub fn service(namespace: &str, name: &str, addresses: &[IpAddr], ports: &[(&str, &str, u16)], extra: &Value) -> Value {
+    let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    let ports: Vec<Value> =
+        ports.iter().map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port})).collect();
+    let mut spec =
+        json!({"type": "ClusterIP", "clusterIP": addresses.first(), "clusterIPs": addresses, "ports": ports});
+    if let (Some(spec), Some(extra)) = (spec.as_object_mut(), extra.as_object()) {
+        spec.extend(extra.clone());
+    }
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": namespace, "name": name}, "spec": spec})
+}
+
+/// An EndpointSlice of a service. All its endpoints have these ports (name, protocol, port).
+pub fn endpoint_slice(
+    (namespace, service): (&str, &str),
+    name: &str,
+    v4: bool,
+    ports: &[(&str, &str, u16)],
+    endpoints: &[Value],
+) -> Value {
+    let ports: Vec<Value> =
+        ports.iter().map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port})).collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "namespace": namespace, "name": name, "labels": {"kubernetes.io/service-name": service}
+        },
+        "addressType": if v4 { "IPv4" } else { "IPv6" },
+        "ports": ports,
+        "endpoints": endpoints,
+    })
+}
+
+/// A ready endpoint on a node.
+pub fn endpoint(address: IpAddr, node: &str) -> Value {
+    json!({"addresses": [address.to_string()], "nodeName": node, "conditions": {"ready": true, "serving": true}})
+}

@@ -21,6 +21,8 @@ use crate::syscalls;
 pub struct Netns {
     name: Arc<str>,
     file: Arc<File>,
+    /// By which its processes and threads enter their node's cgroup, if the test has cgroups.
+    cgroup: Option<Arc<File>>,
 }
 
 impl Netns {
@@ -29,6 +31,19 @@ impl Netns {
     /// # Errors
     /// The name is taken, or the kernel refuses.
     pub fn create(name: &str) -> Result<Netns> {
+        Netns::create_in(name, None)
+    }
+
+    /// The same on the node of this one: processes are in the same cgroup.
+    ///
+    /// # Errors
+    /// As [`Netns::create`].
+    pub fn create_beside(&self, name: &str) -> Result<Netns> {
+        Netns::create_in(name, self.cgroup.clone())
+    }
+
+    /// The same, for processes of this cgroup.
+    pub(crate) fn create_in(name: &str, cgroup: Option<Arc<File>>) -> Result<Netns> {
         let path = PathBuf::from(sandbox::NETNS).join(name);
         File::create_new(&path).with_context(|| format!("network namespace {name}: create {}", path.display()))?;
         let result = thread::scope(|scope| {
@@ -43,7 +58,7 @@ impl Netns {
             .map_err(|_| anyhow::anyhow!("thread panicked"))?
             .with_context(|| format!("make network namespace {name}"))?;
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        let netns = Netns { name: name.into(), file: Arc::new(file) };
+        let netns = Netns { name: name.into(), file: Arc::new(file), cgroup };
         netns.ip("link set lo up")?;
         Ok(netns)
     }
@@ -64,7 +79,7 @@ impl Netns {
         mount(Some(namespace), &path, none, MsFlags::MS_BIND, none)
             .with_context(|| format!("bind {} to {}", namespace.display(), path.display()))?;
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        Ok(Netns { name: name.into(), file: Arc::new(file) })
+        Ok(Netns { name: name.into(), file: Arc::new(file), cgroup: None })
     }
 
     /// Its name.
@@ -92,6 +107,9 @@ impl Netns {
     /// # Errors
     /// A system call fails.
     pub fn enter(&self) -> Result<()> {
+        if let Some(cgroup) = &self.cgroup {
+            (&**cgroup).write_all(b"0").with_context(|| format!("enter the cgroup of {}", self.name))?;
+        }
         setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter network namespace {}", self.name))
     }
 
@@ -112,13 +130,19 @@ impl Netns {
     /// A command that runs inside the namespace.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        syscalls::run_inside(&mut command, self.file.clone(), None);
+        syscalls::run_inside(&mut command, self.file.clone(), self.cgroup.clone(), None);
         command
     }
 
     /// The namespace's open file, for commands that enter further namespaces as well.
     pub fn file(&self) -> Arc<File> {
         self.file.clone()
+    }
+
+    /// The file by which processes enter the cgroup, for commands that enter further namespaces as
+    /// well.
+    pub(crate) fn cgroup(&self) -> Option<Arc<File>> {
+        self.cgroup.clone()
     }
 
     /// Runs lines of `ip` commands (without the word `ip`).

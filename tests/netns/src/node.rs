@@ -108,7 +108,7 @@ impl Node {
             bpf: CString::new(sandbox::BPF).unwrap_or_default(),
             wireguard: CString::new(format!("/run/{}/wireguard", self.name)).unwrap_or_default(),
         };
-        syscalls::run_inside(&mut command, self.netns.file(), Some(mounts));
+        syscalls::run_inside(&mut command, self.netns.file(), self.netns.cgroup(), Some(mounts));
         command
     }
 

@@ -43,7 +43,7 @@ impl Pod {
     /// # Errors
     /// Any of these steps failed.
     pub fn run(node: &Arc<Node>, manifests: &Manifests, namespace: &str, name: &str) -> Result<Pod> {
-        let netns = Netns::create(&format!("{namespace}-{name}"))?;
+        let netns = node.netns.create_beside(&format!("{namespace}-{name}"))?;
         Pod::run_in(netns, node, manifests, namespace, name)
     }
 

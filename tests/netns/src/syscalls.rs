@@ -23,11 +23,19 @@ pub(crate) struct NodeMounts {
     pub wireguard: CString,
 }
 
-/// Runs `command` in `netns`. The kernel kills it when the thread that spawned it ends: spawn
-/// long-lived programs from the test's main thread.
-pub(crate) fn run_inside(command: &mut Command, netns: Arc<File>, mounts: Option<NodeMounts>) {
+/// Runs `command` in `netns` and, if there is one, in `cgroup`. The kernel kills it when the thread
+/// that spawned it ends: spawn long-lived programs from the test's main thread.
+pub(crate) fn run_inside(
+    command: &mut Command,
+    netns: Arc<File>,
+    cgroup: Option<Arc<File>>,
+    mounts: Option<NodeMounts>,
+) {
     let enter = move || -> io::Result<()> {
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+        if let Some(cgroup) = &cgroup {
+            nix::unistd::write(&**cgroup, b"0")?;
+        }
         setns(&netns, CloneFlags::CLONE_NEWNET)?;
         if let Some(mounts) = &mounts {
             let none: Option<&std::ffi::CStr> = None;

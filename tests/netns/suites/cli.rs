@@ -33,7 +33,7 @@ fn on_the_nodes_network(cluster: &Cluster) -> Result<()> {
     let (code, text, _) = node.cli(&["explain", "payments/proxy", "payments/a"])?;
     ensure!(code == 0 && text.contains("is encrypted from n2 to n1"), "{code}: {text}");
     cluster.manifests.remove("pod", "payments-proxy")?;
-    eventually("the pod to be forgotten", || Ok((!node.cli(&["status"])?.1.contains("proxy")).then_some(())))
+    eventually("the pod to be forgotten", || Ok((!node.cli(&["status"])?.1.contains("payments/proxy")).then_some(())))
 }
 
 fn shows(context: &Context) -> Result<()> {

@@ -29,6 +29,7 @@ mod plain;
 mod pod_ranges;
 mod restart;
 mod scale;
+mod services;
 mod strangers;
 mod threads;
 mod whereabouts;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         interop::TESTS,
         threads::TESTS,
         scale::TESTS,
+        services::TESTS,
         cni::TESTS,
         chained::TESTS,
         devices::TESTS,
