@@ -50,6 +50,9 @@ paths:
   {{- else }}
   uapi: {{ .Values.agent.runPath }}/{{ .Values.agent.tunnelDevice }}.sock
   {{- end }}
+  {{- if dig "services" "sockets" false .Values.config }}
+  cgroup: /host/cgroup
+  {{- end }}
 metrics: {{ include "hauberk.address" (dict "address" .Values.metrics.address "port" .Values.metrics.port) | quote }}
 cni:
   {{- toYaml .Values.cni | nindent 2 }}
@@ -92,6 +95,9 @@ cni:
 - {name: bpf, mountPath: /sys/fs/bpf}
 - {name: tun, mountPath: /dev/net/tun}
 - {name: sysctl, mountPath: /host/proc/sys/net}
+{{- if dig "services" "sockets" false .Values.config }}
+- {name: cgroup, mountPath: /host/cgroup, readOnly: true}
+{{- end }}
 {{- if .Values.agent.wireguardTools }}
 - {name: wireguard, mountPath: /run/wireguard}
 {{- end }}
@@ -121,6 +127,12 @@ cni:
 # Forwarding and reverse-path filters. A container's own /proc/sys is read-only.
 - name: sysctl
   hostPath: {path: /proc/sys/net, type: Directory}
+{{- if dig "services" "sockets" false .Values.config }}
+# The programs for services are attached to the node's cgroup of all processes. A container's own
+# /sys/fs/cgroup shows only its own.
+- name: cgroup
+  hostPath: {path: /sys/fs/cgroup, type: Directory}
+{{- end }}
 {{- if .Values.agent.wireguardTools }}
 - name: wireguard
   hostPath: {path: /run/wireguard, type: DirectoryOrCreate}
