@@ -22,6 +22,8 @@ pub struct Limits {
     pub backends: u32,
     /// Sockets that are told the service's address, and clients that keep their backend.
     pub sockets: u32,
+    /// Connections to services that are translated at a device.
+    pub connections: u32,
 }
 
 impl Default for Limits {
@@ -35,6 +37,7 @@ impl Default for Limits {
             frontends: 65536,
             backends: 262_144,
             sockets: 65536,
+            connections: 262_144,
         }
     }
 }

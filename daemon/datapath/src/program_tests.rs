@@ -566,6 +566,7 @@ fn a_flow_that_was_ended_for_its_silence_stays_ended() {
 }
 
 mod answers;
+mod balance;
 mod encapsulated;
 mod loading;
 mod neighbours;

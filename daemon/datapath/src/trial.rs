@@ -71,6 +71,7 @@ fn try_below(pins: &Pins) -> Result<usize, DatapathError> {
         frontends: ROOM,
         backends: ROOM,
         sockets: ROOM,
+        connections: ROOM,
     };
     let mut ebpf = open(pins, &limits)?.ebpf;
     for name in Framing::PROGRAMS {

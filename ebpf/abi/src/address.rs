@@ -79,6 +79,21 @@ impl Address {
         self.0 == 0 && self.1 == 0 && self.3 == 0 && (self.2 == 0 || self.2 == MAPPED)
     }
 
+    /// Whether no packet that comes from another host has this as its source: unspecified,
+    /// loopback, multicast, broadcast or reserved (RFC 6890). Or it is link-local, and an answer
+    /// cannot be sent there without its link.
+    #[inline(always)]
+    pub fn is_no_source(&self) -> bool {
+        if self.is_unspecified() || self.is_multicast() || self.is_link_local() {
+            return true;
+        }
+        if self.is_v4() {
+            let first = u32::from_be(self.3) >> 24;
+            return first == 0 || first == 127 || first >= 224;
+        }
+        (self.0, self.1, self.2) == (0, 0, 0) && u32::from_be(self.3) == 1
+    }
+
     /// Whether the address never leaves the link it is used on. A pod needs these addresses to
     /// speak with its own node: IPv6 link-local (fe80::/10), IPv6 multicast of interface or link
     /// scope (ff01::/16, ff02::/16), IPv4 local multicast (224.0.0.0/24) and broadcast, and the

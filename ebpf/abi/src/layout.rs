@@ -8,9 +8,13 @@ use crate::address::Address;
 pub mod map {
     use super::{Answer, AnswerKey, Attachment, Counter, Interface, Pair, Peer, Settings};
     use crate::address::{Address, Prefix};
+    use crate::connection::{Connection, Direction};
     use crate::flow::{Flow, FlowKey, Tally};
     use crate::identity::Identity;
-    use crate::service::{Backend, Choice, ClientKey, Frontend, FrontendKey, MemberKey, Seen, Set, SlotKey, SocketKey};
+    use crate::service::{
+        Backend, Choice, ClientKey, Frontend, FrontendKey, MemberKey, OutsideClientKey, Seen, Set, SlotKey, SocketKey,
+        SourceRange,
+    };
 
     /// A pinned map's name and shape.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +68,7 @@ pub mod map {
     /// Ring buffer of [`crate::flow::FlowEvent`].
     pub const EVENTS: Layout = Layout::new::<(), ()>("EVENTS", 1);
     /// Hash of [`FrontendKey`] to [`Frontend`].
-    pub const FRONTENDS: Layout = Layout::new::<FrontendKey, Frontend>("FRONTENDS", 1);
+    pub const FRONTENDS: Layout = Layout::new::<FrontendKey, Frontend>("FRONTENDS", 2);
     /// Hash of a set's number to [`Set`].
     pub const SETS: Layout = Layout::new::<u64, Set>("SETS", 1);
     /// Hash of [`SlotKey`] to [`Backend`].
@@ -77,6 +81,17 @@ pub mod map {
     pub const SOCKETS: Layout = Layout::new::<SocketKey, Seen>("SOCKETS", 1);
     /// Per-CPU array of numbers by [`crate::service::socket_counter`].
     pub const SOCKET_COUNTERS: Layout = Layout::new::<u32, u64>("SOCKET_COUNTERS", 1);
+    /// Longest-prefix trie of [`SourceRange`] to 1.
+    pub const SOURCES: Layout = Layout::new::<SourceRange, u32>("SOURCES", 1);
+    /// Least-recently-used hash of [`OutsideClientKey`] to [`Choice`].
+    pub const CLIENTS: Layout = Layout::new::<OutsideClientKey, Choice>("CLIENTS", 1);
+    /// Array of the [`Address`] that packets of clients outside the cluster get as their source on
+    /// the way to another node: IPv4, then IPv6. Unspecified if there is none.
+    pub const MASQUERADE: Layout = Layout::new::<u32, Address>("MASQUERADE", 1);
+    /// Hash of [`Direction`] to [`Connection`].
+    pub const CONNECTIONS: Layout = Layout::new::<Direction, Connection>("CONNECTIONS", 1);
+    /// Hash of the [`Direction`] of answers to that of the client's packets.
+    pub const REPLIES: Layout = Layout::new::<Direction, Direction>("REPLIES", 1);
 }
 
 /// Where in the kernel a program is attached. Flow records name it as their observation point.
@@ -147,6 +162,8 @@ pub mod flag {
     pub const WORLD_DIRECT: u32 = 1 << 2;
     /// Another CNI plugin connects pods: a pod's interface may not be known as one yet.
     pub const CHAINED: u32 = 1 << 3;
+    /// Packets to services are translated at the devices, or were until lately.
+    pub const TRANSLATES: u32 = 1 << 4;
 }
 
 /// What the programs tell each other about a packet on its way through the node, stored in

@@ -20,6 +20,7 @@
 #![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
 
 pub mod address;
+pub mod connection;
 pub mod flow;
 pub mod framing;
 pub mod identity;

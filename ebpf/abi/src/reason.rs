@@ -92,6 +92,18 @@ named_enum! {
         /// One more link-local address of a pod, or one more unknown neighbour, than its node has
         /// room for.
         NeighbourLimit = 22, "neighbour_limit";
+        /// To a service that has no backend for this client. The client is told, unless another
+        /// node has one.
+        NoBackend = 23, "no_backend";
+        /// To a service's load balancer, from a client that `loadBalancerSourceRanges` does not
+        /// admit.
+        SourceNotAdmitted = 24, "source_not_admitted";
+        /// To a service, but there is no room to remember one more connection, or no port left for
+        /// it.
+        ConnectionsFull = 25, "connections_full";
+        /// To a service or from its backend, but this node has no route there, or no address for
+        /// packets that go on to another node.
+        NoWay = 26, "no_way";
     }
 }
 

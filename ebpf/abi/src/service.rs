@@ -45,25 +45,100 @@ pub const ANY_NODE_V4: Address = Address::v4([0; 4]);
 /// In a frontend's key: every IPv6 address of every node.
 pub const ANY_NODE_V6: Address = Address::UNSPECIFIED;
 
-/// A frontend (16 bytes).
+/// A frontend (24 bytes).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Frontend {
     /// The set of backends for clients inside the cluster.
     pub set: u64,
+    /// The set of backends for clients outside the cluster, if [`frontend_flag::OUTSIDE`] is set;
+    /// else 0.
+    pub outside: u64,
     /// For how many seconds after its last connection a client keeps its backend; 0 if it does not.
     pub affinity: u32,
     /// A set of [`frontend_flag`] bits.
     pub flags: u32,
 }
 
-const _: () = assert!(size_of::<Frontend>() == 16);
+const _: () = assert!(size_of::<Frontend>() == 24);
 
 /// Bits of [`Frontend::flags`].
 pub mod frontend_flag {
     /// At another node's address the frontend is left to that node, because only that node's own
     /// backends may answer there.
     pub const OWN_NODE: u32 = 1 << 0;
+    /// Clients outside the cluster reach the frontend: they are led to the set `outside`.
+    pub const OUTSIDE: u32 = 1 << 1;
+    /// Only clients in one of the set's [`super::SourceRange`]s are admitted. Where a socket
+    /// connects, its address is not known yet, so sockets are not led there.
+    pub const LIMITED: u32 = 1 << 2;
+    /// The set `outside` has only this node's backends (`externalTrafficPolicy: Local`), and other
+    /// nodes have backends. While it is empty, what arrives is dropped in silence: the load
+    /// balancer finds the other nodes.
+    pub const ELSEWHERE: u32 = 1 << 3;
+}
+
+/// A range of clients that a set admits: a key in the trie (28 bytes).
+///
+/// aya's `lpm_trie::Key<SourceKey>` has the same layout.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SourceRange {
+    /// Significant leading bits of `key`: those of the set, and of the address as in
+    /// [`crate::address::Prefix`].
+    pub length: u32,
+    /// The set, and the range's network address.
+    pub key: SourceKey,
+}
+
+const _: () = assert!(size_of::<SourceRange>() == 28);
+
+/// What a [`SourceRange`] is a prefix of (24 bytes).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct SourceKey {
+    /// The set `outside` of a frontend that is [`frontend_flag::LIMITED`], in two halves: tries
+    /// have keys of words.
+    set: [u32; 2],
+    /// A client's address.
+    pub address: Address,
+}
+
+const _: () = assert!(size_of::<SourceKey>() == 24);
+
+impl SourceKey {
+    /// Bits in front of the address.
+    pub const SET_BITS: u32 = 64;
+
+    /// A client of a set.
+    #[inline(always)]
+    pub const fn new(set: u64, address: Address) -> SourceKey {
+        SourceKey { set: [set as u32, (set >> 32) as u32], address }
+    }
+
+    /// The set.
+    #[inline(always)]
+    pub const fn set(&self) -> u64 {
+        self.set[0] as u64 | (self.set[1] as u64) << 32
+    }
+}
+
+#[cfg(feature = "std")]
+impl std::fmt::Display for SourceRange {
+    /// `192.0.2.0/24 to set 0011223344556677`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mapped = if self.key.address.is_v4() { 96 } else { 0 };
+        let length = self.length.saturating_sub(SourceKey::SET_BITS + mapped);
+        write!(f, "{}/{length} to set {:016x}", self.key.address, self.key.set())
+    }
+}
+
+#[cfg(feature = "std")]
+impl SourceRange {
+    /// The clients in `range`.
+    pub fn new(set: u64, range: crate::address::Prefix) -> SourceRange {
+        SourceRange { length: SourceKey::SET_BITS + range.length, key: SourceKey::new(set, range.address) }
+    }
 }
 
 /// How many backends a set has (8 bytes).
@@ -144,6 +219,18 @@ pub mod client {
     /// A socket that sends datagrams without being connected: they are one flow.
     pub const SOCKET: u32 = 1;
 }
+
+/// A client outside the cluster that keeps its backend (24 bytes).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct OutsideClientKey {
+    /// The set.
+    pub set: u64,
+    /// The client's address.
+    pub address: Address,
+}
+
+const _: () = assert!(size_of::<OutsideClientKey>() == 24);
 
 /// How long a socket's datagrams to a frontend are one flow after the last of them, in seconds. The
 /// kernel's connection tracking keeps a flow of datagrams in both directions as long.

@@ -133,15 +133,21 @@ pub fn frame_to_pod(context: &TcContext, settings: &Settings, pod: &Attachment) 
 /// layer, and `bpf_redirect` would drop the packet.
 #[inline(always)]
 pub fn packet_to_pod(context: &TcContext, settings: &Settings, pod: &Attachment, packet: &Packet) -> i32 {
+    if add_link_header(context, packet, &pod.macs) {
+        peer_redirect(context, settings, pod)
+    } else {
+        drop(DropReason::RedirectFailed)
+    }
+}
+
+/// Adds an Ethernet header with these MAC addresses, destination first. Returns whether that
+/// succeeded.
+#[inline(always)]
+pub fn add_link_header(context: &TcContext, packet: &Packet, macs: &[[u8; 6]; 2]) -> bool {
     let ethertype = if packet.source.is_v4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     // SAFETY: plain helper call.
-    if unsafe { bpf_skb_change_head(skb(context), 14, 0) } != 0
-        || context.store(0, &pod.macs, 0).is_err()
-        || context.store(12, &ethertype, 0).is_err()
-    {
-        return drop(DropReason::RedirectFailed);
-    }
-    peer_redirect(context, settings, pod)
+    let made = unsafe { bpf_skb_change_head(skb(context), 14, 0) } == 0;
+    made && context.store(0, macs, 0).is_ok() && context.store(12, &ethertype, 0).is_ok()
 }
 
 #[inline(always)]

@@ -34,16 +34,21 @@
 #![allow(internal_features)]
 
 mod answer;
+mod balance;
 mod carry;
+mod connection;
 mod detour;
 mod encapsulated;
 mod lookup;
 mod maps;
 mod neighbour;
 mod pod;
+mod quoted;
 mod read;
 mod recent;
 mod record;
+mod refusal;
+mod rewrite;
 mod route;
 mod socket;
 mod too_big;

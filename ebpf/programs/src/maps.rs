@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use hauberk_abi::{
     address::Address,
+    connection::{Connection, Direction},
     flow::{Flow, FlowKey, Tally},
     identity::Identity,
     layout::{
@@ -16,7 +17,8 @@ use hauberk_abi::{
     packet::Packet,
     reason::DROP_SLOTS,
     service::{
-        Backend, Choice, ClientKey, Frontend, FrontendKey, MemberKey, Seen, Set, SlotKey, SocketKey, socket_counter,
+        Backend, Choice, ClientKey, Frontend, FrontendKey, MemberKey, OutsideClientKey, Seen, Set, SlotKey, SocketKey,
+        SourceKey, socket_counter,
     },
     too_big::{HEAD_V6, QUOTE},
 };
@@ -65,6 +67,16 @@ pub static CHOICES: LruHashMap<ClientKey, Choice> = LruHashMap::pinned(65_536, 0
 pub static SOCKETS: LruHashMap<SocketKey, Seen> = LruHashMap::pinned(65_536, 0);
 #[map]
 pub static SOCKET_COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(socket_counter::SLOTS, 0);
+#[map]
+pub static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static CLIENTS: LruHashMap<OutsideClientKey, Choice> = LruHashMap::pinned(65_536, 0);
+#[map]
+pub static MASQUERADE: Array<Address> = Array::pinned(2, 0);
+#[map]
+pub static CONNECTIONS: HashMap<Direction, Connection> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static REPLIES: HashMap<Direction, Direction> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
 
 /// Not pinned: only used within a program run. The flow of the packet at hand.
 #[map]
@@ -103,3 +115,12 @@ pub static NEIGHBOURS: LruHashMap<NeighbourKey, Brought> = LruHashMap::with_max_
 /// Not pinned: the key that is looked up in `NEIGHBOURS`.
 #[map]
 pub static NEIGHBOUR: PerCpuArray<NeighbourKey> = PerCpuArray::with_max_entries(1, 0);
+
+/// Not pinned: the packet at hand, its connection and what it becomes.
+#[map]
+pub static BALANCE: PerCpuArray<crate::connection::Balance> = PerCpuArray::with_max_entries(1, 0);
+
+/// Not pinned: the direction of a fragmented datagram. The key has the datagram's identification in
+/// place of the protocol.
+#[map]
+pub static DATAGRAMS: LruHashMap<Direction, Direction> = LruHashMap::with_max_entries(4_096, 0);

@@ -10,6 +10,7 @@ use hauberk_abi::{
     reason::{DropReason, Encryption},
 };
 
+use crate::balance::{self, NOT_OURS};
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, set_marks, skb};
 use crate::lookup::{
     NO_PEER, at_hand, attachment, ends, interface_protection, is_pod_interface, is_translated, peer, place,
@@ -25,13 +26,14 @@ use crate::route;
 /// tunnel, or up the stack.
 #[inline(always)]
 pub fn from_pod(context: &TcContext) -> i32 {
-    if settings().is_none() {
-        return drop(DropReason::NotReady);
-    }
+    let Some(settings) = settings() else { return drop(DropReason::NotReady) };
     // Discards a token that was set inside the pod's own network namespace.
     say(context, token::FROM_POD);
     match packet_of::<true>(context) {
-        Ok(_) => leave_pod(skb(context)),
+        Ok(packet) => match balance::arrived(context, settings, packet, Hook::FromPod, true) {
+            NOT_OURS => leave_pod(skb(context)),
+            action => action,
+        },
         Err(action) => action,
     }
 }
@@ -202,10 +204,9 @@ fn is_unknown_neighbour(settings: &Settings, destination: &Identity) -> bool {
 /// here: the redirecting program has judged them.)
 #[inline(always)]
 pub fn to_pod(context: &TcContext) -> i32 {
-    if settings().is_none() {
-        return drop(DropReason::NotReady);
-    }
+    let Some(settings) = settings() else { return drop(DropReason::NotReady) };
     match packet_of::<false>(context) {
+        Ok(packet) if balance::sent(context, settings, packet, true) == 0 => drop(DropReason::Malformed),
         Ok(_) => enter_pod(skb(context)),
         Err(action) => action,
     }

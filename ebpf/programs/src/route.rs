@@ -5,7 +5,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop,
+        __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop,
     },
     helpers::{bpf_fib_lookup, bpf_redirect_neigh},
     programs::TcContext,
@@ -14,10 +15,11 @@ use hauberk_abi::{
     address::Address,
     layout::{Settings, mark, token},
     packet::{Bytes, Packet},
+    reason::DropReason,
 };
 
-use crate::carry::{pass, redirected, segment, set_marks, skb};
-use crate::lookup::{Skb, is_uplink};
+use crate::carry::{add_link_header, drop, interface, pass, redirected, segment, set_marks, skb};
+use crate::lookup::{Skb, at_hand, is_uplink};
 use crate::maps::LOOKUP;
 
 const AF_INET: u8 = 2;
@@ -56,11 +58,9 @@ pub fn find(context: &TcContext, interface: u32, settings: &Settings, packet: &P
     let lookup = LOOKUP.get_ptr_mut(0)?;
     // SAFETY: the slot belongs to this CPU and to the program that runs on it.
     let lookup = unsafe { &mut *lookup };
-    if ask(context, interface, settings, packet, lookup) && is_uplink(lookup.way.uplink) {
-        Some(&lookup.way)
-    } else {
-        None
-    }
+    // Not the packet's own length: other packets of its flow will go the same way.
+    let result = ask(context, interface, settings.tunnel_mtu as u16, packet, lookup);
+    if is_found(result) && is_uplink(lookup.way.uplink) { Some(&lookup.way) } else { None }
 }
 
 /// Forwards the packet; passes it up the stack if it cannot be written.
@@ -72,6 +72,48 @@ pub fn forward(context: &TcContext, settings: &Settings, packet: &Packet, way: &
     // Marked as if it had gone through the stack, so that the guard against packet sockets at the
     // uplink lets it pass.
     set_marks(context, settings, mark::STACK, token::FROM_POD);
+    leave(way)
+}
+
+/// Sends the packet at hand, which has been judged, to where the host would forward it, by
+/// whatever device. `link`: bytes before its IP header, 0 if it has no Ethernet header. The packet
+/// is dropped if the host has no route, if the device takes no packet of its size, or if its hop
+/// limit ends here.
+#[inline(always)]
+pub fn send(context: &TcContext, settings: &Settings, marks: u32, origin: u32, link: u32) -> i32 {
+    set_marks(context, settings, mark::STACK | marks, origin);
+    send_at_hand(skb(context), link)
+}
+
+/// Verified by itself: see [`crate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn send_at_hand(skb: *mut __sk_buff, link: u32) -> i32 {
+    let context = &TcContext::new(skb);
+    let Some((_, packet)) = at_hand() else { return drop(DropReason::NotReady) };
+    let Some(lookup) = LOOKUP.get_ptr_mut(0) else { return drop(DropReason::NotReady) };
+    // SAFETY: the slot belongs to this CPU and to the program that runs on it.
+    let lookup = unsafe { &mut *lookup };
+    // Without a length the kernel compares the packet's own with the device's.
+    let result = ask(context, interface(context), 0, packet, lookup);
+    if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+        return drop(DropReason::TooBig);
+    }
+    if !is_found(result) {
+        return drop(DropReason::NoWay);
+    }
+    // The kernel redirects to neighbours only what has a link header; it replaces the header.
+    if link == 0 && !add_link_header(context, packet, &[[0; 6]; 2]) {
+        return drop(DropReason::RedirectFailed);
+    }
+    if packet.hop_limit <= 1 || age(context, packet).is_err() {
+        return drop(DropReason::NoWay);
+    }
+    leave(&lookup.way)
+}
+
+#[inline(always)]
+fn leave(way: &Way) -> i32 {
     let size = size_of::<NextHop>() as i32;
     // SAFETY: the next hop is part of a map value and has that size; the kernel only reads it.
     redirected(unsafe { bpf_redirect_neigh(way.uplink, (&raw const way.next_hop).cast_mut(), size, 0) })
@@ -79,15 +121,14 @@ pub fn forward(context: &TcContext, settings: &Settings, packet: &Packet, way: &
 
 /// Asks the kernel for the device and neighbour by which the host would forward the packet.
 #[inline(always)]
-fn ask(context: &TcContext, interface: u32, settings: &Settings, packet: &Packet, lookup: &mut Lookup) -> bool {
+fn ask(context: &TcContext, interface: u32, length: u16, packet: &Packet, lookup: &mut Lookup) -> i64 {
     let question = &mut lookup.question;
     question.family = if packet.source.is_v4() { AF_INET } else { AF_INET6 };
     question.l4_protocol = packet.protocol;
     // Ports matter for routes over several uplinks: all packets of a flow take one way.
     question.sport = packet.source_port.to_be();
     question.dport = packet.destination_port.to_be();
-    // Not the packet's own length: other packets of its flow will go the same way.
-    question.__bindgen_anon_1.tot_len = settings.tunnel_mtu as u16;
+    question.__bindgen_anon_1.tot_len = length;
     question.ifindex = interface;
     question.__bindgen_anon_2.flowinfo = 0;
     question.__bindgen_anon_3.ipv6_src = words(&packet.source);
@@ -99,7 +140,12 @@ fn ask(context: &TcContext, interface: u32, settings: &Settings, packet: &Packet
     lookup.way.next_hop.nh_family = u32::from(question.family);
     // SAFETY: every member of the union consists of words.
     lookup.way.next_hop.__bindgen_anon_1.ipv6_nh = unsafe { question.__bindgen_anon_4.ipv6_dst };
-    // The neighbour need not be resolved yet: the redirection resolves it.
+    result
+}
+
+/// Whether there is a way. The neighbour need not be resolved yet: the redirection resolves it.
+#[inline(always)]
+fn is_found(result: i64) -> bool {
     result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 

@@ -76,6 +76,10 @@ fn lead<const V6: bool>(context: &SockAddrContext, is_datagram: bool) -> i32 {
         forget(context, &to);
         return ALLOW;
     };
+    if frontend.flags & frontend_flag::LIMITED != 0 {
+        forget(context, &to);
+        return ALLOW;
+    }
     let client = client(context, frontend, is_datagram);
     let backend = match choose(frontend, client.as_ref()) {
         Ok(backend) => backend,
@@ -146,7 +150,7 @@ fn is_tunnel(context: &SockAddrContext, settings: &Settings, to: &End) -> bool {
     settings.tunnel_port != 0 && port == settings.tunnel_port
 }
 
-/// Whom the choice is remembered for, if it is.
+/// The client for which the choice is remembered; none if it is not remembered.
 #[inline(always)]
 fn client(context: &SockAddrContext, frontend: &Frontend, is_datagram: bool) -> Option<ClientKey> {
     let context = context.sock_addr.cast();

@@ -10,7 +10,7 @@ use hauberk_abi::{
     layout::{Settings, mark},
     packet::Packet,
     reason::DropReason,
-    too_big::{HEAD_V4, HEAD_V6, QUOTE, head_v4, head_v6},
+    too_big::{HEAD_V4, HEAD_V6, Kind, QUOTE, TOO_BIG, head_v4, head_v6},
 };
 
 use crate::carry::{drop, has_tag, set_marks, skb};
@@ -43,32 +43,36 @@ pub fn refuse(context: &TcContext, settings: &Settings, packet: &Packet, etherne
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn turn_into_answer(skb: *mut __sk_buff, v4: u32, mtu: u32) -> u32 {
-    let v4 = v4 != 0;
-    let Some(buffer) = ANSWER.get_ptr_mut(0) else { return 0 };
-    let head = if v4 { HEAD_V4 } else { HEAD_V6 };
-    // SAFETY: the slot belongs to this CPU and to the program that runs on it. All accesses are
-    // inside its 112 bytes, and helpers get constant lengths.
+    let kind = TOO_BIG[usize::from(v4 == 0)];
+    let turned = if v4 != 0 {
+        turn::<HEAD_V4, { HEAD_V4 + QUOTE }>(skb, kind, mtu)
+    } else {
+        turn::<HEAD_V6, { HEAD_V6 + QUOTE }>(skb, kind, mtu)
+    };
+    u32::from(turned)
+}
+
+/// Turns a packet behind an Ethernet header into a message about itself, with `HEAD` bytes of
+/// headers and `LENGTH` bytes in all.
+#[inline(always)]
+pub fn turn<const HEAD: usize, const LENGTH: usize>(skb: *mut __sk_buff, kind: Kind, value: u32) -> bool {
+    let Some(buffer) = ANSWER.get_ptr_mut(0) else { return false };
+    let quote = (LENGTH - HEAD) as u32;
+    // SAFETY: the slot belongs to this CPU and to the program that runs on it. It is at least
+    // `LENGTH` bytes long, all accesses are inside it, and helpers get constant lengths.
     unsafe {
         let bytes = buffer.cast::<u8>();
-        if bpf_skb_load_bytes(skb.cast(), ETHERNET, bytes.add(head).cast(), QUOTE as u32) != 0 {
-            return 0;
+        if bpf_skb_load_bytes(skb.cast(), ETHERNET, bytes.add(HEAD).cast(), quote) != 0 {
+            return false;
         }
-        if v4 {
-            head_v4(&mut *buffer.cast(), mtu);
+        let answer = &mut *buffer.cast::<[u8; LENGTH]>();
+        if HEAD == HEAD_V4 {
+            head_v4(answer, kind, value);
         } else {
-            head_v6(&mut *buffer, mtu);
+            head_v6(answer, kind, value);
         }
-        if bpf_skb_change_tail(skb, ETHERNET + QUOTE as u32, 0) != 0
-            || bpf_skb_adjust_room(skb, head as i32, BEHIND_ETHERNET, 0) != 0
-        {
-            return 0;
-        }
-        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
-        let stored = if v4 {
-            bpf_skb_store_bytes(skb, ETHERNET, bytes.cast(), HEAD_V4 as u32, flags)
-        } else {
-            bpf_skb_store_bytes(skb, ETHERNET, bytes.cast(), HEAD_V6 as u32, flags)
-        };
-        u32::from(stored == 0)
+        bpf_skb_change_tail(skb, ETHERNET + quote, 0) == 0
+            && bpf_skb_adjust_room(skb, HEAD as i32, BEHIND_ETHERNET, 0) == 0
+            && bpf_skb_store_bytes(skb, ETHERNET, bytes.cast(), HEAD as u32, u64::from(BPF_F_RECOMPUTE_CSUM)) == 0
     }
 }

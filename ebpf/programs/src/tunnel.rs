@@ -10,6 +10,7 @@ use hauberk_abi::{
 };
 
 use crate::answer;
+use crate::balance::{self, NOT_OURS};
 use crate::carry::{self, drop, interface, pass, said, set_marks, skb};
 use crate::lookup::{at_hand, attachment, ends, is_translated, peer, place, settings};
 use crate::read::{Read, read};
@@ -20,14 +21,16 @@ use crate::record::record;
 /// translated back.
 #[inline(always)]
 pub fn from_tunnel(context: &TcContext) -> i32 {
-    if settings().is_none() {
-        return drop(DropReason::NotReady);
-    }
+    let Some(settings) = settings() else { return drop(DropReason::NotReady) };
     let Read::Ip(packet) = read::<false>(context) else { return drop(DropReason::Malformed) };
     if packet.destination == Address::v6(probe::DROP) {
         return drop(DropReason::SelfTest);
     }
-    judge_from_tunnel(skb(context))
+    // The node's own "too big" message is no TCP and no UDP.
+    match balance::arrived(context, settings, packet, Hook::FromTunnel, false) {
+        NOT_OURS => judge_from_tunnel(skb(context)),
+        action => action,
+    }
 }
 
 /// Verified by itself: see [`crate`].

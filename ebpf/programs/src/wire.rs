@@ -12,6 +12,7 @@ use hauberk_abi::{
 };
 
 use crate::answer;
+use crate::balance::{self, NOT_OURS};
 use crate::carry::{self, came_by, drop, has_tag, interface, pass, said, say, segment, skb};
 use crate::detour::leads_to_protected;
 use crate::encapsulated::{hides_protected, labels_hide_protected, may_hold_another};
@@ -40,9 +41,7 @@ pub fn from_wire_ip(context: &TcContext) -> i32 {
 
 #[inline(always)]
 fn arrived<const ETHERNET: bool>(context: &TcContext) -> i32 {
-    if settings().is_none() {
-        return pass();
-    }
+    let Some(settings) = settings() else { return pass() };
     say(context, token::FROM_WIRE);
     let packet = match read::<ETHERNET>(context) {
         Read::Ip(packet) => packet,
@@ -52,7 +51,10 @@ fn arrived<const ETHERNET: bool>(context: &TcContext) -> i32 {
     if packet.destination == Address::v6(probe::TURN) {
         return drop(DropReason::SelfTest);
     }
-    judge_from_wire(skb(context), u32::from(ETHERNET))
+    match balance::arrived(context, settings, packet, Hook::FromWire, ETHERNET) {
+        NOT_OURS => judge_from_wire(skb(context), u32::from(ETHERNET)),
+        action => action,
+    }
 }
 
 /// Verified by itself: see [`crate`].
@@ -162,6 +164,9 @@ fn leaves<const ETHERNET: bool>(context: &TcContext) -> i32 {
         if packet.destination == Address::v6(probe::TUNNEL) {
             return carry::to_tunnel(context, settings, 0);
         }
+    }
+    if balance::sent(context, settings, packet, ETHERNET) == 0 {
+        return drop(DropReason::Malformed);
     }
     judge_to_wire(skb(context), u32::from(ETHERNET))
 }

@@ -6,6 +6,7 @@
 //! `subjects!`. From that list follow the sizes of all tables, the handles and the capacities.
 
 pub mod answers;
+pub mod connections;
 pub mod counters;
 pub mod events;
 pub mod flows;
@@ -126,7 +127,20 @@ macro_rules! subjects {
     };
 }
 
-subjects!(settings, generations, identities, tunnels, pods, uplinks, answers, counters, flows, events, services);
+subjects!(
+    settings,
+    generations,
+    identities,
+    tunnels,
+    pods,
+    uplinks,
+    answers,
+    counters,
+    flows,
+    events,
+    services,
+    connections
+);
 
 impl Maps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Maps, DatapathError> {

@@ -3,16 +3,20 @@
 
 use std::collections::BTreeSet;
 
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray};
+use hauberk_abi::address::Address;
 use hauberk_abi::layout::map;
 use hauberk_abi::service::{
-    Backend, Choice, ClientKey, Frontend, FrontendKey, MemberKey, Seen, Set, SlotKey, SocketKey, socket_counter,
+    Backend, Choice, ClientKey, Frontend, FrontendKey, MemberKey, OutsideClientKey, Seen, Set, SlotKey, SocketKey,
+    SourceKey, SourceRange, socket_counter,
 };
 
 use super::{Maps, Opener, Table};
 use crate::DatapathError;
 
-pub(super) const TABLES: &[&Table] = &[&FRONTENDS, &SETS, &BACKENDS, &MEMBERS, &CHOICES, &SOCKETS, &SOCKET_COUNTERS];
+pub(super) const TABLES: &[&Table] =
+    &[&FRONTENDS, &SETS, &BACKENDS, &MEMBERS, &SOURCES, &CHOICES, &CLIENTS, &SOCKETS, &SOCKET_COUNTERS, &MASQUERADE];
 
 /// [`Frontend`] by [`FrontendKey`].
 pub static FRONTENDS: Table =
@@ -28,6 +32,19 @@ pub static BACKENDS: Table =
 /// Every [`MemberKey`] there is.
 pub static MEMBERS: Table =
     Table::sized(map::MEMBERS, "backends, by set and address", "limits.backends", |limits| limits.backends);
+
+/// Every [`SourceRange`] there is.
+pub static SOURCES: Table =
+    Table::sized(map::SOURCES, "clients that a load balancer admits", "limits.frontends", |limits| limits.frontends);
+
+/// [`Choice`] by [`OutsideClientKey`], least recently used.
+pub static CLIENTS: Table =
+    Table::sized(map::CLIENTS, "which backend an outside client has", "limits.sockets", |limits| limits.sockets)
+        .renewed();
+
+/// The source address of packets that go on to another node for a client outside the cluster: IPv4,
+/// then IPv6.
+pub static MASQUERADE: Table = Table::fixed(map::MASQUERADE, "addresses for outside clients' packets");
 
 /// [`Choice`] by [`ClientKey`], least recently used.
 pub static CHOICES: Table =
@@ -46,6 +63,9 @@ pub(super) struct Handles {
     sets: HashMap<MapData, u64, Set>,
     backends: HashMap<MapData, SlotKey, Backend>,
     members: HashMap<MapData, MemberKey, u32>,
+    sources: LpmTrie<MapData, SourceKey, u32>,
+    clients: HashMap<MapData, OutsideClientKey, Choice>,
+    masquerade: Array<MapData, Address>,
     choices: HashMap<MapData, ClientKey, Choice>,
     sockets: HashMap<MapData, SocketKey, Seen>,
     counters: PerCpuArray<MapData, u64>,
@@ -58,6 +78,9 @@ impl Handles {
             sets: opener.open(&SETS)?,
             backends: opener.open(&BACKENDS)?,
             members: opener.open(&MEMBERS)?,
+            sources: opener.open(&SOURCES)?,
+            clients: opener.open(&CLIENTS)?,
+            masquerade: opener.open(&MASQUERADE)?,
             choices: opener.open(&CHOICES)?,
             sockets: opener.open(&SOCKETS)?,
             counters: opener.open(&SOCKET_COUNTERS)?,
@@ -180,6 +203,42 @@ impl Maps {
             self.put_member(member.set, member.backend)?;
         }
         Ok(())
+    }
+
+    /// Admits the clients of a range to a load balancer.
+    pub fn put_source(&mut self, range: SourceRange) -> Result<(), DatapathError> {
+        self.services.sources.insert(&Key::new(range.length, range.key), 1, 0).map_err(SOURCES.failed())
+    }
+
+    /// Admits them no more.
+    pub fn remove_source(&mut self, range: SourceRange) -> Result<(), DatapathError> {
+        SOURCES.absent_is_fine(self.services.sources.remove(&Key::new(range.length, range.key)))
+    }
+
+    /// Every range of clients that a load balancer admits.
+    pub fn sources(&self) -> Result<Vec<SourceRange>, DatapathError> {
+        let range = |key: Key<SourceKey>| SourceRange { length: key.prefix_len(), key: key.data() };
+        self.services.sources.keys().map(|key| key.map(range)).collect::<Result<_, _>>().map_err(SOURCES.failed())
+    }
+
+    /// Sets the source addresses of packets that go on to another node for a client outside the
+    /// cluster: IPv4, then IPv6; [`Address::UNSPECIFIED`] if there is none.
+    pub fn put_masquerade(&mut self, addresses: [Address; 2]) -> Result<(), DatapathError> {
+        for (family, address) in (0..).zip(addresses) {
+            self.services.masquerade.set(family, address, 0).map_err(MASQUERADE.failed())?;
+        }
+        Ok(())
+    }
+
+    /// These addresses.
+    pub fn masquerade(&self) -> Result<[Address; 2], DatapathError> {
+        let address = |family| self.services.masquerade.get(&family, 0).map_err(MASQUERADE.failed());
+        Ok([address(0)?, address(1)?])
+    }
+
+    /// Clients outside the cluster that keep a backend.
+    pub fn clients(&self) -> Result<Vec<(OutsideClientKey, Choice)>, DatapathError> {
+        self.services.clients.iter().collect::<Result<_, _>>().map_err(CLIENTS.failed())
     }
 
     /// Connections and datagrams to services so far, by [`socket_counter`].
