@@ -40,6 +40,8 @@ pub struct Settings {
     pub chained: bool,
     /// Connections to services are led to a backend.
     pub services: bool,
+    /// So are packets of clients outside the cluster.
+    pub services_outside: bool,
     /// How many of them there is room for; none if that does not matter.
     pub services_room: Option<ServicesRoom>,
 }

@@ -36,6 +36,17 @@ impl<K: Ord> Keys<K> {
         }
     }
 
+    /// Those of these keys that are in the set and not in the other, in order.
+    pub(crate) fn of_set(&self, set: &BTreeSet<K>, other: &BTreeSet<K>) -> Vec<K>
+    where
+        K: Copy,
+    {
+        match self {
+            Keys::All => set.difference(other).copied().collect(),
+            Keys::These(keys) => keys.iter().filter(|key| set.contains(key) && !other.contains(key)).copied().collect(),
+        }
+    }
+
     /// The map's entries with these keys, in order.
     pub(crate) fn of<'a, V>(&'a self, map: &'a BTreeMap<K, V>) -> impl Iterator<Item = (&'a K, &'a V)> {
         let (all, some) = match self {

@@ -16,6 +16,8 @@ use crate::objects::{
     Endpoint, EndpointPort, EndpointSliceObject, NamespaceObject, NodeAddress, NodeObject, PodObject, ServiceObject,
     ServicePort,
 };
+use crate::plan::{plan, plan_within};
+use crate::state::{Scope, State, Step};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -190,6 +192,25 @@ impl World {
         let applied = self.model.apply(change);
         self.told.extend(applied.events);
         applied.changed
+    }
+
+    /// Applies the changes. Asserts that what is kept in step is what is computed from scratch: the
+    /// state, the news, and the plan from `actual`, which may differ within `pending` and what
+    /// followed. Returns the desired state and that plan.
+    pub(crate) fn turn(&mut self, changes: Vec<Change>, actual: &State, mut pending: Scope) -> (Desired, Vec<Step>) {
+        let before = self.incremental.events.clone();
+        for change in changes {
+            self.hear(change);
+        }
+        let followed = self.follow();
+        let desired = self.desired();
+        assert_eq!(*self.incremental, desired);
+        let news: Vec<NewEvent> = desired.events.difference(&before).cloned().collect();
+        assert_eq!(followed.news, news);
+        pending.extend(followed.scope);
+        let steps = plan(actual, &desired);
+        assert_eq!(plan_within(actual, &desired, &pending), steps);
+        (desired, steps)
     }
 
     pub(crate) fn follow(&mut self) -> Followed {

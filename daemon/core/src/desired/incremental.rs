@@ -128,6 +128,7 @@ impl Incremental {
         }
         self.zone = model.zone().map(str::to_owned);
         self.look_at_services(model, local, model.services.iter().map(|(name, ..)| name.clone()), &mut scope);
+        self.set_masquerade(model, local, &mut scope);
         self.look_at_everything(model, local);
     }
 
@@ -168,6 +169,7 @@ impl Incremental {
             // The order of a node's own addresses decides at which one it is reached.
             self.derive_tunnels(model, local, events);
             scope.tunnels.extend(tunnels::Scope::everything());
+            self.set_masquerade(model, local, &mut scope);
         }
         for key in attachments {
             let attachment = model.attachments.get(&key);
@@ -211,13 +213,19 @@ impl Incremental {
         addresses: &BTreeSet<Address>,
         scope: &mut Scope,
     ) {
+        let claimed = addresses.iter().flat_map(|address| self.desired.services.of_address(*address));
+        let mut services: BTreeSet<ServiceName> = touched.services.iter().chain(claimed).cloned().collect();
         if self.zone.as_deref() != model.zone() {
             self.zone = model.zone().map(str::to_owned);
-            self.look_at_services(model, local, model.services.iter().map(|(name, ..)| name.clone()), scope);
+            services.extend(model.services.iter().map(|(name, ..)| name.clone()));
         }
-        let claimed = addresses.iter().flat_map(|address| self.desired.services.of_address(*address));
-        let services: BTreeSet<ServiceName> = touched.services.iter().chain(claimed).cloned().collect();
         self.look_at_services(model, local, services, scope);
+    }
+
+    fn set_masquerade(&mut self, model: &Model, local: &LocalNode, scope: &mut Scope) {
+        let now = services::masquerade(model, local, &self.places.nodes);
+        scope.services.masquerade |= now != self.desired.state.services.masquerade;
+        self.desired.state.services.masquerade = now;
     }
 
     /// Before everything is known, nothing is said of services: half of one's backends may not be

@@ -26,18 +26,30 @@ pub struct ServiceObject {
     /// `spec.loadBalancerSourceRanges`: who may use the load balancer's addresses, if not
     /// everybody.
     pub source_ranges: Vec<IpNet>,
+    /// What it has besides and is no range: that admits nobody.
+    pub no_source_ranges: Vec<String>,
     /// `spec.sessionAffinity: ClientIP`: for how many seconds a client keeps its backend.
     pub affinity: Option<u32>,
     /// `spec.internalTrafficPolicy`.
     pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`.
     pub external_policy: TrafficPolicy,
+    /// `spec.healthCheckNodePort`: the port of every node that says how many endpoints are there.
+    /// Only a load balancer's with the external policy `Local` has one.
+    pub health_check_port: Option<u16>,
     /// `spec.publishNotReadyAddresses`.
     pub publishes_not_ready: bool,
     /// Label `service.kubernetes.io/service-proxy-name`: another program serves it.
     pub other_proxy: Option<String>,
     /// Where the object was read: a file path, or empty.
     pub origin: String,
+}
+
+impl ServiceObject {
+    /// Whether only some clients may use the load balancer's addresses.
+    pub(crate) fn is_limited(&self) -> bool {
+        !self.source_ranges.is_empty() || !self.no_source_ranges.is_empty()
+    }
 }
 
 /// How a service is reached.

@@ -4,7 +4,9 @@
 //! removed because another range, or an endpoint, now decides for its addresses. If the earlier
 //! step has failed, such a step would leave an address less strict than before the plan and than
 //! after it. Likewise, a pod's interface gets an address only after the interface that had it
-//! before has given it up, and a service's frontend is put only if its set of backends is there.
+//! before has given it up. A service's frontend is put only if its sets of backends are there, and,
+//! if it admits only some clients, when its set admits no others any more. No set admits more
+//! clients if a frontend that must go before could not be removed.
 //! Such a step is withheld, and the next plan has it again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,7 +16,7 @@ use hauberk_abi::address::{Address, Prefix};
 use crate::identities::{IdentityStep, strictness};
 use crate::lookup::truncate;
 use crate::pods::{Claims, PodStep};
-use crate::services::{ServiceStep, SetNumber};
+use crate::services::{self, ServiceStep, SetNumber};
 use crate::state::Step;
 
 /// A plan that is being carried out.
@@ -31,6 +33,8 @@ pub struct Execution {
     not_given_up: Claims,
     /// Sets of backends that are not as the plan wants them.
     sets: BTreeSet<SetNumber>,
+    /// Sets that still admit clients that they should not.
+    too_wide: BTreeSet<SetNumber>,
     /// Whether some frontend is not as the plan wants it. It leads to a set as before.
     frontend_failed: bool,
 }
@@ -54,6 +58,7 @@ impl Execution {
             put_failed: false,
             not_given_up: Claims::default(),
             sets: BTreeSet::new(),
+            too_wide: BTreeSet::new(),
             frontend_failed: false,
         }
     }
@@ -101,13 +106,17 @@ impl Execution {
             Step::Service(ServiceStep::PutSet(number, _)) => {
                 self.sets.insert(*number);
             }
+            Step::Service(ServiceStep::RemoveSource(range)) => {
+                self.too_wide.insert(range.key.set());
+            }
             Step::Service(ServiceStep::PutFrontend(..) | ServiceStep::RemoveFrontend(_)) => {
                 self.frontend_failed = true;
             }
             Step::Identity(IdentityStep::SetUntranslated(_) | IdentityStep::SetSynced(_))
             | Step::Pod(PodStep::Put(_))
             | Step::Tunnel(_)
-            | Step::Service(ServiceStep::RemoveSet(_)) => {}
+            // With fewer clients than planned a frontend is no wider than planned.
+            | Step::Service(ServiceStep::RemoveSet(_) | ServiceStep::PutSource(_) | ServiceStep::Masquerade(_)) => {}
         }
     }
 
@@ -127,10 +136,20 @@ impl Execution {
                 IdentityStep::PutEndpoint(..) | IdentityStep::SetUntranslated(_) => false,
             },
             Step::Pod(PodStep::Put(pod)) => self.not_given_up.overlap(pod),
-            Step::Service(ServiceStep::PutFrontend(_, frontend)) => self.sets.contains(&frontend.set),
+            Step::Service(ServiceStep::PutFrontend(_, frontend)) => {
+                let is_too_wide = services::is_limited(frontend) && self.too_wide.contains(&frontend.outside);
+                is_too_wide || services::sets_of(frontend).any(|set| self.sets.contains(&set))
+            }
+            // Before the first range only those frontends are changed that must not get it.
+            Step::Service(ServiceStep::PutSource(_)) => self.frontend_failed,
             // The frontend that failed may be one that still leads there.
             Step::Service(ServiceStep::RemoveSet(_)) => self.frontend_failed,
-            Step::Service(ServiceStep::PutSet(..) | ServiceStep::RemoveFrontend(_)) => false,
+            Step::Service(
+                ServiceStep::PutSet(..)
+                | ServiceStep::RemoveFrontend(_)
+                | ServiceStep::RemoveSource(_)
+                | ServiceStep::Masquerade(_),
+            ) => false,
             Step::Pod(PodStep::Remove(_)) | Step::Tunnel(_) => false,
         }
     }

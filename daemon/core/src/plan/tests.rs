@@ -395,15 +395,9 @@ proptest! {
         world.local.settings.allow_pod_opt_out = batches.len() % 2 == 0;
         let mut actual = State::default();
         for batch in batches {
-            for change in batch {
-                world.hear(change);
-            }
-            let followed = world.follow();
-            let desired = world.desired();
-            prop_assert_eq!(&*world.incremental, &desired);
             let before = strictnesses(&actual);
             let start = actual.clone();
-            let within = plan_within(&actual, &desired, &followed.scope);
+            let (desired, within) = world.turn(batch, &actual, Scope::default());
             let steps = reach(&mut actual, &desired);
             prop_assert_eq!(&within, &steps);
             let after = strictnesses(&actual);
@@ -471,16 +465,7 @@ proptest! {
                 8 => world.local.settings.node_ranges = vec![net("192.0.2.0/25"), net("10.0.3.0/30")],
                 _ => {}
             }
-            let before = world.incremental.events.clone();
-            for change in batch {
-                world.hear(change);
-            }
-            let followed = world.follow();
-            let desired = world.desired();
-            prop_assert_eq!(&*world.incremental, &desired);
-            let news: Vec<_> = desired.events.difference(&before).cloned().collect();
-            prop_assert_eq!(followed.news, news);
-            let within = plan_within(&actual, &desired, &followed.scope);
+            let (desired, within) = world.turn(batch, &actual, Scope::default());
             prop_assert_eq!(&within, &reach(&mut actual, &desired));
         }
     }

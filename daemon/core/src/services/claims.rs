@@ -10,13 +10,12 @@ use hauberk_abi::address::Address;
 use hauberk_abi::service::FrontendKey;
 
 use crate::events::{Collector, reason};
-use crate::local_node::ServicesRoom;
 use crate::model::Model;
 use crate::names::ServiceName;
 use crate::reserved;
-use crate::services::derive::{Claim, Derived, claimed, derive};
+use crate::services::derive::{Claim, Derived, Room, claimed, derive};
 use crate::services::refusal::{Facts, Refusal};
-use crate::services::{FrontendKind, Scope, ServiceStep, Services, SetNumber};
+use crate::services::{FrontendKind, Scope, ServiceStep, Services, SetNumber, is_limited, sets_of};
 use crate::words::read_from;
 
 /// The services' claims.
@@ -27,34 +26,12 @@ pub struct Claims {
     frontends: BTreeMap<FrontendKey, Vec<Rival>>,
     /// Whose set has the number: the first of several services.
     sets: BTreeMap<SetNumber, Vec<ServiceName>>,
+    /// Whose health check has the port: the first of several services.
+    health: BTreeMap<u16, BTreeSet<ServiceName>>,
     /// How much room the services take.
-    taken: Taken,
+    taken: Room,
     /// Services that are left out for want of room.
     without_room: BTreeSet<ServiceName>,
-}
-
-/// Claimed frontends, and backends over all sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-struct Taken {
-    frontends: usize,
-    backends: usize,
-}
-
-impl Taken {
-    fn replace(&mut self, before: Option<&Derived>, now: Option<&Derived>) {
-        let frontends = |derived: Option<&Derived>| derived.map_or(0, |derived| derived.claims.len());
-        let backends = |derived: Option<&Derived>| derived.map_or(0, Derived::backends);
-        self.frontends = self.frontends - frontends(before) + frontends(now);
-        self.backends = self.backends - backends(before) + backends(now);
-    }
-
-    /// What is left for one more service.
-    fn left(&self, of: ServicesRoom) -> ServicesRoom {
-        ServicesRoom {
-            frontends: of.frontends.saturating_sub(self.frontends),
-            backends: of.backends.saturating_sub(self.backends),
-        }
-    }
 }
 
 /// A service that claims a frontend.
@@ -64,6 +41,14 @@ struct Rival {
     is_refused: bool,
     kind: FrontendKind,
     service: ServiceName,
+}
+
+/// Sets to which a frontend leads that a service has.
+#[derive(Default)]
+struct Used {
+    sets: BTreeSet<SetNumber>,
+    /// Those of them that admit only some clients.
+    limited: BTreeSet<SetNumber>,
 }
 
 /// Why a service does not have a frontend that it claims.
@@ -94,6 +79,11 @@ impl Claims {
         of_address.flat_map(|(_, rivals)| rivals.iter().map(|rival| &rival.service))
     }
 
+    /// The ports of health checks, in ascending order, and the services that have them.
+    pub(super) fn health_ports(&self) -> impl Iterator<Item = (u16, &ServiceName)> {
+        self.health.iter().filter_map(|(port, services)| Some((*port, services.first()?)))
+    }
+
     pub(crate) fn derived(&self, service: &ServiceName) -> Option<&Derived> {
         self.services.get(service)
     }
@@ -103,7 +93,8 @@ impl Claims {
         if let Some(refusal) = claim.refusal {
             return Some(LeftOut::Refused(refusal));
         }
-        if let Some(owner) = self.owner(claim.frontend.set).filter(|owner| *owner != service) {
+        let mut owners = sets_of(&claim.frontend).filter_map(|set| self.owner(set));
+        if let Some(owner) = owners.find(|owner| *owner != service) {
             return Some(LeftOut::SetTaken(owner));
         }
         let holder = self.frontends.get(&claim.key)?.first()?;
@@ -119,34 +110,38 @@ impl Claims {
         held: &mut Services,
         scope: &mut Scope,
     ) -> BTreeSet<ServiceName> {
-        let room = facts.local.settings.services_room;
-        let claimed = |name: &ServiceName| facts.model.services.find(name).map_or(0, |(object, _)| claimed(object));
+        let settings = &facts.local.settings;
+        let room = settings.services_room.map(Room::all);
+        let claimed = |name: &ServiceName| -> Room {
+            facts.model.services.find(name).map(|(object, _)| claimed(settings, object)).unwrap_or_default()
+        };
         let named: BTreeSet<ServiceName> = services.into_iter().collect();
         let mut named: Vec<ServiceName> = named.into_iter().collect();
         // The small ones come first, so that a large one does not take the room of many.
-        named.sort_by_cached_key(|name| Reverse((claimed(name), name.clone())));
+        named.sort_by_cached_key(|name| Reverse((claimed(name).frontends, name.clone())));
         let mut waiting = BTreeSet::new();
         let (taken, mut is_last_turn) = (self.taken, false);
         let mut concerned = BTreeSet::new();
         let mut keys = BTreeSet::new();
         let mut sets = BTreeSet::new();
+        let mut sources = BTreeSet::new();
         loop {
             let Some(name) = named.pop().or_else(|| waiting.pop_first()) else {
-                let is_freed = self.taken.frontends < taken.frontends || self.taken.backends < taken.backends;
+                let is_freed = !self.taken.holds(&taken);
                 if let Some(room) = room.filter(|_| is_freed && !is_last_turn) {
                     is_last_turn = true;
-                    let left = self.taken.left(room);
-                    named.extend(self.without_room.iter().filter(|name| claimed(name) <= left.frontends).cloned());
+                    let left = room.zip(self.taken, usize::saturating_sub);
+                    named.extend(self.without_room.iter().filter(|name| left.holds(&claimed(name))).cloned());
                     continue;
                 }
                 break;
             };
             let found = facts.model.services.find(&name);
             let before = self.services.remove(&name);
-            self.taken.replace(before.as_ref(), None);
-            let left = room.map(|room| self.taken.left(room));
+            self.taken = self.taken.zip(takes(before.as_ref()), |taken, own| taken - own);
+            let left = room.map(|room| room.zip(self.taken, usize::saturating_sub));
             let now = found.map(|(object, service)| derive(facts, object, service, left));
-            self.taken.replace(None, now.as_ref());
+            self.taken = self.taken.zip(takes(now.as_ref()), |taken, own| taken + own);
             if now.as_ref().is_some_and(Derived::lacks_room) {
                 self.without_room.insert(name.clone());
             } else {
@@ -155,9 +150,11 @@ impl Claims {
             for derived in before.iter().chain(&now) {
                 keys.extend(derived.claims.iter().map(|claim| claim.key));
                 sets.extend(derived.sets.iter().map(|set| set.number));
+                sources.extend(derived.sources.iter().copied());
             }
             self.claim_sets(&name, before.as_ref(), now.as_ref(), &mut waiting);
             self.claim_frontends(&name, before.as_ref(), now.as_ref(), &mut concerned);
+            self.claim_health(&name, before.as_ref(), now.as_ref(), &mut concerned);
             self.services.extend(now.map(|now| (name.clone(), now)));
             concerned.insert(name);
         }
@@ -174,12 +171,13 @@ impl Claims {
         // A rival may have won or lost the only frontend of a set.
         for derived in concerned.iter().filter_map(|name| self.services.get(name)) {
             sets.extend(derived.sets.iter().map(|set| set.number));
+            sources.extend(derived.sources.iter().copied());
         }
         let used = self.used_sets(sets.iter().filter_map(|number| self.owner(*number)).collect());
         for number in sets {
             let backends = self
                 .owner(number)
-                .filter(|_| used.contains(&number))
+                .filter(|_| used.sets.contains(&number))
                 .and_then(|owner| Some(self.services.get(owner)?.set(number)?.backends.clone()));
             let before = match &backends {
                 Some(backends) => held.sets.insert(number, backends.clone()),
@@ -187,6 +185,15 @@ impl Claims {
             };
             if before != backends {
                 scope.sets.insert(number);
+            }
+        }
+        for range in sources {
+            let number = range.key.set();
+            let is_wanted = used.limited.contains(&number)
+                && self.owner(number).and_then(|owner| self.services.get(owner)).is_some_and(|it| it.admits(&range));
+            let is_changed = if is_wanted { held.sources.insert(range) } else { held.sources.remove(&range) };
+            if is_changed {
+                scope.sources.insert(range);
             }
         }
         concerned
@@ -253,8 +260,39 @@ impl Claims {
         }
     }
 
+    /// Replaces a service's claim to the port of its health check. Its rivals are concerned if the
+    /// port has another holder now.
+    fn claim_health(
+        &mut self,
+        name: &ServiceName,
+        before: Option<&Derived>,
+        now: Option<&Derived>,
+        concerned: &mut BTreeSet<ServiceName>,
+    ) {
+        let port = |derived: Option<&Derived>| derived.and_then(|derived| Some(derived.health?.port));
+        let (before, now) = (port(before), port(now));
+        if before == now {
+            return;
+        }
+        for (port, has) in before.map(|port| (port, false)).into_iter().chain(now.map(|port| (port, true))) {
+            let services = self.health.entry(port).or_default();
+            let first = services.first().cloned();
+            if has {
+                services.insert(name.clone())
+            } else {
+                services.remove(name)
+            };
+            if services.first() != first.as_ref() {
+                concerned.extend(services.iter().cloned());
+            }
+            if services.is_empty() {
+                self.health.remove(&port);
+            }
+        }
+    }
+
     fn is_refused(&self, name: &ServiceName, claim: &Claim) -> bool {
-        claim.refusal.is_some() || self.owner(claim.frontend.set) != Some(name)
+        claim.refusal.is_some() || sets_of(&claim.frontend).any(|set| self.owner(set) != Some(name))
     }
 
     /// The claim that a frontend goes to.
@@ -264,14 +302,19 @@ impl Claims {
     }
 
     /// The sets of these services to which a frontend leads.
-    fn used_sets(&self, services: BTreeSet<&ServiceName>) -> BTreeSet<SetNumber> {
+    fn used_sets(&self, services: BTreeSet<&ServiceName>) -> Used {
         let has = |name: &ServiceName, claim: &Claim| {
             let first = self.frontends.get(&claim.key).and_then(|rivals| rivals.first());
             first.is_some_and(|rival| !rival.is_refused && rival.service == *name)
         };
         let derived = services.into_iter().filter_map(|name| Some((name, self.services.get(name)?)));
         let claims = derived.flat_map(|(name, derived)| derived.claims.iter().map(move |claim| (name, claim)));
-        claims.filter(|(name, claim)| has(name, claim)).map(|(_, claim)| claim.frontend.set).collect()
+        let mut used = Used::default();
+        for (_, claim) in claims.filter(|(name, claim)| has(name, claim)) {
+            used.sets.extend(sets_of(&claim.frontend));
+            used.limited.extend(is_limited(&claim.frontend).then_some(claim.frontend.outside));
+        }
+        used
     }
 
     /// Adds the events about a service.
@@ -313,6 +356,26 @@ impl Claims {
                 },
             );
         }
+        for text in &object.no_source_ranges {
+            events.warn(reason::SERVICE_ADDRESS_REFUSED, [service.object()], || {
+                format!(
+                    "Service {service}{}: spec.loadBalancerSourceRanges has {text:?}, which is no range of addresses and \
+                     admits nobody; correct the service",
+                    read_from(&object.origin)
+                )
+            });
+        }
+        if let Some(port) = derived.health.map(|health| health.port)
+            && let Some(holder) = self.health.get(&port).and_then(BTreeSet::first).filter(|holder| *holder != service)
+        {
+            events.warn(reason::SERVICE_CONFLICT, [service, holder].map(ServiceName::object), || {
+                format!(
+                    "Service {service}{}: its health check is not answered: Service {holder} has spec.healthCheckNodePort \
+                     {port} too; correct the service",
+                    read_from(&object.origin)
+                )
+            });
+        }
         if !derived.has_refused_endpoints {
             return;
         }
@@ -343,6 +406,8 @@ impl Claims {
         match step {
             ServiceStep::PutSet(number, _) | ServiceStep::RemoveSet(number) => self.owner(*number),
             ServiceStep::PutFrontend(key, _) | ServiceStep::RemoveFrontend(key) => self.claimant(key),
+            ServiceStep::PutSource(range) | ServiceStep::RemoveSource(range) => self.owner(range.key.set()),
+            ServiceStep::Masquerade(_) => None,
         }
     }
 }
@@ -362,6 +427,11 @@ impl fmt::Display for LeftOut<'_> {
             ),
         }
     }
+}
+
+/// How much room a service takes.
+fn takes(derived: Option<&Derived>) -> Room {
+    derived.map(Derived::takes).unwrap_or_default()
 }
 
 /// The kind for a reader.

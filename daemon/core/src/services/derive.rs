@@ -1,22 +1,26 @@
 //! One service by itself: where it is reached, and which of its endpoints serve there.
 //!
-//! This follows kube-proxy, as its clients inside of the cluster see it: an address of a load
-//! balancer or a node leads to all usable endpoints, whatever `externalTrafficPolicy` says.
+//! This follows kube-proxy. For clients inside the cluster, an address of a load balancer or a node
+//! leads to all usable endpoints, whatever `externalTrafficPolicy` says. Clients outside reach only
+//! such addresses, and for them the policy holds.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use blake2::{Blake2s256, Digest};
+use hauberk_abi::address::Prefix;
 use hauberk_abi::packet::protocol;
-use hauberk_abi::service::{ANY_NODE_V4, ANY_NODE_V6, Backend, Frontend, FrontendKey, frontend_flag};
+use hauberk_abi::service::{ANY_NODE_V4, ANY_NODE_V6, Backend, Frontend, FrontendKey, SourceRange, frontend_flag};
 
-use crate::local_node::ServicesRoom;
+use crate::local_node::{ServicesRoom, Settings};
 use crate::model::Service;
 use crate::names::ServiceName;
 use crate::objects::{Endpoint, Hints, ServiceKind, ServiceObject, ServicePort, TrafficPolicy};
 use crate::reserved;
+use crate::services::health::Health;
 use crate::services::refusal::{self, Facts, Refusal};
-use crate::services::{FrontendKind, SetNumber};
+use crate::services::{FrontendKind, SetNumber, is_limited};
 
 /// What follows from a service's objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +29,10 @@ pub(crate) struct Derived {
     pub(crate) claims: Box<[Claim]>,
     /// The sets that they lead to, by number.
     pub(crate) sets: Box<[BackendSet]>,
+    /// The clients that limited frontends' sets admit, in ascending order and each once.
+    pub(crate) sources: Box<[SourceRange]>,
+    /// Its health check, if this node answers it.
+    pub(super) health: Option<Health>,
     /// Whether some of its endpoints cannot be used.
     pub(crate) has_refused_endpoints: bool,
 }
@@ -57,9 +65,14 @@ impl Derived {
         self.claims.binary_search_by_key(key, |claim| claim.key).ok().map(|place| &self.claims[place])
     }
 
-    /// How many backends its sets have.
-    pub(crate) fn backends(&self) -> usize {
-        self.sets.iter().map(|set| set.backends.len()).sum()
+    /// How much room it takes.
+    pub(super) fn takes(&self) -> Room {
+        Room {
+            frontends: self.claims.len(),
+            sets: self.sets.len(),
+            sources: self.sources.len(),
+            backends: self.sets.iter().map(|set| set.backends.len()).sum(),
+        }
     }
 
     /// Whether it is left out for want of room.
@@ -67,32 +80,69 @@ impl Derived {
         self.claims.first().is_some_and(|claim| claim.refusal == Some(Refusal::NoRoom))
     }
 
+    /// Whether a set of it admits these clients.
+    pub(super) fn admits(&self, range: &SourceRange) -> bool {
+        self.sources.binary_search(range).is_ok()
+    }
+
     pub(crate) fn set(&self, number: SetNumber) -> Option<&BackendSet> {
         self.sets.binary_search_by_key(&number, |set| set.number).ok().map(|place| &self.sets[place])
     }
 }
 
+/// Entries of the services' tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct Room {
+    pub(super) frontends: usize,
+    pub(super) sets: usize,
+    pub(super) sources: usize,
+    pub(super) backends: usize,
+}
+
+impl Room {
+    /// All there is. The tables of sets and of sources have as much as that of frontends.
+    pub(super) fn all(room: ServicesRoom) -> Room {
+        let ServicesRoom { frontends, backends } = room;
+        Room { frontends, sets: frontends, sources: frontends, backends }
+    }
+
+    /// Whether there is as much of everything.
+    pub(super) fn holds(&self, other: &Room) -> bool {
+        let Room { frontends, sets, sources, backends } = *other;
+        self.frontends >= frontends && self.sets >= sets && self.sources >= sources && self.backends >= backends
+    }
+
+    /// Each number by itself.
+    pub(super) fn zip(self, other: Room, each: impl Fn(usize, usize) -> usize) -> Room {
+        Room {
+            frontends: each(self.frontends, other.frontends),
+            sets: each(self.sets, other.sets),
+            sources: each(self.sources, other.sources),
+            backends: each(self.backends, other.backends),
+        }
+    }
+}
+
 /// `room` is what the other services leave.
-pub(super) fn derive(
-    facts: &Facts<'_>,
-    object: &ServiceObject,
-    service: &Service,
-    room: Option<ServicesRoom>,
-) -> Derived {
+pub(super) fn derive(facts: &Facts<'_>, object: &ServiceObject, service: &Service, room: Option<Room>) -> Derived {
+    let fits = |wanted: &Room| room.is_none_or(|room| room.holds(wanted));
     // Before anything is derived, because a small object can claim very much.
-    if room.is_some_and(|room| claimed(object) > room.frontends) {
+    if !fits(&claimed(&facts.local.settings, object)) {
         return no_room(object);
     }
     let derived = derive_all(facts, object, service);
-    if room.is_some_and(|room| derived.backends() > room.backends) { no_room(object) } else { derived }
+    if fits(&derived.takes()) { derived } else { no_room(object) }
 }
 
-/// How many frontends the service claims at most.
-pub(super) fn claimed(object: &ServiceObject) -> usize {
-    let balancers = if object.kind == ServiceKind::LoadBalancer { object.balancer_addresses.len() } else { 0 };
+/// How many frontends and sources the service claims at most. Of the others, this says nothing.
+pub(super) fn claimed(settings: &Settings, object: &ServiceObject) -> Room {
+    let is_balancer = object.kind == ServiceKind::LoadBalancer;
+    let balancers = if is_balancer { object.balancer_addresses.len() } else { 0 };
+    let ranges = if is_balancer && settings.services_outside { object.source_ranges.len() } else { 0 };
     // A node port is one for each family.
     let addresses = object.cluster_addresses.len() + object.external_addresses.len() + balancers + 2;
-    object.ports.len() * addresses
+    let ports = object.ports.len();
+    Room { frontends: ports * addresses, sources: ports * ranges, ..Room::default() }
 }
 
 /// A service that is left out as a whole. Its first port says so.
@@ -113,7 +163,8 @@ fn no_room(object: &ServiceObject) -> Derived {
         .collect();
     claims.sort_by_key(|claim| claim.key);
     claims.dedup_by_key(|claim| claim.key);
-    Derived { claims: claims.into(), sets: Box::default(), has_refused_endpoints: false }
+    let (sets, sources) = Default::default();
+    Derived { claims: claims.into(), sets, sources, health: None, has_refused_endpoints: false }
 }
 
 fn derive_all(facts: &Facts<'_>, object: &ServiceObject, service: &Service) -> Derived {
@@ -160,10 +211,10 @@ impl Derivation<'_> {
     }
 
     fn address(&mut self, place: u16, port: &ServicePort, kind: FrontendKind, address: IpAddr, policy: TrafficPolicy) {
-        let is_limited = kind == FrontendKind::LoadBalancer && !self.object.source_ranges.is_empty();
+        let is_limited = kind == FrontendKind::LoadBalancer && self.object.is_limited();
         let refusal = if !self.has_family(address.is_ipv4()) {
             Some(Refusal::OtherFamily)
-        } else if is_limited {
+        } else if is_limited && !self.facts.local.settings.services_outside {
             Some(Refusal::SourceRanges)
         } else {
             refusal::of_address(self.facts, kind, address)
@@ -194,12 +245,33 @@ impl Derivation<'_> {
                 Some(set) => frontend.set = set,
                 None => refusal = Some(Refusal::OwnSet),
             }
+            if kind != FrontendKind::ClusterAddress && self.facts.local.settings.services_outside {
+                match self.set(place, port, key.address.is_v4(), self.object.external_policy) {
+                    Some(outside) => frontend.outside = outside,
+                    None => refusal = Some(Refusal::OwnSet),
+                }
+                frontend.flags |= self.flags_outside(kind, &frontend);
+            }
             frontend.affinity = self.object.affinity.unwrap_or_default();
             if kind == FrontendKind::NodePort && self.object.external_policy == TrafficPolicy::Local {
                 frontend.flags |= frontend_flag::OWN_NODE;
             }
         }
         self.claims.push(Claim { key, kind, port: place, frontend, refusal });
+    }
+
+    /// How clients outside the cluster reach a frontend with these sets.
+    fn flags_outside(&self, kind: FrontendKind, frontend: &Frontend) -> u32 {
+        let mut flags = frontend_flag::OUTSIDE;
+        if kind == FrontendKind::LoadBalancer && self.object.is_limited() {
+            flags |= frontend_flag::LIMITED;
+        }
+        let is_empty = |number| self.sets.iter().any(|set| set.number == number && set.backends.is_empty());
+        // For clients inside the cluster, every node's endpoints serve here.
+        if is_empty(frontend.outside) && !is_empty(frontend.set) {
+            flags |= frontend_flag::ELSEWHERE;
+        }
+        flags
     }
 
     /// The number of the set, which is made if it is new; none if another set has the number.
@@ -222,7 +294,7 @@ impl Derivation<'_> {
     }
 
     fn finish(self) -> Derived {
-        let Derivation { service, mut claims, mut sets, .. } = self;
+        let Derivation { facts, object, service, mut claims, mut sets } = self;
         // Of two claims to one frontend the one of the better kind stays, then the earlier port's.
         claims.sort_by_key(|claim| (claim.key, claim.refusal.is_some(), claim.kind, claim.port));
         claims.dedup_by_key(|claim| claim.key);
@@ -231,8 +303,25 @@ impl Derivation<'_> {
             let refused = |endpoint: &Endpoint| reserved::address(endpoint.address).is_some();
             !slice.no_addresses.is_empty() || slice.endpoints.iter().any(refused)
         });
-        Derived { claims: claims.into(), sets: sets.into(), has_refused_endpoints }
+        let sources = sources(object, &claims);
+        let health = Health::derive(&facts.local.settings, facts.model.node(), object, service);
+        Derived { claims: claims.into(), sets: sets.into(), sources, health, has_refused_endpoints }
     }
+}
+
+/// The clients that the sets of limited frontends admit, each set those of its family.
+fn sources(object: &ServiceObject, claims: &[Claim]) -> Box<[SourceRange]> {
+    let limited = claims.iter().filter(|claim| is_limited(&claim.frontend) && claim.refusal.is_none());
+    let sets: BTreeSet<(SetNumber, bool)> =
+        limited.map(|claim| (claim.frontend.outside, claim.key.address.is_v4())).collect();
+    let ranges = sets.into_iter().flat_map(|(set, is_ipv4)| {
+        let of_family = object.source_ranges.iter().filter(move |range| range.addr().is_ipv4() == is_ipv4);
+        of_family.map(move |range| SourceRange::new(set, Prefix::new(range.network(), range.prefix_len())))
+    });
+    let mut sources: Vec<SourceRange> = ranges.collect();
+    sources.sort();
+    sources.dedup();
+    sources.into()
 }
 
 /// The usable backends of a port. For `TrafficPolicy::Local` those of this node.
@@ -290,8 +379,8 @@ pub(super) fn is_ready(object: &ServiceObject, endpoint: &Endpoint) -> bool {
 }
 
 /// Leaves only the endpoints that are meant for this node, or else for its zone (KEP-2433,
-/// KEP-3015). If one endpoint has no such hint, or none is meant for this place, all stay: the
-/// hints are on their way, or do not reckon with this node.
+/// KEP-3015). If one endpoint has no such hint, or none is meant for this place, all stay:
+/// the hints are on their way, or were made without this node.
 fn follow_hints(facts: &Facts<'_>, found: &mut Vec<(&Endpoint, Backend)>) {
     let here = facts.model.node();
     let of_nodes = |hints: &Hints| (!hints.nodes.is_empty(), hints.nodes.iter().any(|node| **node == *here));

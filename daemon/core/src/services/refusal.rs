@@ -41,7 +41,7 @@ pub(crate) enum Refusal {
     OtherProxy,
     /// The service is of the other family only.
     OtherFamily,
-    /// Nobody can have the address.
+    /// The address is none that a service can have.
     Reserved(&'static str),
     /// A pod has it.
     Pod,

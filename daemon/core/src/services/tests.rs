@@ -1,3 +1,4 @@
+mod outside;
 mod properties;
 
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use super::view::{Condition, FrontendKind};
 use super::*;
 use crate::events::{Collector, reason};
 use crate::identities::addresses::Places;
-use crate::local_node::ServicesRoom;
+use crate::local_node::{ServicesRoom, Settings};
 use crate::model::Change;
 use crate::names::ServiceName;
 use crate::objects::{
@@ -93,7 +94,7 @@ fn a_cluster_address_leads_to_the_ready_endpoints_at_the_ports_of_the_slice() {
     world.apply(Change::EndpointSlice(slice("shop/other", "pay", &["10.0.3.7"])));
     assert_led(&world, "10.96.0.1:80/TCP", &["10.0.2.5:8080", "10.0.3.5:8081"]);
     assert_led(&world, "10.96.0.1:53/UDP", &["10.0.3.5:5354"]);
-    let expected = Frontend { set: 0x1111, affinity: 0, flags: 0 };
+    let expected = Frontend { set: 0x1111, ..Frontend::default() };
     let number = |frontend: Frontend| Frontend { set: 0x1111, ..frontend };
     assert_eq!(frontend(&world, "10.96.0.1:80/TCP").map(number), Some(expected));
     assert!(world.events().is_empty(), "{:?}", world.events());
@@ -347,7 +348,7 @@ fn an_address_is_a_services_again_when_the_pod_or_node_that_has_it_is_gone() {
 
     let mut world = with(service("shop/cart", "192.0.2.77"), vec![]);
     let key = "192.0.2.77:80/TCP";
-    for (addresses, has) in [(["192.0.2.77"].map(ip).into(), false), (std::collections::BTreeSet::new(), true)] {
+    for (addresses, has) in [(["192.0.2.77"].map(ip).into(), false), (BTreeSet::new(), true)] {
         world.local.addresses = addresses;
         let _ = world.follow();
         assert_eq!(*world.incremental, world.desired());
@@ -501,6 +502,14 @@ const GOLDEN: SetNumber = 0xc7f2_102e_08df_baeb;
 
 /// Looks at all services with a hash that knows one number only.
 fn colliding(world: &World) -> (Claims, Services) {
+    looked_at(world, |_, _, _, _| 7)
+}
+
+/// Looks at all services with this hash.
+fn looked_at(
+    world: &World,
+    number: fn(&ServiceName, &ServicePort, bool, TrafficPolicy) -> SetNumber,
+) -> (Claims, Services) {
     let places = Places::claimed(&world.model, &world.local, &mut Collector::default());
     let desired = world.desired();
     let facts = Facts {
@@ -508,7 +517,7 @@ fn colliding(world: &World) -> (Claims, Services) {
         local: &world.local,
         places: &places,
         endpoints: &desired.state.identities.endpoints,
-        number: |_, _, _, _| 7,
+        number,
     };
     let (mut claims, mut held) = (Claims::default(), Services::default());
     let names: Vec<ServiceName> = world.model.services().map(|object| object.name.clone()).collect();

@@ -38,6 +38,7 @@ struct ServiceSpec {
     session_affinity_config: Option<AffinityConfig>,
     internal_traffic_policy: Option<String>,
     external_traffic_policy: Option<String>,
+    health_check_node_port: Option<i64>,
     publish_not_ready_addresses: Option<bool>,
 }
 
@@ -122,7 +123,12 @@ impl Service {
         let balancer = self.status.and_then(|status| status.load_balancer).and_then(|balancer| balancer.ingress);
         let vip = |ingress: &Ingress| ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP");
         let balancer = balancer.unwrap_or_default().into_iter().filter(vip).filter_map(|ingress| ingress.ip);
-        let source_ranges = spec.load_balancer_source_ranges.unwrap_or_default();
+        let external_policy = policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref())?;
+        // A service that had one once may keep it without a use.
+        let has_health = kind == ServiceKind::LoadBalancer && external_policy == TrafficPolicy::Local;
+        // While none is given, the API server has 0 there.
+        let health = spec.health_check_node_port.filter(|number| has_health && *number != 0).map(port).transpose();
+        let (source_ranges, no_source_ranges) = source_ranges(spec.load_balancer_source_ranges.unwrap_or_default());
         Ok(ServiceObject {
             name: ServiceName::new(namespace, name),
             kind,
@@ -130,10 +136,12 @@ impl Service {
             ports: spec.ports.unwrap_or_default().into_iter().map(service_port).collect::<Result<_, _>>()?,
             external_addresses: addresses("spec.externalIPs", spec.external_ips.unwrap_or_default())?,
             balancer_addresses: addresses("status.loadBalancer.ingress", balancer)?,
-            source_ranges: source_ranges.iter().map(|range| source_range(range)).collect::<Result<_, _>>()?,
+            source_ranges,
+            no_source_ranges,
             affinity: affinity(spec.session_affinity.as_deref(), spec.session_affinity_config)?,
             internal_policy: policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref())?,
-            external_policy: policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref())?,
+            external_policy,
+            health_check_port: health.map_err(|what| format!("`spec.healthCheckNodePort` is {what}"))?,
             publishes_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             other_proxy: labels.proxy,
             origin: origin.to_owned(),
@@ -158,9 +166,17 @@ fn service_port(given: GivenPort) -> Result<ServicePort, String> {
     })
 }
 
-fn source_range(given: &str) -> Result<IpNet, String> {
-    let range = given.trim().parse::<IpNet>();
-    range.map_err(|_| format!("`spec.loadBalancerSourceRanges` has {given:?}, which is no range of addresses"))
+/// The ranges, and what is none. An object with such a thing is not refused: its last good version
+/// may admit more clients.
+fn source_ranges(given: Vec<String>) -> (Vec<IpNet>, Vec<String>) {
+    let (mut ranges, mut others) = (Vec::new(), Vec::new());
+    for text in given {
+        match text.trim().parse() {
+            Ok(range) => ranges.push(range),
+            Err(_) => others.push(text),
+        }
+    }
+    (ranges, others)
 }
 
 /// For how many seconds a client keeps its backend.
@@ -209,9 +225,10 @@ mod tests {
                     {"name": "dns", "protocol": "UDP", "port": 53, "nodePort": 0},
                     {"name": "sig", "protocol": "SCTP", "port": 132},
                 ],
-                "externalIPs": ["192.0.2.9"], "loadBalancerSourceRanges": ["198.51.100.0/24 "],
+                "externalIPs": ["192.0.2.9"], "loadBalancerSourceRanges": ["198.51.100.0/24 ", "10.0.0.0", ""],
                 "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
-                "internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local", "publishNotReadyAddresses": true,
+                "internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": 32_100, "publishNotReadyAddresses": true,
             },
             "status": {"loadBalancer": {"ingress": [
                 {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "VIP"}, {"ip": "203.0.113.3", "ipMode": "Proxy"},
@@ -232,9 +249,11 @@ mod tests {
             external_addresses: vec!["192.0.2.9".parse().unwrap()],
             balancer_addresses: vec!["203.0.113.1".parse().unwrap(), "203.0.113.2".parse().unwrap()],
             source_ranges: vec!["198.51.100.0/24".parse().unwrap()],
+            no_source_ranges: vec!["10.0.0.0".into(), "".into()],
             affinity: Some(60),
             internal_policy: TrafficPolicy::Local,
             external_policy: TrafficPolicy::Local,
+            health_check_port: Some(32_100),
             publishes_not_ready: true,
             other_proxy: Some("other".into()),
             origin: "f".into(),
@@ -251,6 +270,19 @@ mod tests {
         }
         let object = read(json!({"spec": {"sessionAffinity": "ClientIP", "clusterIP": "10.96.0.1"}})).unwrap();
         assert_eq!((object.affinity, object.cluster_addresses.len()), (Some(10_800), 1));
+    }
+
+    #[test]
+    fn a_health_check_is_of_a_load_balancer_with_the_policy_local() {
+        for (kind, policy, port, expected) in [
+            ("LoadBalancer", "Local", 32_100, Some(32_100)),
+            ("LoadBalancer", "Local", 0, None),
+            ("LoadBalancer", "Cluster", 32_100, None),
+            ("NodePort", "Local", 32_100, None),
+        ] {
+            let spec = json!({"type": kind, "externalTrafficPolicy": policy, "healthCheckNodePort": port});
+            assert_eq!(read(json!({"spec": spec})).unwrap().health_check_port, expected, "{spec}");
+        }
     }
 
     #[test]
@@ -271,7 +303,6 @@ mod tests {
             (json!({"type": "Cluster"}), "spec.type"),
             (json!({"clusterIPs": ["10.96.0"]}), "spec.clusterIPs"),
             (json!({"externalIPs": ["example.com"]}), "spec.externalIPs"),
-            (json!({"loadBalancerSourceRanges": ["10.0.0.0"]}), "spec.loadBalancerSourceRanges"),
             (json!({"ports": [{"port": 0}]}), "spec.ports"),
             (json!({"ports": [{"port": 65_536}]}), "spec.ports"),
             (json!({"ports": [{"name": "web"}]}), "spec.ports"),
@@ -284,6 +315,10 @@ mod tests {
             ),
             (json!({"internalTrafficPolicy": "local"}), "spec.internalTrafficPolicy"),
             (json!({"externalTrafficPolicy": "Node"}), "spec.externalTrafficPolicy"),
+            (
+                json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 65_536}),
+                "spec.healthCheckNodePort",
+            ),
         ] {
             let error = read(json!({"spec": spec})).unwrap_err();
             assert!(error.contains(field), "{spec}: {error}");
