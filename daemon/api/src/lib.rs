@@ -46,8 +46,8 @@ pub use hauberk_abi::layout::Hook;
 pub use hauberk_abi::reason::{DropReason, Encryption, Why};
 pub use mac::{MacAddress, NoMacAddress};
 pub use services::{
-    AddressFamily, BackendCondition, FrontendKind, Service, ServiceBackend, ServiceFrontend, ServiceKind, ServiceMode,
-    ServicesStatus,
+    AddressFamily, BackendCondition, FromOutside, FrontendKind, Service, ServiceBackend, ServiceFrontend, ServiceKind,
+    ServiceMode, ServicesStatus, TrafficPolicy,
 };
 pub use words::{AttachMethod, ConfigurationOrigin, DropPlace, FlowStage, HostRouting, SourceKind, Vocabulary, Word};
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::words::Vocabulary;
@@ -21,6 +22,10 @@ pub struct Service {
     pub frontends: Vec<ServiceFrontend>,
     /// Everyone who may answer, also who does not now.
     pub backends: Vec<ServiceBackend>,
+    /// How many connections clients outside the cluster have to it at this node; none if it is not
+    /// led to from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
 }
 
 /// An address and port at which clients reach a service.
@@ -44,6 +49,22 @@ pub struct ServiceFrontend {
     pub usable: usize,
     /// Why the frontend is left to kube-proxy, if it is.
     pub left_out: Option<String>,
+    /// How this node leads clients outside the cluster that reach the frontend here; none if it
+    /// does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<FromOutside>,
+}
+
+/// How clients outside the cluster are led from a frontend to a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FromOutside {
+    /// Whose backends they are led to, the service's `externalTrafficPolicy`: `cluster` or `local`.
+    pub policy: Word<TrafficPolicy>,
+    /// How many backends they may be led to.
+    pub usable: usize,
+    /// The clients that are admitted, its `loadBalancerSourceRanges` of the frontend's family; none
+    /// for all clients.
+    pub source_ranges: Option<Vec<IpNet>>,
 }
 
 /// Who may answer for a service.
@@ -61,6 +82,10 @@ pub struct ServiceBackend {
     pub condition: Word<BackendCondition>,
     /// Whether new connections from this node are led to it.
     pub used: bool,
+    /// Whether new connections of clients outside the cluster that arrive at this node are led to
+    /// it; none if the service is not led to from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<bool>,
     /// How packets of a process on this node's own network travel to it: `encrypted`, `plain`,
     /// `local`, `world` or `refused`. A pod's packets may be treated otherwise: `explain` says how.
     pub encryption: Option<Word<Encryption>>,
@@ -71,8 +96,8 @@ pub struct ServiceBackend {
 /// The services of a node, in [`crate::Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicesStatus {
-    /// Who leads connections to services to a backend: `sockets`, or `beside kube-proxy` if hauberk
-    /// leaves them all to kube-proxy.
+    /// Who leads connections to services to a backend: `sockets`, `sockets and devices`, or `beside
+    /// kube-proxy` if hauberk leaves them all to kube-proxy.
     pub mode: Word<ServiceMode>,
     /// Services that are read.
     pub services: usize,
@@ -86,6 +111,10 @@ pub struct ServicesStatus {
     pub refused: u64,
     /// Connections and datagrams for which no backend could be read: they were refused.
     pub failed: u64,
+    /// Connections of clients outside the cluster at the last count, which is made every ten
+    /// seconds; none if they are not led, or not counted yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
 }
 
 /// The type of a service.
@@ -134,6 +163,15 @@ pub enum BackendCondition {
     NotReady,
 }
 
+/// Whose backends clients are led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TrafficPolicy {
+    /// Those of every node.
+    Cluster,
+    /// Those of the node at which the client arrives.
+    Local,
+}
+
 /// Who leads connections to services to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ServiceMode {
@@ -141,6 +179,8 @@ pub enum ServiceMode {
     BesideKubeProxy,
     /// Programs at the sockets of this node's processes; kube-proxy does the rest.
     Sockets,
+    /// Also programs at this node's devices, for clients outside the cluster.
+    SocketsAndDevices,
 }
 
 words!(ServiceKind {
@@ -157,4 +197,9 @@ words!(FrontendKind {
 });
 words!(AddressFamily { V4 = "ipv4", V6 = "ipv6" });
 words!(BackendCondition { Ready = "ready", Terminating = "terminating", NotReady = "not_ready" });
-words!(ServiceMode { BesideKubeProxy = "beside kube-proxy", Sockets = "sockets" });
+words!(TrafficPolicy { Cluster = "cluster", Local = "local" });
+words!(ServiceMode {
+    BesideKubeProxy = "beside kube-proxy",
+    Sockets = "sockets",
+    SocketsAndDevices = "sockets and devices",
+});

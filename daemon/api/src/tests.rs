@@ -118,6 +118,10 @@ fn flow_records_stay() {
         "sealed_full",
         "spoofed_neighbour",
         "neighbour_limit",
+        "no_backend",
+        "source_not_admitted",
+        "connections_full",
+        "no_way",
     ] {
         flow_stays("refused", "udp", "refused", "dropped", &format!("\"{drop}\""));
     }
@@ -135,11 +139,15 @@ fn drops_stay() {
 
 #[test]
 fn statuses_stay() {
-    for mode in ["beside kube-proxy", "sockets"] {
+    for mode in ["beside kube-proxy", "sockets", "sockets and devices"] {
         stays::<ServicesStatus>(&format!(
             r#"{{"mode":"{mode}","services":2,"frontends":5,"backends":7,"balanced":12,"refused":1,"failed":0}}"#
         ));
     }
+    stays::<ServicesStatus>(
+        r#"{"mode":"sockets and devices","services":2,"frontends":5,"backends":7,"balanced":12,"refused":1,"failed":0,
+        "connections":40}"#,
+    );
     for (routing, attach, source, origin) in [
         ("bpf", "tcx", "directory", "object"),
         ("stack", "clsact", "kubernetes", "copy"),
@@ -176,6 +184,16 @@ fn services_stay() {
         {"address":"192.0.2.9","port":8080,"port_name":"","node":null,"condition":"not_ready","used":false,
         "encryption":null,"why":null}]}]"#,
     );
+    for (policy, ranges) in [("cluster", "null"), ("local", r#"["192.0.2.0/24","fd00::/16"]"#), ("local", "[]")] {
+        stays::<Service>(&format!(
+            r#"{{"namespace":"payments","name":"api","kind":"LoadBalancer","frontends":[
+            {{"address":"203.0.113.7","family":"ipv4","port":80,"protocol":"tcp","kind":"load_balancer",
+            "port_name":"","affinity_seconds":0,"usable":2,"left_out":null,
+            "outside":{{"policy":"{policy}","usable":1,"source_ranges":{ranges}}}}}],"backends":[
+            {{"address":"10.244.2.7","port":8080,"port_name":"","node":"n2","condition":"ready","used":true,
+            "outside":false,"encryption":"local","why":"same_node"}}],"connections":12}}"#
+        ));
+    }
     for kind in ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] {
         stays::<Service>(&format!(
             r#"{{"namespace":"payments","name":"api","kind":"{kind}","frontends":[],"backends":[]}}"#

@@ -145,7 +145,8 @@ With -o json: one object a line.")]
     /// address from the start. Without a name: one line for each service. BACKENDS `2/3` means:
     /// three may answer, and new connections from this node are led to two of them. With a name:
     /// every address and port, every backend with its node and condition, and how packets from this
-    /// node travel to it.
+    /// node travel to it. With `services.outside: true`, also how clients outside the cluster are
+    /// led: to which backends, which clients are admitted, and how many connections they have.
     #[command(after_help = "\
 Examples:
   hauberk services                       all of them

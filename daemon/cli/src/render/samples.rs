@@ -2,10 +2,10 @@
 
 use hauberk_api::{
     AddressFamily, AttachMethod, BackendCondition, DropCount, DropPlace, Drops, Encryption, Event, Explanation,
-    FlowRecord, FlowStage, FrontendKind, Hook, HostRouting, KeyStatus, LeakCount, LinkStatus, MapContent, Maps,
-    NamespaceStatus, Party, PartyKind, PeerState, PeerStatus, Problem, Protection, Service, ServiceBackend,
+    FlowRecord, FlowStage, FromOutside, FrontendKind, Hook, HostRouting, KeyStatus, LeakCount, LinkStatus, MapContent,
+    Maps, NamespaceStatus, Party, PartyKind, PeerState, PeerStatus, Problem, Protection, Service, ServiceBackend,
     ServiceFrontend, ServiceKind, ServiceMode, ServicesStatus, Severity, SourceKind, SourceStatus, Status,
-    TunnelStatus, Why, Word,
+    TrafficPolicy, TunnelStatus, Why, Word,
 };
 use jiff::Timestamp;
 
@@ -139,6 +139,7 @@ pub(crate) fn services_status() -> ServicesStatus {
         balanced: 12,
         refused: 1,
         failed: 0,
+        connections: None,
     }
 }
 
@@ -153,6 +154,7 @@ pub(crate) fn services() -> Vec<Service> {
         affinity_seconds: 0,
         usable,
         left_out: None,
+        outside: None,
     };
     let backend = |address: &str, node: Option<&str>, condition: BackendCondition, encryption, why| ServiceBackend {
         address: address.parse().unwrap(),
@@ -161,6 +163,7 @@ pub(crate) fn services() -> Vec<Service> {
         node: node.map(str::to_string),
         condition: condition.into(),
         used: condition == BackendCondition::Ready,
+        outside: None,
         encryption: Some(Word::Known(encryption)),
         why: Some(Word::Known(why)),
     };
@@ -170,6 +173,7 @@ pub(crate) fn services() -> Vec<Service> {
         kind: kind.into(),
         frontends,
         backends,
+        connections: None,
     };
     let source_ranges = "spec.loadBalancerSourceRanges admits only some clients: left to kube-proxy";
     vec![
@@ -217,6 +221,28 @@ pub(crate) fn services() -> Vec<Service> {
         ),
         service("headless", ServiceKind::ClusterIp, Vec::new(), Vec::new()),
     ]
+}
+
+/// A service that clients outside the cluster reach.
+pub(crate) fn service_from_outside() -> Service {
+    let [mut service, ..]: [Service; 3] = services().try_into().unwrap();
+    let from_outside = |usable, source_ranges: Option<&[&str]>| {
+        let ranges = source_ranges.map(|ranges| ranges.iter().map(|range| range.parse().unwrap()).collect());
+        Some(FromOutside { policy: TrafficPolicy::Local.into(), usable, source_ranges: ranges })
+    };
+    service.connections = Some(12);
+    service.frontends[1].outside = from_outside(1, None);
+    service.frontends[2].outside = from_outside(0, None);
+    service.frontends[3].left_out = None;
+    service.frontends[3].usable = 2;
+    service.frontends[3].outside = from_outside(1, Some(&["192.0.2.0/24", "198.51.100.0/24"]));
+    let policy = TrafficPolicy::Cluster.into();
+    let nobody = FromOutside { policy, usable: 2, source_ranges: Some(Vec::new()) };
+    service.frontends.push(ServiceFrontend { outside: Some(nobody), ..service.frontends[3].clone() });
+    for (backend, outside) in service.backends.iter_mut().zip([true, false, false]) {
+        backend.outside = Some(outside);
+    }
+    service
 }
 
 pub(crate) fn explanation() -> Explanation {

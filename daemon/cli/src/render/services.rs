@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use hauberk_api::{
-    AddressFamily, BackendCondition, FrontendKind, Service, ServiceBackend, ServiceFrontend, ServiceMode,
-    ServicesStatus,
+    AddressFamily, BackendCondition, FromOutside, FrontendKind, Service, ServiceBackend, ServiceFrontend, ServiceMode,
+    ServicesStatus, TrafficPolicy,
 };
 
 use crate::render::page::{self, Page, painted};
@@ -77,6 +77,9 @@ fn notes(service: &Service) -> String {
     if let Some(seconds) = led.iter().map(|frontend| frontend.affinity_seconds).max().filter(|seconds| *seconds > 0) {
         notes.push(format!("clients keep their backend for {}", duration(seconds.into())));
     }
+    if let Some(connections) = service.connections.filter(|connections| *connections > 0) {
+        notes.push(format!("{} from outside", counted(connections, "connection")));
+    }
     if notes.is_empty() { "none".to_string() } else { notes.join("; ") }
 }
 
@@ -87,6 +90,9 @@ pub(crate) fn details(services: &[Service]) -> String {
         let name = format!("{}/{}", service.namespace, service.name);
         page.heading(page::NODE, "service", painted(page::NODE, name));
         page.field("type", &service.kind);
+        if let Some(connections) = service.connections {
+            page.field("connections from outside the cluster", connections);
+        }
         match service.frontends.is_empty() {
             true => page.field("reached at", "no address: clients use the addresses of its pods, or a name"),
             false => page.list("reached at"),
@@ -119,7 +125,30 @@ fn one_frontend(frontend: &ServiceFrontend) -> String {
         seconds => format!("; a client keeps its backend for {}", duration(seconds.into())),
     };
     let port = if frontend.port_name.is_empty() { String::new() } else { format!(", port {}", frontend.port_name) };
-    format!("{} ({kind}{port}): {state}{affinity}", address(frontend))
+    let outside = frontend.outside.as_ref().map(from_outside).unwrap_or_default();
+    format!("{} ({kind}{port}): {state}{outside}{affinity}", address(frontend))
+}
+
+/// How clients outside the cluster are led.
+fn from_outside(outside: &FromOutside) -> String {
+    let place = match outside.policy.known() {
+        Some(TrafficPolicy::Cluster) => String::new(),
+        Some(TrafficPolicy::Local) => " on this node (externalTrafficPolicy: Local)".to_string(),
+        None => format!(" by the policy {}", outside.policy),
+    };
+    let whom = match outside.usable {
+        0 => painted(page::BAD, format_args!("no usable backend{place}")),
+        usable => counted(usable as u64, "usable backend") + &place,
+    };
+    let clients = match outside.source_ranges.as_deref() {
+        None => String::new(),
+        Some([]) => painted(page::DOUBTFUL, ", for nobody: no range of loadBalancerSourceRanges is of this family"),
+        Some(ranges) => {
+            let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+            format!(", only for clients in {}", ranges.join(", "))
+        }
+    };
+    format!("; from outside: {whom}{clients}")
 }
 
 fn one_backend(backend: &ServiceBackend) -> String {
@@ -129,7 +158,12 @@ fn one_backend(backend: &ServiceBackend) -> String {
         Some(BackendCondition::NotReady) => painted(page::BAD, "not ready"),
         None => backend.condition.to_string(),
     };
-    let used = if backend.used { "used" } else { "not used" };
+    let used = match (backend.used, backend.outside) {
+        (true, None | Some(true)) => "used",
+        (false, None | Some(false)) => "not used",
+        (true, Some(false)) => "used, but not from outside",
+        (false, Some(true)) => "used from outside only",
+    };
     let place = match &backend.node {
         Some(node) => format!("on node {node}"),
         None => "on a node that is not known".to_string(),
@@ -157,27 +191,49 @@ fn address(frontend: &ServiceFrontend) -> String {
 
 /// One line of `hauberk status`.
 pub(crate) fn summary(services: &ServicesStatus) -> String {
+    let known = counted(services.services as u64, "service");
+    let failed = failed(services);
     match services.mode.known() {
         Some(ServiceMode::Sockets) => {
-            let known = counted(services.services as u64, "service");
-            let failed = match services.failed {
-                0 => String::new(),
-                failed => {
-                    painted(page::BAD, format_args!(", {failed} connections refused for want of a readable table"))
-                }
-            };
             format!("{known}, led to backends where connections are made (hauberk services){failed}")
+        }
+        Some(ServiceMode::SocketsAndDevices) => {
+            format!(
+                "{known}, led to backends where connections are made and where packets arrive (hauberk services){failed}"
+            )
         }
         Some(ServiceMode::BesideKubeProxy) => "left to kube-proxy (services.sockets is off)".to_string(),
         None => services.mode.to_string(),
     }
 }
 
+/// The same line of `hauberk status --verbose`: who leads connections, and where.
+pub(crate) fn mode(services: &ServicesStatus) -> String {
+    let failed = failed(services);
+    match services.mode.known() {
+        Some(ServiceMode::BesideKubeProxy) => "beside kube-proxy (services.sockets is off)".to_string(),
+        Some(ServiceMode::Sockets) => format!("at sockets, beside kube-proxy{failed}"),
+        Some(ServiceMode::SocketsAndDevices) => format!("at sockets and devices (kube-proxy is not needed){failed}"),
+        None => services.mode.to_string(),
+    }
+}
+
+fn failed(services: &ServicesStatus) -> String {
+    match services.failed {
+        0 => String::new(),
+        failed => painted(page::BAD, format_args!(", {failed} connections refused for want of a readable table")),
+    }
+}
+
 /// What `hauberk status --verbose` adds; nothing where services are left to kube-proxy.
 pub(crate) fn figures(services: &ServicesStatus) -> Option<String> {
-    (services.mode == ServiceMode::Sockets).then(|| {
+    let outside = match services.connections {
+        Some(connections) => format!("; {} from outside", counted(connections, "connection")),
+        None => String::new(),
+    };
+    matches!(services.mode.known(), Some(ServiceMode::Sockets | ServiceMode::SocketsAndDevices)).then(|| {
         format!(
-            "{}, {}; {} balanced, {} refused, {} failed",
+            "{}, {}; {} balanced, {} refused, {} failed{outside}",
             counted(services.frontends as u64, "frontend"),
             counted(services.backends as u64, "backend"),
             counted(services.balanced, "connection"),
@@ -192,7 +248,7 @@ mod tests {
     use hauberk_api::Word;
 
     use super::*;
-    use crate::render::samples::{golden, services, services_status};
+    use crate::render::samples::{golden, service_from_outside, services, services_status};
 
     #[test]
     fn all_of_them_and_none() {
@@ -203,6 +259,12 @@ mod tests {
     #[test]
     fn each_with_its_addresses_and_who_answers() {
         golden("services-details", &details(&services()));
+    }
+
+    #[test]
+    fn clients_outside_the_cluster_have_their_own_backends() {
+        let service = [service_from_outside()];
+        golden("services-outside", &(table(&service) + "\n" + &details(&service)));
     }
 
     #[test]
@@ -230,6 +292,16 @@ mod tests {
         status.mode = ServiceMode::BesideKubeProxy.into();
         assert_eq!(words(&status), "left to kube-proxy (services.sockets is off)");
         assert_eq!(figures(&status), None);
+        assert_eq!(mode(&status), "beside kube-proxy (services.sockets is off)");
+        status.mode = ServiceMode::SocketsAndDevices.into();
+        status.connections = Some(40);
+        assert!(words(&status).contains("where connections are made and where packets arrive"));
+        assert!(figures(&status).unwrap().ends_with("; 40 connections from outside"));
+        let named = |status: &ServicesStatus| anstream::adapter::strip_str(&mode(status)).to_string();
+        assert!(named(&status).starts_with("at sockets and devices (kube-proxy is not needed), 3 connections refused"));
+        status.mode = ServiceMode::Sockets.into();
+        status.failed = 0;
+        assert_eq!(mode(&status), "at sockets, beside kube-proxy");
         status.mode = Word::Other("everything".to_string());
         assert_eq!(words(&status), "everything");
     }

@@ -65,7 +65,7 @@ fn node(page: &mut Page, status: &Status, verbose: bool) {
     page.field("programs", format_args!("attached with {} to {}", status.attach, words_of(&status.uplinks)));
     page.field("pods attached", status.attachments);
     if let Some(state) = &status.services {
-        page.field("services", services::summary(state));
+        page.field("services", if verbose { services::mode(state) } else { services::summary(state) });
     }
     page.field("source", source(&status.source, status.now));
     if let Some(state) = &status.configuration {
@@ -73,8 +73,10 @@ fn node(page: &mut Page, status: &Status, verbose: bool) {
     }
     page.field("agent", format_args!("version {}, started {}", status.version, ago(status.started, status.now)));
     if verbose {
-        if let Some(figures) = status.services.as_ref().and_then(services::figures) {
-            page.field("services in figures", figures);
+        if let Some((state, figures)) =
+            status.services.as_ref().and_then(|state| Some((state, services::figures(state)?)))
+        {
+            page.field("services in figures", format_args!("{}, {figures}", counted(state.services as u64, "service")));
         }
         page.field("started at", status.started);
         page.field("offloads", words_of(&tunnel.offloads));
