@@ -9,6 +9,7 @@
 //! | [`reconcile`] | model to desired to plan, by `hauberk-core`; the loop |
 //! | [`apply`] | carries out steps: [`hauberk_datapath`], [`hauberk_backend`], [`hauberk_host`] |
 //! | [`observe`] | status, flows, drops, metrics, self-test |
+//! | [`health_checks`] | answers to load balancers |
 //! | [`api`], [`uapi`] | answers to the CLI, the CNI plugin and `wg show` |
 //! | [`attachments`] | pods' interfaces and addresses on this node |
 //! | [`install`] | the CNI plugin and its configuration, where the runtime looks for them |
@@ -20,6 +21,7 @@ pub mod apply;
 pub mod attachments;
 pub mod cluster_config;
 pub mod config;
+pub mod health_checks;
 pub mod install;
 pub mod lock;
 pub mod observe;

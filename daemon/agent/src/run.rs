@@ -153,8 +153,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 /// This node, before anything of the cluster is known.
 fn local_node(config: &Config, keys: &Store) -> LocalNode {
     let chained = config.cni.install == CniInstall::Chained;
-    let services = config.services.sockets;
-    let settings = cluster_config::settings(&Settings { chained, services, ..Settings::default() }, config);
+    let (services, services_outside) = (config.services.sockets, config.services.outside);
+    let settings = Settings { chained, services, services_outside, ..Settings::default() };
+    let settings = cluster_config::settings(&settings, config);
     let keys = keys.keys().iter().map(|key| key.public).collect();
     LocalNode { name: config.node.clone().unwrap_or_default(), settings, keys, ..LocalNode::default() }
 }

@@ -72,6 +72,11 @@ pub struct AgentState {
     pub unconnected: Missed,
     /// Pods that hauberk-cni could not connect.
     pub failed_adds: FailedAdds,
+    /// Ports at which load balancers are not answered.
+    pub health_checks: Vec<Problem>,
+    /// How many connections of clients outside the cluster the kernel remembers; none while that is
+    /// not known.
+    pub connections: Option<usize>,
 }
 
 /// What exists once the node's own object is known.
@@ -135,6 +140,8 @@ impl AgentState {
             interfaces: None,
             unconnected: Missed::default(),
             failed_adds: FailedAdds::default(),
+            health_checks: Vec::new(),
+            connections: None,
         }
     }
 

@@ -24,18 +24,18 @@ const REQUEST_BYTES: usize = 16 << 10;
 
 /// The limits of a listener.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// Connections at a time.
-    pub(super) connections: usize,
+    pub(crate) connections: usize,
     /// How long to wait for a complete request, the first or a later one.
-    pub(super) request: Duration,
+    pub(crate) request: Duration,
     /// The age at which a connection takes no further request. At twice this age it is cut off.
     /// None for never.
-    pub(super) lifetime: Option<Duration>,
+    pub(crate) lifetime: Option<Duration>,
 }
 
 /// A listener that can tell connections apart by their origin.
-pub(super) trait Bounded: Listener {
+pub(crate) trait Bounded: Listener {
     /// The other end's address, if connections from there may displace each other.
     fn from(address: &Self::Addr) -> Option<IpAddr>;
 }
@@ -57,7 +57,16 @@ impl Bounded for UnixListener {
 }
 
 /// Answers until the task is dropped.
-pub(super) async fn serve<L: Bounded>(mut listener: L, router: Router, bounds: Bounds) -> io::Result<()> {
+pub(crate) async fn serve<L: Bounded>(listener: L, router: Router, bounds: Bounds) -> io::Result<()> {
+    serve_each(listener, |_| router.clone(), bounds).await
+}
+
+/// Answers until the task is dropped; what, depends on where a connection was accepted.
+pub(crate) async fn serve_each<L: Bounded>(
+    mut listener: L,
+    router: impl Fn(&L::Addr) -> Router,
+    bounds: Bounds,
+) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     let mut open = Open::default();
     loop {
@@ -79,7 +88,7 @@ pub(super) async fn serve<L: Bounded>(mut listener: L, router: Router, bounds: B
                 None => break,
             }
         }
-        let task = tasks.spawn(answer(stream, router.clone(), bounds));
+        let task = tasks.spawn(answer(stream, router(&address), bounds));
         open.0.push((from, task));
     }
 }

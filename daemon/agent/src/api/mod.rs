@@ -2,7 +2,7 @@
 //! TCP. `hauberk_api` has the types and paths.
 
 mod attachments;
-mod connections;
+pub(crate) mod connections;
 mod read;
 
 use std::net::SocketAddr;

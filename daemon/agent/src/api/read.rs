@@ -14,7 +14,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::{Context, Refusal};
 use crate::observe::services::{self, NoServices};
-use crate::observe::{self, drops, explain, flows, maps, metrics};
+use crate::observe::{self, connections, drops, explain, flows, maps, metrics};
 
 pub(super) async fn status(State(context): State<Context>) -> Json<Status> {
     Json(observe::status::status(&context.agent.read(), &context.map_reader, &context.facts))
@@ -96,7 +96,11 @@ pub(super) async fn services(
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Vec<Service>>, Refusal> {
     let (namespace, name) = (wanted.namespace.as_deref(), wanted.name.as_deref());
-    services::services(&context.agent.read(), &context.facts.config, namespace, name).map(Json).map_err(|error| {
+    let config = &context.facts.config;
+    let connections =
+        if config.services.outside { Some(connections::by_set(&context.map_reader).map_err(internal)?) } else { None };
+    let found = services::services(&context.agent.read(), config, namespace, name, connections.as_ref());
+    found.map(Json).map_err(|error| {
         let status = match error {
             NoServices::Off => StatusCode::CONFLICT,
             NoServices::Unknown { .. } => StatusCode::NOT_FOUND,

@@ -20,7 +20,12 @@ impl Kernel {
         let maps = self.datapath.maps();
         let sets: BTreeMap<_, _> =
             maps.sets()?.into_iter().map(|(number, backends)| (number, backends.into())).collect();
-        Ok(Services { frontends: maps.frontends()?.into_iter().collect(), sets })
+        Ok(Services {
+            frontends: maps.frontends()?.into_iter().collect(),
+            sets,
+            sources: maps.sources()?.into_iter().collect(),
+            masquerade: maps.masquerade()?,
+        })
     }
 
     /// Carries out one step.
@@ -31,6 +36,9 @@ impl Kernel {
             ServiceStep::PutFrontend(key, frontend) => maps.put_frontend(*key, *frontend)?,
             ServiceStep::RemoveFrontend(key) => maps.remove_frontend(*key)?,
             ServiceStep::RemoveSet(number) => maps.remove_set(*number)?,
+            ServiceStep::PutSource(range) => maps.put_source(*range)?,
+            ServiceStep::RemoveSource(range) => maps.remove_source(*range)?,
+            ServiceStep::Masquerade(addresses) => maps.put_masquerade(*addresses)?,
         }
         Ok(())
     }
@@ -45,6 +53,16 @@ impl Kernel {
             self.datapath.attach_sockets(cgroup)?;
         }
         Ok(())
+    }
+
+    /// Attaches them once more, in the place of those that are attached but do not run: somebody
+    /// has detached their links by force, which leaves the pins.
+    ///
+    /// # Errors
+    /// [`ApplyError::Datapath`].
+    pub fn lead_sockets_anew(&mut self, cgroup: &Path) -> Result<(), ApplyError> {
+        fault::point("lead sockets to backends anew");
+        Ok(self.datapath.attach_sockets(cgroup)?)
     }
 
     /// Detaches them.

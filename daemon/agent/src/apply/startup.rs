@@ -114,7 +114,10 @@ impl Prepared {
             node: number.0,
             tunnel,
             tunnel_mtu: earlier.tunnel_mtu,
-            flags: flags(config) | if is_complete { flag::SYNCED } else { 0 },
+            flags: flags(config)
+                | if is_complete { flag::SYNCED } else { 0 }
+                // Connections that an earlier agent's configuration allowed go on.
+                | if datapath.maps().has_connections().map_err(ApplyError::from)? { flag::TRANSLATES } else { 0 },
             mark_shift: config.mark_shift,
             flow_idle_ms: FLOW_IDLE_MS,
             tunnel_port: config.tunnel.port.into(),
@@ -311,6 +314,9 @@ fn flags(config: &Config) -> u32 {
     }
     if config.cni.install == CniInstall::Chained {
         flags |= flag::CHAINED;
+    }
+    if config.services.outside {
+        flags |= flag::TRANSLATES;
     }
     flags
 }

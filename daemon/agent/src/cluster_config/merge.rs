@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::config::{Config, ConfigError};
 
 /// Every field that the object may have.
-pub(super) const FIELDS: [&str; 26] = [
+pub(super) const FIELDS: [&str; 28] = [
     "clusterRanges",
     "nodeRanges",
     "hostRouting",
@@ -15,6 +15,7 @@ pub(super) const FIELDS: [&str; 26] = [
     "allowPodOptOut",
     "defaults.encryption",
     "services.sockets",
+    "services.outside",
     "tunnel.backend",
     "tunnel.port",
     "tunnel.mtu",
@@ -32,6 +33,7 @@ pub(super) const FIELDS: [&str; 26] = [
     "limits.frontends",
     "limits.backends",
     "limits.sockets",
+    "limits.connections",
     "log.level",
     "log.format",
 ];

@@ -9,4 +9,7 @@ pub struct Services {
     /// Whether connections that processes of this node make to services are led to a backend where
     /// they are made. Everything else is left to kube-proxy.
     pub sockets: bool,
+    /// Whether packets of clients outside the cluster that arrive for a service at this node are
+    /// led to a backend where they arrive. Needs `sockets`.
+    pub outside: bool,
 }

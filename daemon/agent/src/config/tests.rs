@@ -25,8 +25,8 @@ fn every_field_of_the_effective_configuration_is_read_back() {
     let text = "node: n1\nclusterRanges: [10.0.0.0/8]\nnodeRanges: [192.168.0.0/24]\nhostRouting: stack\nworldIngress: direct\n\
         allowPodOptOut: true\ntunnel: {backend: userspace, device: h1, port: 1, mtu: 1400, threads: 3, handshakesPerSecond: 1, spinMicroseconds: 0, copyDscp: true, cipher: ring}\n\
         uplinks: [eth0, eth1]\nattach: clsact\nmarkShift: 0\nmetrics: null\nlog: {level: debug, format: json}\n\
-        services: {sockets: true}\npaths: {state: /a, socket: /b, uapi: /c, pins: /d, cgroup: /e}\nsource: {directory: /m}\n\
-        limits: {endpoints: 1, ranges: 1, flows: 1, attachments: 1, events: 4096, frontends: 1, backends: 1, sockets: 1}\n";
+        services: {sockets: true, outside: true}\npaths: {state: /a, socket: /b, uapi: /c, pins: /d, cgroup: /e}\nsource: {directory: /m}\n\
+        limits: {endpoints: 1, ranges: 1, flows: 1, attachments: 1, events: 4096, frontends: 1, backends: 1, sockets: 1, connections: 1}\n";
     let config = parse(text).unwrap();
     assert_eq!(config.tunnel.mtu, Automatic::Value(1400));
     assert_eq!(config.metrics, None);
@@ -164,6 +164,18 @@ fn a_chained_plugin_needs_the_stack_and_its_files_names_the_runtime_reads() {
         problems[0].contains("cni.binaryDirectory") && problems[1].contains("cni.resultsDirectory"),
         "{problems:?}"
     );
+}
+
+#[test]
+fn clients_outside_the_cluster_need_the_services_that_sockets_are_led_to() {
+    let services = |text: &str| format!("{SMALLEST}services: {text}");
+    for alone in ["{outside: true}", "{sockets: false, outside: true}"] {
+        let problems = problems(&services(alone));
+        assert!(problems.len() == 1 && problems[0].contains("services.sockets: true"), "{alone}: {problems:?}");
+    }
+    let on = parse(&services("{sockets: true, outside: true}")).unwrap().services;
+    assert!(on.sockets && on.outside);
+    assert!(!parse(&services("{sockets: true}")).unwrap().services.outside);
 }
 
 #[test]

@@ -65,6 +65,7 @@ impl Config {
             ));
         }
         self.source(&mut problems);
+        self.services(&mut problems);
         self.cni(&mut problems);
         self.paths(&mut problems);
         self.limits(&mut problems);
@@ -154,6 +155,16 @@ impl Config {
         }
     }
 
+    fn services(&self, problems: &mut Vec<String>) {
+        if self.services.outside && !self.services.sockets {
+            problems.push(
+                "`services.outside` is true and `services.sockets` is false: the agent reads services, and leads this node's own \
+                 processes to them, only with services.sockets; write services.sockets: true too, or services.outside: false"
+                    .into(),
+            );
+        }
+    }
+
     fn cni(&self, problems: &mut Vec<String>) {
         let cni = &self.cni;
         let name = &cni.configuration_name;
@@ -215,6 +226,7 @@ impl Config {
             ("frontends", limits.frontends),
             ("backends", limits.backends),
             ("sockets", limits.sockets),
+            ("connections", limits.connections),
         ] {
             if !(1..=MAX_ENTRIES).contains(&entries) {
                 problems.push(format!("`limits.{field}` is {entries}: it must be 1 to {MAX_ENTRIES}"));

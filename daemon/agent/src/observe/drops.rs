@@ -194,6 +194,18 @@ pub fn advice(reason: DropReason) -> &'static str {
         DropReason::NeighbourLimit => {
             "a pod spoke by more than 8 link-local addresses within a minute, or to more than 8 addresses on its link that nobody has; look at the pod: it may be scanning"
         }
+        DropReason::NoBackend => {
+            "clients outside the cluster asked for a service that has no backend for them here; see `hauberk services`"
+        }
+        DropReason::SourceNotAdmitted => {
+            "clients that the service's loadBalancerSourceRanges do not admit asked for its load balancer"
+        }
+        DropReason::ConnectionsFull => {
+            "more connections to services than limits.connections, or no source port was left for one more to the same backend; raise the limit, or look for clients that open many"
+        }
+        DropReason::NoWay => {
+            "this node has no route to a client outside the cluster or to the backend for it; look at the node's routes and at its Node object's addresses"
+        }
         DropReason::PacketSocket => {
             "a packet socket on this node sent a frame with a pod's address; find the program: nothing on a node should"
         }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use hauberk_abi::address::Address;
 use hauberk_abi::flow::{EventKind, Flow, FlowEvent, FlowKey};
 use hauberk_abi::layout::Hook;
-use hauberk_abi::packet::protocol;
 use hauberk_abi::reason::{DropReason, Encryption, Why};
 use hauberk_api::{FlowRecord, FlowStage};
 use hauberk_core::names::NodeNumber;
@@ -19,7 +18,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::broadcast;
 use tracing::warn;
 
-use super::MapReader;
+use super::{MapReader, protocol_in_words};
 use crate::state::{AgentState, SharedState};
 use crate::syscalls::{self, OwnsDescriptor};
 
@@ -276,13 +275,7 @@ impl Seen {
             destination: key.destination.into(),
             destination_port: key.destination_port,
             destination_name: text(&self.destination),
-            protocol: match key.protocol {
-                protocol::TCP => "tcp".into(),
-                protocol::UDP => "udp".into(),
-                protocol::ICMP => "icmp".into(),
-                protocol::ICMPV6 => "icmpv6".into(),
-                number => number.to_string(),
-            },
+            protocol: protocol_in_words(key.protocol),
             encryption: encryption.into(),
             why: Why::from_u8(flow.why).into(),
             drop: (encryption == Encryption::Refused).then(|| DropReason::from_u8(flow.drop).into()),

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use hauberk_abi::address::Address;
+use hauberk_abi::connection::{Connection, Direction, state};
 use hauberk_abi::identity::{Identity, Kind};
 use hauberk_abi::layout::{Settings, flag, peer_flag};
-use hauberk_abi::service::{Backend, ClientKey, Frontend, SocketKey, client, frontend_flag};
+use hauberk_abi::service::{Backend, ClientKey, Frontend, OutsideClientKey, SocketKey, client, frontend_flag};
 use hauberk_api::{LinkStatus, MacAddress, MapContent, Maps};
 use hauberk_core::names::NodeNumber;
 use hauberk_core::words::prefix_in_words;
-use hauberk_datapath::tables::{Table, answers, identities, pods, services, tunnels};
+use hauberk_datapath::tables::{Table, answers, connections, identities, pods, services, tunnels};
 use hauberk_datapath::{DatapathError, Pins};
 
-use super::{MapReader, attach_method};
+use super::{MapReader, attach_method, protocol_in_words};
 use crate::state::{AgentState, SharedState};
 
 /// Everything the datapath holds.
@@ -77,9 +78,14 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
     let sockets = maps.sockets()?.into_iter().map(|(socket, seen)| {
         (socket_of(&socket), format!("is told {}", SocketAddr::new(seen.address.into(), seen.port)))
     });
+    let sources = maps.sources()?.into_iter().map(|range| (range.to_string(), "admitted".to_owned()));
+    let clients = maps.clients()?.into_iter().map(|(client, choice)| (outside_client(&client), end(&choice.backend)));
+    let now = hauberk_datapath::now();
+    let led = maps.connections()?.into_iter().map(|(client, to)| (direction(&client), connection(&client, &to, now)));
+    let replies = maps.replies()?.into_iter().map(|(answers, client)| (direction(&answers), direction(&client)));
     Ok(Maps {
         pin_directory: pins.display(),
-        settings: settings(&agent, &maps.settings()?),
+        settings: settings(&agent, &maps.settings()?, maps.masquerade()?),
         maps: vec![
             row(&identities::ENDPOINTS, endpoints.collect()),
             row(&identities::RANGES, ranges.collect()),
@@ -90,6 +96,10 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
             row(&services::FRONTENDS, frontends.collect()),
             row(&services::SETS, sizes.collect()),
             row(&services::BACKENDS, backends.collect()),
+            row(&services::SOURCES, sources.collect()),
+            row(&connections::CONNECTIONS, led.collect()),
+            row(&connections::REPLIES, replies.collect()),
+            passing(&services::CLIENTS, clients.collect()),
             passing(&services::CHOICES, choices.collect()),
             passing(&services::SOCKETS, sockets.collect()),
         ],
@@ -97,7 +107,7 @@ pub fn maps(agent: &SharedState, map_reader: &MapReader, pins: &Pins) -> Result<
     })
 }
 
-fn settings(agent: &AgentState, settings: &Settings) -> BTreeMap<String, String> {
+fn settings(agent: &AgentState, settings: &Settings, masquerade: [Address; 2]) -> BTreeMap<String, String> {
     let on = |bit: u32| if settings.flags & bit != 0 { "yes" } else { "no" }.to_owned();
     BTreeMap::from([
         ("node".into(), node(agent, settings.node)),
@@ -108,7 +118,17 @@ fn settings(agent: &AgentState, settings: &Settings) -> BTreeMap<String, String>
         ("world may reach pods directly".into(), on(flag::WORLD_DIRECT)),
         ("mark bits".into(), format!("{:#x}", 0xfu32.checked_shl(settings.mark_shift).unwrap_or(0))),
         ("flow idle time".into(), format!("{} ms", settings.flow_idle_ms)),
+        ("source of outside clients' packets to other nodes".into(), masquerade_in_words(masquerade)),
     ])
+}
+
+fn masquerade_in_words(addresses: [Address; 2]) -> String {
+    let known: Vec<String> = addresses.iter().filter(|address| !unspecified(address)).map(Address::to_string).collect();
+    if known.is_empty() { "none".into() } else { known.join(", ") }
+}
+
+fn unspecified(address: &Address) -> bool {
+    std::net::IpAddr::from(*address).is_unspecified()
 }
 
 fn frontend(to: &Frontend) -> String {
@@ -120,7 +140,42 @@ fn frontend(to: &Frontend) -> String {
         0 => "",
         _ => ", left alone at other nodes' addresses",
     };
-    format!("{}{affinity}{own}", set(to.set))
+    let outside = match to.flags & frontend_flag::OUTSIDE {
+        0 => String::new(),
+        _ => format!(", from outside {}", set(to.outside)),
+    };
+    let limited = match to.flags & frontend_flag::LIMITED {
+        0 => "",
+        _ => " for clients in SOURCES alone",
+    };
+    format!("{}{outside}{limited}{affinity}{own}", set(to.set))
+}
+
+fn outside_client(client: &OutsideClientKey) -> String {
+    format!("client {} at {}", client.address, set(client.set))
+}
+
+fn direction(of: &Direction) -> String {
+    // Wider than a protocol's number only for the alignment.
+    let protocol = protocol_in_words(of.protocol as u8);
+    let from = SocketAddr::new(of.source.into(), of.source_port);
+    format!("{protocol} {from} -> {}", SocketAddr::new(of.destination.into(), of.destination_port))
+}
+
+fn connection(client: &Direction, to: &Connection, now: u64) -> String {
+    let masqueraded = match (to.source, to.source_port) == (client.source, client.source_port) {
+        true => String::new(),
+        false => format!(" as {}", SocketAddr::new(to.source.into(), to.source_port)),
+    };
+    let stage = match to.state {
+        reset if reset & state::RESET != 0 => "broken off",
+        closed if closed & state::CLOSED == state::CLOSED => "closed",
+        half if half & state::CLOSED != 0 => "half closed",
+        answered if answered & state::ANSWERED != 0 => "answered",
+        _ => "not answered yet",
+    };
+    let silent = now.saturating_sub(to.last) / 1_000_000_000;
+    format!("{} of {}{masqueraded}, {stage}, silent for {silent} s", end(&to.backend), set(to.set))
 }
 
 fn set(number: u64) -> String {

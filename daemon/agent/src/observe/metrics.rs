@@ -231,6 +231,12 @@ fn register_services(registry: &mut Registry, now: &Status) {
         services.frontends as i64,
     );
     gauge(registry, "service_backends", "Backends in use, once for each set", services.backends as i64);
+    gauge(
+        registry,
+        "service_connections",
+        "Connections of clients outside the cluster to services, at the last count",
+        services.connections.unwrap_or_default() as i64,
+    );
     let connections = Counters::<ResultLabel>::default();
     for (result, count) in [("balanced", services.balanced), ("refused", services.refused), ("failed", services.failed)]
     {

@@ -1,7 +1,9 @@
 //! Observers read maps, statistics and the [`crate::state`]. They never write to the kernel, with
-//! one exception that decides nothing: [`flows`] removes idle flows.
+//! exceptions that decide nothing: [`flows`] removes idle flows, and [`connections`] connections
+//! that are over.
 
 pub mod changes;
+pub mod connections;
 pub mod contests;
 pub mod drops;
 pub mod explain;
@@ -21,6 +23,7 @@ pub mod unconnected;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hauberk_abi::packet::protocol;
 use hauberk_api::AttachMethod;
 use hauberk_datapath::{How, Maps};
 
@@ -45,5 +48,16 @@ fn attach_method(how: How) -> AttachMethod {
     match how {
         How::Tcx => AttachMethod::Tcx,
         How::Clsact => AttachMethod::Clsact,
+    }
+}
+
+/// A transport protocol as the API says it: by its name, or by its number.
+fn protocol_in_words(number: u8) -> String {
+    match number {
+        protocol::TCP => "tcp".into(),
+        protocol::UDP => "udp".into(),
+        protocol::ICMP => "icmp".into(),
+        protocol::ICMPV6 => "icmpv6".into(),
+        number => number.to_string(),
     }
 }

@@ -82,6 +82,7 @@ pub fn status(agent: &AgentState, map_reader: &MapReader, facts: &Facts) -> Stat
     problems.extend(agent.unconnected.problems(Instant::now()));
     problems.extend(agent.failed_adds.problems(&agent.model, &agent.local, Instant::now()));
     problems.extend(contests::problems(agent, &mute));
+    problems.extend(agent.health_checks.iter().cloned());
     problems.extend(namespaces.iter().filter(|namespace| namespace.converged_nodes < namespace.nodes).map(
         |namespace| Problem {
             severity: Severity::Warning,

@@ -103,8 +103,7 @@ pub struct Reconciler {
     look_around_due: Instant,
     /// When to look at other programs' chains again.
     firewalls_due: Option<Instant>,
-    /// Whether an earlier agent's socket programs may be attached.
-    sockets_due: bool,
+    sockets: sockets::Sockets,
     hops: hops::Hops,
 }
 
@@ -155,7 +154,7 @@ impl Reconciler {
             looked: None,
             look_around_due: Instant::now(),
             firewalls_due: None,
-            sockets_due: true,
+            sockets: sockets::Sockets::default(),
             hops: hops::Hops::default(),
         }
     }
@@ -215,6 +214,9 @@ impl Reconciler {
         self.take_settings();
         self.follow_node();
         let (mut failures, all_fatal) = self.carry_out().await;
+        if !self.sockets.are_looked_at() {
+            self.look_at_sockets();
+        }
         let of_steps = failures.len();
         self.follow_rules(&mut failures).await;
         self.is_futile = all_fatal && failures.len() == of_steps;

@@ -67,7 +67,6 @@ impl Reconciler {
         self.stage = Stage::Running(Box::new(kernel));
         self.succeed("datapath");
         self.tell(Area::Devices, problems);
-        self.look_at_sockets();
         self.take_host_addresses().await
     }
 

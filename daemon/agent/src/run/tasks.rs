@@ -14,8 +14,9 @@ use super::{clock, departed, inputs, self_test, wireguard_view};
 use crate::api::{self, Context};
 use crate::attachments::adoption::Adoption;
 use crate::config::CniInstall;
+use crate::health_checks;
 use crate::install::Installer;
-use crate::observe::{contests, flows, leaks, missing, plaintext, unconnected};
+use crate::observe::{connections, contests, flows, leaks, missing, plaintext, unconnected};
 use crate::reconcile::{Input, Reconciler};
 use crate::uapi;
 
@@ -82,6 +83,7 @@ fn observe(context: &Context, source: Arc<dyn Source>, ring: Option<Events>, pla
         let events = flows::run(ring, flows.clone(), agent.clone(), map_reader.clone());
         tokio::spawn(reporting("flow events", events));
     }
+    tokio::spawn(connections::forget(agent.clone(), map_reader.clone()));
     tokio::spawn(plaintext::watch(agent.clone(), map_reader.clone(), source));
     tokio::spawn(missing::watch(agent.clone()));
     tokio::spawn(unconnected::watch(agent.clone()));
@@ -99,12 +101,15 @@ fn keep_up(context: &Context, addresses: departed::Restored) {
     tokio::spawn(departed::run(agent.clone(), inputs.clone(), state.clone(), addresses));
 }
 
-/// Answers to the CLI and the CNI plugin, to Prometheus, to `wg show`.
+/// Answers to the CLI and the CNI plugin, to Prometheus, to load balancers, to `wg show`.
 fn answer(context: Context, listener: UnixListener) {
     let (agent, config) = (context.agent.clone(), context.facts.config.clone());
     tokio::spawn(reporting("the API", api::serve(listener, config.paths.socket.clone(), context.clone())));
     if let Some(address) = config.metrics {
         tokio::spawn(reporting("metrics", api::serve_metrics(address, context)));
+    }
+    if config.services.outside {
+        tokio::spawn(health_checks::run(agent.clone()));
     }
     match uapi::bind(&config.paths.uapi) {
         Ok(listener) => {
