@@ -158,10 +158,7 @@ pub fn set_addresses(pod: &mut Value, addresses: &[IpAddr]) {
 /// A Service at these addresses and ports (name, protocol, port). `extra` is merged into its spec.
 pub fn service(namespace: &str, name: &str, addresses: &[IpAddr], ports: &[(&str, &str, u16)], extra: &Value) -> Value {
     let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
-    let ports: Vec<Value> =
-        ports.iter().map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port})).collect();
-    let mut spec =
-        json!({"type": "ClusterIP", "clusterIP": addresses.first(), "clusterIPs": addresses, "ports": ports});
+    let mut spec = json!({"type": "ClusterIP", "clusterIP": addresses.first(), "clusterIPs": addresses, "ports": port_list(ports)});
     if let (Some(spec), Some(extra)) = (spec.as_object_mut(), extra.as_object()) {
         spec.extend(extra.clone());
     }
@@ -176,17 +173,19 @@ pub fn endpoint_slice(
     ports: &[(&str, &str, u16)],
     endpoints: &[Value],
 ) -> Value {
-    let ports: Vec<Value> =
-        ports.iter().map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port})).collect();
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
             "namespace": namespace, "name": name, "labels": {"kubernetes.io/service-name": service}
         },
         "addressType": if v4 { "IPv4" } else { "IPv6" },
-        "ports": ports,
+        "ports": port_list(ports),
         "endpoints": endpoints,
     })
+}
+
+fn port_list(ports: &[(&str, &str, u16)]) -> Value {
+    ports.iter().map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port})).collect()
 }
 
 /// A ready endpoint on a node.

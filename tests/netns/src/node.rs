@@ -139,6 +139,15 @@ impl Node {
         syscalls::detach_link(&path).with_context(|| format!("detach {pin}"))
     }
 
+    /// Detaches one of the programs that lead sockets, as any program with `CAP_NET_ADMIN` may.
+    ///
+    /// # Errors
+    /// A system call fails.
+    pub fn detach_socket_program(&self, program: &str) -> Result<()> {
+        let path = CString::new(format!("{}/{}/v1/sockets/{program}", sandbox::BPF, self.name)).context("a path")?;
+        syscalls::detach_link(&path).with_context(|| format!("detach {program}"))
+    }
+
     /// Detaches the last program at the egress of a device, as another program may. With TCX it
     /// detaches the program's link, otherwise it removes the whole queueing discipline.
     ///

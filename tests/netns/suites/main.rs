@@ -25,11 +25,13 @@ mod matrix;
 mod mtu;
 mod neighbours;
 mod outages;
+mod outside;
 mod plain;
 mod pod_ranges;
 mod restart;
 mod scale;
 mod services;
+mod serving;
 mod strangers;
 mod threads;
 mod whereabouts;
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         threads::TESTS,
         scale::TESTS,
         services::TESTS,
+        outside::TESTS,
         cni::TESTS,
         chained::TESTS,
         devices::TESTS,

@@ -3,19 +3,23 @@
 //! was led there by hauberk.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hauberk_netns::capture::Moment;
-use hauberk_netns::manifests::{endpoint, endpoint_slice, service};
+use hauberk_netns::manifests::endpoint;
 use hauberk_netns::traffic::{Exchange, Protocol, exchange, wait_answered};
-use hauberk_netns::{Cluster, Context, Family, HostRouting, Netns, Party, Pod, Setup, Test, eventually};
+use hauberk_netns::{Cluster, Context, Family, HostRouting, Party, Pod, Setup, Test, eventually};
 use serde_json::{Value, json};
+
+use crate::serving::{
+    PORT, Server, TARGET, address, ask, backend_of, connect, put_backends, put_endpoints, put_service, spread,
+    wait_spread,
+};
 
 pub const TESTS: &[Test] = &[
     Test::new("services::bpf_a_service_leads_to_its_backend_encrypted", |context| leads(context, HostRouting::Bpf)),
@@ -28,50 +32,17 @@ pub const TESTS: &[Test] = &[
     Test::new("services::no_service_takes_a_pods_or_the_tunnels_traffic", hijack),
     Test::new("services::services_outlive_the_agent", outlive),
     Test::new("services::no_connection_fails_while_backends_come_and_go", churn),
+    Test::new("services::programs_that_are_detached_come_back", detached),
     Test::new("services::switched_off_nothing_is_left", switched_off),
 ];
 
-const PORT: u16 = 80;
-const TARGET: u16 = 8080;
 const NODE_PORT: u16 = 30080;
-
-fn address(family: Family, last: u8) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::new(10, 96, 0, last).into(),
-        Family::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, last.into()).into(),
-    }
-}
-
-const PORTS: [(&str, &str, u16); 2] = [("tcp", "TCP", PORT), ("udp", "UDP", PORT)];
-const TARGETS: [(&str, &str, u16); 2] = [("tcp", "TCP", TARGET), ("udp", "UDP", TARGET)];
 
 fn playground(context: &Context, host_routing: HostRouting) -> Result<Cluster> {
     let cluster = Cluster::build(context, Setup { host_routing, sockets: true, ..Setup::default() })?;
     cluster.namespace("payments", Some("enabled"))?;
     cluster.namespace("public", None)?;
     Ok(cluster)
-}
-
-/// Writes a service of both families whose cluster addresses end in `last`.
-fn put_service(cluster: &Cluster, name: &str, last: u8, extra: &Value) -> Result<()> {
-    let addresses = Family::ALL.map(|family| address(family, last));
-    cluster.manifests.put("service", name, &service("payments", name, &addresses, &PORTS, extra))
-}
-
-/// Writes the service's endpoints.
-fn put_backends(cluster: &Cluster, name: &str, pods: &[&Pod]) -> Result<()> {
-    put_endpoints(cluster, name, |family| {
-        pods.iter().map(|pod| endpoint(pod.address(family), &pod.node.name)).collect()
-    })
-}
-
-fn put_endpoints(cluster: &Cluster, name: &str, endpoints: impl Fn(Family) -> Vec<Value>) -> Result<()> {
-    for family in Family::ALL {
-        let slice = format!("{name}-{family}");
-        let object = endpoint_slice(("payments", name), &slice, family == Family::V4, &TARGETS, &endpoints(family));
-        cluster.manifests.put("slice", &slice, &object)?;
-    }
-    Ok(())
 }
 
 /// Waits until a TCP connection from the party to `to` gets a backend, or is refused.
@@ -93,104 +64,6 @@ fn wait_taken(from: &Party, to: SocketAddr) -> Result<()> {
         let outcome = from.netns.within(|| Ok(TcpStream::connect_timeout(&to, Duration::from_millis(500))))?;
         let is_taken = outcome.as_ref().map_or_else(|error| error.kind() == ErrorKind::ConnectionRefused, |_| true);
         ensure!(is_taken, "{outcome:?}");
-        Ok(Some(()))
-    })
-}
-
-fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
-    TcpStream::connect_timeout(&to, Duration::from_secs(10))
-}
-
-/// A server that says who it is: to each TCP connection at once, and to each datagram.
-struct Server {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Result<()>>>,
-}
-
-impl Server {
-    fn start(pod: &Pod) -> Result<Server> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut threads = Vec::new();
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        for family in Family::ALL {
-            for tcp in [true, false] {
-                let (netns, stop, ready) = (pod.netns.clone(), stop.clone(), ready.clone());
-                let (at, name) = (SocketAddr::new(pod.address(family), TARGET), pod.name.clone());
-                threads.push(thread::spawn(move || {
-                    netns.enter()?;
-                    if tcp { serve_tcp(at, &name, &stop, &ready) } else { serve_udp(at, &name, &stop, &ready) }
-                }));
-            }
-        }
-        for _ in 0..threads.len() {
-            is_ready.recv_timeout(Duration::from_secs(60)).context("a server did not start")?;
-        }
-        Ok(Server { stop, threads })
-    }
-
-    fn stop(self) -> Result<()> {
-        self.stop.store(true, Ordering::SeqCst);
-        for thread in self.threads {
-            thread.join().unwrap_or_else(|_| bail!("a server panicked"))?;
-        }
-        Ok(())
-    }
-}
-
-fn serve_tcp(at: SocketAddr, name: &str, stop: &AtomicBool, ready: &std::sync::mpsc::Sender<()>) -> Result<()> {
-    let listener = TcpListener::bind(at).with_context(|| format!("listen at {at}"))?;
-    listener.set_nonblocking(true).context("O_NONBLOCK")?;
-    ready.send(()).ok();
-    while !stop.load(Ordering::SeqCst) {
-        match listener.accept() {
-            // The client may be gone by now.
-            Ok((mut stream, _)) => drop(stream.write_all(name.as_bytes())),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
-            Err(error) => return Err(error).context("accept"),
-        }
-    }
-    Ok(())
-}
-
-fn serve_udp(at: SocketAddr, name: &str, stop: &AtomicBool, ready: &std::sync::mpsc::Sender<()>) -> Result<()> {
-    let socket = UdpSocket::bind(at).with_context(|| format!("bind to {at}"))?;
-    socket.set_read_timeout(Some(Duration::from_millis(50))).context("SO_RCVTIMEO")?;
-    ready.send(()).ok();
-    let mut buffer = [0; 64];
-    while !stop.load(Ordering::SeqCst) {
-        if let Ok((_, client)) = socket.recv_from(&mut buffer) {
-            socket.send_to(name.as_bytes(), client).ok();
-        }
-    }
-    Ok(())
-}
-
-/// The name of the backend that a new TCP connection gets.
-fn backend_of(from: &Netns, to: SocketAddr) -> Result<String> {
-    from.within(|| {
-        let mut stream = connect(to).with_context(|| format!("connect to {to}"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(20))).context("SO_RCVTIMEO")?;
-        let mut name = String::new();
-        stream.read_to_string(&mut name).with_context(|| format!("read from {to}"))?;
-        Ok(name)
-    })
-}
-
-/// How many of `count` connections each backend gets.
-fn spread(from: &Netns, to: SocketAddr, count: usize) -> Result<BTreeMap<String, usize>> {
-    let mut spread = BTreeMap::new();
-    for _ in 0..count {
-        *spread.entry(backend_of(from, to)?).or_default() += 1;
-    }
-    Ok(spread)
-}
-
-/// Waits until new connections reach these backends, each of them, and no other.
-fn wait_spread(from: &Party, to: SocketAddr, backends: &[&str]) -> Result<()> {
-    eventually(format!("{} to reach {backends:?} at {to}", from.name), || {
-        let spread = spread(&from.netns, to, 24)?;
-        let names: Vec<&str> = spread.keys().map(String::as_str).collect();
-        ensure!(names == backends, "it reaches {spread:?}");
         Ok(Some(()))
     })
 }
@@ -454,19 +327,6 @@ fn datagrams(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Asks until an answer comes, and returns who answered.
-fn ask(socket: &UdpSocket, service: SocketAddr) -> Result<String> {
-    for _ in 0..40 {
-        socket.send_to(b"who", service).context("sendto")?;
-        let mut buffer = [0; 64];
-        if let Ok((count, from)) = socket.recv_from(&mut buffer) {
-            ensure!(from == service, "an answer came from {from}");
-            return Ok(String::from_utf8_lossy(&buffer[..count]).into_owned());
-        }
-    }
-    bail!("no answer from {service}")
-}
-
 fn hijack(context: &Context) -> Result<()> {
     let cluster = playground(context, HostRouting::Bpf)?;
     let (victim, thief) = (cluster.pod("payments", "victim", 1)?, cluster.pod("public", "thief", 0)?);
@@ -592,6 +452,25 @@ fn churn(context: &Context) -> Result<()> {
         server.stop()?;
     }
     cluster.assert_no_cleartext(&known, Moment::START)
+}
+
+/// Any program with `CAP_NET_ADMIN` can detach them. The files of their links stay.
+fn detached(context: &Context) -> Result<()> {
+    let cluster = playground(context, HostRouting::Bpf)?;
+    let (server, client) = (cluster.pod("payments", "server", 1)?, cluster.pod("payments", "client", 0)?);
+    cluster.wait_known(&[&server, &client])?;
+    put_service(&cluster, "web", 10, &json!({}))?;
+    put_backends(&cluster, "web", &[&server])?;
+    let running = Server::start(&server)?;
+    for (family, program) in [(Family::V4, "connect4"), (Family::V6, "connect6")] {
+        let service = SocketAddr::new(address(family, 10), PORT);
+        wait_spread(&client, service, &["server"])?;
+        cluster.nodes[0].detach_socket_program(program)?;
+        wait_spread(&client, service, &["server"])?;
+    }
+    let (_, events, _) = cluster.nodes[0].cli(&["events"])?;
+    ensure!(events.contains("Restored"), "nothing is said of it: {events}");
+    running.stop()
 }
 
 fn switched_off(context: &Context) -> Result<()> {
