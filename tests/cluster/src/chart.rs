@@ -2,7 +2,7 @@
 //! definitions are applied.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -30,14 +30,14 @@ pub fn install(kubectl: &Kubectl, values: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Installs the chart as a helm release, as its documentation says, with these values in addition
-/// to the pods' ranges.
+/// Installs a chart ([`folder`], or a copy) as a helm release, as its documentation says, with
+/// these values in addition to the pods' ranges.
 ///
 /// # Errors
 /// helm fails; the message is its own.
-pub fn install_release(kubectl: &Kubectl, values: &[&str]) -> Result<()> {
-    let ranges = pod_ranges();
-    let mut arguments = vec!["install", RELEASE, CHART, "--create-namespace", "--set", &ranges];
+pub fn install_release(kubectl: &Kubectl, chart: &Path, values: &[&str]) -> Result<()> {
+    let (ranges, chart) = (pod_ranges(), chart.display().to_string());
+    let mut arguments = vec!["install", RELEASE, &chart, "--create-namespace", "--set", &ranges];
     arguments.extend(values.iter().flat_map(|value| ["--set", value]));
     helm(kubectl, &arguments).map(drop)
 }
@@ -80,6 +80,29 @@ fn pod_ranges() -> String {
     format!("config.clusterRanges={{{}}}", POD_RANGES.join(","))
 }
 
-fn folder() -> PathBuf {
+/// The chart for nodes on which the cgroup2 file system is at `root`. If that is not where the
+/// chart expects it, this is a copy of the chart in `directory`.
+///
+/// # Errors
+/// File access fails, or the chart does not mount the file system.
+pub fn with_cgroups(root: &Path, directory: &Path) -> Result<PathBuf> {
+    const TEMPLATE: &str = "templates/_names.tpl";
+    let path = |root: &Path| format!("hostPath: {{path: {}, type: Directory}}", root.display());
+    let expected = path(Path::new("/sys/fs/cgroup"));
+    let text = fs::read_to_string(folder().join(TEMPLATE)).context("read the chart's template")?;
+    ensure!(text.matches(&expected).count() == 1, "the chart does not have `{expected}` once");
+    if path(root) == expected {
+        return Ok(folder());
+    }
+    let copy = directory.join("chart");
+    let mut command = Command::new("cp");
+    command.arg("-rT").arg(folder()).arg(&copy);
+    feed(command, "").context("copy the chart")?;
+    fs::write(copy.join(TEMPLATE), text.replace(&expected, &path(root))).context("write the chart's template")?;
+    Ok(copy)
+}
+
+/// The chart's folder.
+pub fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../deploy/chart/hauberk")
 }

@@ -14,6 +14,7 @@ use hauberk_netns::capture::{Capture, Moment};
 use hauberk_netns::{Party, eventually, log};
 use serde_json::{Value, json};
 
+use crate::cgroup::Cgroup;
 use crate::control_plane::{ControlPlane, DNS, Options, node_name};
 use crate::kubectl::Kubectl;
 use crate::machine::Machine;
@@ -34,6 +35,9 @@ pub struct Setup {
     pub hauberk: Option<Vec<String>>,
     /// Whether CoreDNS runs.
     pub dns: bool,
+    /// Whether kube-proxy runs. Without it, each node has a cgroup, so that hauberk's programs for
+    /// services run for the processes of their own node.
+    pub proxy: bool,
     /// Options of the control plane. Controllers and scheduler always run.
     pub options: Options,
 }
@@ -43,7 +47,7 @@ impl Default for Setup {
     fn default() -> Setup {
         let values = ["cni.install=primary", "config.log.level=debug"];
         let hauberk = Some(values.map(str::to_owned).to_vec());
-        Setup { nodes: 3, joining: 0, hauberk, dns: true, options: Options::default() }
+        Setup { nodes: 3, joining: 0, hauberk, dns: true, proxy: true, options: Options::default() }
     }
 }
 
@@ -62,6 +66,7 @@ pub struct Cluster {
     /// The Node objects as they were before hauberk was installed.
     pub bare_nodes: Vec<Value>,
     images: Vec<PathBuf>,
+    chart: PathBuf,
 }
 
 /// Prints how long each part of the start took.
@@ -112,7 +117,7 @@ impl Cluster {
         let image = images::agent()?;
         on_all(&self.nodes, |node| node.import(&image))?;
         watch.lap("giving the nodes the agent's image");
-        chart::install_release(self.kubectl(), values)?;
+        chart::install_release(self.kubectl(), &self.chart, values)?;
         watch.lap("helm install");
         self.wait_ready().inspect_err(|_| self.explain())?;
         watch.lap("until all nodes were ready");
@@ -144,16 +149,21 @@ impl Cluster {
         options.nodes = machines.max(options.nodes);
         let mut control_plane = ControlPlane::start(directory, &options)?;
         let state = session::state(directory);
-        let mut nodes = Vec::new();
+        let (mut nodes, mut chart) = (Vec::new(), chart::folder());
         for number in 1..=machines {
-            let machine = Machine::boot(&mut control_plane.wire, &node_name(number), number as u8, &state)?;
-            nodes.push(Node::new(machine, &control_plane, directory)?);
+            let name = node_name(number);
+            let cgroup = (!setup.proxy).then(|| Cgroup::create(directory, &name)).transpose()?;
+            if let Some(cgroup) = &cgroup {
+                chart = chart::with_cgroups(cgroup.root(), directory)?;
+            }
+            let machine = Machine::boot(&mut control_plane.wire, &name, number as u8, &state, cgroup)?;
+            nodes.push(Node::new(machine, &control_plane, directory, setup.proxy)?);
         }
         let waiting = nodes.split_off(setup.nodes);
         let capture = Capture::start(control_plane.wire.ports())?;
         context.watch(&capture);
         let (directory, bare_nodes) = (directory.into(), Vec::new());
-        Ok(Cluster { control_plane, nodes, waiting, capture, directory, bare_nodes, images })
+        Ok(Cluster { control_plane, nodes, waiting, capture, directory, bare_nodes, images, chart })
     }
 
     fn start_nodes(&self) -> Result<()> {

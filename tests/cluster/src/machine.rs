@@ -14,6 +14,7 @@ use hauberk_netns::{Netns, Party, wire};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::cgroup::Cgroup;
 use crate::control_plane::machine_addresses;
 use crate::{session, syscalls};
 
@@ -31,20 +32,22 @@ pub struct Machine {
     pub run: PathBuf,
     disk: PathBuf,
     mounts: Arc<File>,
+    cgroup: Option<Cgroup>,
 }
 
 impl Machine {
     /// Connects a new machine to the wire; `number` counts from 1. Its disk is a folder in `state`.
+    /// With a cgroup, its processes are in there, and in no other node's.
     ///
     /// # Errors
     /// A system call fails.
-    pub fn boot(wire: &mut Wire, name: &str, number: u8, state: &Path) -> Result<Machine> {
+    pub fn boot(wire: &mut Wire, name: &str, number: u8, state: &Path, cgroup: Option<Cgroup>) -> Result<Machine> {
         let netns = Netns::create(name)?;
         wire.plug(&netns, "eth0", 0, 1500)?;
         let (v4, v6) = machine_addresses(10 + number);
         let party = Party { name: name.into(), netns, v4, v6 };
         address(&party)?;
-        Machine::furnish(party, &state.join(name))
+        Machine::furnish(party, &state.join(name), cgroup)
     }
 
     /// Takes the machine down as a power cut would, and up again on the same cable. Its processes
@@ -69,11 +72,11 @@ impl Machine {
         shelf.remove()?;
         self.party.netns.ip("link set eth0 up")?;
         address(&self.party)?;
-        *self = Machine::furnish(self.party.clone(), &self.disk)?;
+        *self = Machine::furnish(self.party.clone(), &self.disk, self.cgroup.clone())?;
         Ok(())
     }
 
-    fn furnish(party: Party, disk: &Path) -> Result<Machine> {
+    fn furnish(party: Party, disk: &Path, cgroup: Option<Cgroup>) -> Result<Machine> {
         let run = PathBuf::from("/run/machines").join(&party.name);
         let overlay = ["etc.upper", "etc.work"].map(|name| disk.join(name));
         let folders = DISK.iter().map(|folder| on_disk(disk, folder));
@@ -86,19 +89,20 @@ impl Machine {
             let furnished = scope.spawn(|| {
                 party.netns.enter()?;
                 unshare(CloneFlags::CLONE_NEWNS).context("unshare mounts")?;
-                furnish_mounts(&run, disk)?;
+                furnish_mounts(&run, disk, cgroup.as_ref())?;
                 File::open("/proc/thread-self/ns/mnt").context("open the mount namespace")
             });
             furnished.join().unwrap_or_else(|_| bail!("thread panicked"))
         });
         let mounts = Arc::new(mounts.with_context(|| format!("mounts of {}", party.name))?);
-        Ok(Machine { party, run, disk: disk.into(), mounts })
+        Ok(Machine { party, run, disk: disk.into(), mounts, cgroup })
     }
 
     /// A command that runs on the machine.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        syscalls::run_inside(&mut command, self.party.netns.file(), self.mounts.clone());
+        let cgroup = self.cgroup.as_ref().map(Cgroup::processes);
+        syscalls::run_inside(&mut command, cgroup, self.party.netns.file(), self.mounts.clone());
         command
     }
 
@@ -139,7 +143,7 @@ fn on_disk(disk: &Path, path: &str) -> PathBuf {
 }
 
 /// Sets up the mounts in a new mount namespace, which is a copy of the session's.
-fn furnish_mounts(run: &Path, disk: &Path) -> Result<()> {
+fn furnish_mounts(run: &Path, disk: &Path, cgroup: Option<&Cgroup>) -> Result<()> {
     let none: Option<&str> = None;
     let bind = |from: &Path, to: &str| {
         mount(Some(from), to, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
@@ -162,6 +166,11 @@ fn furnish_mounts(run: &Path, disk: &Path) -> Result<()> {
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("mount /sys")?;
     bind(shelf, CGROUPS)?;
     umount2(shelf, MntFlags::MNT_DETACH).context("unmount /run/cgroup")?;
+    if let Some(cgroup) = cgroup {
+        let root = cgroup.root();
+        mount(Some(cgroup.folder()), root, none, MsFlags::MS_BIND, none)
+            .with_context(|| format!("bind {} to {}", cgroup.folder().display(), root.display()))?;
+    }
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("mount a bpffs")?;
     // As an init system sets it up: containers that already run also see what the kubelet mounts.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("make all mounts shared")

@@ -35,8 +35,9 @@ pub struct Node {
     pub containerd: Daemon,
     /// The kubelet.
     pub kubelet: Daemon,
-    /// kube-proxy. It runs on the host, unlike in real clusters; its effect on packets is the same.
-    pub proxy: Daemon,
+    /// kube-proxy, in clusters that have it. It runs on the host, unlike in real clusters; its
+    /// effect on packets is the same.
+    pub proxy: Option<Daemon>,
     /// The API of its agent. The agent's process belongs to a pod.
     pub agent: Agent,
     logs: PathBuf,
@@ -52,18 +53,18 @@ impl Deref for Node {
 }
 
 impl Node {
-    /// A node on a machine, with no programs running yet.
+    /// A node on a machine, with no programs running yet; with or without kube-proxy.
     ///
     /// # Errors
     /// A program is missing, or file access fails.
-    pub fn new(machine: Machine, control_plane: &ControlPlane, logs: &Path) -> Result<Node> {
+    pub fn new(machine: Machine, control_plane: &ControlPlane, logs: &Path, has_proxy: bool) -> Result<Node> {
         let name = machine.party.name.clone();
         let kubeconfig = control_plane.kubeconfig(&name);
         configure(&machine, &kubeconfig)?;
         Ok(Node {
             containerd: containerd(&machine, logs)?,
             kubelet: kubelet(&machine, &kubeconfig, logs)?,
-            proxy: proxy(&machine, logs)?,
+            proxy: has_proxy.then(|| proxy(&machine, logs)).transpose()?,
             agent: Agent::new(
                 &name,
                 &machine.file("/run/hauberk/agent.sock"),
@@ -100,12 +101,12 @@ impl Node {
         Ok(())
     }
 
-    /// Starts kubelet and kube-proxy.
+    /// Starts the kubelet, and kube-proxy if the cluster has it.
     ///
     /// # Errors
     /// They cannot be run.
     pub fn start(&self) -> Result<()> {
-        self.proxy.start()?;
+        self.proxy.iter().try_for_each(Daemon::start)?;
         self.kubelet.start()
     }
 
@@ -171,7 +172,7 @@ impl Node {
     /// # Errors
     /// A process does not end.
     pub fn cut_power(&self) -> Result<()> {
-        for daemon in [&self.kubelet, &self.proxy, &self.containerd] {
+        for daemon in [&self.kubelet, &self.containerd].into_iter().chain(&self.proxy) {
             daemon.kill()?;
         }
         let containers = self.machine.containers();
@@ -197,7 +198,7 @@ impl Node {
         self.machine.reboot()?;
         self.containerd = containerd(&self.machine, &self.logs)?;
         self.kubelet = kubelet(&self.machine, &self.kubeconfig, &self.logs)?;
-        self.proxy = proxy(&self.machine, &self.logs)?;
+        self.proxy = self.proxy.is_some().then(|| proxy(&self.machine, &self.logs)).transpose()?;
         self.start_runtime(&[])?;
         self.start()
     }

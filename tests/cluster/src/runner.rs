@@ -72,11 +72,19 @@ impl Context {
     /// # Errors
     /// It does not start.
     pub fn cluster(&self) -> Result<&Cluster> {
+        self.cluster_of(&Setup::default())
+    }
+
+    /// The same with another [`Setup`], which all tests of the session have to name.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn cluster_of(&self, setup: &Setup) -> Result<&Cluster> {
         if let Some(cluster) = self.session.cluster.get() {
             return Ok(cluster);
         }
         // Tests of a session run one after the other.
-        let cluster = Cluster::start(self, &Setup::default())?;
+        let cluster = Cluster::start(self, setup)?;
         Ok(self.session.cluster.get_or_init(|| cluster))
     }
 

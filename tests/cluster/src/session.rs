@@ -20,7 +20,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, wait as wait_for_child};
 use nix::unistd::Pid;
 
-use crate::syscalls;
+use crate::{cgroup, syscalls};
 
 /// Tells a process which of the three it is.
 const LEVEL: &str = "HAUBERK_CLUSTER_LEVEL";
@@ -115,16 +115,19 @@ pub fn state(directory: &Path) -> PathBuf {
     directory.join("state")
 }
 
-/// Removes what an ended session leaves behind: its containers' cgroups and its machines' disks.
-/// Logs stay.
+/// Removes what an ended session leaves behind: the cgroups of its containers and nodes, and its
+/// machines' disks. Logs stay.
 pub fn clear(directory: &Path) {
     let machines = fs::read_dir(state(directory)).into_iter().flatten().flatten();
     let containers: Vec<String> = machines.flat_map(|machine| containers(&machine.path())).collect();
+    let nodes = cgroup::root().map(|root| cgroup::of_session(&root, directory));
     // The kernel ends the inner processes a moment after the process that held the namespace. Until
     // then, what they use cannot be removed.
     let gone = || {
         remove_cgroups(&containers);
-        Ok(containers.iter().all(|id| cgroups(id).is_empty()).then_some(()))
+        nodes.iter().for_each(|cgroup| remove_cgroup(cgroup));
+        let left = containers.iter().flat_map(|id| cgroups(id)).chain(nodes.clone()).any(|cgroup| cgroup.exists());
+        Ok((!left).then_some(()))
     };
     if let Err(error) = wait::within(Duration::from_secs(10), "cgroups of the session's containers to be removed", gone)
     {

@@ -17,9 +17,13 @@ pub(crate) fn die_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(die) };
 }
 
-/// Runs `command` in a network and a mount namespace.
-pub(crate) fn run_inside(command: &mut Command, network: Arc<File>, mounts: Arc<File>) {
+/// Runs `command` in a network and a mount namespace and, if there is one, in the cgroup with this
+/// `cgroup.procs`.
+pub(crate) fn run_inside(command: &mut Command, cgroup: Option<Arc<File>>, network: Arc<File>, mounts: Arc<File>) {
     let enter = move || -> io::Result<()> {
+        if let Some(cgroup) = &cgroup {
+            nix::unistd::write(&**cgroup, b"0")?;
+        }
         setns(&*network, CloneFlags::CLONE_NEWNET)?;
         setns(&*mounts, CloneFlags::CLONE_NEWNS)?;
         Ok(())

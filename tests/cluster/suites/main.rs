@@ -16,6 +16,7 @@ mod reboot;
 mod scale;
 mod services;
 mod uninstall;
+mod without_kube_proxy;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Suite::alone("reboot", reboot::TESTS),
         Suite::alone("reboot", uninstall::TESTS),
         Suite::alone("chained", chained::TESTS),
+        Suite::alone("without_kube_proxy", without_kube_proxy::TESTS),
         // Suites that need only the API server.
         Suite::alone("api_server", api_server::TESTS),
         Suite::alone("admission", admission::TESTS),

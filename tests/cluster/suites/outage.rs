@@ -86,7 +86,7 @@ impl Host {
     fn start(context: &Context, control_plane: &mut ControlPlane, number: u8) -> Result<Host> {
         let name = format!("n{number}");
         let state = session::state(context.session_directory());
-        let machine = Machine::boot(&mut control_plane.wire, &name, number, &state)?;
+        let machine = Machine::boot(&mut control_plane.wire, &name, number, &state, None)?;
         make_node(control_plane, &machine, number)?;
         let config = json!({
             "node": name,

@@ -65,7 +65,7 @@ fn scale(context: &Context) -> Result<()> {
     let rest = served["metadata"]["remainingItemCount"].as_u64().unwrap_or_default() as usize;
     ensure!(rest + 1 == PODS, "the API server has {} pods", rest + 1);
 
-    let machine = Machine::boot(&mut control_plane.wire, NODE, 1, &session::state(context.session_directory()))?;
+    let machine = Machine::boot(&mut control_plane.wire, NODE, 1, &session::state(context.session_directory()), None)?;
     let agent = start_agent(context, &control_plane, &machine)?;
     let started = Instant::now();
     let id = agent.id().context("the agent runs")?;
