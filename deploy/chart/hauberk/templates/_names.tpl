@@ -79,6 +79,9 @@ cni:
 {{- if and (eq .Values.cni.install "chained") (ne .Values.config.hostRouting "stack") -}}
 {{- fail "cni.install is chained and config.hostRouting is not stack: another CNI plugin routes its pods through the host's stack; set config.hostRouting to stack" -}}
 {{- end -}}
+{{- if and (dig "services" "outside" false .Values.config) (not (dig "services" "sockets" false .Values.config)) -}}
+{{- fail "config.services.outside is true and config.services.sockets is not: agents read services only with the latter; set config.services.sockets to true" -}}
+{{- end -}}
 {{- if and .Values.metrics.serviceMonitor.enabled (or (hasPrefix "127." .Values.metrics.address) (eq .Values.metrics.address "::1")) -}}
 {{- fail (printf "metrics.serviceMonitor.enabled is true and metrics.address is %s, which only the node itself reaches: set metrics.address to 0.0.0.0 or ::" .Values.metrics.address) -}}
 {{- end -}}
